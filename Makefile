@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: make demo, make test. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+THREADS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup demo test test-slow check bench clean
+
+help:           ## these lines
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /  — /'
+
+setup: .venv/.ready   ## make .venv with everything (Python 3.11 or newer)
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lmforge needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip==26.3
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup     ## the main job: raw text to a small, scored, served model (recipes/laptop.toml)
+	$(BIN)/lmforge run recipes/laptop.toml
+
+test: setup     ## all quick tests, offline, in a few minutes
+	$(THREADS) $(BIN)/python -m pytest -n 2 --durations=10
+
+test-slow: setup   ## proofs that take minutes
+	$(THREADS) $(BIN)/python -m pytest -m slow
+
+check: setup    ## style, types, import direction, every README command
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(THREADS) $(BIN)/python -m pytest tests/test_architecture.py tests/test_readme.py
+
+bench: setup    ## every benchmark that needs nothing beside the project, one after another
+	$(BIN)/python bench/int8.py
+	$(BIN)/python bench/kneser_ney.py runs/laptop
+
+clean:          ## remove the environment and caches (runs/ stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

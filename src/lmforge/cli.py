@@ -1,0 +1,328 @@
+"""The commands: one verb per stage, thin. `lmforge --help` lists them.
+
+Every command prints for people, or one JSON object on stdout with --json; progress and logs go to stderr.
+Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lmforge import __version__
+from lmforge.allocator import keep_freed_memory
+from lmforge.errors import DoesNotFit, InputError, LmforgeError
+from lmforge.progress import in_words, say
+from lmforge.recipe import Recipe, load_recipe
+from lmforge.record import write_atomic
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="lmforge makes a language model, whole: one recipe, one command.")
+
+RecipePath = Annotated[Path, typer.Argument(help="the recipe (TOML)")]
+RunPath = Annotated[Path, typer.Argument(help="the folder of a run, such as runs/laptop")]
+ModelPath = Annotated[Path, typer.Argument(help="a run, a checkpoint or a (compressed) model")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
+Which = Annotated[str, typer.Option(help="of a run: auto (the compressed model if there is one), model or compressed")]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str))
+
+
+def _read(path: Path, overrides: list[str] | None) -> Recipe:
+    return load_recipe(path, overrides or ())
+
+
+@app.command()
+def new(
+    texts: Annotated[Path, typer.Argument(help="a folder of texts, a .jsonl or a .parquet file")],
+    recipe: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.toml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe sized to these texts and to this machine."""
+    from lmforge.plan.hardware import detect
+    from lmforge.plan.size import recipe_for
+
+    if recipe.exists():
+        raise InputError(f"{recipe}: exists already; name another file, or remove it")
+    text = recipe_for(texts, detect())
+    write_atomic(recipe, text)
+    _print_json({"recipe": str(recipe)}) if as_json else print(f"wrote {recipe}; next: lmforge plan {recipe}, then lmforge run {recipe}")
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Set = None, as_json: AsJson = False) -> None:
+    """Parameters, FLOPs, memory, hours of a recipe; fits or not. Nothing is run."""
+    from lmforge.plan.simulate import plan as make_plan
+
+    figures = make_plan(_read(recipe, overrides))
+    if as_json:
+        _print_json(figures)
+        return
+    table = Table("figure", "value", title=f"plan of {recipe}")
+    for name, value in figures.items():
+        shown = "\n".join(f"{k}: {_figure(v)}" for k, v in value.items()) if isinstance(value, dict) else _figure(value)
+        table.add_row(name, shown)
+    Console().print(table)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "\n".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
+    fresh: Fresh = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a run up to date: every stage that is out of date, in order."""
+    from lmforge.pipeline import NAMES, run_stages
+
+    loaded = _read(recipe, overrides)
+    if until is not None and until not in NAMES:
+        raise InputError(f"--until {until}: no such stage; give one of {', '.join(NAMES)}")
+    _refuse_what_does_not_fit(loaded)
+    results = run_stages(loaded, loaded.directory, until=until, fresh=fresh)
+    if as_json:
+        _print_json(results)
+    elif results:
+        _print_summary(results, loaded.directory)
+
+
+def _refuse_what_does_not_fit(recipe: Recipe) -> None:
+    from lmforge.plan.simulate import plan as make_plan
+
+    figures = make_plan(recipe)
+    if not figures["fits"]:
+        need = sum(figures["memory_bytes_per_device"].values()) / 2**30
+        raise DoesNotFit(f"{recipe.name}: training needs about {need:,.1f} GiB on each device, more than this machine has; "
+                         "lower model.layers, model.d_model or tokens.vocab_size (lmforge plan shows each part)")
+
+
+def _print_summary(results: dict[str, Any], directory: Path) -> None:
+    table = Table("stage", "time", "key figure", title=f"run {directory}")
+    for name, figures in results.items():
+        seconds = figures.get("stage_seconds")
+        took = "up to date" if figures.get("was") == "done" else in_words(seconds or 0)
+        table.add_row(name, took, _key_figure(name, figures))
+    Console(width=max(100, Console().width)).print(table)
+    if all(figures.get("was") == "done" for figures in results.values()):
+        print(f"everything in {directory} is up to date")
+    if "report" in results:
+        print("next:")
+        print(f"  lmforge chat {directory}      # talk to it in the terminal")
+        print(f"  lmforge serve {directory}     # OpenAI-compatible API and a chat page on http://127.0.0.1:8000")
+        print(f"  lmforge report {directory}    # writes and names the page that shows all of it: {directory / 'report.html'}")
+
+
+def _key_figure(name: str, figures: dict[str, Any]) -> str:
+    if name == "corpus":
+        return f"{figures['documents_out']:,} of {figures['documents_in']:,} documents, {figures['bytes_out'] / 1e6:.1f} MB"
+    if name == "tokens":
+        return f"{figures['tokens_train']:,} tokens, {figures['bytes_per_token']:.2f} bytes each"
+    if name == "train":
+        return f"{figures['valid_bits_per_byte']:.3f} bits per byte (validation), {figures['tokens_per_second']:,} tokens/s"
+    if name == "compress":
+        first, last = figures["steps"][0], figures["steps"][-1]
+        faster = last["decode_tokens_per_second"]["1"] / first["decode_tokens_per_second"]["1"]
+        return f"{last['file_bytes'] / first['file_bytes']:.3f}× the bytes, {faster:.2f}× the decoding speed"
+    if name == "evaluate":
+        tasks = figures["tasks"]
+        shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)" if "bits_per_byte" in tasks else f"{len(tasks)} scores"
+        return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
+    return str(figures.get("page", ""))
+
+
+def _stage_command(name: str, description: str) -> None:
+    def command(recipe: RecipePath, fresh: Fresh = False, overrides: Set = None, as_json: AsJson = False) -> None:
+        from lmforge.pipeline import run_stages
+
+        loaded = _read(recipe, overrides)
+        if name == "train":
+            _refuse_what_does_not_fit(loaded)
+        results = run_stages(loaded, loaded.directory, only=name, fresh=fresh)
+        if as_json:
+            _print_json(results.get(name, {}))
+        elif results:
+            _print_summary(results, loaded.directory)
+
+    command.__doc__ = description
+    app.command(name)(command)
+
+
+_stage_command("corpus", "Raw text → clean documents.")
+_stage_command("tokens", "Documents → tokenizer and token shards.")
+_stage_command("train", "Token shards → checkpoints and the chosen model. Goes on from the newest checkpoint.")
+_stage_command("compress", "Model → smaller model, with a table of what it cost.")
+_stage_command("evaluate", "Models → scores.")
+
+
+@app.command()
+def status(directory: RunPath, as_json: AsJson = False) -> None:
+    """What is done, from what, how long it took, what is stale."""
+    from lmforge.pipeline import find_recipe, states
+
+    found = states(find_recipe(directory), directory)
+    if as_json:
+        _print_json({"run": str(directory), "stages": [
+            {"name": s.name, "state": s.state, "seconds": s.seconds, "key": s.key, "inputs": s.inputs} for s in found]})
+        return
+    table = Table("stage", "state", "time", "key", "made from", title=f"run {directory}")
+    for s in found:
+        made_from = "\n".join(f"{name}: {digest[:12]}" for name, digest in s.inputs.items())
+        table.add_row(s.name, s.state, in_words(s.seconds) if s.seconds is not None else "", s.key[:12], made_from)
+    Console(width=max(100, Console().width)).print(table)
+
+
+@app.command()
+def report(directory: RunPath, as_json: AsJson = False) -> None:
+    """Write the HTML page of a run and name it."""
+    from lmforge.pipeline import find_recipe
+    from lmforge.report.page import write_report
+
+    find_recipe(directory)
+    page = write_report(directory)
+    _print_json({"page": str(page)}) if as_json else print(page)
+
+
+@app.command()
+def generate(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Option(help="the text to continue; - reads stdin")] = "",
+    max_tokens: Annotated[int, typer.Option(help="the most tokens to add")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="draw among the K likeliest; 0: all")] = 0,
+    top_p: Annotated[float, typer.Option(help="draw among the likeliest that hold this probability")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same text")] = None,
+    which: Which = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text."""
+    from lmforge.model.generate import Sampling
+    from lmforge.serve.load import load_served
+    from lmforge.serve.terminal import generate_text
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    served = load_served(model, which=_one_of(which))
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not as_json:
+        print(text, end="", flush=True)
+    result = generate_text(served, text, sampling, None if as_json else lambda piece: print(piece, end="", flush=True))
+    if as_json:
+        _print_json(result)
+        return
+    print()
+    say(f"{result['tokens']} tokens in {result['seconds']:.2f} s")
+
+
+def _one_of(which: str) -> Literal["auto", "model", "compressed"]:
+    if which not in ("auto", "model", "compressed"):
+        raise InputError(f"--which {which}: give auto, model or compressed")
+    return which  # type: ignore[return-value]
+
+
+@app.command()
+def chat(
+    model: ModelPath,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time")] = 0.8,
+    max_tokens: Annotated[int, typer.Option(help="the most tokens of an answer")] = 128,
+    seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
+    which: Which = "auto",
+) -> None:
+    """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
+    from lmforge.model.generate import Sampling
+    from lmforge.serve.load import load_served
+    from lmforge.serve.terminal import chat as talk
+
+    talk(load_served(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def serve(
+    model: ModelPath,
+    host: Annotated[str | None, typer.Option(help="address to listen on (default: the run's recipe, else 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on (default: the run's recipe, else 8000)")] = None,
+    which: Which = "auto",
+) -> None:
+    """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
+    from lmforge.serve.load import load_served
+    from lmforge.serve.terminal import serve as listen
+
+    settings = load_recipe(model / "recipe.toml").serve if (model / "recipe.toml").is_file() else Recipe().serve
+    listen(load_served(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
+
+
+@app.command()
+def compare(first: RunPath, second: RunPath, as_json: AsJson = False) -> None:
+    """The scores of two runs side by side; refuses when they were not made alike."""
+    from lmforge.evaluate.compare import compare as compare_runs
+
+    result = compare_runs(first, second)
+    if as_json:
+        _print_json(result)
+        return
+    table = Table("task", str(first), str(second), "difference")
+    for name, row in result["tasks"].items():
+        table.add_row(name, f"{row['first']:.4f}", f"{row['second']:.4f}", f"{row['difference']:+.4f}")
+    Console().print(table)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Which backend each part uses on this machine, and why not the others."""
+    from lmforge.plan.hardware import backends
+
+    found = backends()
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("part", "uses here", "why")
+    for part, row in found.items():
+        table.add_row(part, str(row["uses"]), str(row["why"]))
+    Console().print(table)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"lmforge {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False) -> None:
+    keep_freed_memory()
+
+
+def main() -> None:
+    """The console script: run a command, turn every expected error into one line and its exit status."""
+    try:
+        app()
+    except LmforgeError as error:
+        say(f"lmforge: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("lmforge: stopped; what was finished is kept, the same command goes on from there")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+    except MemoryError:
+        say("lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each part)")
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

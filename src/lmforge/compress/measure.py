@@ -1,0 +1,102 @@
+"""What a model costs to run: bytes, multiply-accumulates, memory, tokens per second. Several models in turn (A B A B), so that a
+busy moment of the machine falls on all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmforge.compress.quantize import QuantizedLinear
+from lmforge.model.generate import prefill
+from lmforge.model.gpt import GPT
+
+BATCHES = (1, 16)
+REPETITIONS = 5
+PREFILL_TOKENS = 256
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Bytes of everything the model holds in memory: parameters, buffers, packed matrices; what is shared counts once."""
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if tensor.nbytes}
+    return sum(held.values()) + sum(module.packed_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
+
+
+def macs_per_token(model: GPT) -> int:
+    """Multiply-accumulates of one forward token, half a context of keys before it.
+
+    Σ in·out over the linear layers (the output head is one) + 2·(context/2)·D per layer for scores and weighted values.
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear | QuantizedLinear)]
+    products = sum(module.in_features * module.out_features for module in linear)
+    return products + model.config.layers * model.config.context * model.config.d_model
+
+
+def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[str, Any]]:
+    """Per model: `resident_bytes, macs_per_token, decode_tokens_per_second {batch: x}, prefill_tokens_per_second, threads`.
+
+    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context; prefill is one prompt of 256
+    tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take turns, after a
+    warm-up; `seconds` is about what the whole takes.
+    """
+    share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
+
+    def of_all(rate: Callable[..., float], *settings: float) -> dict[str, float]:
+        return in_turn({name: functools.partial(rate, model, *settings) for name, model in models.items()})
+
+    decode = {batch: of_all(decode_rate, batch, share) for batch in BATCHES}
+    prefilled = of_all(prefill_rate, share)
+    return {
+        name: {
+            "resident_bytes": resident_bytes(model),
+            "macs_per_token": macs_per_token(model),
+            "decode_tokens_per_second": {str(batch): round(decode[batch][name], 1) for batch in BATCHES},
+            "prefill_tokens_per_second": round(prefilled[name], 1),
+            "threads": torch.get_num_threads(),
+        }
+        for name, model in models.items()
+    }
+
+
+def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, float]:
+    """The median of each measurement, all taking turns; every second round runs backwards, and the first round does not count."""
+    found: dict[str, list[float]] = {name: [] for name in rates}
+    for repetition in range(repetitions + 1):
+        for name in list(rates)[:: -1 if repetition % 2 else 1]:
+            rate = rates[name]()
+            if repetition:
+                found[name].append(rate)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+@torch.inference_mode()
+def decode_rate(model: GPT, batch: int, seconds: float) -> float:
+    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt of a quarter context."""
+    length, vocabulary = max(1, model.config.context // 4), model.config.vocab_size
+    prompts = [[(row + position) % vocabulary for position in range(length)] for row in range(batch)]
+    logits, cache = prefill(model, prompts, model.config.context)
+    tokens = logits.argmax(-1, keepdim=True)
+    steps = 0
+    started = time.perf_counter()
+    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < model.config.context):
+        tokens = model(tokens, cache)[:, -1].argmax(-1, keepdim=True)
+        steps += 1
+    return batch * steps / (time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def prefill_rate(model: GPT, seconds: float) -> float:
+    """Tokens per second of reading one prompt into a new cache, for about `seconds`."""
+    prompt = [t % model.config.vocab_size for t in range(min(PREFILL_TOKENS, model.config.context))]
+    tokens = 0
+    started = time.perf_counter()
+    while not tokens or time.perf_counter() - started < seconds:
+        prefill(model, [prompt], model.config.context)
+        tokens += len(prompt)
+    return tokens / (time.perf_counter() - started)

@@ -1,0 +1,211 @@
+"""Bits per byte of held-out text: how well a model knows the language, whatever its tokenizer.
+
+    test document ─▶ [end of text, tokens …] ─▶ half-overlapping windows ─▶ each token's −ln p once ─▶ Σ bits / Σ UTF-8 bytes
+
+What each token is predicted from: the first window of a document predicts all its tokens, each later one only what the one before did
+not reach. With windows of C tokens, the k-th token of a document (k = 1, 2, …) sees all k tokens before it (the end-of-text token that
+begins every document is the first of them) as long as k ≤ C, and between C/2 and C of them after that. Documents never see each
+other. The end-of-text token is given, never predicted: neither its bits nor any byte for it count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmforge.evaluate.intervals import bootstrap_ratio
+from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.model.gpt import GPT
+from lmforge.model.score import token_nats
+from lmforge.progress import Bar
+from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.shards import TOKENIZER, Shards
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}  # rows × width of one forward pass: what stays in a core's cache, what fills a GPU
+POSITIONS = (0, 64, 256, 1024, 4096)  # bounds of the figures by place in the document, in tokens
+QUICK_CONTEXTS = 8  # a bounded sample takes at most this many contexts of a document
+Array = NDArray[np.int64]
+Reals = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Tokens [start, stop) of a document are read; tokens [scored, stop] are predicted (token i from those before it)."""
+
+    document: int
+    start: int
+    scored: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        """Tokens read, at most a context."""
+        return self.stop - self.start
+
+
+def plan_windows(document: int, tokens: int, context: int) -> Iterator[Window]:
+    """Windows that predict tokens 1 … tokens−1 of a document once each; token 0 is its end-of-text token."""
+    last = tokens - 1
+    if last < 1:
+        return
+    stop = min(context, last)
+    yield Window(document, 0, 1, stop)
+    while stop < last:
+        scored = stop + 1
+        stop = min(stop + context // 2, last)
+        yield Window(document, max(0, stop - context), scored, stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """Every predicted token of some documents, document by document, all (N,): which document (its place in the table given), its
+    place in the document (0 is the first after the end-of-text token), its id, −ln p in nats, and how many tokens it was predicted from.
+    """
+
+    document: Array
+    position: Array
+    token: Array
+    nats: Reals
+    seen: Array
+
+    def bits_of_documents(self, documents: int) -> Reals:
+        """Bits of each of the first `documents` documents."""
+        return np.bincount(self.document, self.nats, documents) / math.log(2)
+
+
+class TokenReader(Protocol):
+    """What scoring needs of `Shards`."""
+
+    def read(self, start: int, length: int) -> Array:
+        """Tokens from a place on."""
+
+
+def score_documents(model: GPT, shards: TokenReader, table: Array, context: int, batch_tokens: int | None = None) -> TokenScores:
+    """Score the documents of `table` (D, 2 or more): first token in `shards`, number of tokens. Windows are at most `context` long.
+
+    Windows of like width go through the network together. Padding stands on the right and attention is causal, so no scored token
+    sees it, and a document's score depends neither on its neighbours nor on `batch_tokens`.
+    """
+    device = device_of(model)
+    counts = np.maximum(table[:, 1] - 1, 0)
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    document = np.repeat(np.arange(len(table)), counts)
+    position = np.arange(offsets[-1]) - offsets[document]
+    token, seen = np.zeros(offsets[-1], np.int64), np.zeros(offsets[-1], np.int64)
+    nats = np.full(offsets[-1], np.nan)
+    plan = [window for index, row in enumerate(table) for window in plan_windows(index, int(row[1]), context)]
+    plan.sort(key=lambda window: -window.width)  # the widest first: what does not fit in memory fails at once
+    with Bar("evaluate", float(offsets[-1]), "tok") as bar:
+        for group in _batches(plan, batch_tokens or BATCH_TOKENS[device.type]):
+            inputs = np.zeros((len(group), group[0].width), np.int64)
+            targets = np.full(inputs.shape, -1, np.int64)
+            for row, window in enumerate(group):
+                ids = shards.read(int(table[window.document, 0]) + window.start, window.width + 1)
+                inputs[row, : window.width] = ids[:-1]
+                targets[row, window.scored - 1 - window.start : window.width] = ids[window.scored - window.start :]
+            found = token_nats(model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)).cpu().numpy()
+            for row, window in enumerate(group):
+                first = window.scored - 1 - window.start
+                place = slice(offsets[window.document] + window.scored - 1, offsets[window.document] + window.stop)
+                token[place], nats[place] = targets[row, first : window.width], found[row, first : window.width]
+                seen[place] = np.arange(first, window.width) + 1
+                bar.step(window.width - first)
+    return TokenScores(document, position, token, nats, seen)
+
+
+def _batches(plan: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    """Windows in the order given (widest first), together as long as rows × width stays within `batch_tokens`."""
+    group: list[Window] = []
+    for window in plan:
+        if group and (len(group) + 1) * group[0].width > batch_tokens:
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
+def token_sizes(tokenizer: Tokenizer) -> Array:
+    """Bytes that each token of the vocabulary stands for: (V,)."""
+    return np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
+
+
+def quick_bits_per_byte(model: GPT, tokens_dir: Path, split: str, context: int, max_tokens: int) -> float:
+    """Bits per byte on at most `max_tokens` tokens of a split: documents in a fixed shuffled order, of each at most its first
+    8 contexts. The same sample for every model; the same scoring as the task `bits_per_byte`.
+    """
+    shards = Shards.open(tokens_dir, split)
+    table = shards.documents[np.random.default_rng(SEED).permutation(len(shards.documents))].copy()
+    table[:, 1] = np.minimum(table[:, 1], QUICK_CONTEXTS * context + 1)
+    left = max_tokens - np.concatenate(([0], np.cumsum(table[:, 1])[:-1]))
+    table[:, 1] = np.minimum(table[:, 1], left)
+    scores = score_documents(model, shards, table[table[:, 1] > 1], context)
+    sizes = token_sizes(Tokenizer.load(tokens_dir / TOKENIZER))
+    return float(scores.nats.sum() / math.log(2) / max(1, sizes[scores.token].sum()))
+
+
+def bits_per_byte(context: Context) -> Score:
+    """The task: bits per byte of the test split (within `evaluate.max_tokens`), Σ bits / Σ UTF-8 bytes over documents.
+
+    Interval: bootstrap over documents, since tokens of one document are anything but independent. Beside the value: nats per token;
+    the mean context, and figures by place in the document with the context that its tokens had; figures by genre and by source.
+    """
+    documents, length = context.documents, context.recipe.tokens.context
+    table = context.shards.documents[[document.row for document in documents]]
+    scores = score_documents(context.network, context.shards, table, length)
+    bits, sizes = scores.bits_of_documents(len(documents)), table[:, 2]
+    low, high = bootstrap_ratio(bits, sizes, SEED) or (None, None)
+    rows = [
+        {"id": document.id, "genre": document.genre, "source": document.source, "bytes": int(size), "tokens": int(count) - 1,
+         "bits": float(bit), "bits_per_byte": float(bit / max(size, 1))}
+        for document, (_, count, size), bit in zip(documents, table, bits, strict=True)
+    ]
+    return Score(
+        metric="bits per byte", value=float(bits.sum() / sizes.sum()), low=low, high=high, items=len(documents), higher_is_better=False,
+        alike={
+            "data": context.data_hash, "marks": "end of text before each document, given and not scored",
+            "prompt": f"windows of {length} tokens within a document, moved on by {length // 2}, each token scored once",
+            "limits": {"max_tokens": context.recipe.evaluate.max_tokens},
+        },
+        extra={
+            "tokens": len(scores.nats), "bytes": int(sizes.sum()), "nats_per_token": float(scores.nats.mean()),
+            "context": length, "mean_context": float(scores.seen.mean()),
+            "by_position": by_position(scores, token_sizes(context.tokenizer)),
+            "by_genre": _by([document.genre for document in documents], bits, sizes),
+            "by_source": _by([document.source for document in documents], bits, sizes),
+        },
+        rows=rows, ratio=("bits", "bytes"),
+    )
+
+
+def by_position(scores: TokenScores, sizes: Array) -> dict[str, dict[str, Any]]:
+    """Figures of tokens 0–63, 64–255, … of their documents: tokens, bits per byte, nats per token, mean context they had."""
+    result = {}
+    for low, high in pairwise((*POSITIONS, 1 << 62)):
+        inside = (scores.position >= low) & (scores.position < high)
+        if inside.any():
+            nats = scores.nats[inside]
+            result[f"{low}–{high - 1}" if high < 1 << 62 else f"{low}–"] = {
+                "tokens": len(nats), "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sizes[scores.token[inside]].sum())),
+                "nats_per_token": float(nats.mean()), "mean_context": float(scores.seen[inside].mean()),
+            }
+    return result
+
+
+def _by(names: Sequence[str], bits: Reals, sizes: Array) -> dict[str, dict[str, Any]]:
+    """Documents, bytes and bits per byte of each name's documents."""
+    result = {}
+    for name in sorted(set(names)):
+        rows = [row for row, other in enumerate(names) if other == name]
+        size = int(sizes[rows].sum())
+        result[name] = {"documents": len(rows), "bytes": size, "bits_per_byte": float(bits[rows].sum() / max(1, size))}
+    return result
+

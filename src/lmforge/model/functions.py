@@ -1,0 +1,97 @@
+"""Differentiable functions that the network needs and that the library has no lean form of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _ReluSquared(torch.autograd.Function):
+    """max(0, x)², keeping only max(0, x) for the gradient 2·max(0, x) (So et al. 2021, section 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Any shape → same shape."""
+        positive = torch.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """d/dx."""
+        (positive,) = ctx.saved_tensors
+        slope: Tensor = gradient * positive
+        return slope.mul_(2)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(0, x)², any shape (So et al. 2021, section 4)."""
+    result: Tensor = _ReluSquared.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Turn each neighbouring pair of x (B,T,H,E), read as a complex number, by rotations (T,E/2) or (B,T,E/2): RoPE (Su et al. 2021, eq. 34).
+
+    Pairs are (0,1), (2,3), … as in the paper. One complex product instead of five real passes.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * rotations.unsqueeze(-2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and both gradients in one pass over chunks of tokens, so that all logits never exist at once."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk):
+            piece, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+            counted = wanted >= 0
+            index = wanted.clamp(min=0)[:, None]
+            log_p = torch.log_softmax((piece @ weight.t()).float(), dim=-1)
+            total -= log_p.gather(1, index)[:, 0].mul(counted).sum()
+            if d_hidden is None and d_weight is None:
+                continue
+            slope = log_p.exp_()  # softmax − one-hot, zero where a token does not count
+            slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+            slope.mul_(counted[:, None])
+            slope = slope.to(weight.dtype)
+            if d_hidden is not None:
+                torch.mm(slope, weight, out=d_hidden[start : start + chunk])
+            if d_weight is not None:
+                if d_weight.dtype == slope.dtype:
+                    d_weight.addmm_(slope.t(), piece)
+                else:
+                    d_weight += slope.t() @ piece
+        ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden.mul_(gradient),
+            None if d_weight is None else d_weight.mul_(gradient),
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """Σ −ln softmax(hidden · weightᵀ)[target] over tokens with target ≥ 0; hidden (N,D), weight (V,D), targets (N,) → scalar, nats.
+
+    Memory O(chunk·V) instead of O(N·V). Wijmans et al. 2024 ("Cut Your Losses"), section 4, without its gradient filtering.
+    """
+    hidden = hidden.contiguous()
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), targets, chunk)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,0 +1,1 @@
+"""The same network on many devices, applied from outside."""

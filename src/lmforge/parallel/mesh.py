@@ -1,0 +1,80 @@
+"""Which process this is among how many, and how gradients are averaged over them.
+
+One process is the distributed path with one rank: every method works there too and moves nothing. torchrun (or Slurm) starts the ranks.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lmforge.errors import InputError
+
+
+class Mesh:
+    """The processes of a run along the data axis: `rank` of `world`, each on its own `device`."""
+
+    def __init__(self, rank: int, world: int, device: torch.device) -> None:
+        self.rank, self.world, self.device = rank, world, device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over ranks (each rank has divided by the global token count already).
+
+        Gradients travel in one flat tensor per data type, so that a small network costs one message.
+        """
+        if self.world == 1:
+            return
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_type.values():
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    def total(self, *values: float) -> list[float]:
+        """The sums of some numbers over all ranks, in float64."""
+        numbers = torch.tensor(values, dtype=torch.float64)
+        if self.world > 1:
+            numbers = numbers.to(self.device)
+            dist.all_reduce(numbers)
+        return [float(number) for number in numbers]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_mesh(data: int | None = None) -> Mesh:
+    """The mesh that the launcher's environment (WORLD_SIZE, RANK, LOCAL_RANK) describes; one rank without a launcher.
+
+    Raises:
+        InputError: `parallel.data` asks for another number of processes than there are.
+    """
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if data is not None and data != world:
+        raise InputError(f"parallel.data: {data} processes asked for, {world} started; run: torchrun --nproc-per-node {data} -m lmforge.cli …")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if world > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=300))
+    return Mesh(rank, world, device)

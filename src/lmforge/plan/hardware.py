@@ -1,0 +1,178 @@
+"""What this machine is: cores and memory that this process may use, GPU, and how fast they are, measured.
+
+Containers and batch systems give a process less than the machine has, so affinity and control groups are asked before the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_SIDE = 1024  # of the square matrices multiplied
+_COPIED = 64 << 20  # bytes copied to measure memory: beyond most caches
+_CGROUPS = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60  # control groups of version 1 say "no limit" with a number near 2^63
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """One device (this CPU, or one GPU) and what it stands in. Speeds are None where they were not measured."""
+
+    cores: int
+    memory_bytes: int  # main memory that this process may use
+    gpu: str | None = None
+    gpu_memory_bytes: int = 0
+    gpus: int = 0
+    matrix_flops: float | None = None  # operations/s of matrix products: fp32 on a CPU, bf16 on a GPU
+    bytes_per_second: float | None = None  # memory read and written by a copy on that device
+
+    @property
+    def device(self) -> str:
+        """The device in words."""
+        return self.gpu or f"CPU, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Memory that holds the network: the GPU's, else the machine's."""
+        return self.gpu_memory_bytes if self.gpu else self.memory_bytes
+
+
+def detect(measure: bool = True) -> Hardware:
+    """This machine; with `measure` its speeds too, on all its cores (well under a second)."""
+    hardware = Hardware(cores=cores(), memory_bytes=memory_bytes())
+    if torch.cuda.is_available():
+        whole = torch.cuda.mem_get_info()[1]
+        hardware = dataclasses.replace(hardware, gpu=torch.cuda.get_device_name(), gpu_memory_bytes=whole, gpus=torch.cuda.device_count())
+    if not measure:
+        return hardware
+    flops, copied = _speeds(hardware)
+    return dataclasses.replace(hardware, matrix_flops=flops, bytes_per_second=copied)
+
+
+def cores() -> int:
+    """Cores this process may use: its affinity, and its control group's share of processor time, rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, *_limits(_core_limit)))
+
+
+def memory_bytes() -> int:
+    """Main memory this process may use: the machine's, or its control group's limit where that is lower."""
+    return min(int(psutil.virtual_memory().total), *_limits(_memory_limit))
+
+
+def _limits(read: Callable[[Path], int | None], root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What `read` finds in the control groups this process is in and in those around them; at least one (large) number."""
+    folders = {root, root / "memory", root / "cpu"}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = [*line.split(":", 2), "", ""][:3]
+            kinds = [name for name in controllers.split(",") if name in ("memory", "cpu")] or [""]
+            for kind in kinds:
+                here = root / kind / path.lstrip("/")
+                folders |= {folder for folder in (here, *here.parents) if folder.is_relative_to(root)}
+    found = (read(folder) for folder in folders)
+    return [_UNLIMITED, *(limit for limit in found if limit is not None)]
+
+
+def _memory_limit(folder: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # absent, or the word "max"
+            return int((folder / name).read_text())
+    return None
+
+
+def _core_limit(folder: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return math.ceil(quota_us / int((folder / "cpu.cfs_period_us").read_text())) if quota_us > 0 else None
+    return None
+
+
+def _speeds(hardware: Hardware) -> tuple[float, float]:
+    """(operations/s of matrix products, bytes/s of a copy): best of a few repetitions each, so that a busy moment does not count."""
+    device = torch.device("cuda" if hardware.gpu else "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(hardware.cores)
+    try:
+        side, kind = (8 * _SIDE, torch.bfloat16) if hardware.gpu else (_SIDE, torch.float32)
+        a = torch.randn(side, side, device=device, dtype=kind)
+        source = torch.ones(_COPIED // 4, device=device)
+        target = torch.empty_like(source)
+        product = _fastest(lambda: a @ a, device)
+        copy = _fastest(lambda: target.copy_(source), device)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * side**3 / product, 2 * _COPIED / copy
+
+
+def _fastest(work: Callable[[], Any], device: torch.device, seconds: float = 0.15) -> float:
+    """Seconds of the fastest call among as many as fit in about `seconds`, at least three after one to warm up."""
+    work()
+    best, spent, calls = math.inf, 0.0, 0
+    while calls < 3 or spent < seconds:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        took = time.perf_counter() - started
+        best, spent, calls = min(best, took), spent + took, calls + 1
+    return best
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """{part: {uses, why}}: which way each part takes on this machine, and why not the others."""
+    cuda = torch.cuda.is_available()
+    capability = torch.backends.cpu.get_cpu_capability()
+    count = cores()
+    compiler = next((name for name in ("c++", "g++", "clang++", "cl") if shutil.which(name)), None)
+    engines = torch.backends.quantized.supported_engines
+    others = ", ".join(engines) or "no other"
+    int8 = next((name for name in ("fbgemm", "qnnpack") if name in engines), None)
+    return {
+        "training": {
+            "uses": torch.cuda.get_device_name() if cuda else f"CPU, {count} cores, {capability}",
+            "why": "torch sees a CUDA device" if cuda else f"no CUDA device ({_why_no_cuda()})",
+        },
+        "precision": {
+            "uses": "bfloat16 autocast over float32 weights" if cuda else "float32",
+            "why": "the fast safe type of this GPU" if cuda else "the fast type of CPUs without matrix units for bfloat16",
+        },
+        "compiling": {
+            "uses": "measured when training starts" if compiler else "eager",
+            "why": f"{compiler} is here" if compiler else "no C++ compiler here; install g++ or clang to let it be tried",
+        },
+        "attention": {
+            "uses": "torch's scaled_dot_product_attention",
+            "why": "its flash kernels keep no T×T scores, on CPU and on GPU",
+        },
+        "8-bit products": {
+            "uses": f"CPU, {int8}" if int8 else "float32",
+            "why": "torch was built with it" if int8 else f"torch was built without fbgemm and qnnpack ({others})",
+        },
+        "several processes": {
+            "uses": ("nccl" if cuda else "gloo") if torch.distributed.is_available() else "none",
+            "why": f"{torch.cuda.device_count()} GPUs here" if cuda else "the backend for CPUs",
+        },
+        "memory": {"uses": f"{memory_bytes() / 2**30:.1f} GiB", "why": "what the machine has, or this process's control group allows"},
+    }  # fmt: skip
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch was built for CPUs only"
+    return "no NVIDIA driver answers" if not shutil.which("nvidia-smi") else "the driver is too old for this torch, or no GPU is visible"

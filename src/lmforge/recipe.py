@@ -1,0 +1,303 @@
+"""Everything a recipe may say, typed. TOML in, fully resolved TOML out.
+
+    recipe = load_recipe(Path("recipes/laptop.toml"), overrides=["train.peak_lr=3e-4"])
+
+A recipe's few real choices (texts, size, steps) are stated; the rest has defaults derived from them. A key that does not exist
+stops the run and the nearest valid key is named. Every section is one pydantic model with `extra="forbid"`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lmforge.errors import InputError
+
+SourceKind = Literal["python-library", "folder", "jsonl", "parquet"]
+Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused, values are checked, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Section):
+    """Where documents come from."""
+
+    kind: SourceKind
+    path: Path | None = None
+    genre: Genre = "unknown"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    text_field: str = "text"
+
+    @model_validator(mode="after")
+    def _path_fits_kind(self) -> Source:
+        if self.kind == "python-library" and self.path is not None:
+            raise ValueError("kind 'python-library' reads the running Python's own library and takes no path")
+        if self.kind != "python-library" and self.path is None:
+            raise ValueError(f"kind '{self.kind}' needs a path")
+        return self
+
+
+class Corpus(Section):
+    """Raw text → clean documents."""
+
+    sources: tuple[Source, ...] = (Source(kind="python-library", genre="code"),)
+    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of documents kept out of training, chosen by document hash
+    min_chars: Positive = 64
+    max_chars: Positive = 1_000_000
+    max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
+    max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
+
+
+class Tokens(Section):
+    """Documents → token shards."""
+
+    vocab_size: Annotated[int, Field(ge=257, le=5_000_000)] = 4096
+    context: Annotated[int, Field(ge=8)] = 256
+    sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
+
+
+class Model(Section):
+    """The network. See `lmforge.model.gpt`."""
+
+    layers: Positive = 6
+    d_model: Positive = 256
+    heads: Positive = 4
+    kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
+    d_ff: Positive | None = None  # default: 4 × d_model
+    activation: Literal["relu", "relu2", "gelu"] = "relu"
+    attention: Literal["full"] = "full"
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    positions: Literal["rope", "learned"] = "rope"
+    biases: bool = False
+    qk_norm: bool = False
+    ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model {self.d_model} is not divisible by heads {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        if self.positions == "rope" and (self.d_model // self.heads) % 2:
+            raise ValueError(f"rope needs an even head width; d_model/heads is {self.d_model // self.heads}")
+        return self
+
+
+class Parallel(Section):
+    """How the network is laid over processes (torchrun starts them)."""
+
+    data: Positive | None = None  # default: every process there is
+
+
+class Train(Section):
+    """Shards + network → checkpoints."""
+
+    steps: Positive | None = None
+    tokens: Positive | None = None  # instead of steps
+    batch_tokens: Positive = 8192
+    micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    peak_lr: Annotated[float, Field(gt=0)] = 6e-4
+    matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
+    final_lr: Share = 0.1  # the cosine ends at this share of the peak
+    warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: measured at start-up, its compile time counted
+    threads: Positive | None = None  # default: measured at start-up
+    validate_every: Positive | None = None  # steps; default: a tenth of the run
+    validate_tokens: Positive = 32_768
+    checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
+    keep: Positive = 2  # newest checkpoints kept, beside the best
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("give steps or tokens, not both")
+        return self
+
+
+class QuantizeStep(Section):
+    """8-bit weights and activations."""
+
+    method: Literal["quantize"] = "quantize"
+
+
+class Compress(Section):
+    """Model → smaller model, one method after another."""
+
+    steps: tuple[QuantizeStep, ...] = (QuantizeStep(),)
+    budget: Annotated[float, Field(gt=0)] | None = None  # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+
+
+TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney"]
+
+
+class Evaluate(Section):
+    """Model → scores."""
+
+    tasks: tuple[TaskName, ...] = ("bits_per_byte", "completions_parse", "generation_speed", "kneser_ney")
+    items: Positive = 64  # items of each generative task
+    max_tokens: Positive | None = None  # tokens of the held-out text scored; default: all
+
+
+class Serve(Section):
+    """Model → answers."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+
+
+class Recipe(Section):
+    """One model's whole life."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "model"
+    seed: Annotated[int, Field(ge=0)] = 1
+    run_dir: Path | None = None  # default: runs/NAME
+    corpus: Corpus = Corpus()
+    tokens: Tokens = Tokens()
+    model: Model = Model()
+    parallel: Parallel = Parallel()
+    train: Train = Train()
+    compress: Compress = Compress()
+    evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
+
+    @field_validator("run_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else value
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's files go."""
+        return self.run_dir or Path("runs") / self.name
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are `section.key=value` in TOML's spelling (a bare word is taken as a string).
+
+    Relative source paths are relative to the recipe's own folder. Raises InputError naming file, key, cause and mend.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such recipe; write one with: lmforge new TEXTS {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    recipe = parse_recipe(data, where=str(path))
+    return _resolve_paths(recipe, path.resolve().parent)
+
+
+def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as nested dictionaries."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{where}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    sources = tuple(
+        source if source.path is None else source.model_copy(update={"path": (base / source.path.expanduser()).resolve()})
+        for source in recipe.corpus.sources
+    )
+    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"sources": sources})})
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise InputError(f"--set {override}: expected section.key=value, for example --set train.peak_lr=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for name in names[:-1]:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {override}: {name} is a value, not a section")
+    data[names[-1]] = value
+
+
+def _explain(problem: Any) -> str:
+    """One line for one pydantic problem: the dotted key, the cause, the mend."""
+    location = [part for part in problem["loc"] if part not in ("function-after", "tagged-union")]
+    dotted = ".".join(str(part) for part in location) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        key, valid = str(location[-1]), _valid_keys(location[:-1])
+        close = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+        section = ".".join(str(part) for part in location[:-1]) or "the top level"
+        return f"{dotted}: unknown key '{key}' in {section}; did you mean '{close[0]}'?" if close else f"{dotted}: unknown key"
+    cause = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {json.dumps(given, default=str)[:80]})"
+    return f"{dotted}: {cause}{shown}"
+
+
+def _valid_keys(location: Sequence[str | int]) -> list[str]:
+    """The keys of the section at `location`."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        found = _section_in(field.annotation) if field else None
+        if found is None:
+            return []
+        section = found
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, Union, types.UnionType, Annotated):
+        return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+    return None
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML; `load_recipe` of it gives an equal recipe. Keys whose value is None (derived at run time) are left out."""
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            continue
+        lines += ["", f"[{name}]"]
+        tables = {key: value for key, value in section.items() if isinstance(value, list) and value and isinstance(value[0], dict)}
+        lines += [f"{key} = {_toml(value)}" for key, value in section.items() if key not in tables]
+        for key, entries in tables.items():
+            for entry in entries:
+                lines += ["", f"[[{name}.{key}]]", *(f"{inner} = {_toml(value)}" for inner, value in entry.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

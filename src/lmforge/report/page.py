@@ -1,0 +1,153 @@
+"""A run's whole story on one HTML page that needs nothing else: no request, no script, light and dark.
+
+    files of the run ─▶ Run (read leniently) ─▶ headline, stages, one section a stage, recipe, lineage ─▶ report.html
+
+What a stage has not left yet is shown as "not run yet". The page is a function of the run's other files alone, so writing it
+twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmforge.errors import InputError
+from lmforge.progress import in_words
+from lmforge.record import write_atomic
+from lmforge.report import sections, template
+from lmforge.report.loaded import Run
+from lmforge.report.markup import (
+    Html,
+    at,
+    count,
+    entries,
+    figure,
+    join,
+    mapping,
+    metric,
+    number,
+    percent,
+    ratio,
+    size,
+    table,
+    tag,
+)
+from lmforge.report.scores import score, scores
+
+STAGES = {"corpus": "corpus", "tokens": "tokens", "train": "training", "compress": "compression", "evaluate": "scores"}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report.html from what the run has left so far and return its path.
+
+    Raises:
+        InputError: there is no such folder, or it cannot be written to.
+        LmforgeError: the disk is full.
+    """
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no run here; give the folder of a run, such as runs/laptop")
+    run = Run(run_dir)
+    parts = {
+        "stages": ("Stages", _stages(run)),
+        "corpus": ("Corpus", sections.corpus(run)),
+        "tokens": ("Tokens", sections.tokens(run)),
+        "training": ("Training", sections.training(run)),
+        "compression": ("Compression", sections.compression(run)),
+        "scores": ("Scores", scores(run)),
+        "recipe": ("Recipe", sections.recipe(run)),
+        "lineage": ("Lineage", sections.lineage(run)),
+    }
+    links = (tag("a", title, href=f"#{anchor}") for anchor, (title, _) in parts.items())
+    header = tag("header", tag("h1", run.name), tag("p", _lead(run), class_="lead"), _cards(run), tag("nav", *links))
+    body = (template.section(anchor, title, content) for anchor, (title, content) in parts.items())
+    footer = tag("footer", "Written by lmforge from the files of this run; it loads nothing from elsewhere.")
+    path = run_dir / "report.html"
+    write_atomic(path, template.page(f"{run.name} · lmforge", header, "\n", tag("main", *body), "\n", footer))
+    return path
+
+
+def _lead(run: Run) -> str:
+    """One sentence on what this is."""
+    shape = mapping(run.json("model", "config.json"), "architecture")
+    if not shape:
+        return "A language model in the making: text → tokens → model → smaller model → scores."
+    kept = run.json("corpus", "statistics.json")
+    text = f", learned from {size(kept, 'bytes_out')} of text" if number(kept, "bytes_out") else ""
+    layers, width, context, vocabulary = (count(shape, key) for key in ("layers", "d_model", "context", "vocab_size"))
+    return f"A GPT of {layers} layers, width {width}, context {context}, vocabulary {vocabulary}{text}."
+
+
+def _cards(run: Run) -> Html:
+    train = run.figures("train")
+    seconds = number(train, "seconds")
+    steps = run.compression_steps()
+    first, last = (steps[0], steps[-1]) if steps else ({}, {})
+    before, after = (at(step, "decode_tokens_per_second", "1") for step in (first, last))
+    smaller, faster = ratio(last.get("file_bytes"), first.get("file_bytes")), ratio(after, before)
+    return tag(
+        "div", _bits_card(run),
+        _card("parameters", metric(train, "parameters"), f"{metric(train, 'tokens')} tokens seen" if train else None),
+        _card("training time", in_words(seconds) if seconds is not None else None,
+              f"{count(train, 'tokens_per_second')} tokens/s" if train else None),
+        _card("file size", f"{size(first, 'file_bytes')} → {size(last, 'file_bytes')}" if steps else None,
+              f"{figure(smaller, digits=3)}× after compression" if smaller is not None else None),
+        _card("decoding, batch 1", f"{count(before)} → {count(after)}" if steps else None,
+              f"tokens/s, {figure(faster, digits=3)}× after compression" if faster is not None else None),
+        class_="cards",
+    )  # fmt: skip
+
+
+def _card(name: str, value: str | None, note: object = None) -> Html:
+    return tag("div", tag("span", name), tag("b", value or "not run yet"), tag("span", note) if note else None, class_="card")
+
+
+def _bits_card(run: Run) -> Html:
+    bits, baseline = score(run, "bits_per_byte"), score(run, "kneser_ney")
+    if bits is None:
+        valid = number(run.figures("train").get("valid_bits_per_byte"))
+        if valid is None:
+            return _card("bits per byte", None)
+        return _card("bits per byte, validation text", figure(valid), "the test text is not scored yet")
+    gain = ratio(bits, baseline)
+    if gain is None:
+        return _card("bits per byte, held-out text", figure(bits), "no baseline scored")
+    below = gain <= 1
+    words = f"{percent(abs(1 - gain))} {'below' if below else 'above'}"
+    return _card("bits per byte, held-out text", figure(bits),
+                 join(tag("b", words, class_="good" if below else "bad", style="font-size: 1em; display: inline"),
+                      f" 5-gram Kneser-Ney ({figure(baseline)})"))
+
+
+def _stages(run: Run) -> Html:
+    rows: list[tuple[object, ...]] = []
+    for name, anchor in STAGES.items():
+        state, seconds = run.state(name), number(run.stage(name).get("seconds"))
+        shown = tag("span", state, class_="good" if state == "done" else "missing")
+        took = in_words(seconds) if seconds is not None else None
+        rows.append((tag("a", name, href=f"#{anchor}"), shown, took, key_figure(name, run.figures(name))))
+    return table(("stage", "state", "time", "key figure"), rows, numeric=(2,))
+
+
+def key_figure(stage: str, figures: dict[str, object]) -> str:
+    """The one figure of a stage worth a line, in words; empty where it left none."""
+    if not figures:
+        return ""
+    if stage == "corpus":
+        kept = f"{count(figures, 'documents_out')} of {count(figures, 'documents_in')} documents"
+        return f"{kept}, {size(figures, 'bytes_out')}"
+    if stage == "tokens":
+        return f"{count(figures, 'tokens_train')} tokens, {figure(figures, 'bytes_per_token', digits=3)} bytes each"
+    if stage == "train":
+        bits = f"{figure(figures, 'valid_bits_per_byte')} bits per byte (validation)"
+        return f"{bits}, {count(figures, 'tokens_per_second')} tokens/s"
+    if stage == "compress":
+        steps = entries(figures, "steps")
+        first, last = (steps[0], steps[-1]) if steps else ({}, {})
+        smaller = ratio(last.get("file_bytes"), first.get("file_bytes"))
+        faster = ratio(at(last, "decode_tokens_per_second", "1"), at(first, "decode_tokens_per_second", "1"))
+        return f"{figure(smaller, digits=3)}× the bytes, {figure(faster, digits=3)}× the decoding speed"
+    if stage == "evaluate":
+        tasks = mapping(figures, "tasks")
+        bits, baseline = at(tasks, "bits_per_byte", "value"), at(tasks, "kneser_ney", "value")
+        shown = f"{figure(bits)} bits per byte (test)" if number(bits) is not None else f"{len(tasks)} scores"
+        return shown + (f"; 5-gram Kneser-Ney {figure(baseline)}" if number(baseline) is not None else "")
+    return ""

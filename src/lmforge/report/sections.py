@@ -1,0 +1,258 @@
+"""The parts of the page that tell of corpus, tokens, training, compression, recipe and lineage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lmforge.progress import in_words
+from lmforge.report.loaded import Run
+from lmforge.report.markup import (
+    MISSING,
+    Html,
+    abbreviated,
+    at,
+    count,
+    details,
+    figure,
+    join,
+    mapping,
+    metric,
+    not_run,
+    number,
+    percent,
+    ratio,
+    size,
+    table,
+    tag,
+)
+from lmforge.report.plots import Point, Series, bar_chart, line_chart
+from lmforge.report.scores import score
+
+_MOST_ROWS = 40
+_POWERS = frozenset(map(str, range(50)))
+
+
+def corpus(run: Run) -> Html:
+    """Documents in and out, why some were dropped, lengths, genres, entropy."""
+    found = mapping(run.json("corpus", "statistics.json")) or run.figures("corpus")
+    if not found:
+        return not_run("corpus")
+    numbers = f"{count(found, 'documents_in')} documents in, {count(found, 'documents_out')} out"
+    link = tag("a", "Samples of what was kept and dropped", href="corpus/samples.html")
+    total, text = found.get("documents_in"), found.get("bytes_out")
+    reasons = [(_words(name), count(amount), percent(ratio(amount, total))) for name, amount in _ordered(found.get("dropped"))]
+    splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(found, "splits").items()]
+    genres = [
+        (name, count(row, "documents"), size(row, "bytes"), percent(ratio(at(row, "bytes"), text)))
+        for name, row in mapping(found, "genres").items()
+    ]
+    entropy = [
+        (_words(name), figure(row, "value"), at(row, "definition"), _sample(row))
+        for name, row in mapping(found, "entropy").items()
+    ]
+    notices = [(name, count(amount)) for name, amount in _ordered(found.get("notices"))]
+    dropped = table(("reason", "documents", "share"), reasons, (1, 2)) if reasons else tag("p", "nothing was dropped")
+    shares = _part("Split by hash", ("split", "documents", "text"), splits, (1, 2))
+    return join(
+        tag("p", f"{numbers}: {size(found, 'bytes_out')}, {count(found, 'words')} words."),
+        tag("p", link) if run.exists("corpus", "samples.html") else None,
+        tag(
+            "div",
+            bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
+            tag("div", tag("h3", "Dropped, by reason"), dropped, shares),
+            class_="plots",
+        ),
+        _part("Genres", ("genre", "documents", "text", "share of the text"), genres, (1, 2, 3)),
+        _part("Entropy", ("measure", "value", "definition", "measured on"), entropy, (1,)),
+        details("Passed over or repaired while reading", table(("what", "files"), notices, (1,))) if notices else None,
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _sample(row: object) -> str:
+    sizes = (pair for pair in mapping(row).items() if pair[0].startswith("sample_"))
+    return ", ".join(f"{count(value)} {name.removeprefix('sample_')}" for name, value in sizes)
+
+
+def _lengths(found: dict[str, Any]) -> list[tuple[str, float]]:
+    """The histogram's bars; statistics.json names each by the power of two that its lengths begin at."""
+    bars = ((int(power), number(amount)) for power, amount in mapping(found, "lengths").items() if power in _POWERS)
+    return [(_power(power), amount) for power, amount in sorted(bars) if amount is not None]
+
+
+def _power(power: int) -> str:
+    return f"{1 << power % 10} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power // 10]}"
+
+
+def _ordered(counts: object) -> list[tuple[str, Any]]:
+    """The items of a dictionary of counts, the largest first, at most `_MOST_ROWS`."""
+    return sorted(mapping(counts).items(), key=lambda pair: (-(number(pair[1]) or 0), pair[0]))[:_MOST_ROWS]
+
+
+def _part(title: str, head: tuple[str, ...], rows: list[Any], numeric: tuple[int, ...]) -> Html | None:
+    return join(tag("h3", title), table(head, rows[:_MOST_ROWS], numeric)) if rows else None
+
+
+def tokens(run: Run) -> Html:
+    """Vocabulary, tokens per split, bytes per token."""
+    found = {**run.figures("tokens"), **mapping(run.json("tokens", "index.json"))}
+    if not found:
+        return not_run("tokens")
+    splits = mapping(found.pop("splits", None))
+    rows = [(name, count(row, "tokens"), count(row, "documents"), size(row, "bytes")) for name, row in splits.items()]
+    told = {f"{what}_{split}" for what in ("tokens", "documents", "bytes") for split in splits}
+    others = {name: value for name, value in found.items() if name not in told}
+    return tag(
+        "div",
+        tag("div", table(("figure", "value"), [(_words(name), shown) for name, shown in _flat(others)], (1,))),
+        tag("div", table(("split", "tokens", "documents", "text"), rows, (1, 2, 3))) if rows else None,
+        class_="plots",
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Html]]:
+    """Nested figures as (path, value); long lists by their length, hashes abbreviated."""
+    for name, value in list(values.items())[:_MOST_ROWS]:
+        if isinstance(value, dict) and prefix.count("·") < 3:
+            yield from _flat(value, f"{prefix}{name} · ")
+        elif isinstance(value, list | dict):
+            yield prefix + name, join(f"{len(value):,} entries")
+        elif number(value) is not None:
+            yield prefix + name, join(count(value) if isinstance(value, int) else figure(value))
+        else:
+            text = str(value)
+            is_digest = len(text) >= 32 and all(c in "0123456789abcdef" for c in text)
+            yield prefix + name, abbreviated(text) if is_digest else join(text[:200])
+
+
+def training(run: Run) -> Html:
+    """Loss against tokens and time, learning rate, speed, gradient norm."""
+    metrics, figures = run.metrics(), run.figures("train")
+    steps = [line for line in metrics if number(line, "step") is not None and number(line, "bits_per_byte") is not None]
+    if not steps:
+        return not_run("train")
+    clock = {line["step"]: line.get("seconds") for line in steps}
+    valid = [{**line, "seconds": clock.get(line["step"])} for line in metrics
+             if number(line, "step") is not None and "valid_bits_per_byte" in line]  # fmt: skip
+    longest = max(number(line, "seconds") or 0.0 for line in steps)
+    unit, scale = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
+    baseline = score(run, "kneser_ney")
+    level = [Series("5-gram Kneser-Ney (test text)", [(0, baseline)], flat=True)] if baseline is not None else []
+
+    def loss(title: str, x: str, label: str, scale: int, words: Callable[[float], str]) -> Html:
+        learned = Series("training", _points(steps, x, "bits_per_byte", scale))
+        checked = Series("validation", _points(valid, x, "valid_bits_per_byte", scale), dots=True)
+        return line_chart(title, [learned, checked, *level], label, words, short)
+
+    best, last, way = number(figures, "best_step"), steps[-1], figures.get("way")
+    words = f"{count(last, 'step')} steps, {count(last, 'tokens')} tokens, {in_words(longest)}"
+    if best is not None:
+        words += f"; best on validation text {figure(figures, 'valid_bits_per_byte')} bits per byte, at step {count(best)}"
+    charts = (
+        loss("Bits per byte, by tokens", "tokens", "tokens", 1, metric),
+        loss("Bits per byte, by time", "seconds", unit, scale, short),
+        _by_tokens("Learning rate", _points(steps, "tokens", "lr")),
+        _by_tokens("Tokens per second", _speed(steps)),
+        _by_tokens("Gradient norm before clipping", _points(steps, "tokens", "grad_norm")),
+    )
+    ran = tag("p", "Run with ", way, ".", class_="lead") if way else None
+    return join(tag("p", f"{words}."), ran, tag("div", *charts, class_="plots"))
+
+
+def _by_tokens(title: str, points: list[Point]) -> Html:
+    return line_chart(title, [Series(title, points)], "tokens", metric, short, from_zero=True)
+
+
+def short(value: float) -> str:
+    """A number for an axis."""
+    return f"{value:.3g}" if abs(value) < 1000 else metric(value)
+
+
+def _points(lines: Iterable[dict[str, Any]], x: str, y: str, scale: int = 1) -> list[Point]:
+    pairs = ((number(line, x), number(line, y)) for line in lines)
+    return sorted((a / scale, b) for a, b in pairs if a is not None and b is not None)
+
+
+def _speed(steps: list[dict[str, Any]]) -> list[Point]:
+    """Tokens per second between lines about a hundredth of the run apart (the journal's own figure is a mean since the start)."""
+    marks = _points(steps, "tokens", "seconds")
+    marks = marks[:: max(1, len(marks) // 100)]
+    return [(b[0], (b[0] - a[0]) / (b[1] - a[1])) for a, b in itertools.pairwise(marks) if b[1] - a[1] > 1e-9]
+
+
+_COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[object], str], bool], ...] = (  # title, key, words, whether more is better
+    ("file", ("file_bytes",), size, False),
+    ("resident memory", ("resident_bytes",), size, False),
+    ("peak memory", ("peak_memory", "peak_bytes"), size, False),
+    ("MACs per token", ("macs_per_token",), metric, False),
+    ("decode tokens/s, batch 1", ("decode_tokens_per_second", "1"), count, True),
+    ("batch 16", ("decode_tokens_per_second", "16"), count, True),
+    ("prefill tokens/s", ("prefill_tokens_per_second",), count, True),
+    ("bits per byte", ("bits_per_byte",), figure, False),
+)
+
+
+def compression(run: Run) -> Html:
+    """The table before and after each step, and what it says in words."""
+    steps = run.compression_steps()
+    if not steps:
+        return not_run("compress")
+    columns = [column for column in _COLUMNS if any(number(step, *column[1]) is not None for step in steps)]
+    rows: list[list[object]] = []
+    for step in steps:
+        cells = (
+            _beside(at(step, *path), None if step is steps[0] else at(steps[0], *path), words, more)
+            for _, path, words, more in columns
+        )
+        rows.append([step.get("name") or MISSING, *cells])
+    head = ["model", *(title for title, *_ in columns)]
+    verdicts = at(run.json("compressed", "report.json"), "verdicts") or run.figures("compress").get("verdicts")
+    told = [tag("li", text) for text in verdicts if isinstance(text, str)] if isinstance(verdicts, list) else []
+    return join(table(head, rows, range(1, len(head))), tag("ul", *told) if told else None)
+
+
+def _beside(value: object, first: object, words: Callable[[object], str], more_is_better: bool) -> Html:
+    """A figure and, under it, its ratio to the uncompressed model's (`first`), coloured where it is better or worse."""
+    against = ratio(value, first)
+    if against is None:
+        return join(words(value))
+    verdict = None if abs(against - 1) < 5e-4 else "good" if (against > 1) == more_is_better else "bad"
+    if against == 1:
+        return join(words(value), tag("small", "the same"))
+    shown = f"{against:.4f}" if abs(against - 1) < 0.02 else figure(against, digits=3)
+    return join(words(value), tag("small", f"{shown}×", class_=verdict))
+
+
+def recipe(run: Run) -> Html:
+    """The resolved recipe, folded."""
+    text = run.text("recipe.toml")
+    return details("recipe.toml, every value resolved", tag("pre", text)) if text else not_run("corpus")
+
+
+def lineage(run: Run) -> Html:
+    """What each stage made from what, with which code, on which machine."""
+    stages = {name: mapping(entry) for name, entry in run.record.items() if name != "report" and mapping(entry)}
+    if not stages:
+        return not_run("corpus")
+    rows = []
+    machines: dict[str, list[str]] = {}
+    for name, entry in stages.items():
+        digests = (abbreviated(entry.get("key")), _hashes(entry.get("inputs")), _hashes(entry.get("outputs")))
+        rows.append((name, *digests, entry.get("code"), entry.get("seed"), entry.get("finished")))
+        facts = (f"{_words(key)} {value}" for key, value in mapping(entry, "machine").items() if value is not None)
+        machines.setdefault(", ".join(facts) or "not recorded", []).append(name)
+    return join(
+        tag("p", "A stage's key is the hash of its part of the recipe and of its inputs. Hashes are SHA-256, whole on hovering."),
+        table(("stage", "key", "made from", "makes", "code", "seed", "finished"), rows),
+        *(tag("p", tag("b", "machine"), f" ({', '.join(names)}): {machine}") for machine, names in machines.items()),
+    )
+
+
+def _hashes(values: object) -> Html:
+    pairs = list(mapping(values).items())[:_MOST_ROWS]
+    return join(*(tag("div", name, " ", abbreviated(digest)) for name, digest in pairs)) if pairs else join(MISSING)

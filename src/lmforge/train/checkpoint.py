@@ -1,0 +1,113 @@
+"""Checkpoints: everything that a run needs to go on exactly as if it had never stopped. Atomic, checksummed, no pickle.
+
+    train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.json, manifest.json}
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lmforge.errors import InputError
+from lmforge.model.gpt import GPT
+from lmforge.model.saved import model_tensors, write_model
+from lmforge.progress import say
+from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
+
+_NAME = re.compile(r"step-(\d{8})$")
+
+
+def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of all optimizers as named tensors: `OPTIMIZER/INDEX/FIELD`."""
+    tensors = {}
+    for name, optimizer in optimizers.items():
+        for index, fields in optimizer.state_dict()["state"].items():
+            for field, value in fields.items():
+                tensors[f"{name}/{index}/{field}"] = torch.as_tensor(value).detach().contiguous().cpu()
+    return tensors
+
+
+def restore_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Put the state of `optimizer_tensors` back."""
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            owner, index, field = path.split("/")
+            if owner == name:
+                state.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` and the best stay."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+        if directory.exists():
+            sweep_temporaries(directory)
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        if not self.directory.exists():
+            return []
+        found = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _NAME.match(path.name))]
+        return sorted(step for step, path in found if content_hash(path))
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` is."""
+        return self.directory / f"step-{step:08d}"
+
+    def save(
+        self, step: int, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], tokenizer: Path
+    ) -> None:
+        """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
+
+        Raises:
+            LmforgeError: the disk is full; the earlier checkpoints stay usable.
+        """
+        with atomic_directory(self.path(step)) as temporary:
+            try:
+                write_model(temporary, model.config, model_tensors(model), tokenizer, notes={"step": step})
+                save_file(optimizer_tensors(optimizers), temporary / "optimizer.safetensors")
+            except SafetensorError as error:  # its way to report a full disk
+                raise OSError(errno.ENOSPC, str(error)) from error
+            (temporary / "state.json").write_text(json.dumps(dict(state), indent=1) + "\n")
+        kept = {*self.steps()[-self.keep :], state.get("best_step")}
+        for old in self.steps():
+            if old not in kept:
+                shutil.rmtree(self.path(old))
+
+    def load_newest(self, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
+        """Restore the newest complete checkpoint in place and return its state; None when there is none.
+
+        Raises:
+            InputError: its bytes were changed (names the file), or it does not fit this recipe.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.path(steps[-1])
+        try:
+            verify_directory(path)
+        except InputError as error:
+            earlier = f"; or remove {path} to go on from step {steps[-2]}" if len(steps) > 1 else f"; or remove {path} to start again"
+            raise InputError(f"{error}{earlier}") from error
+        tensors = load_file(path / "model.safetensors")
+        current = model_tensors(model)
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in current.items()}:
+            raise InputError(f"{path}: made with another [model]; run with --fresh or another name")
+        model.load_state_dict({**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})})
+        restore_optimizers(optimizers, load_file(path / "optimizer.safetensors"))
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        say(f"train: going on from step {state['step']} ({path})")
+        return state

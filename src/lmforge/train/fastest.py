@@ -1,0 +1,156 @@
+"""The fastest way to run a training step here, chosen by measurement at start-up: replicas or threads, micro-batch, eager or compiled.
+
+The choice is kept per machine and network shape (in the user's cache folder), because another thread count or micro-batch adds up
+floating-point numbers in another order: a run that is stopped and started again must choose as before, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmforge.errors import LmforgeError
+from lmforge.model.gpt import GPT
+from lmforge.parallel.replicas import Replicas
+from lmforge.progress import in_words, say
+from lmforge.recipe import Recipe
+from lmforge.record import hash_json, machine, write_atomic
+
+CHOICE_FORMAT = 2  # of the kept choice
+COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/log.md)
+COMPILE_GAIN = 0.15  # the most it gained there
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a step is run: `replicas` networks side by side with one thread each, or one network on `threads` threads."""
+
+    replicas: int
+    threads: int
+    micro_batch_tokens: int
+    compiled: bool
+    reason: str
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmforge" / "fastest.json"
+
+
+def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: int, ranks: int = 1) -> Way:
+    """The fastest of the allowed ways to run `rows` rows a step for `steps` steps. What the recipe states is not measured.
+
+    With several ranks nothing is measured (they must all choose alike): one thread each on a CPU, whole batch, eager.
+    """
+    train, context = recipe.train, recipe.tokens.context
+    tokens = rows * context
+    stated = (train.threads, train.micro_batch_tokens, train.compile)
+    if device.type != "cpu" or ranks > 1:
+        threads = train.threads or max(1, cores() // ranks)
+        return Way(1, threads, train.micro_batch_tokens or min(tokens, 65_536), train.compile == "on", "not measured: GPU or several ranks")
+    if train.threads is not None and train.micro_batch_tokens is not None and train.compile != "auto":
+        replicas = 1 if train.compile == "on" else min(train.threads, rows)
+        return Way(replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe")
+    key = hash_json([CHOICE_FORMAT, machine(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated])
+    cached = _read_cache().get(key)
+    if cached:
+        return Way(**{**cached, "reason": f"measured here before ({cached['reason']})"})
+    chosen = _measure(recipe, model, rows, steps)
+    cache = _read_cache()
+    cache[key] = dataclasses.asdict(chosen)
+    try:
+        write_atomic(_cache_file(), json.dumps(cache, indent=1))
+    except LmforgeError as error:
+        say(f"train: the measured choice could not be kept ({error}); pin train.threads and train.micro_batch_tokens for exact resume")
+    return chosen
+
+
+def _read_cache() -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(_cache_file().read_text())
+        return content
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> Way:
+    train, context = recipe.train, recipe.tokens.context
+    # Replicas first: a later way must be 3% faster to be taken, so that noise decides nothing.
+    threads = train.threads or cores()
+    ways = [(min(threads, rows), threads), (1, threads)] if min(threads, rows) > 1 and train.compile != "on" else [(1, threads)]
+    best: tuple[float, int, int] | None = None
+    found = []
+    for replicas, count in ways:
+        share = math.ceil(rows / replicas)
+        sizes = [train.micro_batch_tokens] if train.micro_batch_tokens else [
+            size * context for size in sorted({share, max(1, min(share, 2048 // context))}, reverse=True)
+        ]
+        for size in sizes:
+            seconds = _per_token(model, replicas, count, size, context)
+            found.append(f"{replicas} replicas on {count} threads × {size} tokens {1 / seconds:,.0f} tok/s")
+            if best is None or seconds < best[0] * 0.97:
+                best = (seconds, replicas, size)
+    assert best is not None
+    seconds, replicas, size = best
+    total = seconds * rows * context * steps
+    compiled, words = train.compile == "on", "asked for"
+    if train.compile == "off":
+        words = "off"
+    elif train.compile == "auto":
+        compiled, words = _is_compiling_worth_it(model, threads, size, context, seconds, total)
+    return Way(1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]))
+
+
+def _is_compiling_worth_it(model: GPT, threads: int, size: int, context: int, eager: float, total: float) -> tuple[bool, str]:
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
+        return False, "no C++ compiler here"
+    if total * COMPILE_GAIN < 2 * COMPILE_SECONDS:
+        return False, f"not worth it for {in_words(total)} of training"
+    started = time.perf_counter()
+    try:
+        seconds = _per_token(model, 1, threads, size, context, compiled=True)
+    except Exception as error:  # whatever the compiler stack raises, eager still works
+        return False, f"failed here ({type(error).__name__})"
+    cost = time.perf_counter() - started
+    gain = total * (1 - seconds / eager) - cost
+    return gain > 0, f"{eager / seconds:.2f}× eager after {cost:.0f} s, {'saves' if gain > 0 else 'loses'} {in_words(abs(gain))}"
+
+
+def _per_token(model: GPT, replicas: int, threads: int, size: int, context: int, compiled: bool = False, repeats: int = 3) -> float:
+    """Median seconds per token of forward and backward passes of `size` tokens in each replica, after a warm-up; gradients are dropped."""
+    tokens = torch.arange(size).remainder(model.config.vocab_size).view(-1, context)
+    compiled_loss = torch.compile(model.loss) if compiled else None
+    networks = Replicas(model, replicas, threads)
+
+    def work(network: nn.Module, _rows: range) -> None:
+        loss = compiled_loss(tokens, tokens) if compiled_loss else network.loss(tokens, tokens)  # type: ignore[operator]
+        loss.backward()
+
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        networks.run(work, range(replicas))
+        times.append(time.perf_counter() - started)
+        model.zero_grad(set_to_none=True)
+    networks.close()
+    return statistics.median(times[1:]) / (size * replicas)
+
+
+def describe(chosen: Way) -> str:
+    """The choice in words."""
+    compiled = "compiled" if chosen.compiled else "eager"
+    return f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {chosen.micro_batch_tokens} tokens, {compiled} ({chosen.reason})"

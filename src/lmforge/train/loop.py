@@ -1,0 +1,252 @@
+"""Shards + network → checkpoints → the chosen model.
+
+    for step: rate ─▶ batch(step) ─▶ loss, backward (micro-batches) ─▶ sum over ranks ─▶ clip ─▶ update ─▶ journal ─▶ validate, save
+
+Resuming is the only way a run starts: from step 0, or from the newest complete checkpoint. The data order is a pure function of seed and
+step, so the state of a run is weights, optimizer and a few numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmforge.errors import InputError, Interrupted, LmforgeError
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.saved import load_model, model_tensors, write_model
+from lmforge.parallel.mesh import Mesh, join_mesh
+from lmforge.parallel.replicas import Replicas
+from lmforge.progress import Bar, in_words, say
+from lmforge.recipe import Recipe
+from lmforge.record import atomic_directory
+from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.loader import Loader
+from lmforge.tokens.shards import Shards
+from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.fastest import Way, choose, describe
+from lmforge.train.journal import Journal
+from lmforge.train.optim import build_optimizers, rate, set_rate
+
+
+def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
+    """The network that a recipe's [model] and a vocabulary make."""
+    m = recipe.model
+    return GPTConfig(
+        vocab_size=vocab_size, context=recipe.tokens.context, layers=m.layers, d_model=m.d_model, heads=m.heads,
+        kv_heads=m.kv_heads or m.heads, d_ff=m.d_ff or 4 * m.d_model, activation=m.activation, norm=m.norm, positions=m.positions,
+        biases=m.biases, qk_norm=m.qk_norm, ngram_rows=m.ngram_rows,
+    )
+
+
+def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[str, Any]:
+    """Train to the end (or on from the newest checkpoint), write the chosen model to `model_out`, return the figures.
+
+    Raises:
+        InputError: shards and recipe do not fit, the corpus is smaller than one batch, a checkpoint was altered.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+        LmforgeError: the loss is no longer a number, or the disk is full.
+    """
+    mesh = join_mesh(recipe.parallel.data)
+    try:
+        run = TrainingRun(recipe, tokens_dir, out, mesh)
+        run.go()
+        mesh.wait()
+        return run.finish(model_out)
+    finally:
+        mesh.close()
+
+
+class TrainingRun:
+    """One training run on one rank: what it holds and what it does at each step."""
+
+    def __init__(self, recipe: Recipe, tokens_dir: Path, out: Path, mesh: Mesh) -> None:
+        self.recipe, self.mesh, self.out = recipe, mesh, out
+        settings, context = recipe.train, recipe.tokens.context
+        self.tokenizer_file = tokens_dir / "tokenizer.json"
+        tokenizer = Tokenizer.load(self.tokenizer_file)
+        self.token_bytes = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
+        self.rows = settings.batch_tokens // context
+        if self.rows < mesh.world:
+            raise InputError(f"train.batch_tokens: {settings.batch_tokens} is less than one row of {context} tokens for each process; raise it")
+        self.batch_tokens = self.rows * context
+        self.steps = settings.steps or math.ceil((settings.tokens or 20_000_000) / self.batch_tokens)
+        self.warmup = settings.warmup if settings.warmup is not None else min(2000, math.ceil(self.steps * 0.04))
+        self.save_every = settings.checkpoint_every or math.ceil(self.steps / 5)
+        self.validate_every = settings.validate_every or math.ceil(self.steps / 10)
+        self.loader = Loader(Shards.open(tokens_dir, "train"), context, self.rows, recipe.seed)
+        self.valid = validation_rows(Shards.open(tokens_dir, "valid"), context, settings.validate_tokens)
+        self.model = GPT(network_of(recipe, tokenizer.vocab_size))
+        self.model.initialise(recipe.seed)
+        self.model.to(mesh.device)
+        self.way: Way = choose(recipe, self.model, mesh.device, self.rows // mesh.world, self.steps, mesh.world)
+        self.half = settings.precision == "bf16" or (settings.precision == "auto" and mesh.device.type == "cuda")
+        self.optimizers = build_optimizers(self.model, settings)
+        self.compiled = torch.compile(self.model.loss) if self.way.compiled else None
+        self.checkpoints = Checkpoints(out / "checkpoints", settings.keep)
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": None, "best_valid": math.inf}
+        self.state |= self.checkpoints.load_newest(self.model, self.optimizers) or {}
+        self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
+        if mesh.leads:
+            say(f"train: {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.steps} steps of {self.batch_tokens} tokens")
+            say(f"train: {describe(self.way)}")
+
+    def go(self) -> None:
+        """Every step that is left."""
+        done = self.state["step"]
+        journal = Journal(self.out / "metrics.jsonl", done) if self.mesh.leads else None
+        total = self.steps * self.batch_tokens
+        with stop_signals() as stop, Bar("train", total, "tok", done * self.batch_tokens) as bar:
+            before, started = self.state["seconds"], time.monotonic()
+            for step in range(done, self.steps):
+                figures = self.step(step)
+                seconds = before + time.monotonic() - started
+                self.state |= {"step": step + 1, "seconds": seconds}
+                if journal:
+                    journal.write(step=step + 1, tokens=(step + 1) * self.batch_tokens, seconds=round(seconds, 3),
+                                  tokens_per_second=round(bar.rate), **figures)
+                last = step + 1 == self.steps
+                stopping = self.mesh.total(float(stop.is_set()))[0] > 0  # all ranks stop at the same step
+                saving = last or (step + 1) % self.save_every == 0 or stopping
+                if saving or (step + 1) % self.validate_every == 0:
+                    self.validate(step + 1, journal)
+                if saving:
+                    self.save()
+                bar.step(self.batch_tokens, f"step {step + 1}/{self.steps} bits/byte {figures['bits_per_byte']:.3f}")
+                if stopping and not last:
+                    raise Interrupted(f"stopped after step {step + 1} of {self.steps}, saved in {self.checkpoints.path(step + 1)}; "
+                                      "the same command goes on from there")
+        if journal:
+            journal.close()
+        self.networks.close()
+
+    def step(self, step: int) -> dict[str, float]:
+        """One update: rate, forward and backward of this rank's rows, sum over ranks, clip, update."""
+        share = rate(step, self.steps, self.warmup, self.recipe.train.final_lr)
+        set_rate(self.optimizers, share)
+        mine = range(self.rows * self.mesh.rank // self.mesh.world, self.rows * (self.mesh.rank + 1) // self.mesh.world)
+        parts = self.networks.run(lambda network, rows: self.gradients(network, step, rows), mine)
+        nats, counted = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        self.mesh.average_gradients(self.model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip)
+        mean, text_bytes = self.mesh.total(nats, counted)
+        if not math.isfinite(mean) or not math.isfinite(float(norm)):
+            raise LmforgeError(f"train: the loss at step {step + 1} is {mean} (gradient norm {float(norm)}); lower train.peak_lr or "
+                               f"train.matrix_lr and run again: it goes on from step {(self.checkpoints.steps() or [0])[-1]}")
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        bits = mean * self.batch_tokens / math.log(2) / max(1, text_bytes)
+        return {"loss": mean, "bits_per_byte": bits, "lr": self.recipe.train.peak_lr * share, "grad_norm": float(norm)}
+
+    def gradients(self, network: nn.Module, step: int, rows: range) -> tuple[float, int]:
+        """Forward and backward of some rows of the batch in micro-batches; their share of the loss, and their UTF-8 bytes."""
+        size = max(1, self.way.micro_batch_tokens // self.recipe.tokens.context)
+        nats = torch.zeros((), device=self.mesh.device)
+        counted = 0
+        for first in range(rows.start, rows.stop, size):
+            inputs, targets = self.loader.batch(step, first, min(size, rows.stop - first))
+            counted += int(self.token_bytes[targets].sum())
+            tokens, wanted = torch.from_numpy(inputs).to(self.mesh.device), torch.from_numpy(targets).to(self.mesh.device)
+            with self.autocast():
+                # Divided by the global count, so that neither micro-batches, replicas nor ranks change the gradient.
+                loss = (self.compiled or network.loss)(tokens, wanted) / self.batch_tokens  # type: ignore[operator]
+            loss.backward()
+            nats += loss.detach()
+        return float(nats), counted
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 arithmetic over float32 weights where that is the fast safe type."""
+        return torch.autocast(self.mesh.device.type, torch.bfloat16) if self.half else contextlib.nullcontext()
+
+    def validate(self, step: int, journal: Journal | None) -> None:
+        """Bits per byte of the fixed validation rows; remembers it for the next checkpoint."""
+        inputs, targets = self.valid
+        nats = 0.0
+        with torch.no_grad(), self.autocast():
+            for first in range(0, len(inputs), 16):
+                piece = slice(first, first + 16)
+                nats += float(self.model.loss(inputs[piece].to(self.mesh.device), targets[piece].to(self.mesh.device)))
+        self.state["valid"] = nats / math.log(2) / int(self.token_bytes[targets.numpy()].sum())
+        if journal:
+            journal.write(step=step, tokens=step * self.batch_tokens, valid_bits_per_byte=self.state["valid"])
+
+    def save(self) -> None:
+        """Checkpoint now; the best so far is remembered in it."""
+        if self.state["valid"] < self.state["best_valid"]:
+            self.state |= {"best_step": self.state["step"], "best_valid": self.state["valid"]}
+        if self.mesh.leads:
+            self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file)
+        self.mesh.wait()
+
+    def finish(self, model_out: Path) -> dict[str, Any]:
+        """Write the best checkpoint's weights as the model and give the figures of the whole run."""
+        best = load_model(self.checkpoints.path(self.state["best_step"]))
+        tensors = model_tensors(best)
+        if self.mesh.leads:
+            with atomic_directory(model_out) as temporary:
+                write_model(temporary, best.config, tensors, self.tokenizer_file,
+                            notes={"step": self.state["best_step"], "valid_bits_per_byte": self.state["best_valid"]})
+        seconds = self.state["seconds"]
+        say(f"train: {in_words(seconds)}, best validation {self.state['best_valid']:.4f} bits per byte at step {self.state['best_step']}")
+        tokens = self.steps * self.batch_tokens
+        return {
+            "steps": self.steps, "tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9)),
+            "valid_bits_per_byte": self.state["best_valid"], "weights_sha256": hash_weights(tensors), "best_step": self.state["best_step"],
+            "parameters": sum(tensor.numel() for tensor in tensors.values()), "way": describe(self.way),
+        }
+
+
+def hash_weights(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def validation_rows(shards: Shards, context: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows (R, context) spread evenly over the validation split, with targets; R = tokens/context or as many as there are."""
+    available = (shards.tokens - 1) // context
+    rows = max(1, min(available, tokens // context))
+    text = [shards.read(row * available // rows * context, context + 1) for row in range(rows)]
+    stacked = torch.from_numpy(np.stack(text).astype(np.int64))
+    targets = stacked[:, 1:].clone()
+    targets[targets == 0] = -1  # which document comes next is not language
+    return stacked[:, :-1].contiguous(), targets
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one acts as usual. Handlers are put back afterwards."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: object) -> None:
+        stop.set()
+        say("train: finishing this step, then saving (again to stop at once)")
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""Optimizers by rule: which parameters get which update, and the learning-rate schedule.
+
+    groups: matrices inside blocks → Muon (when chosen); everything else → AdamW; weight decay on matrices and tables only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmforge.recipe import Train
+
+# Coefficients of the quintic iteration that pushes singular values towards 1: one row a step.
+# Amsel et al. 2025, "The Polar Express", the optimal composition for singular values in [1e-3, 1], with the safety factor 1.01.
+_POLAR_STEPS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrices to a stack (N,R,C), approximately: U Vᵀ of each singular value decomposition.
+
+    bfloat16 on a GPU, float32 elsewhere (bfloat16 products are many times slower than float32 on CPUs without AMX).
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in _POLAR_STEPS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), for matrices (R,C); stacked projections are orthogonalised one by one.
+
+    The step is scaled by sqrt(max(1, R/C)), so that one rate serves every shape. `pieces` in a group says how many square-ish
+    parts a fused matrix has along its rows (3 for queries, keys and values together).
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "pieces": 1})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient. Matrices of one shape are orthogonalised together."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            momentum, pieces = group["momentum"], group["pieces"]
+            directions = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - momentum)
+                directions.append(parameter.grad.lerp(state["momentum"], momentum))  # Nesterov
+            stack = torch.stack(directions)
+            count, rows, columns = stack.shape
+            update = orthogonalise(stack.view(count * pieces, rows // pieces, columns)).view(count, rows, columns)
+            scale = math.sqrt(max(1.0, rows / pieces / columns))
+            for parameter, change in zip(parameters, update.unbind(), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(change, alpha=-group["lr"] * scale)
+
+
+def build_optimizers(model: nn.Module, settings: Train) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of a model by rule, each group carrying its peak rate as `peak`.
+
+    Matrices of the blocks go to Muon when `train.optimizer` is "muon"; all else to AdamW. Norm gains and biases are not decayed.
+    """
+    matrices: dict[str, list[Tensor]] = {}
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    tables: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if settings.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2:
+            matrices.setdefault(name.split(".", 2)[2], []).append(parameter)
+        elif name.startswith("ngrams."):
+            tables.append(parameter)
+        else:
+            (decayed if parameter.ndim >= 2 else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": tables, "weight_decay": 0.0},  # a row that no text touches should stay as it is
+    ]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)
+    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+    if matrices:
+        stacks = [{"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
+                  for name, p in matrices.items()]
+        optimizers["muon"] = Muon(stacks, lr=settings.matrix_lr, weight_decay=settings.weight_decay)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def rate(step: int, steps: int, warmup: int, final: float) -> float:
+    """The learning rate of `step` (from 0) as a share of the peak: linear warm-up, then a cosine down to `final`.
+
+    Loshchilov and Hutter 2017 (SGDR), eq. 5, one period.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_rate(optimizers: dict[str, torch.optim.Optimizer], share: float) -> None:
+    """Set every group's learning rate to `share` of its peak."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share

@@ -1,0 +1,134 @@
+"""Every token once, with the context said; known answers; neighbours do not matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lmforge.evaluate.language import bits_per_byte, by_position, plan_windows, quick_bits_per_byte, score_documents
+from lmforge.evaluate.task import Context
+from lmforge.tokens.shards import Shards
+from tests.evaluate.conftest import CONTEXT, VOCABULARY, tiny_model
+
+
+class Ring:
+    """Tokens without files."""
+
+    def __init__(self, tokens: int, seed: int = 0) -> None:
+        self.ids = np.random.default_rng(seed).integers(1, VOCABULARY, tokens)
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        assert 0 <= start <= start + length <= len(self.ids)
+        return self.ids[start : start + length]
+
+
+@given(st.integers(0, 400), st.integers(2, 60))
+def test_every_token_is_predicted_once_with_half_a_context(tokens: int, context: int) -> None:
+    times = [0] * tokens
+    for window in plan_windows(0, tokens, context):
+        assert 0 <= window.start < window.scored <= window.stop < tokens
+        assert window.width <= context
+        for position in range(window.scored, window.stop + 1):
+            times[position] += 1
+            assert position - window.start >= min(position, context // 2)
+    assert times == [0, *[1] * (tokens - 1)][:tokens]
+
+
+def test_the_cost_is_near_twice_the_tokens() -> None:
+    assert sum(window.width for window in plan_windows(0, 10_000, 256)) < 2.02 * 10_000
+
+
+def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary(context_of: Callable[..., Context]) -> None:
+    context = context_of(tiny_model(seed=None))
+    score = bits_per_byte(context)
+    table = context.shards.documents
+    tokens, size = int((table[:, 1] - 1).sum()), int(table[:, 2].sum())
+    assert score.value == pytest.approx(math.log2(VOCABULARY) * tokens / size, rel=1e-6)
+    assert score.extra["nats_per_token"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert (score.extra["tokens"], score.extra["bytes"], score.items) == (tokens, size, len(table))
+    assert sum(len(document.text.encode()) for document in context.documents) == size
+    assert score.low < score.value < score.high  # type: ignore[operator]
+
+
+def test_each_token_is_scored_as_by_itself() -> None:
+    model, ring = tiny_model(2), Ring(90)
+    scores = score_documents(model, ring, np.array([[0, 90]]), CONTEXT)
+    with torch.inference_mode():
+        for place in (0, 1, 30, 31, 32, 48, 60, 88):
+            seen = int(scores.seen[place])
+            given = torch.from_numpy(ring.ids[place + 1 - seen : place + 1])[None]
+            expected = -torch.log_softmax(model(given)[0, -1], -1)[int(ring.ids[place + 1])]
+            assert scores.nats[place] == pytest.approx(float(expected), abs=1e-4)
+            assert scores.token[place] == ring.ids[place + 1]
+            assert seen == place + 1 if place < CONTEXT else CONTEXT // 2 <= seen <= CONTEXT
+
+
+def test_neither_batches_nor_neighbours_matter() -> None:
+    model, ring = tiny_model(3), Ring(400)
+    table = np.array([[0, 90], [90, 2], [92, 1], [93, 33], [126, 200], [326, 17]])
+    whole = score_documents(model, ring, table, CONTEXT).bits_of_documents(len(table))
+    single = score_documents(model, ring, table, CONTEXT, batch_tokens=1).bits_of_documents(len(table))
+    alone = [score_documents(model, ring, table[[row]], CONTEXT).bits_of_documents(1)[0] for row in range(len(table))]
+    assert whole == pytest.approx(single, rel=1e-5)
+    assert whole == pytest.approx(np.array(alone), rel=1e-5)
+    assert whole[2] == 0
+    assert np.isfinite(whole).all()
+
+
+def test_documents_do_not_see_each_other() -> None:
+    model, ring, other = tiny_model(3), Ring(100), Ring(100, seed=1)
+    other.ids[50:] = ring.ids[50:]
+    table = np.array([[0, 50], [50, 50]])
+    first, second = (score_documents(model, r, table, CONTEXT).bits_of_documents(2) for r in (ring, other))
+    assert first[0] != pytest.approx(second[0], rel=1e-4)
+    assert first[1] == pytest.approx(second[1], rel=1e-6)
+
+
+def test_groups_add_up_to_the_whole(context_of: Callable[..., Context]) -> None:
+    score = bits_per_byte(context_of(tiny_model(4)))
+    for part in ("by_genre", "by_source"):
+        groups = score.extra[part].values()
+        assert sum(group["documents"] for group in groups) == score.items
+        assert sum(group["bits_per_byte"] * group["bytes"] for group in groups) == pytest.approx(score.value * score.extra["bytes"])
+    assert sum(row["bits"] for row in score.rows) / sum(row["bytes"] for row in score.rows) == pytest.approx(score.value)
+    places = score.extra["by_position"]
+    assert sum(place["tokens"] for place in places.values()) == score.extra["tokens"]
+    mean = sum(place["mean_context"] * place["tokens"] for place in places.values()) / score.extra["tokens"]
+    assert mean == pytest.approx(score.extra["mean_context"])
+    assert CONTEXT / 2 < mean <= CONTEXT
+
+
+def test_by_position_counts_bytes_of_the_tokens() -> None:
+    scores = score_documents(tiny_model(seed=None), Ring(300), np.array([[0, 300]]), CONTEXT)
+    places = by_position(scores, np.full(VOCABULARY, 2))
+    assert list(places) == ["0–63", "64–255", "256–1023"]
+    assert [place["tokens"] for place in places.values()] == [64, 192, 43]
+    assert all(place["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-6) for place in places.values())
+    assert places["0–63"]["mean_context"] < places["64–255"]["mean_context"]
+
+
+def test_max_tokens_takes_whole_documents(context_of: Callable[..., Context]) -> None:
+    everything, some = bits_per_byte(context_of(tiny_model(4))), bits_per_byte(context_of(tiny_model(4), "evaluate.max_tokens=1500"))
+    assert 0 < some.extra["tokens"] <= 1500 < everything.extra["tokens"]
+    of_all = {row["id"]: row["bits"] for row in everything.rows}
+    for row in some.rows:
+        assert row["bits"] == pytest.approx(of_all[row["id"]], rel=1e-5)
+    assert some.alike["data"] != everything.alike["data"]
+
+
+def test_the_quick_score_is_bounded_and_agrees_on_everything(base: Path, context_of: Callable[..., Context]) -> None:
+    score = bits_per_byte(context_of(tiny_model(5), f"tokens.context={CONTEXT * 8}"))
+    assert quick_bits_per_byte(tiny_model(5), base / "tokens", "test", CONTEXT * 8, 10**9) == pytest.approx(score.value, rel=1e-5)
+    shards = Shards.open(base / "tokens", "valid")
+    quick = [quick_bits_per_byte(tiny_model(seed=None), base / "tokens", "valid", CONTEXT, most) for most in (40, 300, 300)]
+    assert quick[1] == quick[2] != quick[0]
+    mean = math.log2(VOCABULARY) * (shards.tokens - len(shards.documents)) / shards.bytes
+    assert 0.5 * mean < quick[1] < 2 * mean

@@ -1,0 +1,43 @@
+"""Hand-written gradients against numerical ones."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmforge.model.functions import linear_cross_entropy, relu_squared, rotate
+
+
+def test_relu_squared_gradient() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(relu_squared, (x,))
+    assert torch.equal(relu_squared(torch.tensor([-2.0, 3.0])), torch.tensor([0.0, 9.0]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 20), chunk=st.integers(1, 25), seed=st.integers(0, 99))
+def test_chunked_loss_equals_the_whole(count: int, chunk: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(count, 6, generator=generator), torch.randn(9, 6, generator=generator)
+    targets = torch.randint(-1, 9, (count,), generator=generator)
+    results = []
+    for function in (
+        lambda h, w: linear_cross_entropy(h, w, targets, chunk),
+        lambda h, w: torch.nn.functional.cross_entropy(h @ w.T, targets, ignore_index=-1, reduction="sum"),
+    ):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = function(h, w)
+        loss.backward()
+        results.append((loss.detach(), h.grad, w.grad))
+    for ours, reference in zip(*results, strict=True):
+        assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_rotation_keeps_length_and_turns_by_the_angle() -> None:
+    x = torch.randn(1, 3, 2, 4)
+    turn = torch.polar(torch.ones(3, 2), torch.full((3, 2), torch.pi / 2))
+    y = rotate(x, turn)
+    assert torch.allclose(y.norm(dim=-1), x.norm(dim=-1), atol=1e-6)
+    assert torch.allclose(y[..., 0], -x[..., 1], atol=1e-6)
+    assert torch.allclose(y[..., 1], x[..., 0], atol=1e-6)

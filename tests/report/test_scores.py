@@ -1,0 +1,36 @@
+"""Scores with their intervals, and what was written."""
+
+import json
+from pathlib import Path
+
+from lmforge.report.loaded import Run
+from lmforge.report.scores import score, score_rows, scores
+
+
+def test_models_of_a_task_stand_side_by_side(finished_run: Path) -> None:
+    run = Run(finished_run)
+    rows = score_rows(run.tasks()["bits_per_byte"])
+    assert [(name, row["value"]) for name, row in rows] == [("model", 1.658), ("compressed", 1.661)]
+    assert score(run, "kneser_ney") == 1.821
+    assert score(run, "absent") is None
+
+
+def test_the_table_says_what_a_score_rests_on(finished_run: Path) -> None:
+    page = scores(Run(finished_run))
+    for wanted in ("1.644 – 1.672", "<td>baseline</td>", "reference 0.984", "not applicable: too short a context", "9.0% fewer bits"):
+        assert wanted in page, wanted
+
+
+def test_only_the_first_items_are_shown(finished_run: Path) -> None:
+    page = scores(Run(finished_run))
+    assert "number: 5" in page
+    assert "number: 6" not in page
+    assert "<mark>    return seq" in page
+
+
+def test_samples_in_the_score_itself(finished_run: Path) -> None:
+    task = {"metric": "m", "value": 1, "samples": ["once upon", {"prompt": "p", "completion": "a time"}]}
+    (finished_run / "scores/stories.json").write_text(json.dumps(task))
+    assert "a time" in scores(Run(finished_run))
+    (finished_run / "scores/stories.json").write_text(json.dumps({**task, "samples": ["once upon"]}))
+    assert "once upon" in scores(Run(finished_run))

@@ -1,0 +1,214 @@
+"""The engine: fair, bounded, cancellable, and the same text whoever shares the batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmforge.model.generate import Drawn, Sampling, decode, stream_text
+from lmforge.serve.engine import Engine, Overloaded, Part, Row, Ticket, prompt_scores, text_offsets
+from lmforge.serve.load import Served
+
+
+class Ear:
+    """A listener that keeps what it hears; `gate` may hold the engine's thread after an event."""
+
+    def __init__(self, rows: int = 1, gate: Callable[[], object] = lambda: None) -> None:
+        self.events: list[tuple[int, Part | Exception]] = []
+        self.left, self.gate = rows, gate
+        self.first, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, index: int, event: Part | Exception) -> None:
+        self.events.append((index, event))
+        self.left -= isinstance(event, Exception) or event.finish is not None
+        if not self.left:
+            self.ended.set()
+        self.first.set()
+        self.gate()
+
+    def text(self, index: int = 0) -> str:
+        return "".join(event.text for i, event in self.events if i == index and isinstance(event, Part) and not event.prompt)
+
+
+def row(served: Served, text: str, **sampling: object) -> Row:
+    return Row(tuple(served.document(text)), Sampling(**{"max_tokens": 12, "temperature": 1.0, "seed": 5, **sampling}))  # type: ignore[arg-type]
+
+
+def alone(served: Served, row: Row) -> str:
+    return "".join(piece.text for piece in stream_text(served.model, served.tokenizer, row.prompt, row.sampling, row.stop))
+
+
+def test_a_row_says_the_same_in_any_company(served: Served) -> None:
+    rows = [row(served, "the cat " * n, seed=n, max_tokens=6 + 3 * n, temperature=(0.0, 1.0)[n % 2]) for n in range(1, 9)]
+    ear = Ear(len(rows))
+    with Engine(served.model, served.tokenizer) as engine:
+        engine.submit(rows, ear)
+        assert ear.ended.wait(60)
+    assert [ear.text(i) for i in range(len(rows))] == [alone(served, one) for one in rows]
+
+
+def test_a_batch_larger_than_one_step_is_answered_whole(served: Served) -> None:
+    rows = [row(served, "def f", seed=n, max_tokens=3) for n in range(7)]
+    ear = Ear(len(rows))
+    with Engine(served.model, served.tokenizer, batch_rows=3) as engine:
+        engine.submit(rows, ear)
+        assert ear.ended.wait(60)
+    assert [ear.text(i) for i in range(7)] == [alone(served, one) for one in rows]
+
+
+def test_requests_take_turns(served: Served) -> None:
+    """A request of one prompt does not wait for all of an earlier request with many."""
+    opened, order = threading.Event(), []
+    with Engine(served.model, served.tokenizer, batch_rows=1) as engine:
+        first = Ear(1, gate=opened.wait)
+        engine.submit([row(served, "a", max_tokens=1)], first)
+        assert first.first.wait(60)
+        many, one = Ear(4, gate=lambda: order.append("many")), Ear(1, gate=lambda: order.append("one"))
+        engine.submit([row(served, "b", max_tokens=1)] * 4, many)
+        engine.submit([row(served, "c", max_tokens=1)], one)
+        opened.set()
+        assert many.ended.wait(60)
+        assert one.ended.wait(60)
+    assert order.index("one") <= 1
+
+
+def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(served: Served) -> None:
+    opened = threading.Event()
+    with Engine(served.model, served.tokenizer, batch_rows=1, queue_rows=2) as engine:
+        first = Ear(1, gate=opened.wait)
+        engine.submit([row(served, "a", max_tokens=1)], first)
+        assert first.first.wait(60)
+        waiting = engine.submit([row(served, "b")] * 2, Ear(2))
+        with pytest.raises(Overloaded, match="2 prompts wait"):
+            engine.submit([row(served, "c")], Ear())
+        waiting.cancel()
+        last = Ear()
+        engine.submit([row(served, "c")], last)
+        opened.set()
+        assert last.ended.wait(60)
+    assert last.text() == alone(served, row(served, "c"))
+
+
+def test_cancelling_ends_a_row_early_and_silently(served: Served) -> None:
+    """The row's tokens stop being drawn: the next request is answered although the first had asked for a very long text."""
+    tickets: list[Ticket] = []
+    submitted = threading.Event()
+
+    def cancel_after_the_first_part() -> None:
+        assert submitted.wait(60)
+        tickets[0].cancel()
+
+    long = Ear(gate=cancel_after_the_first_part)
+    after = Ear()
+    with Engine(served.model, served.tokenizer) as engine:
+        tickets.append(engine.submit([row(served, "a", max_tokens=10**9, stop_ids=())], long))
+        submitted.set()
+        assert long.first.wait(60)
+        engine.submit([row(served, "b")], after)
+        assert after.ended.wait(60)
+    assert len(long.events) == 1
+    assert not long.ended.is_set()
+
+
+def test_a_row_that_ended_does_not_hold_its_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop string ends one row while the other goes on; both are right, and no more is drawn for the first."""
+    drawn = [0, 0]
+
+    def counting(*arguments: Any) -> Iterator[list[Drawn]]:
+        for step in decode(*arguments):
+            for one in step:
+                drawn[one.row] += 1
+            yield step
+
+    monkeypatch.setattr("lmforge.serve.engine.decode", counting)
+    plain = row(served, "the", seed=1, max_tokens=40)
+    stop = alone(served, plain)[4:6]
+    stopped = Row(plain.prompt, plain.sampling, (stop,))
+    ear = Ear(2)
+    with Engine(served.model, served.tokenizer) as engine:
+        engine.submit([stopped, plain], ear)
+        assert ear.ended.wait(60)
+    assert ear.text(0) == alone(served, plain).split(stop)[0]
+    assert ear.text(1) == alone(served, plain)
+    assert drawn[0] <= [event.drawn for i, event in ear.events if i == 0 and isinstance(event, Part)][-1] + 1
+    assert drawn[1] == 40
+    assert [event.finish for i, event in ear.events if i == 0 and isinstance(event, Part)][-1] == "stop"
+
+
+def test_a_failing_batch_is_told_and_the_engine_goes_on(served: Served) -> None:
+    bad, good = Ear(), Ear()
+    with Engine(served.model, served.tokenizer) as engine:
+        engine.submit([Row((10**6,), Sampling(max_tokens=2))], bad)
+        assert bad.ended.wait(60)
+        engine.submit([row(served, "a")], good)
+        assert good.ended.wait(60)
+    assert isinstance(bad.events[0][1], Exception)
+    assert good.text() == alone(served, row(served, "a"))
+
+
+def test_closing_tells_those_who_wait(served: Served) -> None:
+    opened = threading.Event()
+    running, waiting = Ear(gate=opened.wait), Ear()
+    engine = Engine(served.model, served.tokenizer, batch_rows=1)
+    engine.submit([row(served, "a", max_tokens=10**9, stop_ids=())], running)
+    assert running.first.wait(60)
+    engine.submit([row(served, "b")], waiting)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    opened.set()
+    closer.join(60)
+    assert not closer.is_alive()
+    assert isinstance(running.events[-1][1], Overloaded)
+    assert isinstance(waiting.events[-1][1], Overloaded)
+    with pytest.raises(Overloaded):
+        engine.submit([row(served, "c")], Ear())
+
+
+def test_prompt_scores_are_the_models_own(served: Served) -> None:
+    ids = served.document("def fibonacci(n):\n    return")
+    scores = prompt_scores(served.model, served.tokenizer, ids, 1, 3)
+    with torch.inference_mode():
+        log_p = served.model(torch.tensor([ids]))[0].log_softmax(-1)
+    assert [score.id for score in scores] == ids[1:]
+    expected = [float(log_p[i, token]) for i, token in enumerate(ids[1:])]
+    assert [score.logprob for score in scores] == pytest.approx(expected, abs=1e-5)
+    assert all(score.top == tuple(sorted(score.top, key=lambda pair: -pair[1])) and len(score.top) == 3 for score in scores)
+    whole = prompt_scores(served.model, served.tokenizer, ids, 0, 0)
+    assert whole[0].logprob is None
+    assert len(whole) == len(ids)
+
+
+def test_decoding_and_scoring_agree(served: Served) -> None:
+    """The log-probability told when a token is drawn is the one that scoring the finished text gives."""
+    asked = row(served, "the cat", max_tokens=10, seed=2)
+    ear = Ear()
+    with Engine(served.model, served.tokenizer) as engine:
+        engine.submit([asked], ear)
+        assert ear.ended.wait(60)
+    tokens = [token for _, event in ear.events if isinstance(event, Part) for token in event.tokens]
+    assert len(tokens) == 10
+    scores = prompt_scores(served.model, served.tokenizer, [*asked.prompt, *(token.id for token in tokens)], len(asked.prompt), 0)
+    assert [token.logprob for token in tokens] == pytest.approx([score.logprob for score in scores], abs=1e-4)
+    assert [token.offset for token in tokens] == [score.offset for score in scores]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.binary(max_size=40))
+def test_offsets_fall_on_the_text(served: Served, data: bytes) -> None:
+    """Each offset is the length of what the tokens before it certainly spell."""
+    ids = served.tokenizer.encode_bytes(data)
+    offsets = text_offsets(served.tokenizer, ids)
+    assert offsets == sorted(offsets)
+    assert all(0 <= offset <= len(served.tokenizer.decode(ids)) for offset in offsets)
+    text = data.decode("utf-8", "ignore")
+    clean = served.tokenizer.encode(text)
+    for token, offset in zip(clean, text_offsets(served.tokenizer, clean), strict=True):
+        piece = served.tokenizer.token_bytes(token)
+        if piece.decode("utf-8", "ignore").encode() == piece:
+            assert text[offset:].startswith(piece.decode())

@@ -1,0 +1,81 @@
+"""The house stands: imports point only upstream, no cycles, the network knows nothing of processes."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "lmforge"
+FLOORS = ["", "corpus", "tokens", "model", "parallel", "plan", "train", "compress", "evaluate", "serve", "report"]
+ROOF = {"pipeline", "cli"}  # alone know every stage
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the project that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    modules = {module_of(file) for file in FILES}
+    return {name for name in found if name in modules and name != "lmforge"}
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    if len(parts) > 1 and parts[1] in ROOF:
+        return len(FLOORS)
+    return FLOORS.index(parts[1]) if len(parts) > 1 and parts[1] in FLOORS else 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_upstream(path: Path) -> None:
+    here = module_of(path)
+    wrong = sorted(name for name in imports(path) if floor(name) > floor(here))
+    assert not wrong, f"{here} imports from below: {wrong}"
+
+
+def test_no_import_cycle() -> None:
+    graph = {module_of(path): imports(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"cycle: {' → '.join((*trail[trail.index(module):], module))}"
+        if module not in done:
+            for name in graph.get(module, ()):
+                visit(name, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+    assert done
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "model").glob("*.py")), ids=module_of)
+def test_the_network_knows_one_device(path: Path) -> None:
+    assert "distributed" not in path.read_text()
+
+
+def test_every_folder_is_a_floor_and_no_file_is_a_drawer() -> None:
+    folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert folders == set(FLOORS) - {""}
+    assert not [path for path in FILES if path.stem in ("utils", "common", "helpers", "misc")]
+
+
+def test_tests_mirror_the_source() -> None:
+    missing = [
+        module_of(path) for path in FILES
+        if path.parent != SOURCE and path.stem != "__init__"
+        and not (Path(__file__).parent / path.parent.relative_to(SOURCE) / f"test_{path.stem}.py").exists()
+    ]
+    assert not missing, f"no test file for: {missing}"

@@ -1,0 +1,117 @@
+"""What is stale is run, nothing else; lineage is written; bad input leaves nothing half written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lmforge import pipeline
+from lmforge.errors import InputError
+from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, states
+from lmforge.recipe import load_recipe
+from lmforge.record import Record
+from tests.conftest import tiny_recipe, tiny_texts
+
+
+@pytest.fixture()
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def found(run: Path, *overrides: str) -> dict[str, str]:
+    return {s.name: s.state for s in states(load_recipe(run / "recipe.toml", overrides), run)}
+
+
+def test_a_finished_run_has_every_file_and_is_up_to_date(run: Path) -> None:
+    for path in ("recipe.toml", "record.json", "corpus/statistics.json", "corpus/samples.html", "tokens/tokenizer.json", "tokens/index.json",
+                 "train/metrics.jsonl", "model/model.safetensors", "compressed/report.json", "scores/bits_per_byte.json", "report.html"):
+        assert (run / path).is_file(), path
+    assert set(found(run).values()) == {"done"}
+
+
+def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_run_stage", lambda *_: pytest.fail("ran a stage"))
+    results = run_stages(find_recipe(run), run)
+    assert {figures["was"] for figures in results.values()} == {"done"}
+    assert list(results) == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [("corpus.min_chars=65", "corpus"), ("tokens.vocab_size=321", "tokens"), ("model.layers=1", "train"), ("train.peak_lr=1e-3", "train"),
+     ("compress.budget=0.5", "compress"), ("evaluate.items=3", "evaluate"), ("serve.port=1", None), ("seed=4", "corpus")],
+)
+def test_a_changed_key_makes_stale_what_depends_on_it(run: Path, override: str, first: str | None) -> None:
+    at = NAMES.index(first) if first else len(NAMES)
+    assert found(run, override) == {name: "done" if index < at else "stale" for index, name in enumerate(NAMES)}
+
+
+def test_only_what_depends_is_run(run: Path) -> None:
+    recipe = load_recipe(run / "recipe.toml", ["evaluate.items=3"])
+    results = run_stages(recipe, run)
+    assert {name: figures["was"] for name, figures in results.items()} == {
+        **dict.fromkeys(("corpus", "tokens", "train", "compress"), "done"), "evaluate": "stale", "report": "stale"}
+    assert set(found(run).values()) == {"done"}
+
+
+def test_an_earlier_stage_that_gives_the_same_leaves_the_rest_done(run: Path) -> None:
+    recipe = load_recipe(run / "recipe.toml", ["corpus.max_chars=999999"])
+    results = run_stages(recipe, run)
+    assert results["corpus"]["was"] == "stale"
+    assert results["train"]["was"] == "done"
+
+
+def test_a_lost_output_is_made_again(run: Path) -> None:
+    (run / "tokens" / "tokenizer.json").unlink()
+    assert found(run)["tokens"] == "stale"
+    assert found(run)["corpus"] == "done"
+
+
+def test_lineage(run: Path) -> None:
+    stages = Record(run).stages
+    assert list(stages) == list(NAMES)
+    for name, entry in stages.items():
+        assert {"key", "inputs", "outputs", "recipe", "seed", "code", "machine", "seconds", "finished", "figures"} <= set(entry), name
+    assert stages["tokens"]["inputs"]["corpus"] == stages["corpus"]["outputs"]["corpus"]
+    assert stages["compress"]["inputs"]["model"] == stages["train"]["outputs"]["model"]
+    assert stages["report"]["inputs"]["scores"] == stages["evaluate"]["outputs"]["scores"]
+
+
+def test_one_stage_needs_those_before_it(tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe(tmp_path / "r.toml", tiny_texts(tmp_path / "texts"), tmp_path / "run"))
+    with pytest.raises(InputError, match="stage 'tokens' needs 'corpus', which is missing; run: lmforge corpus"):
+        run_stages(recipe, recipe.directory, only="tokens")
+    assert list(run_stages(recipe, recipe.directory, until="tokens")) == ["corpus", "tokens"]
+
+
+def test_checkpoints_of_another_recipe_are_not_gone_on_from(run: Path) -> None:
+    run_stages(load_recipe(run / "recipe.toml", ["train.peak_lr=1e-4"]), run, until="train")
+    lines = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["lr"] for line in lines if "lr" in line) <= 1e-4
+
+
+def test_fresh_does_it_again(run: Path) -> None:
+    before = Record(run).stages["train"]
+    run_stages(find_recipe(run), run, only="train", fresh=True)
+    after = Record(run).stages["train"]
+    assert after["figures"]["weights_sha256"] == before["figures"]["weights_sha256"]
+    assert after["finished"] >= before["finished"]
+    assert after["seconds"] != before["seconds"]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(InputError, match="another lmforge process works on this run"), locked(tmp_path / "run"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a file stands where"), locked(tmp_path / "file"):
+        pass
+
+
+def test_no_run_here(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run here \(recipe\.toml is missing\)"):
+        find_recipe(tmp_path)

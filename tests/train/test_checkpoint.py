@@ -1,0 +1,104 @@
+"""Checkpoints: exact, whole, the newest and the best kept; a full disk or altered bytes harm nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from lmforge.errors import InputError, LmforgeError
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.recipe import Train
+from lmforge.train import checkpoint
+from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.optim import build_optimizers
+
+CONFIG = GPTConfig(vocab_size=20, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16)
+
+
+def trained(steps: int, model=None, optimizers=None):
+    if model is None:
+        model = GPT(CONFIG)
+        model.initialise(0)
+        optimizers = build_optimizers(model, Train(optimizer="muon"))
+    for _ in range(steps):
+        model.loss(torch.arange(8)[None], torch.arange(1, 9)[None]).backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+        model.zero_grad()
+    return model, optimizers
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    return tmp_path / "tokenizer.json"
+
+
+def test_going_on_is_exact(tmp_path: Path, tokenizer: Path) -> None:
+    straight, _ = trained(6)
+    model, optimizers = trained(3)
+    Checkpoints(tmp_path / "c", 2).save(3, model, optimizers, {"step": 3, "best_step": 3}, tokenizer)
+    fresh = GPT(CONFIG)
+    fresh_optimizers = build_optimizers(fresh, Train(optimizer="muon"))
+    assert Checkpoints(tmp_path / "c", 2).load_newest(fresh, fresh_optimizers)["step"] == 3
+    trained(3, fresh, fresh_optimizers)
+    for a, b in zip(straight.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert fresh.head.weight is fresh.embed.weight
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, tokenizer: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    model, optimizers = trained(1)
+    for step in range(1, 6):
+        checkpoints.save(step, model, optimizers, {"step": step, "best_step": 2 if step > 1 else 1}, tokenizer)
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_none_yet(tmp_path: Path) -> None:
+    model, optimizers = trained(0)
+    assert Checkpoints(tmp_path / "c", 2).load_newest(model, optimizers) is None
+
+
+def test_changed_bytes_are_named_and_incomplete_ones_passed_over(tmp_path: Path, tokenizer: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", 3)
+    model, optimizers = trained(1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, model, optimizers, {"step": step, "best_step": 1}, tokenizer)
+    (checkpoints.path(3) / "manifest.json").unlink()
+    assert checkpoints.load_newest(model, optimizers)["step"] == 2
+    file = checkpoints.path(2) / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"optimizer\.safetensors: its bytes do not match .*remove .*go on from step 1"):
+        checkpoints.load_newest(model, optimizers)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
+def test_a_full_disk_leaves_the_previous_one_usable(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    model, optimizers = trained(1)
+    checkpoints.save(1, model, optimizers, {"step": 1, "best_step": 1}, tokenizer)
+
+    def full(tensors, path) -> None:
+        Path(path).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(LmforgeError, match="could not be written"):
+        checkpoints.save(2, model, optimizers, {"step": 2, "best_step": 1}, tokenizer)
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-00000001"]
+    assert checkpoints.load_newest(model, optimizers)["step"] == 1
+
+
+def test_another_model_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    model, optimizers = trained(1)
+    checkpoints.save(1, model, optimizers, {"step": 1, "best_step": 1}, tokenizer)
+    other = GPT(GPTConfig(vocab_size=21, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16))
+    with pytest.raises(InputError, match="made with another"):
+        checkpoints.load_newest(other, build_optimizers(other, Train(optimizer="muon")))

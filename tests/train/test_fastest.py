@@ -1,0 +1,92 @@
+"""The measured choice: stated values are not measured, the choice is kept, nothing about the weights changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.recipe import Recipe
+from lmforge.train import fastest
+from lmforge.train.fastest import choose, cores, describe
+
+CPU = torch.device("cpu")
+
+
+def network() -> GPT:
+    model = GPT(GPTConfig(vocab_size=40, context=16, layers=1, d_model=16, heads=2, kv_heads=2, d_ff=32))
+    model.initialise(0)
+    return model
+
+
+def recipe(**train: object) -> Recipe:
+    return Recipe.model_validate({"tokens": {"context": 16}, "train": train})
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_what_the_recipe_states_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastest, "_per_token", lambda *_: pytest.fail("measured"))
+    way = choose(recipe(threads=1, micro_batch_tokens=32, compile="off"), network(), CPU, 4, 10)
+    assert (way.threads, way.micro_batch_tokens, way.compiled, way.reason) == (1, 32, False, "stated in the recipe")
+
+
+def test_the_fastest_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def per_token(model, replicas, threads, size, context):
+        return 1.0 if (replicas, size) == (1, 64) else 2.0
+
+    monkeypatch.setattr(fastest, "_per_token", per_token)
+    monkeypatch.setattr(fastest, "cores", lambda: 2)
+    model = network()
+    before = [p.clone() for p in model.parameters()]
+    way = choose(recipe(compile="off"), model, CPU, 4, 10)
+    assert (way.replicas, way.threads, way.micro_batch_tokens) == (1, 2, 64)
+    assert "2 replicas on 2 threads × 32 tokens" in way.reason
+    monkeypatch.setattr(fastest, "_per_token", lambda *_: pytest.fail("measured again"))
+    again = choose(recipe(compile="off"), model, CPU, 4, 10)
+    assert (again.replicas, again.threads, again.micro_batch_tokens) == (1, 2, 64)
+    assert again.reason.startswith("measured here before")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_noise_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastest, "_per_token", lambda model, replicas, threads, size, context: 0.98 if replicas == 1 else 1.0)
+    monkeypatch.setattr(fastest, "cores", lambda: 2)
+    assert choose(recipe(compile="off"), network(), CPU, 4, 10).replicas == 2
+
+
+@pytest.mark.parametrize(("compiled_seconds", "taken"), [(0.5, True), (1.0, False)])
+def test_compiling_must_pay_for_itself(monkeypatch: pytest.MonkeyPatch, compiled_seconds: float, taken: bool) -> None:
+    model = network()
+    monkeypatch.setattr(fastest, "_per_token", lambda *_, compiled=False: compiled_seconds if compiled else 1.0)
+    monkeypatch.setattr(fastest.shutil, "which", lambda _: "/bin/c++")
+    way = choose(recipe(), model, CPU, 4, 100)  # 6,400 s of training
+    assert way.compiled is taken
+    short = choose(recipe(), model, CPU, 4, 1)  # 64 s
+    assert not short.compiled
+    assert "not worth it" in short.reason
+
+
+def test_without_a_compiler_or_with_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastest.shutil, "which", lambda _: None)
+    monkeypatch.setattr(fastest, "_per_token", lambda *_, **__: 1.0)
+    assert "no C++ compiler here" in choose(recipe(), network(), CPU, 4, 100).reason
+
+
+def test_several_ranks_choose_alike() -> None:
+    way = choose(recipe(), network(), CPU, 2, 10, ranks=2)
+    assert way.threads == max(1, cores() // 2)
+    assert not way.compiled
+    assert "threads" in describe(way)
+
+
+def test_a_real_measurement() -> None:
+    assert fastest._per_token(network(), 2, 2, 32, 16, repeats=1) > 0

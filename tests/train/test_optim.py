@@ -1,0 +1,89 @@
+"""Optimizers: orthogonal steps, groups by rule, the schedule's shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.recipe import Train
+from lmforge.train.optim import Muon, build_optimizers, orthogonalise, rate, set_rate
+
+
+@given(st.integers(2, 24), st.integers(2, 24), st.integers(0, 99))
+def test_orthogonalised_matrices_have_singular_values_near_one(rows: int, columns: int, seed: int) -> None:
+    matrices = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed))
+    singular = torch.linalg.svdvals(matrices)
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    # The iteration lifts singular values down to a thousandth of the norm; smaller ones stay small.
+    lifted = singular > 5e-3 * matrices.norm(dim=(-2, -1))[:, None]
+    assert (values[lifted] > 0.6).all()
+    assert (values < 1.3).all()
+
+
+def test_orthogonalising_keeps_directions() -> None:
+    u, s, v = torch.linalg.svd(torch.randn(6, 6), full_matrices=False)
+    expected = u @ v
+    found = orthogonalise((u @ torch.diag(s) @ v)[None])[0]
+    assert (found * expected).sum() / (found.norm() * expected.norm()) > 0.97
+
+
+def test_stacked_projections_are_orthogonalised_one_by_one() -> None:
+    weight = torch.nn.Parameter(torch.zeros(12, 4))
+    weight.grad = torch.randn(12, 4)
+    optimizer = Muon([{"params": [weight], "pieces": 3}], lr=1.0, momentum=0.0)
+    optimizer.step()
+    for piece in weight.detach().view(3, 4, 4):
+        assert torch.allclose(piece @ piece.T, torch.eye(4), atol=0.35)
+
+
+def test_groups_by_rule() -> None:
+    model = GPT(GPTConfig(vocab_size=20, context=8, layers=2, d_model=8, heads=2, kv_heads=2, d_ff=16, ngram_rows=10, biases=True, norm="layernorm"))
+    optimizers = build_optimizers(model, Train(optimizer="muon", weight_decay=0.3))
+    grouped = {id(p): (name, group["weight_decay"]) for name, o in optimizers.items() for group in o.param_groups for p in group["params"]}
+    assert len(grouped) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        owner, decay = grouped[id(parameter)]
+        assert owner == ("muon" if name.startswith("blocks") and parameter.ndim == 2 else "adamw"), name
+        assert decay == (0.3 if parameter.ndim == 2 and not name.startswith("ngrams") else 0.0), name
+    assert list(build_optimizers(model, Train())) == ["adamw"]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_small_problem_is_learned(kind: str) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=16, context=8, layers=1, d_model=16, heads=2, kv_heads=2, d_ff=32))
+    model.initialise(0)
+    optimizers = build_optimizers(model, Train(optimizer=kind, peak_lr=1e-2, weight_decay=0.0))
+    x = torch.arange(8).repeat(4, 1)
+    losses = []
+    for _ in range(80):
+        loss = model.loss(x, x + 1) / x.numel()
+        loss.backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+        model.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 50), final=st.floats(0, 1))
+def test_the_schedule(steps: int, warmup: int, final: float) -> None:
+    shares = [rate(step, steps, warmup, final) for step in range(steps)]
+    assert all(0 <= share <= 1 + 1e-12 for share in shares)
+    rising, falling = shares[:warmup], shares[warmup:]
+    assert rising == sorted(rising)
+    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    if warmup < steps:
+        assert shares[warmup] == pytest.approx(1.0)
+        assert rate(steps, steps, warmup, final) == pytest.approx(final)
+
+
+def test_set_rate_scales_each_groups_peak() -> None:
+    model = GPT(GPTConfig(vocab_size=20, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16))
+    optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=0.1, matrix_lr=0.4))
+    set_rate(optimizers, 0.5)
+    assert {g["lr"] for g in optimizers["adamw"].param_groups} == {0.05}
+    assert {g["lr"] for g in optimizers["muon"].param_groups} == {0.2}
