@@ -90,7 +90,8 @@ def peers(size: str, vocab: int, threads: int, compiled: bool, directory: Path) 
     import torch
 
     spec = importlib.util.spec_from_file_location("nanogpt_model", directory / "model.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     width, layers, context, heads, rows = SIZES[size]
@@ -172,7 +173,8 @@ def measure(size: str, vocab: int, threads: int, peer: Path, rounds: int, steps:
     for turn in range(rounds + 1):
         peaks.append(matrix_peak(threads))
         for way, process in workers.items():
-            assert process.stdin and process.stdout
+            assert process.stdin
+            assert process.stdout
             process.stdin.write(f"{steps}\n")
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())

@@ -14,12 +14,12 @@ from lmforge import cli
 from tests.conftest import lmforge, tiny_recipe, tiny_texts
 
 
-@pytest.fixture()
+@pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return lambda *arguments: lmforge(capsys, monkeypatch, *map(str, arguments))
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh(tmp_path: Path) -> Path:
     """A recipe over new texts, nothing run yet."""
     return tiny_recipe(tmp_path / "r.toml", tiny_texts(tmp_path / "texts"), tmp_path / "run")

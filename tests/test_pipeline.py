@@ -16,7 +16,7 @@ from lmforge.record import Record
 from tests.conftest import tiny_recipe, tiny_texts
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may change."""
     shutil.copytree(tiny_run, tmp_path / "run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,7 +77,7 @@ def test_the_schedule(steps: int, warmup: int, final: float) -> None:
     assert all(0 <= share <= 1 + 1e-12 for share in shares)
     rising, falling = shares[:warmup], shares[warmup:]
     assert rising == sorted(rising)
-    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
     if warmup < steps:
         assert shares[warmup] == pytest.approx(1.0)
         assert rate(steps, steps, warmup, final) == pytest.approx(final)

@@ -153,4 +153,5 @@ def _per_token(model: GPT, replicas: int, threads: int, size: int, context: int,
 def describe(chosen: Way) -> str:
     """The choice in words."""
     compiled = "compiled" if chosen.compiled else "eager"
-    return f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {chosen.micro_batch_tokens} tokens, {compiled} ({chosen.reason})"
+    size = chosen.micro_batch_tokens
+    return f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {size} tokens, {compiled} ({chosen.reason})"
