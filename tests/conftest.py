@@ -29,7 +29,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_texts(directory: Path, documents: int = 120, seed: int = 0) -> Path:
     """A folder of small distinct texts: prose and Python functions that parse."""
     rng = random.Random(seed)
-    words = "forge anvil hammer iron steel fire water smith apprentice bellows spark metal ember tongs craft learn".split()
+    words = ["forge", "anvil", "hammer", "iron", "steel", "fire", "water", "smith",
+             "apprentice", "bellows", "spark", "metal", "ember", "tongs", "craft", "learn"]
     directory.mkdir(parents=True, exist_ok=True)
     for index in range(documents):
         if index % 3:

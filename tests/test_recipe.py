@@ -50,7 +50,7 @@ def test_overrides(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('name = "a"\n')
     recipe = load_recipe(tmp_path / "r.toml", ["train.peak_lr=3e-4", "name=b", "evaluate.tasks=['kneser_ney']"])
     assert (recipe.train.peak_lr, recipe.name, recipe.evaluate.tasks) == (3e-4, "b", ("kneser_ney",))
-    with pytest.raises(InputError, match="expected section.key=value"):
+    with pytest.raises(InputError, match=r"expected section\.key=value"):
         load_recipe(tmp_path / "r.toml", ["train.peak_lr"])
     with pytest.raises(InputError, match="name is a value, not a section"):
         load_recipe(tmp_path / "r.toml", ["name.x=1"])
