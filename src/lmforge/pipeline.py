@@ -30,8 +30,9 @@ from lmforge.progress import in_words, say
 from lmforge.recipe import Recipe, load_recipe, to_toml
 from lmforge.record import Record, content_hash, hash_file, hash_json, sweep_temporaries, write_atomic
 from lmforge.report.page import write_report
+from lmforge.tokens.build import build_tokens
 from lmforge.tokens.loader import Loader
-from lmforge.tokens.shards import Shards, build_tokens
+from lmforge.tokens.shards import Shards
 from lmforge.train.loop import train
 
 CALIBRATION_ROWS = 32

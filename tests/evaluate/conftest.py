@@ -16,7 +16,7 @@ from lmforge.model.saved import model_tensors, write_model
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.shards import build_tokens
+from lmforge.tokens.build import build_tokens
 from tests.conftest import tiny_recipe, tiny_texts
 
 VOCABULARY, CONTEXT = 320, 32

@@ -84,7 +84,7 @@ def test_a_baseline_needs_no_model(base: Path, tmp_path: Path) -> None:
 
 def test_another_tokenizers_model_is_refused_and_old_scores_stay(base: Path, recipe: Recipe, tmp_path: Path) -> None:
     from lmforge.corpus.build import build_corpus
-    from lmforge.tokens.shards import build_tokens
+    from lmforge.tokens.build import build_tokens
 
     run(load_recipe(base / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]']), base, tmp_path / "scores", "model")
     before = content_hash(tmp_path / "scores")

@@ -15,7 +15,7 @@ from lmforge.errors import InputError
 from lmforge.evaluate.task import Context, choose
 from lmforge.recipe import load_recipe
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.shards import build_tokens
+from lmforge.tokens.build import build_tokens
 from tests.conftest import tiny_recipe, tiny_texts
 
 DIGESTS = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=1, max_size=30, unique=True)

@@ -15,7 +15,7 @@ from lmforge.plan.hardware import Hardware
 from lmforge.plan.simulate import plan, training_length
 from lmforge.plan.size import Texts, bytes_per_token, choose_shape, look_at, recipe_for, vocabulary_for
 from lmforge.recipe import Recipe, Source, load_recipe
-from lmforge.tokens.shards import build_tokens
+from lmforge.tokens.build import build_tokens
 
 LAPTOP = Hardware(cores=2, memory_bytes=8 * 2**30, matrix_flops=1e11)
 

@@ -1,0 +1,127 @@
+"""Documents → vocabulary and token shards: the tokens stage.
+
+    corpus/documents ──sample──▶ vocabulary ─┐
+                     └──every document───────┴──encode──▶ {split}-NNNNN.bin, {split}-NNNNN.docs.npy, index.json, tokenizer.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lmforge.corpus.build import SPLITS, read_documents
+from lmforge.errors import InputError
+from lmforge.progress import Bar, say
+from lmforge.recipe import Recipe
+from lmforge.record import atomic_directory
+from lmforge.tokens.bpe import Tokenizer, train_tokenizer
+from lmforge.tokens.shards import INDEX, TOKENIZER, token_dtype
+from lmforge.tokens.writer import TokenWriter
+
+BATCH_CHARS = 4_000_000  # text encoded at a time
+
+
+def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
+    """Learn the vocabulary from the training split alone, encode every split into `out`, return the figures.
+
+    Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text and
+    bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre (all splits);
+    vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the vocabulary was learned from.
+
+    Raises:
+        InputError: a vocabulary larger than the texts support, a split with less than one row of `tokens.context` + 1 tokens, a
+            damaged or missing corpus, no permission to write.
+        LmforgeError: the disk is full. In every case `out` stays as it was.
+    """
+    with atomic_directory(out) as folder:
+        training = (document["text"] for document in read_documents(corpus_dir, "train"))
+        texts, sampled, train_bytes = sample_texts(training, recipe.tokens.sample_bytes)
+        say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sampled / 1e6:.1f} MB of {train_bytes / 1e6:.1f} MB")
+        tokenizer = train_tokenizer(texts, recipe.tokens.vocab_size)
+        del texts
+        tokenizer.save(folder / TOKENIZER)
+        writers = {}
+        with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:
+            for split in SPLITS:
+                writers[split] = writer = TokenWriter(folder, split, tokenizer)
+                for batch in _batches(read_documents(corpus_dir, split)):
+                    bar.step(writer.add(batch), split)
+                writer.close()
+                _check_enough(writer, recipe.tokens.context)
+        index = {
+            "format": 1, "vocab_size": tokenizer.vocab_size, "dtype": token_dtype(tokenizer.vocab_size).name,
+            "tokenizer_sha256": tokenizer.sha256,
+            "splits": {
+                split: {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "files": writer.files}
+                for split, writer in writers.items()
+            },
+        }  # fmt: skip
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return {**_figures(tokenizer, writers), "sample_bytes": sampled}
+
+
+def sample_texts(texts: Iterable[str], most: int) -> tuple[list[str], int, int]:
+    """(texts spread evenly over `texts`, their UTF-8 bytes, the bytes of all): every text where all fit in `most` bytes, else every
+    2nd, 4th, 8th … text, the densest that fits, and at least one. One pass that holds no more than it may return."""
+    kept: list[tuple[str, int]] = []
+    held = total = 0
+    stride = 1
+    for number, text in enumerate(texts):
+        size = len(text.encode("utf-8", "replace"))
+        total += size
+        if number % stride:
+            continue
+        kept.append((text, size))
+        held += size
+        while held > most and len(kept) > 1:
+            stride *= 2
+            kept = kept[::2]
+            held = sum(size for _, size in kept)
+    return [text for text, _ in kept], held, total
+
+
+def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    chars = 0
+    for document in documents:
+        batch.append(document)
+        chars += len(document["text"])
+        if chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _check_enough(writer: TokenWriter, context: int) -> None:
+    if writer.tokens < context + 1:
+        more = "" if writer.split == "train" else ", raise corpus.holdout"
+        raise InputError(
+            f"corpus: the {writer.split} split holds {writer.tokens} tokens, less than one row of {context + 1} "
+            f"(tokens.context + 1); add texts{more} or lower tokens.context"
+        )
+
+
+def _figures(tokenizer: Tokenizer, writers: dict[str, TokenWriter]) -> dict[str, Any]:
+    genres: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for writer in writers.values():
+        for genre, (size, tokens) in writer.genres.items():
+            genres[genre][0] += size
+            genres[genre][1] += tokens
+    held_out = [writers[split] for split in SPLITS if split != "train"]
+    train = writers["train"]
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        **{f"tokens_{split}": writer.tokens for split, writer in writers.items()},
+        **{f"documents_{split}": writer.documents for split, writer in writers.items()},
+        **{f"bytes_{split}": writer.bytes for split, writer in writers.items()},
+        "bytes_per_token": train.bytes / max(1, train.tokens - train.documents),
+        "bytes_per_token_held_out": sum(w.bytes for w in held_out) / max(1, sum(w.tokens - w.documents for w in held_out)),
+        "bytes_per_token_by_genre": {genre: size / max(1, tokens) for genre, (size, tokens) in sorted(genres.items())},
+        "vocabulary_used": float(train.used.mean()),
+    }
+
+

@@ -1,0 +1,103 @@
+"""The tokens stage: honest figures, the same bytes for the same corpus, nothing half written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmforge.errors import InputError
+from lmforge.record import content_hash, verify_directory
+from lmforge.tokens import build as module
+from lmforge.tokens.build import build_tokens, sample_texts
+from lmforge.tokens.shards import Shards
+from tests.tokens.conftest import COUNTS, all_texts, recipe, write_corpus
+
+
+def test_the_figures_are_those_of_the_shards(corpus: Path, tmp_path: Path) -> None:
+    figures = build_tokens(recipe(), corpus, tmp_path / "tokens")
+    shards = {split: Shards.open(tmp_path / "tokens", split) for split in COUNTS}
+    assert figures["vocab_size"] == shards["train"].vocab_size == 300
+    for split, each in shards.items():
+        assert figures[f"tokens_{split}"] == each.tokens
+        assert figures[f"documents_{split}"] == COUNTS[split]
+        assert figures[f"bytes_{split}"] == each.bytes
+    train = shards["train"]
+    assert figures["bytes_per_token"] == train.bytes / (train.tokens - COUNTS["train"])
+    held = [shards["valid"], shards["test"]]
+    assert figures["bytes_per_token_held_out"] == sum(s.bytes for s in held) / (sum(s.tokens for s in held) - 20)
+    assert set(figures["bytes_per_token_by_genre"]) == {"books", "code"}
+    assert all(1 < ratio < 20 for ratio in figures["bytes_per_token_by_genre"].values())
+    assert figures["vocabulary_used"] == len(np.unique(train.read(0, train.tokens))) / 300
+    assert figures["sample_bytes"] == train.bytes
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_the_same_corpus_gives_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_tokens(recipe(), corpus, tmp_path / "one")
+    monkeypatch.setattr(module, "BATCH_CHARS", 500)
+    build_tokens(recipe(), corpus, tmp_path / "two")
+    assert content_hash(tmp_path / "one") == content_hash(tmp_path / "two") is not None
+    verify_directory(tmp_path / "one")
+
+
+def test_the_vocabulary_is_learned_from_the_training_split_alone(corpus: Path, tmp_path: Path) -> None:
+    texts = all_texts()
+    other = write_corpus(tmp_path / "corpus", {**texts, "valid": ["zq" * 900], "test": ["qz" * 900]})
+    hashes = []
+    for source in (corpus, other):
+        build_tokens(recipe(), source, tmp_path / "tokens")
+        hashes.append(Shards.open(tmp_path / "tokens", "train").tokenizer_sha256)
+    assert hashes[0] == hashes[1]
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=80), st.integers(1, 400))
+def test_the_sample_is_even_and_within_its_bytes(texts: list[str], most: int) -> None:
+    sample, size, total = sample_texts(iter(texts), most)
+    assert total == sum(len(each.encode()) for each in texts)
+    assert size == sum(len(each.encode()) for each in sample)
+    assert size <= most or len(sample) == 1
+    strides = [2**power for power in range(8)]
+    assert next(stride for stride in strides if texts[::stride] == sample)  # every text, every 2nd, every 4th …
+    if total <= most:
+        assert sample == texts
+
+
+def test_a_small_sample_still_encodes_everything(corpus: Path, tmp_path: Path) -> None:
+    figures = build_tokens(recipe(vocab_size=270, sample_bytes=4000), corpus, tmp_path / "tokens")
+    assert 2000 < figures["sample_bytes"] <= 4000
+    assert figures["documents_train"] == COUNTS["train"]
+
+
+@pytest.mark.parametrize(("split", "mend"), [
+    ("train", r"add texts or lower tokens\.context"),
+    ("valid", r"add texts, raise corpus\.holdout or lower tokens\.context"),
+    ("test", r"add texts, raise corpus\.holdout or lower tokens\.context"),
+])  # fmt: skip
+def test_a_split_too_small_for_one_row_is_refused_and_nothing_is_left(tmp_path: Path, split: str, mend: str) -> None:
+    texts = all_texts() if split != "train" else {name: ["ab ab ab ab"] * 40 for name in COUNTS}
+    source = write_corpus(tmp_path / "corpus", {**texts, split: ["ab ab ab"]})
+    with pytest.raises(InputError, match=rf"^corpus: the {split} split holds (\d+) tokens, less than one row of 17 "
+                                         rf"\(tokens\.context \+ 1\); {mend}$"):
+        build_tokens(recipe(vocab_size=258 if split == "train" else 300), source, tmp_path / "tokens")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
+
+
+def test_one_row_exactly_is_enough(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path / "corpus", {**all_texts(), "valid": ["\x01" * 16]})
+    assert build_tokens(recipe(), source, tmp_path / "tokens")["tokens_valid"] == 17
+
+
+def test_too_large_a_vocabulary_leaves_the_older_shards_alone(corpus: Path, built: Path) -> None:
+    before = content_hash(built)
+    with pytest.raises(InputError, match=r"tokens\.vocab_size: 60000 is more than these texts support"):
+        build_tokens(recipe(vocab_size=60_000), corpus, built)
+    assert content_hash(built) == before
+    assert [path.name for path in built.parent.iterdir()] == ["tokens"]
+
+
+def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no 'train' documents; run the corpus stage first"):
+        build_tokens(recipe(), tmp_path / "corpus", tmp_path / "tokens")
