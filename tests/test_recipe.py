@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
-from lmforge.recipe import load_recipe, parse_recipe, to_toml
+from lmforge.recipe import Source, load_recipe, parse_recipe, to_toml
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,23 @@ def test_written_recipes_read_back_equal(name: str, steps: int, rate: float, pat
     import tomllib
     again = parse_recipe(tomllib.loads(to_toml(recipe)))
     assert again == recipe
+
+
+def test_a_weight_is_a_number_or_a_curriculum() -> None:
+    def source(**more: object) -> Source:
+        return parse_recipe({"corpus": {"sources": [{"kind": "folder", "path": "x", **more}]}}).corpus.sources[0]
+
+    plain, changing = source(weight=2.5), source(weight=[[0, 1.0], [0.8, 0]])
+    assert (plain.weight, plain.copies, plain.curriculum) == (2.5, 2.5, ((0.0, 1.0),))
+    assert (changing.copies, changing.curriculum) == (1.0, ((0.0, 1.0), (0.8, 0.0)))
+    recipe = parse_recipe({"corpus": {"sources": [{"kind": "folder", "path": "x", "weight": [[0, 1.0], [0.8, 0]]}]}})
+    assert parse_recipe(tomllib.loads(to_toml(recipe))) == recipe
+    for wrong in ([], [[0.1, 1.0]], [[0, 1.0], [0, 2.0]], [[0, 1], [0.9, 1], [0.5, 1]], [[0, 0]], -1, "much"):
+        with pytest.raises(InputError, match=r"corpus\.sources\.0"):
+            source(weight=wrong)
+
+
+def test_damage_is_refused_unless_said_otherwise() -> None:
+    source = {"kind": "folder", "path": Path("x")}
+    assert not Source(**source).skips_damage
+    assert Source(**source, damaged="skip").skips_damage

@@ -21,9 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lmforge.errors import InputError
 
 SourceKind = Literal["python-library", "folder", "jsonl", "parquet"]
+SKIPPING: frozenset[SourceKind] = frozenset()  # kinds whose damaged records and files are skipped and counted by default
 Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -38,8 +40,10 @@ class Source(Section):
     kind: SourceKind
     path: Path | None = None
     genre: Genre = "unknown"
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    # A number: how often the source's documents are drawn. A curriculum: [share of training, weight] pairs, each weight from its share on.
+    weight: Weight | tuple[tuple[Share, Annotated[float, Field(ge=0)]], ...] = 1.0
     text_field: str = "text"
+    damaged: Literal["refuse", "skip"] | None = None  # a broken record or file; default: refuse, but skip and count for kinds of the web
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> Source:
@@ -48,6 +52,30 @@ class Source(Section):
         if self.kind != "python-library" and self.path is None:
             raise ValueError(f"kind '{self.kind}' needs a path")
         return self
+
+    @model_validator(mode="after")
+    def _curriculum_is_in_order(self) -> Source:
+        if isinstance(self.weight, tuple):
+            shares = [share for share, _ in self.weight]
+            if not shares or shares[0] != 0 or shares != sorted(set(shares)) or not any(weight for _, weight in self.weight):
+                raise ValueError("a weight that changes is a list of [share of training, weight] pairs: the first share 0, each later "
+                                 "one larger, some weight above 0; for example [[0, 1.0], [0.8, 0.2]]")
+        return self
+
+    @property
+    def copies(self) -> float:
+        """How often each document stands in the corpus: a plain weight; 1 where a curriculum leaves the weighing to the loader."""
+        return self.weight if isinstance(self.weight, float) else 1.0
+
+    @property
+    def curriculum(self) -> tuple[tuple[float, float], ...]:
+        """(share of training from which it holds, weight) pairs for the loader; a plain weight is already in the corpus, so 1 here."""
+        return self.weight if isinstance(self.weight, tuple) else ((0.0, 1.0),)
+
+    @property
+    def skips_damage(self) -> bool:
+        """Whether damaged input is skipped and counted rather than refused."""
+        return self.damaged == "skip" if self.damaged else self.kind in SKIPPING
 
 
 class Corpus(Section):

@@ -138,7 +138,7 @@ def test_a_failure_leaves_nothing_new_and_keeps_the_old(tmp_path: Path, monkeypa
     bad.write_text(good.read_text() + "{broken\n")
     with pytest.raises(InputError, match=re.escape(f"{bad}:101: not valid JSON")):
         build_corpus(recipe(good, bad), tmp_path / "run" / "corpus")
-    monkeypatch.setattr(build, "why_dropped", lambda *_: 1 / 0)
+    monkeypatch.setattr(build, "prepare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_corpus(recipe(good), tmp_path / "run" / "corpus")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["corpus"]

@@ -10,7 +10,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmforge.corpus.decode import Binary, encoding_of, lines_of
+from lmforge.corpus import decode
+from lmforge.corpus.decode import Binary, encoding_of, line_number, lines_of, located_lines
 from lmforge.errors import InputError
 
 FIXTURE_KEPT = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -87,3 +88,35 @@ def test_damage_is_named(tmp_path: Path, name: str, packed: bytes, word: str) ->
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jsonl: does not exist"):
         list(lines_of(tmp_path / "nowhere.jsonl"))
+
+
+def test_lines_of_a_range_are_those_that_begin_in_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", b"one\n\nthree\nfour")
+    whole = [(offset, line) for _, offset, line in located_lines(path)]
+    assert whole == [(0, b"one"), (4, b""), (5, b"three"), (11, b"four")]
+    for edge in range(16):
+        pieces = [*located_lines(path, 0, edge), *located_lines(path, edge, 99)]
+        assert [(offset, line) for _, offset, line in pieces] == whole
+    assert [line_number(path, offset) for offset, _ in whole] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_giant_line_is_refused_or_left_out_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setattr(decode, "LONGEST_LINE", 3 << 20)
+    data = b"first\n" + bytes(range(48, 58)) * (1 << 20) + b"\nlast"
+    path = written(tmp_path / f"a.jsonl{suffix}", {"": data, ".gz": gzip.compress(data, 1), ".zst": zstandard.compress(data)}[suffix])
+    with pytest.raises(InputError, match=r"a\.jsonl(\.gz|\.zst)?:2: a line longer than 3 MiB"):
+        list(lines_of(path))
+    reasons: list[str] = []
+    found = [line for _, _, line in located_lines(path, damaged=lambda reason, error: reasons.append(reason))]
+    assert (found, reasons) == ([b"first", b"last"], ["line longer than 64 MiB"])
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    monkeypatch.setattr(decode, "UNFOLDED_FREELY", 8 << 20)
+    zeros = b"0\n" * (20 << 20)
+    path = written(tmp_path / f"a.jsonl{suffix}", gzip.compress(zeros) if suffix == ".gz" else zstandard.compress(zeros))
+    with pytest.raises(InputError, match=r"bomb: [\d,]+ bytes unfold to more than [\d,]+; readable up to line"):
+        for _ in lines_of(path):
+            pass

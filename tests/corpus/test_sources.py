@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 import random
 import sys
 import time
@@ -14,13 +15,14 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from lmforge.corpus import sources
-from lmforge.corpus.sources import CUT_ABOVE, PART, expected_bytes, fingerprint, iter_documents
+from lmforge.corpus import files, records, texts
+from lmforge.corpus.sources import Document, expected_bytes, fingerprint, iter_documents, parts, read_part
+from lmforge.corpus.texts import CUT_ABOVE, PIECE
 from lmforge.errors import InputError
 from lmforge.recipe import Source, SourceKind
 
 
-def read(kind: SourceKind, path: Path, **more: str) -> list[sources.Document]:
+def read(kind: SourceKind, path: Path, **more: str) -> list[Document]:
     return list(iter_documents(Source(kind=kind, path=path, **more)))  # type: ignore[arg-type]
 
 
@@ -57,7 +59,7 @@ def test_python_library_without_tests_and_topics(tmp_path: Path, monkeypatch: py
     (tmp_path / "re.py").write_text("import sre\n")
     (tmp_path / "odd.py").write_bytes(b"# -*- coding: koi8-r -*-\nx = '\xf0\xd9\xd4\xc8\xcf\xce'\n")
     (tmp_path / "bad.py").write_bytes(b"x = '\xff\xfe\xfd'\n")
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(texts.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     notices: Counter[str] = Counter()
     documents = list(iter_documents(Source(kind="python-library"), notices))
@@ -113,7 +115,7 @@ def test_large_prose_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -
     assert "".join(document["text"] for document in documents) == book.read_text()
     assert [document["id"] for document in documents] == [f"book.txt#{number}" for number in range(1, len(documents) + 1)]
     assert all(document["text"].endswith("\n\n") for document in documents)
-    assert all(PART <= len(document["text"]) < PART + 200 for document in documents[:-1])
+    assert all(PIECE <= len(document["text"]) < PIECE + 200 for document in documents[:-1])
     assert documents[4]["meta"] == {"part": 5}
     before = [document["text"] for document in documents[:-1]]
     with book.open("a") as file:
@@ -121,7 +123,7 @@ def test_large_prose_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -
     assert [document["text"] for document in read("folder", book)][: len(before)] == before  # growing changes no earlier part
     unbroken = tmp_path / "unbroken.txt"
     unbroken.write_text("é" * CUT_ABOVE)
-    assert [len(document["text"]) for document in read("folder", unbroken)] == [2 * PART, 2 * PART]
+    assert [len(document["text"]) for document in read("folder", unbroken)] == [2 * PIECE, 2 * PIECE]
 
 
 def test_binary_among_texts_is_refused(tmp_path: Path) -> None:
@@ -277,3 +279,93 @@ def test_fingerprint_sees_content_changes_and_no_others(tmp_path: Path) -> None:
     third = fingerprint(source)
     tmp_path.rename(moved)
     assert fingerprint(Source(kind="folder", path=moved)) == third
+
+
+# Parts
+
+
+def read_in_parts(source: Source) -> list[Document]:
+    """Each part on its own, as another process would: through pickle, in any order."""
+    pieces = [pickle.loads(pickle.dumps(part)) for part in parts(source)]
+    found = {number: list(read_part(source, piece)) for number, piece in reversed(list(enumerate(pieces)))}
+    return [document for number in sorted(found) for document in found[number]]
+
+
+def test_parts_gather_small_files_and_give_every_document_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02}.txt").write_text(f"{number} " * (number * 7 + 1))
+    source = Source(kind="folder", path=tmp_path)
+    assert len(parts(source)) == 1
+    monkeypatch.setattr(files, "PART_BYTES", 1000)
+    pieces = parts(source)
+    assert 10 < len(pieces) < 40
+    assert pieces == parts(source)
+    assert len({part.name for part in pieces}) == len(pieces)
+    assert sum(part.bytes for part in pieces) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert all(part.bytes <= 1000 or len(part.files) == 1 for part in pieces)
+    assert read_in_parts(source) == list(iter_documents(source))
+    assert [document["id"] for document in read_in_parts(source)] == [f"{number:02}.txt" for number in range(40)]
+
+
+def test_the_library_in_parts_is_the_library() -> None:
+    source = Source(kind="python-library")
+    assert [document["id"] for document in read_in_parts(source)] == [document["id"] for document in iter_documents(source)]
+    assert len(parts(source)) > 4
+
+
+@pytest.mark.parametrize("size", [7, 64, 100, 1000])
+def test_a_large_jsonl_is_read_in_byte_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines(50) + b"\n\n" + lines(3).rstrip(b"\n"))
+    source = Source(kind="jsonl", path=path)
+    whole = [document["text"] for document in iter_documents(source)]
+    for module in (files, records):
+        monkeypatch.setattr(module, "SPLIT_ABOVE", size)
+    assert len(parts(source)) == -(-path.stat().st_size // size)
+    found = read_in_parts(source)
+    assert [document["text"] for document in found] == whole
+    assert len({document["id"] for document in found}) == len(found)
+    with path.open("ab") as file:
+        file.write(b"\nbroken\n")
+    assert refusal("jsonl", path).startswith(f"{path}:56: not valid JSON")
+
+
+def test_a_large_parquet_is_read_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [f"{number} {'x' * 50}" for number in range(1000)]}), path, row_group_size=100)
+    source = Source(kind="parquet", path=path)
+    whole = list(iter_documents(source))
+    for module in (files, records):
+        monkeypatch.setattr(module, "SPLIT_ABOVE", 1000)
+    assert len(parts(source)) == 10
+    assert read_in_parts(source) == whole
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "truncated, damaged or not Parquet" in refusal("parquet", path)
+
+
+# Damage skipped
+
+
+def test_damage_is_skipped_and_counted_where_the_source_says_so(tmp_path: Path) -> None:
+    good, bad = b'{"text": "good"}\n', [b"[1]", b'{"text": 5}', b'{"text": "\xff"}', b'{"txt": ""}', b"[" * 100_000]
+    (tmp_path / "a.jsonl").write_bytes(good + b"\n".join(bad) + b"\n" + good)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(2000))[:-9])
+    (tmp_path / "c.jsonl").write_bytes(good)
+    notices: Counter[str] = Counter()
+    documents = list(iter_documents(Source(kind="jsonl", path=tmp_path, damaged="skip"), notices))
+    assert notices == {"skipped: broken JSONL line": 5, "skipped: rest of a damaged file": 1}
+    assert [document["text"] for document in documents if not document["text"][0].isdigit()] == ["good"] * 3
+    assert len(documents) > 500
+
+    table = pyarrow.table({"text": ["a", "b"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    notices.clear()
+    assert len(list(iter_documents(Source(kind="parquet", path=tmp_path, damaged="skip"), notices))) == 2
+    assert notices == {"ignored: .jsonl": 2, "ignored: .gz": 1, "skipped: truncated or damaged Parquet": 1}
+
+    (tmp_path / "a.txt").write_bytes(b"a\0b")
+    (tmp_path / "b.txt").write_text("fine")
+    notices.clear()
+    assert [document["id"] for document in iter_documents(Source(kind="folder", path=tmp_path, damaged="skip"), notices)] == ["b.txt"]
+    assert notices["skipped: binary data in a text file"] == 1

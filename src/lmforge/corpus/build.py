@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lmforge.corpus.clean import clean, why_dropped
+from lmforge.corpus.clean import prepare
 from lmforge.corpus.decode import lines_of
 from lmforge.corpus.measure import Statistics
 from lmforge.corpus.overlap import ExactDuplicates, text_digest
@@ -128,7 +128,7 @@ class _Build:
             for source in sources:
                 for document in iter_documents(source, self.notices):
                     bar.step(len(document["text"]), f"{self.documents_in:,} documents")
-                    self._take(document, source.weight)
+                    self._take(document, source.copies)
         self.dropped_writer.close()
         splits = self._write()
         kept = self.statistics.total["documents"]
@@ -144,11 +144,10 @@ class _Build:
 
     def _take(self, document: Document, weight: float) -> None:
         self.documents_in += 1
-        document["text"] = clean(document["text"])
+        document, reason = prepare(document, self.recipe.corpus, self.notices)
         digest = text_digest(document["text"])
         # Independent parts of one digest: bytes 0-7 split, 8-15 weight, 16-23 examples shown, 24-31 sample measured.
         copies = int(weight) + (_unit(digest[8:16]) < weight % 1)
-        reason = why_dropped(document["text"], self.recipe.corpus)
         if reason is None and not copies:
             reason = "source_weight"
         if reason is None and not self.seen.add(digest):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections import Counter
 
 import numpy as np
 from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates
 
+from lmforge.corpus.document import Document
 from lmforge.recipe import Corpus
 
 _REPAIR = TextFixerConfig(explain=False)
@@ -33,6 +35,15 @@ NGRAM = 10  # words; Rae et al. 2021 (Gopher) uses 5 to 10
 SHORTEST_JUDGED = 20  # lines or words below which repetition says nothing
 LEAST_LETTERS = 0.2  # share of the visible characters
 MOST_UNREADABLE = 0.05  # share of all characters
+
+
+def prepare(document: Document, settings: Corpus, notices: Counter[str] | None = None) -> tuple[Document, str | None]:
+    """Everything that concerns one document alone: the document with its text cleaned, and the reason to leave it out, or None.
+
+    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process.
+    """
+    document = {**document, "text": clean(document["text"])}
+    return document, why_dropped(document["text"], settings)
 
 
 def clean(text: str) -> str:

@@ -6,7 +6,7 @@ import codecs
 import io
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ from lmforge.errors import InputError
 
 FALLBACK = "latin-1"
 _BLOCK = 1 << 20
-_COMPRESSED_BLOCK = 1 << 16  # small: one block may unfold a thousandfold
+_COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12}  # small: one block may unfold a thousandfold, or 32,768-fold
+COMPRESSED = (".gz", ".zst")
+LONGEST_LINE = 64 << 20  # bytes; a longer one is no document, and memory is to stay bounded
+UNFOLDED_FREELY = 256 << 20  # bytes that a compressed file may unfold to before its ratio is judged
+MOST_UNFOLDED = 250  # times: text packs 3 to 20 times, repetitive logs 100; zeros 1,030 (gzip) and more
 _MOST_CONTROLS = 0.02  # share of control bytes above which bytes that are not UTF-8 are data, not an old 8-bit text
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b")) + b"\x7f"
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
+
+
+def refuse(reason: str, error: InputError) -> None:
+    """What is done about damage where nothing else is said: `error` is raised."""
+    raise error
 
 
 class Binary(Exception):
@@ -98,36 +107,107 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line without its end) of a plain, gzip or Zstandard file; which one it is shows in its first bytes.
 
     Raises:
-        InputError: cannot be read; or truncated or damaged, and then how far it could be read.
+        InputError: cannot be read, or a line is longer than `LONGEST_LINE`; or truncated or damaged, and then how far it could be read.
     """
-    number, rest, size = 0, b"", 0
+    for number, _, line in located_lines(path):
+        yield number, line
+
+
+def located_lines(
+    path: Path, start: int = 0, stop: int | None = None, damaged: Callable[[str, InputError], None] = refuse
+) -> Iterator[tuple[int, int, bytes]]:
+    """`lines_of` with the offset in bytes of each line between number and line; of a part of the file; going on after damage.
+
+    With `start` and `stop`, those lines of a plain file that begin within these bytes; numbers then count from `start`.
+    `damaged` is called with a reason and an error where the file is truncated or damaged (reading ends) or a line is longer than
+    `LONGEST_LINE` (it is left out); by default it raises the error. Memory stays near the longest line.
+
+    Raises:
+        InputError: cannot be read; or damaged, and then how far it could be read.
+    """
+    number, offset, lines = 0, max(0, start - 1), _Lines()
     try:
-        for block in _blocks(path):
-            size += len(block)
-            pieces = (rest + block).split(b"\n") if b"\n" in block else [rest + block]
-            rest = pieces.pop()
-            for piece in pieces:
+        for block in _blocks(path, offset):
+            for line, size in lines.split(block):
+                begin, offset = offset, offset + size + 1
+                if stop is not None and begin >= stop:
+                    return
+                if begin < start:  # the end of the line before: reading began one byte early to see where it ends
+                    continue
                 number += 1
-                yield number, piece
+                if line is None:
+                    damaged("line longer than 64 MiB", _too_long(path, number if not start else line_number(path, begin)))
+                else:
+                    yield number, begin, line
     except (zlib.error, zstandard.ZstdError, EOFError) as error:
-        raise InputError(
-            f"{path}: {error}; readable up to line {number} ({size:,} bytes of text); fetch or compress the file again"
-        ) from error
+        size = offset + lines.held
+        mend = "fetch or compress the file again"
+        damaged("rest of a damaged file", InputError(f"{path}: {error}; readable up to line {number} ({size:,} bytes of text); {mend}"))
+        return
     except OSError as error:
         raise unreadable(path, error) from error
-    if rest:
-        yield number + 1, rest
+    line, size = lines.rest()
+    if size and start <= offset and (stop is None or offset < stop):
+        if line is None:
+            damaged("line longer than 64 MiB", _too_long(path, number + 1 if not start else line_number(path, offset)))
+        else:
+            yield number + 1, offset, line
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+class _Lines:
+    """Blocks → lines without their ends, each with its size; a line beyond `LONGEST_LINE` comes as None and is not held."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.held = 0  # bytes since the last line end
+
+    def split(self, block: bytes) -> Iterator[tuple[bytes | None, int]]:
+        *ended, rest = block.split(b"\n")
+        for piece in ended:
+            if self.held:
+                self._hold(piece)
+                yield self.rest()
+            else:
+                yield piece if len(piece) <= LONGEST_LINE else None, len(piece)
+        if rest:
+            self._hold(rest)
+
+    def rest(self) -> tuple[bytes | None, int]:
+        line, size = b"".join(self._pieces) if self.held <= LONGEST_LINE else None, self.held
+        self._pieces, self.held = [], 0
+        return line, size
+
+    def _hold(self, piece: bytes) -> None:
+        self.held += len(piece)
+        if self.held <= LONGEST_LINE:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+
+def _too_long(path: Path, number: int) -> InputError:
+    return InputError(f"{path}:{number}: a line longer than {LONGEST_LINE >> 20} MiB, which is no document; put each record on a line of its own")
+
+
+def line_number(path: Path, offset: int) -> int:
+    """The number of the line that begins at byte `offset` of a plain file. Reads all before it: for messages."""
+    number = 1
+    with path.open("rb") as file:
+        while offset > 0 and (block := file.read(min(_BLOCK, offset))):
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
+
+
+def _blocks(path: Path, start: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         magic = file.read(4)
-        file.seek(0)
-        if magic.startswith(b"\x1f\x8b"):
+        file.seek(start)
+        if magic.startswith(b"\x1f\x8b") and not start:
             yield from _unfold(file, "gzip")
-        elif magic == zstandard.MAGIC_NUMBER.to_bytes(4, "little"):
+        elif magic == zstandard.MAGIC_NUMBER.to_bytes(4, "little") and not start:
             yield from _unfold(file, "Zstandard")
-        elif path.suffix in (".gz", ".zst") and magic:
+        elif path.suffix in COMPRESSED and magic:
             raise EOFError(f"not a {path.suffix} file, whatever its name says")
         else:
             while block := file.read(_BLOCK):
@@ -136,8 +216,9 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _unfold(file: io.BufferedReader, kind: str) -> Iterator[bytes]:
     """Decompress one member or frame after another. (zstandard's own stream reader takes a truncated file for a whole one.)"""
-    reader = _decompressor(kind)
-    while block := file.read(_COMPRESSED_BLOCK):
+    reader, packed, unfolded = _decompressor(kind), 0, 0
+    while block := file.read(_COMPRESSED_BLOCK[kind]):
+        packed += len(block)
         while block:
             if reader.eof:
                 block = block.lstrip(b"\0")  # tape padding, which gzip allows after a member
@@ -145,10 +226,14 @@ def _unfold(file: io.BufferedReader, kind: str) -> Iterator[bytes]:
                     break
                 reader = _decompressor(kind)
             try:
-                if text := reader.decompress(block):
-                    yield text
+                text = reader.decompress(block)
             except (zlib.error, zstandard.ZstdError) as error:
                 raise EOFError(f"damaged {kind} data ({error})") from error
+            unfolded += len(text)
+            if unfolded > UNFOLDED_FREELY and unfolded > MOST_UNFOLDED * packed:
+                raise EOFError(f"a {kind} bomb: {packed:,} bytes unfold to more than {unfolded:,}")
+            if text:
+                yield text
             block = reader.unused_data if reader.eof else b""
     if not reader.eof:
         raise EOFError(f"truncated {kind} file")

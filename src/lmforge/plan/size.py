@@ -19,8 +19,11 @@ from typing import Any
 from lmforge.corpus.build import Places
 from lmforge.corpus.clean import clean, why_dropped
 from lmforge.corpus.decode import lines_of, unreadable
+from lmforge.corpus.files import NOT_TEXTS
 from lmforge.corpus.overlap import text_digest
-from lmforge.corpus.sources import CODE, JSONL, MARKUP, NOT_TEXTS, PARQUET, PROSE, iter_documents
+from lmforge.corpus.records import JSONL, PARQUET
+from lmforge.corpus.sources import iter_documents
+from lmforge.corpus.texts import CODE, MARKUP, PROSE
 from lmforge.errors import InputError
 from lmforge.model.cost import TRAINING, flops_per_token, training_bytes
 from lmforge.model.gpt import GPTConfig

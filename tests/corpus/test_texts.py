@@ -1,0 +1,23 @@
+"""Texts: what a suffix decides; the rest is in test_sources."""
+
+from collections import Counter
+from pathlib import Path
+
+from lmforge.corpus import texts
+from lmforge.corpus.sources import iter_documents
+from lmforge.recipe import Source
+
+
+def test_suffixes_are_of_one_kind_each() -> None:
+    assert not texts.PROSE & texts.CODE
+    assert not texts.MARKUP & (texts.PROSE | texts.CODE)
+
+
+def test_a_giant_source_file_is_data_and_a_giant_text_is_not(tmp_path: Path) -> None:
+    for name in ("a.py", "a.txt"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"x = 1\n" * (texts.LARGEST_CODE // 6 + 1))
+    notices: Counter[str] = Counter()
+    documents = iter_documents(Source(kind="folder", path=tmp_path), notices)
+    assert next(documents)["id"] == "a.txt#1"
+    assert notices == {"ignored: source file beyond 64 MiB": 1}
