@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from lmforge.errors import InputError
 from lmforge.record import write_manifest
-from lmforge.serve.load import load_served, resolve
+from lmforge.serve.load import Served, load_served, resolve
+from lmforge.tokens.bpe import train_tokenizer
 from tests.serve.conftest import CONTEXT, save_tiny
 
 
@@ -48,6 +50,18 @@ def test_what_is_loaded(run: Path) -> None:
     assert served.tokenizer.decode(served.document("the cat")) == "the cat"
     assert load_served(run / "train" / "checkpoints" / "step-00000500").name == "laptop-step-00000500"
     assert load_served(run, "model").fingerprint != served.fingerprint
+
+
+@pytest.mark.parametrize("size", [257, 261])
+def test_the_server_asks_with_the_known_ids(served: Served, size: int) -> None:
+    """The golden conversations of tests/tokens: the same ids as in training, for models with and without chat tokens."""
+    path = Path(__file__).parents[1] / "tokens" / "golden" / "conversations.json"
+    chat = size == 261
+    asked = dataclasses.replace(served, tokenizer=train_tokenizer([], size, chat=chat))
+    for conversation in json.loads(path.read_text("utf-8"))["conversations"]:
+        assert asked.conversation(conversation["messages"]) == conversation[str(size)]["ask"]
+    assert (asked.chat_stop == ()) is chat
+    assert len(asked.stop_ids) == (5 if chat else 1)
 
 
 @pytest.mark.parametrize("made", ["nothing", "file", "empty folder"])

@@ -1,6 +1,8 @@
-"""One transcript for every form of the same conversation; what is not a conversation is refused by its place."""
+"""One rendering of a conversation for all who need one; what is not a conversation is refused by its place."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +10,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
-from lmforge.tokens.bpe import train_tokenizer
-from lmforge.tokens.chat import SPEAKERS, STOP, render_chat, transcript
+from lmforge.tokens.bpe import CHAT_TOKENS, Tokenizer, train_tokenizer
+from lmforge.tokens.chat import SPEAKERS, STOP, conversation_text, render_chat, render_conversation, stop_tokens
 
 TOKENIZER = train_tokenizer([], 257)
+WITH_CHAT = train_tokenizer([], 261, chat=True)
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "conversations.json").read_text("utf-8"))["conversations"]
+CONVERSATIONS = st.lists(st.tuples(st.sampled_from(sorted(SPEAKERS)), st.text() | st.sampled_from(CHAT_TOKENS)), min_size=1, max_size=6)
 
 
 def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
+
+
+def transcript(messages: list[dict[str, Any]]) -> str:
+    return TOKENIZER.decode(render_chat(messages, TOKENIZER))
+
+
+@pytest.mark.parametrize("conversation", GOLDEN, ids=range(len(GOLDEN)))
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, WITH_CHAT], ids=["transcript", "chat tokens"])
+def test_conversations_have_their_known_ids(conversation: dict[str, Any], tokenizer: Tokenizer) -> None:
+    known = conversation[str(tokenizer.vocab_size)]
+    rendered = render_conversation(conversation["messages"], tokenizer)
+    assert rendered.tokens == known["learn"]
+    assert "".join("01"[counts] for counts in rendered.counted) == known["counted"]
+    assert render_chat(conversation["messages"], tokenizer) == known["ask"]
 
 
 def test_a_conversation_is_a_transcript_after_one_end_of_text() -> None:
@@ -27,11 +46,14 @@ def test_a_conversation_is_a_transcript_after_one_end_of_text() -> None:
 
 
 def test_the_assistants_own_last_words_are_gone_on_from() -> None:
-    assert transcript([message("user", "Count."), message("assistant", "One, ")]) == "User: Count.\n\nAssistant: One,"
+    messages = [message("user", "Count."), message("assistant", "One, ")]
+    assert transcript(messages) == "User: Count.\n\nAssistant: One,"
+    assert render_chat(messages, WITH_CHAT)[-5:] == WITH_CHAT.encode("One, ")
 
 
 def test_developer_is_another_name_for_system() -> None:
-    assert transcript([message("developer", "x")]) == transcript([message("system", "x")])
+    for tokenizer in (TOKENIZER, WITH_CHAT):
+        assert render_chat([message("developer", "x")], tokenizer) == render_chat([message("system", "x")], tokenizer)
 
 
 def test_text_parts_are_joined() -> None:
@@ -39,20 +61,70 @@ def test_text_parts_are_joined() -> None:
     assert transcript([message("user", parts)]) == transcript([message("user", "one two")])
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(SPEAKERS)), st.text()), min_size=1, max_size=6))
+@given(CONVERSATIONS)
 def test_the_end_of_text_stands_at_the_beginning_alone(turns: list[tuple[str, str]]) -> None:
     messages = [message(role, content) for role, content in turns]
     tokens = render_chat(messages, TOKENIZER)
     assert tokens[0] == 0
     assert 0 not in tokens[1:]
-    text = transcript(messages)
-    assert TOKENIZER.decode(tokens) == text
+    text = TOKENIZER.decode(tokens)
     at = 0
     for role, content in turns:  # every turn is there, in order
-        line = f"{SPEAKERS[role]}: {content.strip()}".rstrip()
+        line = f"{SPEAKERS[role]}: {_clean(content)}".rstrip()
         assert text.find(line, at) == at
         at += len(line) + 2
     assert (text[at:] == "Assistant:") is (turns[-1][0] != "assistant")
+
+
+def _clean(text: str) -> str:
+    return TOKENIZER.decode(TOKENIZER.encode(text.strip()))  # lone surrogates, which no file can hold
+
+
+@given(CONVERSATIONS)
+def test_no_words_become_a_special_token(turns: list[tuple[str, str]]) -> None:
+    messages = [message(role, content) for role, content in turns]
+    tokens, counted = render_conversation(messages, WITH_CHAT)
+    special = [token for token in tokens if token in WITH_CHAT.special.values()]
+    expected = ["<|endoftext|>"]
+    for role, _ in turns:
+        expected += [f"<|{SPEAKERS[role].lower()}|>", "<|end|>"]
+    assert special == [WITH_CHAT.special[name] for name in expected]
+    assert len(tokens) == len(counted)
+
+
+@given(CONVERSATIONS)
+def test_what_is_asked_is_the_beginning_of_what_is_learned(turns: list[tuple[str, str]]) -> None:
+    messages = [message(role, content) for role, content in turns]
+    for tokenizer in (TOKENIZER, WITH_CHAT):
+        learned = render_conversation(messages, tokenizer).tokens
+        for number in range(1, len(messages)):
+            if messages[number]["role"] == "assistant" and messages[number - 1]["role"] != "assistant":
+                asked = render_chat(messages[:number], tokenizer)
+                assert learned[: len(asked)] == asked
+
+
+@given(CONVERSATIONS)
+def test_the_assistants_words_and_their_end_are_learned_and_nothing_else(turns: list[tuple[str, str]]) -> None:
+    tokens, counted = render_conversation([message(role, content) for role, content in turns], WITH_CHAT)
+    learned = [token for token, counts in zip(tokens[1:], counted[1:], strict=True) if counts]
+    end = WITH_CHAT.special["<|end|>"]
+    assert learned == [token for role, content in turns if role == "assistant" for token in (*WITH_CHAT.encode(content), end)]
+
+
+def test_in_a_transcript_the_next_turns_name_ends_the_assistants() -> None:
+    tokens, counted = render_conversation([message("user", "a"), message("assistant", "b"), message("user", "c")], TOKENIZER)
+    learned = [token for token, counts in zip(tokens[1:], counted[1:], strict=True) if counts]
+    assert TOKENIZER.decode(learned) == " b\n\nUser:"
+
+
+def test_every_special_token_ends_an_answer() -> None:
+    assert stop_tokens(TOKENIZER) == (0,)
+    assert sorted(stop_tokens(WITH_CHAT)) == [0, 1, 2, 3, 4]
+    assert all(WITH_CHAT.token_bytes(token) == b"" for token in stop_tokens(WITH_CHAT))
+
+
+def test_a_conversation_reads_as_text() -> None:
+    assert conversation_text([message("user", "a "), message("assistant", "b")]) == "User: a\n\nAssistant: b"
 
 
 def test_every_speakers_next_turn_stops_the_model() -> None:

@@ -28,7 +28,7 @@ from lmforge.errors import InputError
 from lmforge.model.generate import Sampling
 from lmforge.progress import say
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Overloaded, Part, Row
-from lmforge.serve.load import CHAT_STOP, Served
+from lmforge.serve.load import Served
 from lmforge.serve.protocol import ApiError, Chat, ChatRequest, CompletionRequest, Completions, Parameters
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
@@ -96,7 +96,7 @@ def plan_chat(served: Served, request: ChatRequest) -> Plan:
     ids = served.conversation([{"role": message.role, "content": message.text} for message in request.messages])
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     room = _room(served, len(ids), wanted, CHAT_TOKENS, "messages")
-    stops, top = (*CHAT_STOP, *request.stops), request.top_logprobs or 0
+    stops, top = (*served.chat_stop, *request.stops), request.top_logprobs or 0
     rows = [Row(tuple(ids), _sampling(served, request, room, choice, top), stops) for choice in range(request.n or 1)]
     return Plan(rows, [""] * len(rows), len(ids), Chat(served.tokenizer, bool(request.logprobs)))
 
@@ -118,7 +118,7 @@ def _sampling(served: Served, request: Parameters, room: int, choice: int, top_l
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else max(request.top_p, 1e-6),  # 0 means: the likeliest token alone
         seed=None if request.seed is None else request.seed + choice,
-        stop_ids=(served.tokenizer.end_of_text,),
+        stop_ids=served.stop_ids,
         top_logprobs=top_logprobs,
     )
 

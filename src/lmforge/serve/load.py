@@ -18,10 +18,10 @@ from lmforge.model.gpt import GPT
 from lmforge.model.saved import CONFIG, TOKENIZER, read_config
 from lmforge.record import MANIFEST, content_hash, hash_file
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.chat import STOP, render_chat
+from lmforge.tokens.chat import STOP, has_chat_tokens, render_chat, stop_tokens
 
 Which = Literal["auto", "model", "compressed"]
-CHAT_STOP = (*(f"\n{text}" for text in STOP), *STOP)  # the blank line before the next turn goes too
+CHAT_STOP = (*(f"\n{text}" for text in STOP), *STOP)  # of a transcript; the blank line before the next turn goes too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,16 @@ class Served:
     def context(self) -> int:
         """The most tokens, prompt and answer together, that the model reads."""
         return self.model.config.context
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: every special one."""
+        return stop_tokens(self.tokenizer)
+
+    @property
+    def chat_stop(self) -> tuple[str, ...]:
+        """The texts that end an answer in a chat: none where chat tokens do."""
+        return () if has_chat_tokens(self.tokenizer) else CHAT_STOP
 
     def document(self, text: str) -> list[int]:
         """`text` as the beginning of a document: the end-of-text token stands before it, as it did in training."""

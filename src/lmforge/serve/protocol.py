@@ -6,7 +6,7 @@ refused by name unless it is given with the value that changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -136,7 +136,7 @@ class ChatRequest(Parameters):
 class Vocabulary(Protocol):
     """What is needed to show a token."""
 
-    end_of_text: int
+    special: Mapping[str, int]
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes one token stands for (none for a special token)."""
@@ -146,7 +146,7 @@ def token_name(vocabulary: Vocabulary, token: int) -> str:
     """A token as text; bytes that are no UTF-8 on their own as OpenAI writes them (`bytes:\\xe2\\x82`)."""
     raw = vocabulary.token_bytes(token)
     if not raw:
-        return "<|endoftext|>" if token == vocabulary.end_of_text else f"<|{token}|>"
+        return next((name for name, special in vocabulary.special.items() if special == token), f"<|{token}|>")
     try:
         return raw.decode()
     except UnicodeDecodeError:

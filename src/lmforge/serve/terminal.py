@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import signal
 import socket
@@ -16,7 +17,7 @@ from lmforge.errors import InputError
 from lmforge.model.generate import Piece, Sampling, stream_text
 from lmforge.progress import say
 from lmforge.serve.api import create_app
-from lmforge.serve.load import CHAT_STOP, Served
+from lmforge.serve.load import Served
 
 Messages = list[dict[str, str]]
 GRACE_SECONDS = 5  # how long running answers may take to end when the server is told to stop
@@ -92,7 +93,7 @@ def _answer(served: Served, history: Messages, sampling: Sampling) -> Messages:
             print(shown, end="", flush=True)
 
     try:
-        _collect(served, prompt, sampling, CHAT_STOP, show)
+        _collect(served, prompt, dataclasses.replace(sampling, stop_ids=served.stop_ids), served.chat_stop, show)
     except KeyboardInterrupt:
         say(" (stopped)")
     print(flush=True)

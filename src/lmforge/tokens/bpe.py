@@ -2,8 +2,8 @@ r"""Text ↔ tokens: byte-level BPE (Sennrich et al. 2016, algorithm 1, over byt
 
     text ──PATTERN──▶ pieces ──each piece's UTF-8 bytes, merged in the order learned──▶ tokens
 
-Every byte is a token of its own, so any bytes can be written and read back. Token 0 is the end of a text and stands for no bytes; no
-text ever encodes to it.
+Every byte is a token of its own, so any bytes can be written and read back. Special tokens stand for no bytes and no text ever encodes to
+one: token 0, the end of a text, and, in a vocabulary learned for conversations, tokens 1 to 4 (CHAT_TOKENS).
 
 PATTERN decides what a token may not cross. Bytes per token on a twentieth of the files of Python 3.11's library, held out, vocabularies
 of 4,096 and 8,192 tokens:
@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,7 @@ from lmforge.errors import InputError
 from lmforge.record import write_atomic
 
 END_OF_TEXT = "<|endoftext|>"
-FIRST_MERGE = 257  # ids below: the end of a text, then the 256 bytes
+CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # who speaks, and the end of a turn (lmforge.tokens.chat)
 # A word with the sign or space before it; up to three digits; a run of signs; line ends and the indentation after them; other blanks.
 PATTERN = r"[^\r\n\p{L}\p{N}]?[\p{L}]+| ?[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 LONGEST = 64  # bytes of a token: lines of dashes would otherwise fill a small vocabulary
@@ -60,7 +60,10 @@ _BYTE = {character: byte for byte, character in enumerate(_CHARACTER)}
 
 
 class Tokenizer:
-    """A vocabulary and its merges. `vocab_size` counts every token, `end_of_text` is 0, `sha256` is that of its tokenizer.json."""
+    """A vocabulary and its merges. `vocab_size` counts every token, `end_of_text` is 0, `sha256` is that of its tokenizer.json.
+
+    `special` maps the names of the special tokens to their ids: the end of a text, and CHAT_TOKENS where the vocabulary has them.
+    """
 
     end_of_text = 0
 
@@ -85,7 +88,8 @@ class Tokenizer:
         if names[0] != END_OF_TEXT or "" in names or any(character not in ids for character in _CHARACTER):
             raise InputError(f"{where}: token 0 is not {END_OF_TEXT} or a byte has no token; run the tokens stage again")
         self._of_byte = [ids[character] for character in _CHARACTER]
-        self._bytes = [b"", *(bytes(map(_BYTE.__getitem__, name)) for name in names[1:])]
+        self.special: Mapping[str, int] = {name: ids[name] for name in (END_OF_TEXT, *CHAT_TOKENS) if name in ids}
+        self._bytes = [b"" if name in self.special else bytes(map(_BYTE.__getitem__, name)) for name in names]
         self._memo = _Memo(self._library.model)
 
     @classmethod
@@ -206,16 +210,19 @@ def _members(name: str) -> str:
     return "".join(f"\\u{start:04x}-\\u{stop - 1:04x}" for start, stop in edges.reshape(-1, 2).tolist())
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = False) -> Tokenizer:
     """Learn a vocabulary: the commonest pair of neighbours becomes a token, again and again. The same texts give the same bytes.
 
-    A pair seen once is not worth a token, nor is one longer than 64 bytes.
+    A pair seen once is not worth a token, nor is one longer than 64 bytes. With `chat` it begins with CHAT_TOKENS too.
 
     Raises:
-        InputError: `vocab_size` is more than these texts support, or less than the 257 tokens that are always there.
+        InputError: `vocab_size` is more than these texts support, or less than the tokens that are always there (257; 261 with `chat`).
     """
-    if vocab_size < FIRST_MERGE:
-        raise InputError(f"tokens.vocab_size: {vocab_size} has no room for 256 bytes and the end of text; set it to {FIRST_MERGE} or more")
+    special = (END_OF_TEXT, *CHAT_TOKENS) if chat else (END_OF_TEXT,)
+    least = 256 + len(special)
+    if vocab_size < least:
+        more = " and the chat tokens" if chat else ""
+        raise InputError(f"tokens.vocab_size: {vocab_size} has no room for 256 bytes and the end of text{more}; set it to {least} or more")
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -223,13 +230,13 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=2, max_token_length=LONGEST, initial_alphabet=sorted(_CHARACTER),
-        special_tokens=[AddedToken(END_OF_TEXT, special=True, normalized=False)], show_progress=False,
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in special], show_progress=False,
     )  # fmt: skip
     library.train_from_iterator(map(_without_surrogates, documents), trainer)
     found = library.get_vocab_size()
     if found < vocab_size:
         raise InputError(
-            f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - FIRST_MERGE} merges found); "
+            f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - least} merges found); "
             f"set tokens.vocab_size to at most {found} or add texts"
         )
     return Tokenizer(library.to_str())
