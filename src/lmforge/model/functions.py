@@ -1,12 +1,29 @@
-"""Differentiable functions that the network needs and that the library has no lean form of."""
+"""Small parts that every file of the network needs: norms, and functions that the library has no lean form of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019, eq. 4), with a learned gain."""
+
+    def __init__(self, width: int, kind: str, bias: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias and kind == "layernorm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) → (…, width)."""
+        if self.kind == "layernorm":
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -39,7 +56,8 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
     Pairs are (0,1), (2,3), … as in the paper. One complex product instead of five real passes.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    exact = torch.promote_types(x.dtype, torch.float32)
+    pairs = torch.view_as_complex(x.to(exact).unflatten(-1, (-1, 2)))
     turned = pairs * rotations.unsqueeze(-2)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
@@ -51,13 +69,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        exact = torch.promote_types(weight.dtype, torch.float32)  # sums are never held in half precision
+        d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs_weight else None
+        total = torch.zeros((), dtype=exact, device=hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             piece, wanted = hidden[start : start + chunk], targets[start : start + chunk]
             counted = wanted >= 0
             index = wanted.clamp(min=0)[:, None]
-            log_p = torch.log_softmax((piece @ weight.t()).float(), dim=-1)
+            log_p = torch.log_softmax((piece @ weight.t()).to(exact), dim=-1)
             total -= log_p.gather(1, index)[:, 0].mul(counted).sum()
             if d_hidden is None and d_weight is None:
                 continue
