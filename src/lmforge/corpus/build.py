@@ -131,7 +131,7 @@ class _Build:
                     self._take(document, source.copies)
         self.dropped_writer.close()
         splits = self._write()
-        kept = self.statistics.total["documents"]
+        kept = self.statistics.documents
         dropped = dict(sorted(self.dropped.items()))
         (self.folder / "samples.html").write_text(self.samples.page(self.recipe.name, dropped, kept), "utf-8", "replace")
         measured = self.statistics.result()

@@ -17,7 +17,7 @@ A history is packed into a uint64, 9 bits a symbol, so 7 symbols at most: hence 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +92,7 @@ class KneserNey:
             raise InputError("n-gram model: there is no document to train on; check that the training split is not empty")
         levels, discounts = [], []
         for length in range(order, 0, -1):
-            discounts.append(_discounts(counts.counts, modified))
+            discounts.append(discounts_of(counts.counts, modified))
             levels.append(_discounted(counts, discounts[-1]))
             if length > 1:
                 counts = _continuations(counts, length)
@@ -105,6 +105,12 @@ class KneserNey:
         """
         chunks = _chunks([document], self.order, ends=False, size=SCORED_AT_ONCE)
         return np.concatenate([np.zeros(0), *(np.log2(self._probabilities(*chunk)) for chunk in chunks)])
+
+    def log2_whole(self, documents: Sequence[bytes]) -> Reals:
+        """log2 of the probability of each document whole, its end included: (len(documents),)."""
+        chunks = _chunks(documents, self.order, ends=True, size=SCORED_AT_ONCE)
+        found = np.concatenate([np.zeros(0), *(np.log2(self._probabilities(*chunk)) for chunk in chunks)])
+        return np.add.reduceat(found, np.cumsum([0, *(len(document) + 1 for document in documents[:-1])])) if documents else found
 
     def bits_per_byte(self, documents: Iterable[bytes]) -> tuple[float, int]:
         """Bits spent on the bytes of `documents` over their number, and that number. The end of a document costs nothing.
@@ -233,7 +239,7 @@ def _continuations(counts: _Counts, length: int) -> _Counts:
     return _count(history, (counts.ngrams & _mask(1)).astype(np.uint16), length - 1)
 
 
-def _discounts(counts: Integers, modified: bool) -> Discounts:
+def discounts_of(counts: Integers, modified: bool) -> Discounts:
     """What to subtract, estimated from how many n-grams have count 1, 2, 3, 4 (Chen & Goodman 1998, sections 2.6 and 3).
 
     Where a small or odd text leaves an estimate undefined or out of range, 0.5 stands for the single discount and (0.5, 1, 1.5)
