@@ -23,6 +23,10 @@ from lmforge.errors import InputError
 SourceKind = Literal["python-library", "folder", "jsonl", "parquet"]
 SKIPPING: frozenset[SourceKind] = frozenset()  # kinds whose damaged records and files are skipped and counted by default
 Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
+ProceduralTask = Literal[
+    "sum", "expression", "division", "sequence", "arithmetic_words", "algebra_words", "copy", "reverse", "spell", "sort", "alphabet", "extreme",
+    "count", "letters", "distinct", "brackets", "close", "program",
+]  # fmt: skip
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(gt=0)]
