@@ -1,0 +1,137 @@
+"""Every command in README.md, CONTRIBUTING.md and docs/ is run: as written, in a scratch checkout whose recipes are tiny.
+
+A command is a line of a fenced `sh` block (or one that begins with `$ ` in a `console` block). What takes minutes is run as far as it
+proves that the command is right: `make TARGET` by make's own dry run, `python bench/…` by its `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny_recipe, tiny_texts
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BIN = Path(sys.executable).parent
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page, in order, comments and continuation lines resolved."""
+    found = []
+    for kind, block in re.findall(r"^ *```(sh|console)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            text = line.strip().removeprefix("$ ") if kind == "sh" or line.strip().startswith("$ ") else ""
+            text = re.sub(r"\s+#.*$", "", text).strip()
+            if text and not text.startswith("#"):
+                found.append(text)
+    return found
+
+
+ALL = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder like a checkout after `make demo`, with recipes/laptop.toml made tiny, beside some texts of one's own."""
+    from lmforge.pipeline import run_stages
+    from lmforge.recipe import load_recipe
+
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "recipes").mkdir()
+    for name in ("bench", "src", "Makefile", "pyproject.toml", "constraints.txt"):
+        (root / name).symlink_to(ROOT / name)
+    texts = tiny_texts(root / "my-texts")
+    tiny = tiny_recipe(root / "tiny.toml", texts, Path("runs/laptop")).read_text()
+    for recipe in (ROOT / "recipes").glob("*.toml"):
+        name = recipe.stem
+        (root / "recipes" / recipe.name).write_text(tiny.replace('name = "tiny"', f'name = "{name}"').replace("runs/laptop", f"runs/{name}"))
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        run_stages(load_recipe(Path("recipes/laptop.toml")), Path("runs/laptop"))
+        yield root
+    finally:
+        os.chdir(before)
+
+
+def run(command: str, root: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, shell=True, cwd=root, env=environment, input=stdin, capture_output=True, text=True, timeout=240)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def served(command: str, root: Path, then: list[str]) -> None:
+    """Start a server, wait until it answers, run the commands that talk to it, stop it."""
+    port = free_port()
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'src'}"}
+    process = subprocess.Popen(f"exec {command} --port {port}", shell=True, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                    break
+            except OSError:
+                time.sleep(0.1)  # until it listens
+        for line in then:
+            result = run(line.replace(":8000", f":{port}"), root)
+            assert result.returncode == 0, f"{line}\n{result.stderr}"
+            assert "error" not in result.stdout[:40], result.stdout
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def test_there_are_commands() -> None:
+    assert ["make demo", "make test"] == [command for command in commands(ROOT / "README.md") if command.startswith("make")][:2]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(command for _, command in ALL if command.startswith("make")))
+def test_make_targets_exist(command: str) -> None:
+    assert subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(re.sub(r"^\S*python3? ", "", c) for _, c in ALL if re.match(r"\S*python3? bench/", c)))
+def test_benchmarks_explain_themselves(command: str) -> None:
+    script = ROOT / shlex.split(command)[0]
+    assert script.is_file()
+    result = subprocess.run([sys.executable, str(script), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                            env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    assert result.returncode == 0, result.stderr
+    unknown = [word for word in shlex.split(command)[1:] if word.startswith("--") and word.split("=")[0] not in result.stdout]
+    assert not unknown, f"{command}: no such option {unknown}"
+
+
+OTHERS = [(page.name, c) for page, c in ALL if not c.startswith(("make", "curl", "git ", "cd ", "pip ")) and not re.match(r"\S*python3? bench/", c)]
+
+
+@pytest.mark.parametrize(("page", "command"), dict.fromkeys(OTHERS), ids=lambda value: str(value))
+def test_commands_run(checkout: Path, page: str, command: str) -> None:
+    if command.startswith("lmforge serve"):
+        served(command, checkout, list(dict.fromkeys(c for _, c in ALL if c.startswith("curl"))))
+        return
+    result = run(command, checkout, stdin="Hello\n/quit\n")
+    assert result.returncode == 0, f"{page}: {command}\n{result.stderr[-2000:]}"
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
