@@ -6,21 +6,24 @@ proves that the command is right: `make TARGET` by make's own dry run, `python b
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import tiny_recipe, tiny_texts
+from lmforge.pipeline import run_stages
+from lmforge.recipe import load_recipe
+from tests.conftest import lmforge, tiny_recipe, tiny_texts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,32 +46,32 @@ ALL = [(page, command) for page in PAGES for command in commands(page)]
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder like a checkout after `make demo`, with recipes/laptop.toml made tiny, beside some texts of one's own."""
-    from lmforge.pipeline import run_stages
-    from lmforge.recipe import load_recipe
-
-    root = tmp_path_factory.mktemp("checkout")
-    (root / "recipes").mkdir()
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a checkout after `make demo`, with every recipe made tiny, beside some texts of one's own."""
+    root = tmp_path_factory.mktemp("base") / "checkout"
+    (root / "recipes").mkdir(parents=True)
     for name in ("bench", "src", "Makefile", "pyproject.toml", "constraints.txt"):
         (root / name).symlink_to(ROOT / name)
     texts = tiny_texts(root / "my-texts")
-    tiny = tiny_recipe(root / "tiny.toml", texts, Path("runs/laptop")).read_text()
     for recipe in (ROOT / "recipes").glob("*.toml"):
-        name = recipe.stem
-        (root / "recipes" / recipe.name).write_text(tiny.replace('name = "tiny"', f'name = "{name}"').replace("runs/laptop", f"runs/{name}"))
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        run_stages(load_recipe(Path("recipes/laptop.toml")), Path("runs/laptop"))
-        yield root
-    finally:
-        os.chdir(before)
+        tiny = tiny_recipe(root / "recipes" / recipe.name, texts, Path("runs") / recipe.stem)
+        tiny.write_text(tiny.read_text().replace('name = "tiny"', f'name = "{recipe.stem}"'))
+    run_stages(load_recipe(root / "recipes" / "laptop.toml"), root / "runs" / "laptop")
+    return root
 
 
-def run(command: str, root: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def checkout(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of its own for each page; the working directory."""
+    root = tmp_path / "checkout"
+    shutil.copytree(base, root, symlinks=True)
+    monkeypatch.chdir(root)
+    return root
+
+
+def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, shell=True, cwd=root, env=environment, input=stdin, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, shell=True, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def free_port() -> int:
@@ -119,16 +122,24 @@ def test_benchmarks_explain_themselves(command: str) -> None:
     assert not unknown, f"{command}: no such option {unknown}"
 
 
-OTHERS = [(page.name, c) for page, c in ALL if not c.startswith(("make", "curl", "git ", "cd ", "pip ")) and not re.match(r"\S*python3? bench/", c)]
+ELSEWHERE = ("make", "curl", ". ", "git clone", "cd ")  # run by the tests above, with the server, or not commands of ours
 
 
-@pytest.mark.parametrize(("page", "command"), dict.fromkeys(OTHERS), ids=lambda value: str(value))
-def test_commands_run(checkout: Path, page: str, command: str) -> None:
-    if command.startswith("lmforge serve"):
-        served(command, checkout, list(dict.fromkeys(c for _, c in ALL if c.startswith("curl"))))
-        return
-    result = run(command, checkout, stdin="Hello\n/quit\n")
-    assert result.returncode == 0, f"{page}: {command}\n{result.stderr[-2000:]}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the page's order, so that each finds what those before it made."""
+    for command in commands(page):
+        if command.startswith(ELSEWHERE) or re.match(r"\S*python3? bench/", command):
+            continue
+        if command.startswith("lmforge serve"):
+            served(command, checkout, [c for c in commands(page) if c.startswith("curl")])
+        elif command.startswith("lmforge ") and not set(command) & set("|<>&"):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/quit\n"))
+            status, _, err = lmforge(capsys, monkeypatch, *shlex.split(command)[1:])
+            assert status == 0, f"{command}\n{err[-2000:]}"
+        else:
+            result = run(command, checkout)
+            assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
 
 def test_every_link_leads_somewhere() -> None:
