@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lmforge.errors import InputError
 
-SourceKind = Literal["python-library", "folder", "jsonl", "parquet"]
-SKIPPING: frozenset[SourceKind] = frozenset()  # kinds whose damaged records and files are skipped and counted by default
+SourceKind = Literal["python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code"]
+SKIPPING: frozenset[SourceKind] = frozenset(("hub", "warc", "html", "code"))  # kinds of which some part is always damaged
 Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
 ProceduralTask = Literal[
     "sum", "expression", "division", "sequence", "arithmetic_words", "algebra_words", "copy", "reverse", "spell", "sort", "alphabet", "extreme",
@@ -47,7 +47,11 @@ class Source(Section):
     # A number: how often the source's documents are drawn. A curriculum: [share of training, weight] pairs, each weight from its share on.
     weight: Weight | tuple[tuple[Share, Annotated[float, Field(ge=0)]], ...] = 1.0
     text_field: str = "text"
-    damaged: Literal["refuse", "skip"] | None = None  # a broken record or file; default: refuse, but skip and count for kinds of the web
+    damaged: Literal["refuse", "skip"] | None = None  # a broken record or file; default: refuse, but skip and count hub, warc, html, code
+    config: str | None = None  # hub: which of the data set's configurations
+    split: str = "train"  # hub: which of its splits
+    revision: str | None = None  # hub: branch, tag or commit
+    join: Literal["repository"] | None = None  # code: the files of each folder directly below the path in one document
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> Source:
@@ -55,6 +59,13 @@ class Source(Section):
             raise ValueError("kind 'python-library' reads the running Python's own library and takes no path")
         if self.kind != "python-library" and self.path is None:
             raise ValueError(f"kind '{self.kind}' needs a path")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_kind(self) -> Source:
+        for kind, keys in (("hub", ("config", "split", "revision")), ("code", ("join",))):
+            if self.kind != kind and (given := self.model_fields_set.intersection(keys)):
+                raise ValueError(f"{min(given)} is a key of kind '{kind}', not of '{self.kind}'")
         return self
 
     @model_validator(mode="after")
@@ -249,11 +260,13 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    sources = tuple(
-        source if source.path is None else source.model_copy(update={"path": (base / source.path.expanduser()).resolve()})
-        for source in recipe.corpus.sources
-    )
+    sources = tuple(source.model_copy(update={"path": _resolved(source, base)}) for source in recipe.corpus.sources)
     return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"sources": sources})})
+
+
+def _resolved(source: Source, base: Path) -> Path | None:
+    path = source.path and base / source.path.expanduser()
+    return source.path if path is None or (source.kind == "hub" and not path.exists()) else path.resolve()  # OWNER/NAME on the Hub
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

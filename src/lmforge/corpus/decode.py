@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import io
 import tokenize
@@ -16,8 +17,8 @@ from lmforge.errors import InputError
 
 FALLBACK = "latin-1"
 _BLOCK = 1 << 20
-_COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12}  # small: one block may unfold a thousandfold, or 32,768-fold
-COMPRESSED = (".gz", ".zst")
+_COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12, "bzip2": 1 << 16}  # small: a block may unfold a thousandfold, 32,768-fold
+COMPRESSED = (".gz", ".zst", ".bz2")
 LONGEST_LINE = 64 << 20  # bytes; a longer one is no document, and memory is to stay bounded
 UNFOLDED_FREELY = 256 << 20  # bytes that a compressed file may unfold to before its ratio is judged
 MOST_UNFOLDED = 250  # times: text packs 3 to 20 times, repetitive logs 100; zeros 1,030 (gzip) and more
@@ -127,7 +128,7 @@ def located_lines(
     """
     number, offset, lines = 0, max(0, start - 1), _Lines()
     try:
-        for block in _blocks(path, offset):
+        for block in blocks_of(path, offset):
             for line, size in lines.split(block):
                 begin, offset = offset, offset + size + 1
                 if stop is not None and begin >= stop:
@@ -199,7 +200,8 @@ def line_number(path: Path, offset: int) -> int:
     return number
 
 
-def _blocks(path: Path, start: int) -> Iterator[bytes]:
+def blocks_of(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The unfolded bytes of a plain, gzip, bzip2 or Zstandard file, in blocks; of a plain one from byte `start`. Damage raises EOFError."""
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(start)
@@ -207,6 +209,8 @@ def _blocks(path: Path, start: int) -> Iterator[bytes]:
             yield from _unfold(file, "gzip")
         elif magic == zstandard.MAGIC_NUMBER.to_bytes(4, "little") and not start:
             yield from _unfold(file, "Zstandard")
+        elif magic.startswith(b"BZh") and not start:
+            yield from _unfold(file, "bzip2")
         elif path.suffix in COMPRESSED and magic:
             raise EOFError(f"not a {path.suffix} file, whatever its name says")
         else:
@@ -225,21 +229,34 @@ def _unfold(file: io.BufferedReader, kind: str) -> Iterator[bytes]:
                 if not block:
                     break
                 reader = _decompressor(kind)
-            try:
-                text = reader.decompress(block)
-            except (zlib.error, zstandard.ZstdError) as error:
-                raise EOFError(f"damaged {kind} data ({error})") from error
-            unfolded += len(text)
-            if unfolded > UNFOLDED_FREELY and unfolded > MOST_UNFOLDED * packed:
-                raise EOFError(f"a {kind} bomb: {packed:,} bytes unfold to more than {unfolded:,}")
-            if text:
+            for text in _decompressed(reader, block, kind):
+                unfolded += len(text)
+                if unfolded > UNFOLDED_FREELY and unfolded > MOST_UNFOLDED * packed:
+                    raise EOFError(f"a {kind} bomb: {packed:,} bytes unfold to more than {unfolded:,}")
                 yield text
             block = reader.unused_data if reader.eof else b""
     if not reader.eof:
         raise EOFError(f"truncated {kind} file")
 
 
+def _decompressed(reader: Any, block: bytes, kind: str) -> Iterator[bytes]:
+    """What `block` adds, in pieces that fit memory."""
+    try:
+        if kind != "bzip2":
+            if text := reader.decompress(block):
+                yield text
+            return
+        text = reader.decompress(block, _BLOCK)
+        while text or not (reader.needs_input or reader.eof):
+            yield text
+            text = b"" if reader.eof else reader.decompress(b"", _BLOCK)
+    except (zlib.error, zstandard.ZstdError, OSError) as error:
+        raise EOFError(f"damaged {kind} data ({error})") from error
+
+
 def _decompressor(kind: str) -> Any:
+    if kind == "bzip2":
+        return bz2.BZ2Decompressor()
     if kind == "gzip":
         return zlib.decompressobj(wbits=31)
     return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from lmforge.errors import InputError
-from lmforge.recipe import Source
+from lmforge.recipe import Source, SourceKind
 
 
 class Document(TypedDict):
@@ -20,6 +20,9 @@ class Document(TypedDict):
     meta: dict[str, Any]
 
 
+_GENRES: dict[SourceKind, str] = {"warc": "web", "html": "web", "mediawiki": "encyclopedia", "code": "code"}  # where the recipe names none
+
+
 @dataclass(frozen=True)
 class Reading:
     """A source being read: `notices` counts, by name, what is passed over, repaired or skipped."""
@@ -28,8 +31,9 @@ class Reading:
     notices: Counter[str]
 
     def document(self, name: str, text: str, genre: str | None = None, meta: dict[str, Any] | None = None) -> Document:
-        """A document of this source, of the source's genre unless another is given."""
-        return Document(id=name, text=text, source=source_name(self.source), genre=genre or self.source.genre, meta=meta or {})
+        """A document of this source: of the genre given, else the source's, else its kind's."""
+        own = self.source.genre if self.source.genre != "unknown" else _GENRES.get(self.source.kind, "unknown")
+        return Document(id=name, text=text, source=source_name(self.source), genre=genre or own, meta=meta or {})
 
     def damaged(self, reason: str, error: InputError) -> None:
         """Refuse damaged input by raising `error`, or count it and return, as the source's `damaged` says."""

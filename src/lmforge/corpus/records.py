@@ -24,7 +24,7 @@ _BATCH = 256  # Parquet rows read at once
 _GENRES = frozenset(get_args(Genre))
 
 
-class _Broken(Exception):
+class BrokenRecord(Exception):
     """A record that holds no document; the message says why and how to mend it."""
 
 
@@ -32,10 +32,10 @@ def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> D
     """A document from a record that carries its text in the source's `text_field`; a null text is an empty one."""
     source = reading.source
     if source.text_field not in record:
-        raise _Broken(f"no field '{source.text_field}'{_nearest(source.text_field, list(record))}")
+        raise BrokenRecord(f"no field '{source.text_field}'{_nearest(source.text_field, list(record))}")
     text = record[source.text_field]
     if not isinstance(text, str | None):
-        raise _Broken(f"field '{source.text_field}' is a {type(text).__name__}, not a string; set the source's text_field")
+        raise BrokenRecord(f"field '{source.text_field}' is a {type(text).__name__}, not a string; set the source's text_field")
     given, genre, meta = record.get("id"), record.get("genre"), record.get("meta")
     kept = dict(meta) if isinstance(meta, dict) else {}
     for key, value in record.items():
@@ -80,7 +80,7 @@ def read_jsonl(reading: Reading, part: Part) -> Iterator[Document]:
                 continue
             try:
                 document = document_of(_parsed(line), reading, f"{file.name}:{number}" if whole else f"{file.name}@{offset}")
-            except _Broken as error:
+            except BrokenRecord as error:
                 where = number if whole else line_number(file.path, offset)
                 reading.damaged("broken JSONL line", InputError(f"{file.path}:{where}: {error}"))
             else:
@@ -93,7 +93,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:  # which is stricter (NaN, lone surrogates, depth); the standard library decides
         record = _parsed_slowly(line)
     if not isinstance(record, dict):
-        raise _Broken(f"a {type(record).__name__}, not an object like {{\"text\": …}}; correct or remove this line")
+        raise BrokenRecord(f"a {type(record).__name__}, not an object like {{\"text\": …}}; correct or remove this line")
     return record
 
 
@@ -101,11 +101,11 @@ def _parsed_slowly(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise _Broken(f"not UTF-8 (at byte {error.start + 1} of the line); convert the file to UTF-8") from error
+        raise BrokenRecord(f"not UTF-8 (at byte {error.start + 1} of the line); convert the file to UTF-8") from error
     except (ValueError, RecursionError) as error:
         cause = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or a number too long"
         at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise _Broken(f"not valid JSON ({cause}{at}); correct or remove this line") from error
+        raise BrokenRecord(f"not valid JSON ({cause}{at}); correct or remove this line") from error
 
 
 # Parquet
@@ -177,7 +177,7 @@ def _rows(reading: Reading, file: File, part: Part, row: list[int]) -> Iterator[
                 row[0] += 1
                 try:
                     document = document_of(record, reading, f"{file.name}:{row[0]}")
-                except _Broken as error:
+                except BrokenRecord as error:
                     reading.damaged("broken Parquet row", InputError(f"{file.path} row {row[0]}: {error}"))
                 else:
                     yield document

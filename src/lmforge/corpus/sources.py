@@ -1,4 +1,4 @@
-"""Where documents come from: this Python's own library, a folder of texts, JSONL, Parquet.
+"""Where documents come from: this Python's own library, folders of texts, JSONL, Parquet, the Hub, the web, MediaWiki, source trees.
 
     for document in iter_documents(source):
         document["id"], document["text"]
@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lmforge.corpus import records, texts
+from lmforge.corpus import code, hub, records, texts, web, wiki
+from lmforge.corpus.decode import COMPRESSED
 from lmforge.corpus.document import Document, Reading, source_name
 from lmforge.corpus.files import File, Part
 from lmforge.recipe import Source, SourceKind
@@ -36,6 +37,11 @@ _KINDS: dict[SourceKind, _Kind] = {
     "folder": _Kind(texts.folder_files, texts.folder_parts, texts.read_folder),
     "jsonl": _Kind(records.jsonl_files, records.jsonl_parts, records.read_jsonl),
     "parquet": _Kind(records.parquet_files, records.parquet_parts, records.read_parquet),
+    "hub": _Kind(hub.hub_files, hub.hub_parts, hub.read_hub),
+    "warc": _Kind(web.warc_files, web.warc_parts, web.read_warc),
+    "html": _Kind(web.html_files, web.html_parts, web.read_html),
+    "mediawiki": _Kind(wiki.mediawiki_files, wiki.mediawiki_parts, wiki.read_mediawiki),
+    "code": _Kind(code.code_files, code.code_parts, code.read_code),
 }
 
 
@@ -72,16 +78,17 @@ def fingerprint(source: Source) -> str:
     Raises:
         InputError: as `parts`, where the files cannot be listed.
     """
-    digest = hashlib.sha256(platform.python_version().encode() if source.kind == "python-library" else b"")
+    named = {"python-library": platform.python_version(), "hub": f"{source.path}\0{source.config}\0{source.split}\0{source.revision}"}
+    digest = hashlib.sha256(named.get(source.kind, "").encode())
     for file in _files(source):
         digest.update(f"{file.name}\0{file.size}\0{file.mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def expected_bytes(source: Source) -> int | None:
-    """About how many bytes of text `source` holds, from the files' sizes; None where compression hides it."""
+    """About how many bytes of text `source` holds, from the files' sizes; None where compression or markup hides it."""
     files = _files(source)
-    packed = source.kind == "parquet" or any(file.name.endswith((".gz", ".zst")) for file in files)
+    packed = source.kind in ("parquet", "hub", "warc", "html", "mediawiki") or any(file.name.endswith(COMPRESSED) for file in files)
     return None if packed else sum(file.size for file in files)
 
 
