@@ -64,8 +64,9 @@ class Source(Section):
     @model_validator(mode="after")
     def _keys_fit_kind(self) -> Source:
         for kind, keys in (("hub", ("config", "split", "revision")), ("code", ("join",))):
-            if self.kind != kind and (given := self.model_fields_set.intersection(keys)):
-                raise ValueError(f"{min(given)} is a key of kind '{kind}', not of '{self.kind}'")
+            given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+            if self.kind != kind and given:
+                raise ValueError(f"{given[0]} is a key of kind '{kind}', not of '{self.kind}'")
         return self
 
     @model_validator(mode="after")
