@@ -54,8 +54,9 @@ def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
     import torch
 
     from lmforge.allocator import keep_freed_memory
+    from lmforge.parallel.replicas import Replicas
     from lmforge.recipe import parse_recipe
-    from lmforge.train.fastest import choose
+    from lmforge.train.fastest import choose, describe
     from lmforge.train.optim import build_optimizers
 
     keep_freed_memory()
@@ -64,23 +65,29 @@ def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
     recipe = parse_recipe({"tokens": {"context": context}, "train": {
         "threads": threads, "compile": "on" if compiled else "off", "peak_lr": RATE, "weight_decay": DECAY}})
     way = choose(recipe, model, torch.device("cpu"), rows, 1000)
-    torch.set_num_threads(threads)
+    networks = Replicas(model, way.replicas, way.threads)
     optimizers = build_optimizers(model, recipe.train)
-    loss_of = torch.compile(model.loss) if compiled else model.loss
+    compiled_loss = torch.compile(model.loss) if way.compiled else None
     piece = max(1, way.micro_batch_tokens // context)
+    print(f"ours: {describe(way)}", flush=True)
+
+    def gradients(network: Any, inputs: Any, targets: Any, mine: range) -> float:
+        total = torch.zeros(())
+        for first in range(mine.start, mine.stop, piece):
+            part = slice(first, min(first + piece, mine.stop))
+            loss = (compiled_loss or network.loss)(inputs[part], targets[part]) / inputs.numel()
+            loss.backward()
+            total += loss.detach()
+        return float(total)
 
     def step(index: int) -> float:
         inputs, targets = batches(vocab, rows, context, index)
-        total = torch.zeros(())
-        for first in range(0, rows, piece):
-            loss = loss_of(inputs[first : first + piece], targets[first : first + piece]) / inputs.numel()
-            loss.backward()
-            total += loss.detach()
+        total = sum(networks.run(lambda network, mine: gradients(network, inputs, targets, mine), range(rows)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for optimizer in optimizers.values():
             optimizer.step()
         model.zero_grad(set_to_none=True)
-        return float(total)
+        return total
 
     return step
 
@@ -133,6 +140,8 @@ def worker(way: str, size: str, vocab: int, threads: int, peer: Path) -> None:
     sys.stdout = sys.stderr
     compiled = mode == "compiled"
     step = ours(size, vocab, threads, compiled) if side == "ours" else peers(size, vocab, threads, compiled, peer)
+    out.write("ready\n")
+    out.flush()
     done = 0
     for line in sys.stdin:
         started = time.perf_counter()
@@ -166,7 +175,11 @@ def measure(size: str, vocab: int, threads: int, peer: Path, rounds: int, steps:
     """All four ways in turn, `rounds` times."""
     ways = ["ours-eager", "peer-eager", "ours-compiled", "peer-compiled"]
     command = [sys.executable, __file__, "--size", size, "--vocab", str(vocab), "--threads", str(threads), "--peer", str(peer), "--worker"]
-    workers = {way: subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for way in ways}
+    workers = {}
+    for way in ways:  # one after another: each measures its fastest way alone
+        workers[way] = process = subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n", f"{way} did not start"
     times: dict[str, list[float]] = {way: [] for way in ways}
     losses: dict[str, list[float]] = {way: [] for way in ways}
     peaks = []
@@ -207,7 +220,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--vocab", type=int, action="append", help="default: 65 (characters, as nanoGPT's CPU command) and 4096 (BPE)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, help="steps a turn (default: by size)")
     parser.add_argument("--worker")
     arguments = parser.parse_args()
@@ -219,11 +232,15 @@ def main() -> None:
         return
     from lmforge.record import code_version, machine, write_atomic
 
+    path = Path(__file__).parent / "results" / "train_cpu.json"
+    about = {"machine": machine(), "code": code_version(), "threads": arguments.threads}
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    kept = earlier.get("results", []) if earlier.get("machine") == about["machine"] else []  # sizes may be measured one by one
     results = []
     for size in arguments.size or SIZES:
         for vocab in vocabularies:
             row = measure(size, vocab, arguments.threads, arguments.peer, arguments.rounds,
-                          arguments.steps or {"d128": 6, "d384": 2, "d768": 1}[size])
+                          arguments.steps or {"d128": 12, "d384": 2, "d768": 1}[size])
             results.append(row)
             share = row["share_of_peak"]
             print(f"{size} vocab {vocab}: ours {row['tokens_per_second'][row['best']['ours']]:,} tok/s ({row['best']['ours']}, "
@@ -231,9 +248,10 @@ def main() -> None:
                   f"{share['peer']:.0%}); ratio {row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f}); losses within "
                   f"{row['largest_relative_loss_difference']:.1e}", flush=True)
     commit = arguments.peer / "COMMIT"
-    write_atomic(Path(__file__).parent / "results" / "train_cpu.json", json.dumps({
-        "command": "python bench/train_cpu.py", "machine": machine(), "code": code_version(), "threads": arguments.threads,
-        "peer": "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit"), "results": results}, indent=1) + "\n")
+    peer = "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit")
+    measured = {(row["size"], row["vocab"]): row for row in [*kept, *results]}
+    whole = {"command": "python bench/train_cpu.py", **about, "peer": peer, "results": [measured[key] for key in sorted(measured)]}
+    write_atomic(path, json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
