@@ -103,6 +103,7 @@ class Corpus(Section):
     max_chars: Positive = 1_000_000
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
+    analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000  # text sampled for the slower figures of statistics.json; 0: none of these
 
 
 class Tokens(Section):

@@ -23,8 +23,8 @@ from lmforge.evaluate.code import (
     passes,
     prompt_tokens,
 )
-from lmforge.evaluate.intervals import wilson
 from lmforge.evaluate.task import Context
+from lmforge.intervals import wilson
 from lmforge.tokens.bpe import Tokenizer
 from tests.evaluate.conftest import CONTEXT, tiny_model
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from lmforge.corpus.analyse import analyse
 from lmforge.corpus.clean import prepare
 from lmforge.corpus.decode import lines_of
 from lmforge.corpus.measure import Statistics
@@ -50,6 +51,7 @@ def build_corpus(recipe: Recipe, out: Path) -> dict[str, Any]:
     """
     with atomic_directory(out) as folder:
         figures = _Build(recipe, folder).run()
+        figures["analysis"] = analyse(folder, recipe)
         (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8", "replace")
     stable = ("documents_in", "documents_out", "dropped", "bytes_out", "words", "entropy", "splits", "notices")
     return {name: figures[name] for name in stable}

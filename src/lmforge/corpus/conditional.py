@@ -67,8 +67,8 @@ def of_words(train: Sequence[str], held_out: Sequence[str], order: int) -> Condi
 def _orders(train: Sequence[Ids], held_out: Sequence[Ids], order: int, symbols: int, base: Reals) -> Conditional:
     """Models of orders 1 … `order` over numbers 1 … symbols - 1; `base` (held-out symbols,) is what order 0 gives to each."""
     begin = np.full(order - 1, BEGIN, np.int64)
-    ids = np.concatenate([piece for text in (*train, *held_out) for piece in (begin, text)])
-    split = sum(len(text) + order - 1 for text in train)
+    ids = np.concatenate([begin, *(piece for text in (*train, *held_out) for piece in (begin, text))])
+    split = len(begin) + sum(len(text) + order - 1 for text in train)
     predicted = ids != BEGIN
     scored = np.flatnonzero(predicted[split:]) + split
     trained = int(np.count_nonzero(predicted[:split]))

@@ -8,7 +8,6 @@ All that is kept is a sum, a maximum or a choice by hash, so any split of the do
 from __future__ import annotations
 
 import base64
-import heapq
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from lmforge.corpus.document import Document
 from lmforge.corpus.entropy import chao_shen, grassberger, miller_madow, plug_in
-from lmforge.corpus.sources import Document
+from lmforge.corpus.lexical import zipf
+from lmforge.corpus.sampling import HashSample
 from lmforge.corpus.vocabulary import Integers, Reals, Vocabulary, growth
 
 SAMPLE_BYTES = 4_000_000  # text compressed for the entropy estimate (level 19 takes 1 to 2 s)
 TOP_WORDS = 100
 SIZES = ("documents", "bytes", "characters", "words", "lines")
-_COMPLEMENT = bytes(range(255, -1, -1))
 
 
 class Statistics:
@@ -34,7 +34,7 @@ class Statistics:
         self.lengths: Counter[int] = Counter()
         self.vocabulary = Vocabulary()
         self.byte_counts = np.zeros(256, dtype=np.int64)
-        self._sample = _Sample(SAMPLE_BYTES)
+        self._sample: HashSample[bytes] = HashSample(SAMPLE_BYTES)
 
     @property
     def documents(self) -> int:
@@ -53,7 +53,12 @@ class Statistics:
         self.lengths[max(len(data), 1).bit_length() - 1] += 1
         self.byte_counts += np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
         self.vocabulary.add(words)
-        self._sample.offer(digest, data)
+        self._offer(digest, data)
+
+    def _offer(self, digest: bytes, data: bytes) -> None:
+        # A document over an eighth of the limit is cut to that, so that a few long ones cannot be the whole sample.
+        data = data[: self._sample.limit // 8]
+        self._sample.offer(digest, len(data), data)
 
     def merge(self, other: Statistics) -> None:
         """Take in what another counted, as if all its documents had been added here; `other` stays as it is."""
@@ -62,7 +67,9 @@ class Statistics:
         self.lengths.update(other.lengths)
         self.byte_counts += other.byte_counts
         self.vocabulary.merge(other.vocabulary)
-        self._sample.merge(other._sample)
+        self._sample.end_at(other._sample.bound)
+        for digest, data in other._sample.kept():
+            self._offer(digest, data)
 
     def state(self) -> dict[str, Any]:
         """Everything counted as JSON-ready values: the same for the same documents, in whatever order they came."""
@@ -71,7 +78,8 @@ class Statistics:
             "lengths": sorted(self.lengths.items()),
             "byte_counts": self.byte_counts.tolist(),
             "vocabulary": self.vocabulary.state(),
-            "sample": self._sample.state(),
+            "sample_end": None if self._sample.bound is None else self._sample.bound.hex(),
+            "sample": [[digest.hex(), base64.b64encode(data).decode()] for digest, data in self._sample.kept()],
         }
 
     @classmethod
@@ -82,14 +90,16 @@ class Statistics:
         made.lengths = Counter(dict(state["lengths"]))
         made.byte_counts = np.array(state["byte_counts"], dtype=np.int64)
         made.vocabulary = Vocabulary.from_state(state["vocabulary"])
+        made._sample.end_at(None if state["sample_end"] is None else bytes.fromhex(state["sample_end"]))
         for digest, data in state["sample"]:
-            made._sample.offer(bytes.fromhex(digest), base64.b64decode(data))
+            made._offer(bytes.fromhex(digest), base64.b64decode(data))
         return made
 
     def result(self) -> dict[str, Any]:
         """Everything counted. Sizes in bytes of UTF-8; `lengths` maps k to the documents of 2^k to 2^(k+1) - 1 bytes."""
         total = self._summed(lambda genre, source: "")[""] if self.sizes else dict.fromkeys(SIZES, 0)
-        candidates = self._sample.words() if self.vocabulary.level else ()
+        sample = b"\n".join(data for _, data in self._sample.kept())
+        candidates = set(sample.decode(errors="ignore").split()) if self.vocabulary.level else set()
         counts, weights = self.vocabulary.spectrum(candidates)
         return {
             **total,
@@ -102,6 +112,7 @@ class Statistics:
             "words_seen_once": round(float(weights[counts == 1].sum())),
             "top_words": [list(pair) for pair in self.vocabulary.top(TOP_WORDS, candidates)],
             "vocabulary_growth": growth(counts, weights),
+            "zipf": zipf(counts[weights == 1] if self.vocabulary.level else counts),
             "entropy": self._entropy(total, counts, weights),
         }
 
@@ -114,7 +125,8 @@ class Statistics:
         return {name: dict(zip(SIZES, amounts, strict=True)) for name, amounts in found.items()}
 
     def _entropy(self, total: dict[str, int], counts: Integers, weights: Reals) -> dict[str, Any]:
-        packed, sample_bytes, sample_documents = self._sample.compressed()
+        sample = [data for _, data in self._sample.kept()]
+        sample_bytes, packed = sum(map(len, sample)), len(zstandard.ZstdCompressor(level=19).compress(b"".join(sample)))
         per_byte = total["words"] / max(1, total["bytes"])
         word = grassberger(counts, weights)
         byte = miller_madow(self.byte_counts)
@@ -138,45 +150,6 @@ class Statistics:
                 "value": packed_bits,
                 "definition": "size under Zstandard level 19 of the sample's documents, one after another: an upper bound",
                 "bits_per_word": packed_bits / per_byte if per_byte else 0.0, "bits_per_byte": packed_bits,
-                "sample_bytes": sample_bytes, "sample_documents": sample_documents,
+                "sample_bytes": sample_bytes, "sample_documents": len(sample),
             },
         }  # fmt: skip
-
-
-class _Sample:
-    """The documents of the smallest digests, up to `limit` bytes together: a random sample that no order of input changes.
-
-    A document over an eighth of the limit is cut to that, so that a few long ones cannot be the whole sample.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self.kept: list[tuple[bytes, bytes]] = []  # a heap; digests inverted, so that the largest digest is at its top
-
-    def offer(self, digest: bytes, data: bytes) -> None:
-        data = data[: self.limit // 8]
-        heapq.heappush(self.kept, (_inverted(digest), data))
-        self.size += len(data)
-        while self.size > self.limit:
-            self.size -= len(heapq.heappop(self.kept)[1])
-
-    def merge(self, other: _Sample) -> None:
-        for inverted, data in other.kept:
-            self.offer(_inverted(inverted), data)
-
-    def state(self) -> list[list[str]]:
-        """[digest in hexadecimal, text in base64] of each, in order of the digests."""
-        return [[_inverted(digest).hex(), base64.b64encode(data).decode()] for digest, data in sorted(self.kept, reverse=True)]
-
-    def words(self) -> set[str]:
-        """The distinct words of the sample."""
-        return {word for _, data in self.kept for word in data.decode(errors="ignore").split()}
-
-    def compressed(self) -> tuple[int, int, int]:
-        """(compressed bytes, bytes, documents)."""
-        joined = b"".join(data for _, data in sorted(self.kept, reverse=True))
-        return len(zstandard.ZstdCompressor(level=19).compress(joined)), len(joined), len(self.kept)
-
-
-def _inverted(digest: bytes) -> bytes:
-    return digest.translate(_COMPLEMENT)

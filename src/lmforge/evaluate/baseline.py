@@ -10,8 +10,8 @@ import numpy as np
 
 from lmforge.corpus.build import read_documents
 from lmforge.corpus.ngram import KneserNey
-from lmforge.evaluate.intervals import bootstrap_ratio
 from lmforge.evaluate.task import SEED, Context, Score
+from lmforge.intervals import bootstrap_ratio
 
 ORDER, MODIFIED = 5, True
 

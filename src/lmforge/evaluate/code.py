@@ -31,8 +31,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lmforge.corpus.build import read_documents
-from lmforge.evaluate.intervals import wilson
 from lmforge.evaluate.task import Context, Score
+from lmforge.intervals import wilson
 from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lmforge.errors import InputError
-from lmforge.evaluate.intervals import bootstrap_difference, difference
 from lmforge.evaluate.task import SEED
+from lmforge.intervals import bootstrap_difference, difference
 
 MANIFEST = "manifest.json"
 

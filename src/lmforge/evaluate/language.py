@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lmforge.evaluate.intervals import bootstrap_ratio
 from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.intervals import bootstrap_ratio
 from lmforge.model.gpt import GPT
 from lmforge.model.score import token_nats
 from lmforge.progress import Bar

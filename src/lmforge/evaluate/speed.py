@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmforge.evaluate.intervals import bootstrap_median
 from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.intervals import bootstrap_median
 from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT
 from lmforge.record import machine

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.evaluate.intervals import Z, bootstrap_difference, bootstrap_median, bootstrap_ratio, difference, wilson
+from lmforge.intervals import Z, bootstrap_difference, bootstrap_median, bootstrap_ratio, difference, wilson
 
 
 @pytest.mark.parametrize(
