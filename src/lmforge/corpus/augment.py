@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from scipy import sparse  # type: ignore[import-untyped]
+from scipy import sparse
 
 from lmforge.corpus.noise import words
 
