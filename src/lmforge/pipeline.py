@@ -23,11 +23,14 @@ import torch
 from lmforge.compress.chain import compress
 from lmforge.corpus.build import build_corpus
 from lmforge.corpus.sources import fingerprint
+from lmforge.corpus.translate import Translate
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.language import quick_bits_per_byte
+from lmforge.model import translator
+from lmforge.model.translator import HubTranslator, Translator
 from lmforge.progress import in_words, say
-from lmforge.recipe import Recipe, load_recipe, to_toml
+from lmforge.recipe import BackTranslation, Recipe, load_recipe, to_toml
 from lmforge.record import Record, content_hash, hash_file, hash_json, sweep_temporaries, write_atomic
 from lmforge.report.page import write_report
 from lmforge.tokens.build import build_tokens
@@ -48,6 +51,18 @@ class Stage:
     makes: tuple[str, ...]
     run: Callable[[Recipe, Path], dict[str, Any]]
     format: int = 1
+
+
+def _corpus(recipe: Recipe, run: Path) -> dict[str, Any]:
+    steps = {number: step for number, step in enumerate(recipe.corpus.synthesis) if isinstance(step, BackTranslation)}
+    return build_corpus(recipe, run / "corpus", {number: _translator(step, recipe.seed) for number, step in steps.items()})
+
+
+def _translator(step: BackTranslation, seed: int) -> Translate:
+    if step.hub:
+        return HubTranslator.load(step.hub, step.language, step.temperature, seed)
+    assert step.model is not None  # the recipe's check
+    return Translator.load(step.model, step.temperature, seed=seed)
 
 
 def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
@@ -72,7 +87,7 @@ def _report(_recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage("corpus", lambda r: {"corpus": _dump(r.corpus), "seed": r.seed}, (), ("corpus",), lambda r, run: build_corpus(r, run / "corpus")),
+    Stage("corpus", lambda r: {"corpus": _dump(r.corpus), "seed": r.seed}, (), ("corpus",), _corpus),
     Stage("tokens", lambda r: {"tokens": _dump(r.tokens)}, ("corpus",), ("tokens",),
           lambda r, run: build_tokens(r, run / "corpus", run / "tokens")),
     Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train), "seed": r.seed}, ("tokens",), ("model",),
@@ -130,7 +145,10 @@ def _stage(name: str) -> Stage:
 
 def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     if stage.name == "corpus":
-        return {f"source {i} ({source.kind})": fingerprint(source) for i, source in enumerate(recipe.corpus.sources)}
+        sources = {f"source {i} ({source.kind})": fingerprint(source) for i, source in enumerate(recipe.corpus.sources)}
+        models = {f"synthesis {i} (model)": translator.fingerprint(step.model) for i, step in enumerate(recipe.corpus.synthesis)
+                  if isinstance(step, BackTranslation) and step.model}
+        return sources | models
     return {path: _output_hash(run / path) or "missing" for path in stage.needs}
 
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lmforge.errors import InputError
 
-SourceKind = Literal["python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code"]
+SourceKind = Literal["python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code", "parallel", "procedural"]
 SKIPPING: frozenset[SourceKind] = frozenset(("hub", "warc", "html", "code"))  # kinds of which some part is always damaged
 Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
 ProceduralTask = Literal[
@@ -30,6 +30,7 @@ ProceduralTask = Literal[
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(gt=0)]
+Level = Annotated[int, Field(ge=1, le=5)]
 
 
 class Section(BaseModel):
@@ -52,18 +53,30 @@ class Source(Section):
     split: str = "train"  # hub: which of its splits
     revision: str | None = None  # hub: branch, tag or commit
     join: Literal["repository"] | None = None  # code: the files of each folder directly below the path in one document
+    languages: tuple[str, str] | None = None  # parallel: the two fields of a line, each a sentence in the language it is named after
+    tasks: tuple[ProceduralTask, ...] | None = None  # procedural: which, in equal parts; default: all
+    documents: Positive | None = None  # procedural: how many; default: 10,000
+    levels: tuple[Level, Level] | None = None  # procedural: the least and the greatest difficulty; default: 1 to 3
+    problems: Positive | None = None  # procedural: in a document; default: 4
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> Source:
         if self.kind == "python-library" and self.path is not None:
             raise ValueError("kind 'python-library' reads the running Python's own library and takes no path")
-        if self.kind != "python-library" and self.path is None:
+        if self.kind == "procedural" and self.path is not None:
+            raise ValueError("kind 'procedural' makes its documents and takes no path")
+        if self.kind not in ("python-library", "procedural") and self.path is None:
             raise ValueError(f"kind '{self.kind}' needs a path")
+        if self.kind == "parallel" and self.languages is None:
+            raise ValueError("kind 'parallel' needs languages, such as [\"en\", \"de\"]")
+        if self.levels and self.levels[0] > self.levels[1]:
+            raise ValueError("levels: the greatest comes second")
         return self
 
     @model_validator(mode="after")
     def _keys_fit_kind(self) -> Source:
-        for kind, keys in (("hub", ("config", "split", "revision")), ("code", ("join",))):
+        for kind, keys in (("hub", ("config", "split", "revision")), ("code", ("join",)), ("parallel", ("languages",)),
+                           ("procedural", ("tasks", "documents", "levels", "problems"))):
             given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if self.kind != kind and given:
                 raise ValueError(f"{given[0]} is a key of kind '{kind}', not of '{self.kind}'")
@@ -94,6 +107,52 @@ class Source(Section):
         return self.damaged == "skip" if self.damaged else self.kind in SKIPPING
 
 
+class Synthesis(Section):
+    """Documents made from those of the training split; `share` of the training text is to be of this kind."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class Augment(Synthesis):
+    """Copies with words changed at these rates (Wei and Zou 2019)."""
+
+    method: Literal["augment"]
+    synonym: Share = 0.1
+    swap: Share = 0.1
+    delete: Share = 0.1
+    insert: Share = 0.1
+
+
+class Noise(Synthesis):
+    """Passages to be restored: the input is shown, the loss counts on what is missing."""
+
+    method: Literal["noise"]
+    objective: Literal[
+        "mixture", "span_mask", "token_mask", "infill", "delete", "permute", "rotate", "characters", "prefix",
+    ] = "mixture"  # fmt: skip
+    passage_chars: Positive = 400  # input and target together should fit tokens.context
+
+
+class BackTranslation(Synthesis):
+    """Paraphrases by way of another language and back."""
+
+    method: Literal["back_translation"]
+    model: Path | None = None  # a run that learned both directions from a `parallel` source
+    hub: tuple[str, str] | None = None  # instead: two Hub models, there and back (needs transformers, and the models on this machine)
+    language: str = "en"
+    through: str = "de"
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0  # above 0 the words are drawn: more variety, more mistakes
+
+    @model_validator(mode="after")
+    def _one_model(self) -> BackTranslation:
+        if (self.model is None) == (self.hub is None):
+            raise ValueError("back_translation needs model = RUN, or hub = [THERE, BACK], and not both")
+        return self
+
+
+SynthesisStep = Annotated[Augment | Noise | BackTranslation, Field(discriminator="method")]
+
+
 class Corpus(Section):
     """Raw text → clean documents."""
 
@@ -104,6 +163,16 @@ class Corpus(Section):
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
     analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000  # text sampled for the slower figures of statistics.json; 0: none of these
+    synthesis: tuple[SynthesisStep, ...] = ()
+    synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # the most of the training text, in bytes, that made documents may be
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Corpus:
+        asked = sum(step.share for step in self.synthesis)
+        if asked > self.synthetic_share + 1e-9:
+            raise ValueError(f"the shares of synthesis add up to {asked:g}, more than synthetic_share {self.synthetic_share:g}; "
+                             "lower them or raise it")
+        return self
 
 
 class Tokens(Section):
@@ -263,7 +332,11 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     sources = tuple(source.model_copy(update={"path": _resolved(source, base)}) for source in recipe.corpus.sources)
-    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"sources": sources})})
+    synthesis = tuple(
+        step.model_copy(update={"model": (base / step.model.expanduser()).resolve()}) if isinstance(step, BackTranslation) and step.model else step
+        for step in recipe.corpus.synthesis
+    )
+    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"sources": sources, "synthesis": synthesis})})
 
 
 def _resolved(source: Source, base: Path) -> Path | None:
@@ -305,23 +378,26 @@ def _explain(problem: Any) -> str:
 def _valid_keys(location: Sequence[str | int]) -> list[str]:
     """The keys of the section at `location`."""
     section: type[BaseModel] = Recipe
+    choices: list[type[BaseModel]] = []
     for part in location:
         if isinstance(part, int):
             continue
-        field = section.model_fields.get(part)
-        found = _section_in(field.annotation) if field else None
-        if found is None:
+        if part in section.model_fields:
+            choices = _sections_in(section.model_fields[part].annotation)
+        else:  # one of several sections, named by its method
+            choices = [each for each in choices if part in get_args(each.model_fields["method"].annotation)]
+        if not choices:
             return []
-        section = found
+        section = choices[0]
     return list(section.model_fields)
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if get_origin(annotation) in (tuple, list, Union, types.UnionType, Annotated):
-        return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
-    return None
+        return [found for part in get_args(annotation) for found in _sections_in(part)]
+    return []
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -72,12 +72,12 @@ def test_brackets(text: str) -> None:
 @given(st.integers(0, 10**6), st.integers(1, 6))
 @settings(deadline=None)
 def test_documents_mark_their_answers(index: int, problems: int) -> None:
-    text, meta = document(("sort", "program", "algebra_words"), 5, index, (1, 3), problems)
-    assert (text, meta) == document(("sort", "program", "algebra_words"), 5, index, (1, 3), problems)
+    text, meta = document(("sort", "program", "algebra_words"), index, (1, 3), problems)
+    assert (text, meta) == document(("sort", "program", "algebra_words"), index, (1, 3), problems)
     assert meta["synthetic"] == "procedural"
     assert len(meta["loss_spans"]) == problems == text.count("Question: ")
     for number, (start, end) in enumerate(meta["loss_spans"]):
-        asked = make(meta["task"], 5, index * problems + number, meta["level"])
+        asked = make(meta["task"], 0, index * problems + number, meta["level"])
         assert text[:start].endswith("Answer:")
         assert text[start:end].strip() == asked.working
         assert text[end - 1] == "\n"

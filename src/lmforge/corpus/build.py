@@ -1,6 +1,7 @@
 """Sources → clean, distinct, split, shuffled documents.
 
     sources ─▶ clean ─▶ why_dropped ─▶ weight ─▶ exact duplicates ─▶ shuffle ─▶ documents/{train,valid,test}-NNNNN.jsonl.zst
+                             │                                               └─ synthesize ─▶ documents/train-synthetic-…
                              └────────────┴─────────────┴─────────────────────▶ dropped/dropped-NNNNN.jsonl.zst
 
 Everything random (split, sampling by weight, order) is a function of a document's text and the seed, so the same texts give the
@@ -14,7 +15,7 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from lmforge.corpus.overlap import ExactDuplicates, text_digest
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
 from lmforge.corpus.shuffle import Entry, ShardWriter, Shuffle
 from lmforge.corpus.sources import Document, expected_bytes, iter_documents
+from lmforge.corpus.synthesize import synthesize
+from lmforge.corpus.translate import Translate
 from lmforge.errors import InputError
 from lmforge.progress import Bar
 from lmforge.recipe import Recipe
@@ -38,22 +41,24 @@ VALID_SHARE = 0.2  # of what is held out; the rest is the test set
 LEAST_DOCUMENTS = 3
 
 
-def build_corpus(recipe: Recipe, out: Path) -> dict[str, Any]:
+def build_corpus(recipe: Recipe, out: Path, translators: Mapping[int, Translate] | None = None) -> dict[str, Any]:
     """Make the corpus directory `out` from the recipe's sources and return its figures (also in its statistics.json).
 
     Figures: documents_in, documents_out (distinct documents kept; in = out + dropped), dropped {reason: count}, bytes_out, words,
     entropy {name: {value, definition, sample sizes}}, splits {name: {documents, bytes}} (train counts the copies that a source
-    weight above 1 makes), notices {what: count} (files passed over, fallbacks taken).
+    weight above 1 makes, and synthetic documents), notices {what: count} (files passed over, fallbacks taken), synthetic (see `synthesize`).
+
+    `translators` gives each back-translation step of the recipe, by its place, what translates for it.
 
     Raises:
         InputError: a source cannot be read (names file and line), or there are too few documents for three splits.
         LmforgeError: the disk is full. In every case `out` stays as it was.
     """
     with atomic_directory(out) as folder:
-        figures = _Build(recipe, folder).run()
+        figures = _Build(recipe, folder, translators or {}).run()
         figures["analysis"] = analyse(folder, recipe)
         (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8", "replace")
-    stable = ("documents_in", "documents_out", "dropped", "bytes_out", "words", "entropy", "splits", "notices")
+    stable = ("documents_in", "documents_out", "dropped", "bytes_out", "words", "entropy", "splits", "notices", "synthetic")
     return {name: figures[name] for name in stable}
 
 
@@ -112,8 +117,8 @@ class Places:
 class _Build:
     """One run: the first pass filters and spills, the second writes in order."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(self, recipe: Recipe, folder: Path, translators: Mapping[int, Translate]) -> None:
+        self.recipe, self.folder, self.translators = recipe, folder, translators
         self.documents_in = self.copies = 0
         self.dropped: Counter[str] = Counter()
         self.notices: Counter[str] = Counter()
@@ -123,7 +128,7 @@ class _Build:
         self.dropped_writer = ShardWriter(folder / "dropped", "dropped")
 
     def run(self) -> dict[str, Any]:
-        sources = self.recipe.corpus.sources
+        sources = [source for source in self.recipe.corpus.sources if source.kind != "procedural"]  # those are made, not read
         sizes = [expected_bytes(source) for source in sources]  # also finds missing paths before any work is done
         total = None if None in sizes else sum(size or 0 for size in sizes)
         with Bar("corpus", total, "B") as bar:
@@ -133,6 +138,9 @@ class _Build:
                     self._take(document, source.copies)
         self.dropped_writer.close()
         splits = self._write()
+        synthetic = synthesize(self.recipe, self.folder, splits["train"]["bytes"], self.translators)
+        for what in ("documents", "bytes"):
+            splits["train"][what] += synthetic[what]
         kept = self.statistics.documents
         dropped = dict(sorted(self.dropped.items()))
         (self.folder / "samples.html").write_text(self.samples.page(self.recipe.name, dropped, kept), "utf-8", "replace")
@@ -140,7 +148,7 @@ class _Build:
         return {
             "documents_in": self.documents_in, "documents_out": measured["documents"], "dropped": dropped,
             "bytes_out": measured["bytes"], "words": measured["words"], "entropy": measured["entropy"], "splits": splits,
-            "notices": dict(sorted(self.notices.items())), "copies": self.copies,
+            "notices": dict(sorted(self.notices.items())), "copies": self.copies, "synthetic": synthetic,
             **{name: value for name, value in measured.items() if name not in ("documents", "bytes", "words", "entropy")},
         }  # fmt: skip
 
@@ -159,7 +167,8 @@ class _Build:
             return
         self.statistics.add(document, digest[24:])
         self.samples.keep(document, digest)
-        place = _unit(digest[:8])
+        made = "synthetic" in document["meta"]  # elsewhere, by whatever means: for training only
+        place = math.nextafter(1, 0) if made else _unit(split_digest(document, digest)[:8])
         self.places.places.append(place)
         line = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         size = len(document["text"].encode())
@@ -187,6 +196,12 @@ class _Build:
         for writer in writers.values():
             writer.close()
         return {split: {"documents": writer.documents, "bytes": writer.bytes} for split, writer in writers.items()}
+
+
+def split_digest(document: Document, digest: bytes) -> bytes:
+    """What decides a document's split: its text, or `meta.split_key`, which it shares with those it must not be parted from."""
+    key = document["meta"].get("split_key")
+    return digest if key is None else hashlib.sha256(str(key).encode()).digest()
 
 
 def _unit(data: bytes) -> float:

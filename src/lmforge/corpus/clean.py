@@ -42,6 +42,8 @@ def prepare(document: Document, settings: Corpus, notices: Counter[str] | None =
 
     `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process.
     """
+    if "loss_spans" in document["meta"]:  # which point into the text as it is: sentence pairs, tasks, conversations
+        return document, None if document["text"].strip() else "too_short"
     document = {**document, "text": clean(document["text"])}
     return document, why_dropped(document["text"], settings)
 

@@ -13,14 +13,20 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lmforge.corpus.document import Document, Reading
+from lmforge.corpus.files import Part
 from lmforge.corpus.interpreter import value
 from lmforge.corpus.programs import WORDS, program
 from lmforge.corpus.wordproblems import ALGEBRA, ARITHMETIC, Template, problem, templates
+from lmforge.recipe import Source
 
 LEVELS = range(1, 6)
+DOCUMENTS = 10_000  # where the recipe does not say
+PART_DOCUMENTS = 10_000
 _OPEN, _CLOSE = "([{<", ")]}>"
 
 
@@ -63,17 +69,30 @@ def proved(asked: Problem) -> str | None:
     return None if found is None else _shown(found) if isinstance(found, list) else str(found)
 
 
-def document(tasks: Sequence[str], seed: int, index: int, levels: tuple[int, int], problems: int) -> tuple[str, dict[str, Any]]:
+def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems: int) -> tuple[str, dict[str, Any]]:
     """(text, meta) of document `index`: `problems` problems of one task; meta has synthetic, task, level and loss_spans."""
-    rng = random.Random(f"document {seed} {index}")
-    task, level = tasks[index % len(tasks)], levels[0] + rng.randrange(levels[1] - levels[0] + 1)
+    task, level = tasks[index % len(tasks)], levels[0] + index // len(tasks) % (levels[1] - levels[0] + 1)
     text, spans = "", []
     for number in range(problems):
-        each = make(task, seed, index * problems + number, level)
+        each = make(task, 0, index * problems + number, level)
         text += f"Question: {each.question}\nAnswer:"
         spans.append([len(text), len(text) + len(each.working) + 2])
         text += f"{_gap(each.working)}{each.working}\n{'' if number == problems - 1 else chr(10)}"
     return text, {"synthetic": "procedural", "task": task, "level": level, "loss_spans": spans}
+
+
+def procedural_parts(source: Source, _notices: Counter[str]) -> list[Part]:
+    """Ranges of documents, of about 4 MB each."""
+    wanted = source.documents or DOCUMENTS
+    return [Part(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted)) for start in range(0, wanted, PART_DOCUMENTS)]
+
+
+def read_procedural(reading: Reading, part: Part) -> Iterator[Document]:
+    """The documents of one range."""
+    source = reading.source
+    for index in range(part.start, part.stop or 0):
+        text, meta = document(source.tasks or tuple(TASKS), index, source.levels or (1, 3), source.problems or 4)
+        yield reading.document(str(index), text, meta=meta)
 
 
 def _gap(working: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,6 +71,11 @@ def jsonl_parts(source: Source, notices: Counter[str]) -> list[Part]:
 
 def read_jsonl(reading: Reading, part: Part) -> Iterator[Document]:
     """One document for each line that starts in the part. Named after its line, or in a part of a file after its byte: FILE@BYTE."""
+    return read_lines(reading, part, lambda record, name: [document_of(record, reading, name)])
+
+
+def read_lines(reading: Reading, part: Part, make: Callable[[dict[str, Any], str], list[Document]]) -> Iterator[Document]:
+    """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
         whole = part.stop is None
         for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged):
@@ -79,12 +84,12 @@ def read_jsonl(reading: Reading, part: Part) -> Iterator[Document]:
             if not line.strip():
                 continue
             try:
-                document = document_of(_parsed(line), reading, f"{file.name}:{number}" if whole else f"{file.name}@{offset}")
+                documents = make(_parsed(line), f"{file.name}:{number}" if whole else f"{file.name}@{offset}")
             except BrokenRecord as error:
                 where = number if whole else line_number(file.path, offset)
                 reading.damaged("broken JSONL line", InputError(f"{file.path}:{where}: {error}"))
             else:
-                yield document
+                yield from documents
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Where documents come from: this Python's own library, folders of texts, JSONL, Parquet, the Hub, the web, MediaWiki, source trees.
+"""Where documents come from: this Python's own library, folders of texts, JSONL, Parquet, the Hub, the web, MediaWiki, source trees,
+sentence pairs, tasks made by code.
 
     for document in iter_documents(source):
         document["id"], document["text"]
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lmforge.corpus import code, hub, records, texts, web, wiki
+from lmforge.corpus import code, hub, parallel, procedural, records, texts, web, wiki
 from lmforge.corpus.decode import COMPRESSED
 from lmforge.corpus.document import Document, Reading, source_name
 from lmforge.corpus.files import File, Part
@@ -42,6 +43,8 @@ _KINDS: dict[SourceKind, _Kind] = {
     "html": _Kind(web.html_files, web.html_parts, web.read_html),
     "mediawiki": _Kind(wiki.mediawiki_files, wiki.mediawiki_parts, wiki.read_mediawiki),
     "code": _Kind(code.code_files, code.code_parts, code.read_code),
+    "parallel": _Kind(records.jsonl_files, records.jsonl_parts, parallel.read_parallel),
+    "procedural": _Kind(lambda _source, _notices: [], procedural.procedural_parts, procedural.read_procedural),
 }
 
 

@@ -1,0 +1,123 @@
+"""Translating in batches is translating one by one; what cannot be done is said; and a toy language is really learned."""
+
+import json
+import random
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lmforge.errors import InputError
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.saved import model_tensors, write_model
+from lmforge.model.translator import HubTranslator, Translator, fingerprint, model_directory
+from lmforge.pipeline import run_stages
+from lmforge.recipe import parse_recipe
+from lmforge.record import atomic_directory
+from lmforge.tokens.bpe import train_tokenizer
+
+WORDS = {"dog": "hund", "cat": "katze", "house": "haus", "tree": "baum", "red": "rot", "big": "gross", "old": "alt", "one": "eins"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an untrained model, which says something anyway."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = train_tokenizer([f"<en> {a}\n<de> {b}\n" for a, b in WORDS.items()] * 3, 270)
+    tokenizer.save(folder / "tokenizer.json")
+    config = GPTConfig(vocab_size=270, context=64, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=64)
+    model = GPT(config)
+    model.initialise(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # so that the likeliest token depends on the text
+    with atomic_directory(folder / "model") as temporary:
+        write_model(temporary, config, model_tensors(model), folder / "tokenizer.json")
+    return folder
+
+
+def test_neighbours_and_order_change_nothing(run: Path) -> None:
+    texts = ["A dog.", "The old house is big", "cat", "", "x" * 400, "one tree"]
+    for temperature, tries in ((0.0, 1), (1.0, 1), (1.0, 3)):
+        translate = Translator.load(run, temperature, tries)
+        together = translate(texts, "en", "de")
+        assert together[3] == together[4] == ""  # nothing to say, and too long to be said
+        assert translate(texts[::-1], "en", "de") == together[::-1]
+        assert [translate([text], "en", "de")[0] for text in texts] == together
+        assert not any("\n" in text for text in together)
+    assert Translator.load(run, 1.0, seed=1)(texts, "en", "de") != Translator.load(run, 1.0, seed=2)(texts, "en", "de")
+
+
+def test_a_run_or_its_model_may_be_named(run: Path, tmp_path: Path) -> None:
+    assert model_directory(run) == model_directory(run / "model") == run / "model"
+    assert fingerprint(run) == fingerprint(run / "model")
+    with pytest.raises(InputError, match="no finished model here"):
+        fingerprint(tmp_path)
+
+
+def test_hub_models_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="need the package transformers"):
+        HubTranslator.load(("a", "b"), "en")
+
+
+def test_hub_models_are_asked_for_their_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the library (which is no dependency) of the same calls."""
+
+    class Tokenizer:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, torch.Tensor]:
+            return {"input_ids": torch.tensor([[len(text)] for text in texts])}
+
+        def batch_decode(self, made: torch.Tensor, **_: Any) -> list[str]:
+            return [f" {self.name} {int(length)}" for length in made[:, 0]]
+
+    class Model:
+        def eval(self) -> "Model":
+            return self
+
+        def generate(self, input_ids: torch.Tensor, **settings: Any) -> torch.Tensor:
+            assert settings["num_beams"] == 4
+            return input_ids
+
+    def missing(name: str) -> Model:
+        if name == "gone":
+            raise OSError("gone is not a local folder\nand more")
+        return Model()
+
+    stand_in = types.SimpleNamespace(
+        AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer), AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=missing),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "transformers", stand_in)
+    translate = HubTranslator.load(("en-de", "de-en"), "en")
+    assert translate(["abc"] * 70, "en", "de") == ["en-de 3"] * 70
+    assert translate(["abcd"], "de", "en") == ["de-en 4"]
+    with pytest.raises(InputError, match="cannot be loaded"):
+        HubTranslator.load(("gone", "de-en"), "en")
+
+
+@pytest.mark.slow
+def test_a_toy_language_is_learned_through_the_ordinary_recipe(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    lines = [" ".join(rng.choices(list(WORDS), k=rng.randint(2, 4))) for _ in range(3000)]
+    held = [" ".join(rng.choices(list(WORDS), k=4)) for _ in range(40)]
+    path = tmp_path / "toy.jsonl"
+    records = [{"en": line, "de": " ".join(WORDS[word] for word in line.split())} for line in lines if line not in held]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    recipe = parse_recipe({
+        "run_dir": tmp_path / "run",
+        "corpus": {"sources": [{"kind": "parallel", "path": path, "languages": ["en", "de"]}]},
+        "tokens": {"vocab_size": 290, "context": 64},
+        "model": {"layers": 2, "d_model": 64, "heads": 2, "activation": "relu2", "qk_norm": True},
+        "train": {"steps": 250, "batch_tokens": 2048, "optimizer": "muon", "peak_lr": 3e-3, "threads": 1, "compile": "off"},
+    })  # fmt: skip
+    run_stages(recipe, recipe.directory, until="train")
+    translate = Translator.load(recipe.directory)
+    wanted = [" ".join(WORDS[word] for word in line.split()) for line in held]
+    assert sum(a == b for a, b in zip(translate(held, "en", "de"), wanted, strict=True)) >= 36
+    assert sum(a == b for a, b in zip(translate(wanted, "de", "en"), held, strict=True)) >= 36
