@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from lmforge import cli
 
 torch.set_num_threads(1)
+settings.register_profile("here", deadline=None)  # the first call of a compiled loop takes as long as compiling it
+settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True, scope="session")

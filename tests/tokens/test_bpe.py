@@ -1,8 +1,13 @@
 """Lossless on any bytes, never a special token, the same as the library, the same every time."""
 
+import json
 import random
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -10,7 +15,8 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.tokens import bpe
-from lmforge.tokens.bpe import END_OF_TEXT, Tokenizer, train_tokenizer
+from lmforge.tokens.bpe import END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
+from lmforge.tokens.pieces import cut
 
 WORDS = ["return", "self", "value", "the", "of", "count", "naïve", "don't", "12345", "<|", "endoftext", "|>", "日本語", "🙂"]
 
@@ -25,6 +31,8 @@ def texts(seed: int = 0, documents: int = 60) -> list[str]:
 
 VOCAB = 320
 TOKENIZER = train_tokenizer(texts(), VOCAB)
+LIBRARY = tokenizers.Tokenizer.from_str(TOKENIZER._content)
+LIBRARY.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
 pieces = st.text() | st.sampled_from([*WORDS, END_OF_TEXT, "\n    ", "\r\n\t", "  ", "\x1c", "\u2028", "'s", "_x", "((", "½", "\0"])
 mixed = st.lists(pieces, max_size=12).map("".join)
 
@@ -49,22 +57,12 @@ def test_any_text_comes_back_without_special_tokens_and_as_the_library_has_it(te
     assert TOKENIZER.decode(tokens) == text
     assert TOKENIZER.encode_bytes(text.encode()) == tokens
     assert TOKENIZER.end_of_text not in tokens
-    assert TOKENIZER._library.encode(text, add_special_tokens=False).ids == tokens
+    assert LIBRARY.encode(text, add_special_tokens=False).ids == tokens
 
 
 @given(st.lists(mixed, max_size=6))
 def test_a_batch_is_its_texts_one_by_one(batch: list[str]) -> None:
     assert TOKENIZER.encode_batch(batch) == [TOKENIZER.encode(text) for text in batch]
-
-
-def test_every_character_is_cut_as_the_library_cuts_it() -> None:
-    """The ranges given to `re` agree with the library's classes at every code point they are used for."""
-    library = TOKENIZER._library.pre_tokenizer
-    for first in range(0, bpe._COVERED, 64):
-        characters = [c for c in map(chr, range(first, min(first + 64, bpe._COVERED))) if not bpe._BEYOND.match(c)]
-        text = "".join(f"{c}a{c}1{c}{c} ({c}\n{c} {c}  " for c in characters)
-        offsets = [span for _, span in library.pre_tokenize_str(text)]
-        assert [match.span() for match in TOKENIZER._pieces.finditer(text)] == offsets, f"near U+{first:04X}"
 
 
 def test_the_end_of_text_is_token_0_and_only_ever_put_by_hand() -> None:
@@ -75,7 +73,7 @@ def test_the_end_of_text_is_token_0_and_only_ever_put_by_hand() -> None:
     assert TOKENIZER.end_of_text == 0
     assert TOKENIZER.token_bytes(0) == b""
     assert TOKENIZER.decode([0, *tokens, 0]) == text
-    names = [TOKENIZER._library.id_to_token(token) for token in range(TOKENIZER.vocab_size)]
+    names = [LIBRARY.id_to_token(token) for token in range(TOKENIZER.vocab_size)]
     assert names.count(END_OF_TEXT) == 1
 
 
@@ -107,20 +105,94 @@ def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
         TOKENIZER.decode([1, token])
 
 
-def test_a_full_memory_of_pieces_is_emptied_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_share_a_tokenizer_do_not_disturb_each_other() -> None:
     tokenizer = Tokenizer(TOKENIZER._content)
-    monkeypatch.setattr(bpe, "_MEMO_PIECES", 3)
-    assert tokenizer.encode_batch(texts(1)) == TOKENIZER.encode_batch(texts(1))
-    assert len(tokenizer._memo) <= 60
-    long = "x" * 5000
-    assert tokenizer.decode(tokenizer.encode(long)) == long
-    assert long not in tokenizer._memo
+    alone = [TOKENIZER.encode_batch(texts(seed)) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda seed: tokenizer.encode_batch(texts(seed)), range(4))) == alone
+
+
+def test_arrays_and_lists_are_the_same_tokens() -> None:
+    tokens, ends = TOKENIZER.encode_arrays(texts(5))
+    assert [each.tolist() for each in np.split(tokens, ends[:-1])] == TOKENIZER.encode_batch(texts(5))
+    tokens, ends = TOKENIZER.encode_arrays([])
+    assert len(tokens) == len(ends) == 0
 
 
 def test_training_is_deterministic_whatever_the_order_of_the_texts() -> None:
     assert train_tokenizer(texts(), VOCAB).sha256 == TOKENIZER.sha256
     assert train_tokenizer(reversed(texts()), VOCAB).sha256 == TOKENIZER.sha256
     assert train_tokenizer(texts(7), VOCAB).sha256 != TOKENIZER.sha256
+    assert train_tokenizer(texts(), VOCAB, threads=3, max_ram=1 << 21).sha256 == TOKENIZER.sha256
+
+
+def by_the_library(documents: list[str], vocab_size: int) -> str:
+    """The tokenizer.json that `tokenizers` learns itself."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = LIBRARY.pre_tokenizer
+    library.decoder = LIBRARY.decoder
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, max_token_length=64, initial_alphabet=sorted(bpe._CHARACTER),
+        special_tokens=[tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)], show_progress=False,
+    )  # fmt: skip
+    library.train_from_iterator(documents, trainer)
+    return library.to_str()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_file_is_that_which_the_library_learns(seed: int) -> None:
+    assert json.loads(by_the_library(texts(seed), 310)) == json.loads(train_tokenizer(texts(seed), 310)._content)
+
+
+def test_weighted_pieces_count_beyond_32_bits() -> None:
+    """In 32 bits "xy" would count 2^32 + 1 - 2^32 = 1 and lose to "ab"; the library's counts are of that size."""
+    heavy = [(b"xy", 2**32 + 1), (b"ab", 5), (b"cd", 2**40), (b"xyz", 2**33), (b"ab", 2**31)]
+    tokenizer = train_on_pieces(heavy, 260)
+    assert [tokenizer.token_bytes(token) for token in range(257, 260)] == [b"cd", b"xy", b"xyz"]
+    with pytest.raises(InputError, match=r"piece b'ab': its count 0 is not between 1 and 2\^62; leave it out or scale the counts"):
+        train_on_pieces([(b"ab", 0)], 257)
+
+
+def test_weighted_pieces_give_what_their_texts_give() -> None:
+    pieces = Counter(piece.encode() for text in texts() for piece in cut(text))
+    assert train_on_pieces(pieces.items(), VOCAB).sha256 == TOKENIZER.sha256
+
+
+SENTENCES = ["the end of the day\n    return self.value of the end of 1234 words\n", "  the end of  the day, of the end;\r\n\r\n\tthe end of it "] * 3
+SUPER = train_tokenizer(SENTENCES, 312, superwords=True)
+SUPER_LIBRARY = tokenizers.Tokenizer.from_str(SUPER._content)
+SUPER_LIBRARY.encode_special_tokens = True
+
+
+def test_superwords_cross_spaces_but_neither_numbers_nor_line_ends() -> None:
+    tokens = [SUPER.token_bytes(token) for token in range(1, SUPER.vocab_size)]
+    assert any(b"of the" in token for token in tokens)
+    assert not [token for token in tokens if re.search(rb"\w[\r\n]|\d\D|[\r\n]\w", token)]
+    assert len(set(tokens)) == len(tokens)
+
+
+PARTS = ["the end", " of", " the", " ", "\n", "  ", "12", "\t", ", ", "é", "\r\n", " 7", "x" * 70]
+
+
+@given(st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=20).map("".join))
+@settings(max_examples=300)
+def test_superwords_encode_as_in_the_library_and_come_back(text: str) -> None:
+    tokens = SUPER.encode(text)
+    assert tokens == SUPER_LIBRARY.encode(text, add_special_tokens=False).ids
+    assert SUPER.decode(tokens) == text
+
+
+def test_superwords_begin_with_the_vocabulary_of_words() -> None:
+    documents = texts(3)
+    words, both = train_tokenizer(documents, 300), train_tokenizer(documents, 540, superwords=True)
+    assert [both.token_bytes(token) for token in range(270)] == [words.token_bytes(token) for token in range(270)]
+    assert not any(b" " in words.token_bytes(token)[1:].strip() for token in range(300))
+
+
+def test_very_long_words_and_lines_come_back() -> None:
+    for tokenizer in (TOKENIZER, SUPER):
+        text = "x" * 5000 + " " + "ab" * 3000 + "return the" * 500
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_saved_and_loaded_it_is_the_same_file(tmp_path: Path) -> None:
@@ -172,7 +244,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json: cannot be read as UTF-8 text"):
         Tokenizer.load(path)
     other = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
-    other.pre_tokenizer = TOKENIZER._library.pre_tokenizer
+    other.pre_tokenizer = LIBRARY.pre_tokenizer
     path.write_text(other.to_str())
     with pytest.raises(InputError, match=r"token 0 is not <\|endoftext\|> or a byte has no token"):
         Tokenizer.load(path)

@@ -1,51 +1,53 @@
-r"""Text ↔ tokens: byte-level BPE (Sennrich et al. 2016, algorithm 1, over bytes as in GPT-2), learned and stored by `tokenizers`.
+r"""Text ↔ tokens: byte-level BPE (Sennrich et al. 2016, algorithm 1, over bytes as in GPT-2), stored as `tokenizers` stores it.
 
-    text ──PATTERN──▶ pieces ──each piece's UTF-8 bytes, merged in the order learned──▶ tokens
+    text ──WORDS──▶ pieces ──each piece's UTF-8 bytes, merged in the order learned──▶ tokens
 
 Every byte is a token of its own, so any bytes can be written and read back. Special tokens stand for no bytes and no text ever encodes to
 one: token 0, the end of a text, and, in a vocabulary learned for conversations, tokens 1 to 4 (CHAT_TOKENS).
 
-PATTERN decides what a token may not cross. Bytes per token on a twentieth of the files of Python 3.11's library, held out, vocabularies
-of 4,096 and 8,192 tokens:
+WORDS (lmforge.tokens.pieces) decides what a token may not cross. Bytes per token on a twentieth of the files of Python 3.11's library,
+held out, vocabularies of 4,096 and 8,192 tokens:
 
     learned from all other files       GPT-2 3.545 3.822   cl100k (GPT-4) 3.665 4.006   cl100k with line end + indentation 3.718 4.063
-    learned from a quarter of them     the last, less the contractions 3.675 4.036   and space + digits (PATTERN) 3.701 4.069
+    learned from a quarter of them     the last, less the contractions 3.675 4.036   and space + digits (WORDS) 3.701 4.069
                                        and signs + line end + indentation 3.813 4.255
 
 The last is shorter still, but there "):" is another token where a line ends after it: a prompt that ends in "def f(x):" would be of a
 form never seen in training. Contractions need no rule of their own: "don't" is "don" and "'t" already, while 's would cut 'self in two.
+With superwords the first half of the vocabulary is learned so, the rest on whole lines, where merges cross spaces (SuperBPE, Liu et al.
+2025). The file then names SUPERWORDS, and plain BPE over its pieces is all that encoding needs: the second half begins from what the
+merges of the first make of the lines, so ranks in the order learned give the state the trainer was in.
 
-Encoding is our own loop over the same pattern and merges, since the library keeps track of offsets that nobody here needs: the pieces
-of a language repeat, and a dictionary from piece to tokens answers nearly all of them (about four times the library's speed on one core).
+Counting, learning and encoding are our own compiled loops (tokens.count, tokens.merge, tokens.encode); the merges are those that
+`tokenizers` learns and the ids those it gives, which tests compare.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from itertools import chain
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+import orjson
+import psutil
+from numpy.typing import NDArray
 
 from lmforge.errors import InputError
 from lmforge.record import write_atomic
+from lmforge.tokens.count import Pieces, count_pieces, weighted_pieces
+from lmforge.tokens.encode import Encoder, Ranks, ranks_of
+from lmforge.tokens.merge import Learned, learn
+from lmforge.tokens.pieces import SUPERWORDS, WORDS, as_bytes, classes_for, joined
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # who speaks, and the end of a turn (lmforge.tokens.chat)
-# A word with the sign or space before it; up to three digits; a run of signs; line ends and the indentation after them; other blanks.
-PATTERN = r"[^\r\n\p{L}\p{N}]?[\p{L}]+| ?[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
-LONGEST = 64  # bytes of a token: lines of dashes would otherwise fill a small vocabulary
-_COVERED = 0x3000  # code points whose classes are worked out for Python's `re`
-# A text with any of these takes the library's own, slower path (\x1c-\x1f are blanks in `re` alone).
-_BEYOND = re.compile(f"[\x1c-\x1f{chr(_COVERED)}-\U0010ffff]")
-_MEMO_PIECES = 1 << 20  # about 150 MB when full
-_MEMO_CHARS = 48  # longer pieces hardly ever come again
+SUPERWORD_SHARE = 0.5  # of a vocabulary with superwords that is learned within words
+_PIECE_RAM, _LINE_RAM = 32, 40  # bytes of memory that learning takes for a byte of distinct pieces, and of distinct lines
+_SMALL = 32 << 20  # characters encoded at a time
 
 
 def _byte_characters() -> list[str]:
@@ -56,13 +58,14 @@ def _byte_characters() -> list[str]:
 
 
 _CHARACTER = _byte_characters()
-_BYTE = {character: byte for byte, character in enumerate(_CHARACTER)}
+_ALPHABET = sorted(range(256), key=_CHARACTER.__getitem__)  # the bytes in the order of their tokens
 
 
 class Tokenizer:
     """A vocabulary and its merges. `vocab_size` counts every token, `end_of_text` is 0, `sha256` is that of its tokenizer.json.
 
     `special` maps the names of the special tokens to their ids: the end of a text, and CHAT_TOKENS where the vocabulary has them.
+    Threads may share one; each gets a memo of its own.
     """
 
     end_of_text = 0
@@ -74,23 +77,28 @@ class Tokenizer:
             InputError: not JSON, or not a byte-level BPE with the end of text as token 0; `where` names it.
         """
         try:
-            self._library = tokenizers.Tokenizer.from_str(content)
-            splitter = json.loads(content)["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-            self._pieces = re.compile(_for_python(splitter))
-        except Exception as error:  # the library raises bare Exception
+            file = orjson.loads(content)
+            splitter = file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+            vocabulary, merges = file["model"]["vocab"], file["model"]["merges"]
+            if splitter not in (WORDS, SUPERWORDS):
+                raise ValueError("it cuts texts by another pattern")
+            names = [""] * len(vocabulary)
+            for name, token in vocabulary.items():
+                names[token] = name
+            if names[0] != END_OF_TEXT or not all(names) or any(character not in vocabulary for character in _CHARACTER):
+                raise InputError(f"{where}: token 0 is not {END_OF_TEXT} or a byte has no token; run the tokens stage again")
+            pairs = np.array([(vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges], dtype=np.int32)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{where}: not a tokenizer that lmforge wrote ({error}); run the tokens stage again") from error
         self._content = content
-        self._library.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
         self.sha256 = hashlib.sha256(content.encode()).hexdigest()
-        self.vocab_size: int = self._library.get_vocab_size()
-        names = [self._library.id_to_token(token) or "" for token in range(self.vocab_size)]
-        ids = {name: token for token, name in enumerate(names)}
-        if names[0] != END_OF_TEXT or "" in names or any(character not in ids for character in _CHARACTER):
-            raise InputError(f"{where}: token 0 is not {END_OF_TEXT} or a byte has no token; run the tokens stage again")
-        self._of_byte = [ids[character] for character in _CHARACTER]
-        self.special: Mapping[str, int] = {name: ids[name] for name in (END_OF_TEXT, *CHAT_TOKENS) if name in ids}
-        self._bytes = [b"" if name in self.special else bytes(map(_BYTE.__getitem__, name)) for name in names]
-        self._memo = _Memo(self._library.model)
+        self.vocab_size = len(names)
+        self.special: Mapping[str, int] = {name: vocabulary[name] for name in (END_OF_TEXT, *CHAT_TOKENS) if name in vocabulary}
+        self._bytes, self._ends = _bytes_of(["" if name in self.special else name for name in names])
+        self._of_byte = np.array([vocabulary[character] for character in _CHARACTER], dtype=np.int32)
+        self._superwords = splitter == SUPERWORDS
+        self._ranks: Ranks = ranks_of(pairs.reshape(-1, 3), self._of_byte)
+        self._of_thread = threading.local()
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -117,20 +125,21 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; never a special one. A lone surrogate, which UTF-8 cannot write, becomes U+FFFD."""
-        return self.encode_batch([text])[0]
+        return list(self.encode_arrays([text])[0].tolist())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""
-        beyond = [_BEYOND.search(text) is not None for text in texts]
-        slow = [_without_surrogates(text) for text, yes in zip(texts, beyond, strict=True) if yes]
-        found = iter(self._library.encode_batch_fast(slow, add_special_tokens=False) if slow else ())
-        lookup, pieces = self._memo.__getitem__, self._pieces.findall
-        result: list[list[int]] = []
-        for text, yes in zip(texts, beyond, strict=True):
-            result.append(next(found).ids if yes else list(chain.from_iterable(map(lookup, pieces(text)))))
-            if len(self._memo) > _MEMO_PIECES:
-                self._memo.clear()
-        return result
+        tokens, ends = self.encode_arrays(texts)
+        stops = ends.tolist()
+        return [tokens[start:stop].tolist() for start, stop in zip([0, *stops], stops, strict=False)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """(the tokens of all texts one after another, int32; where those of each text end). The fast way: nothing becomes a list."""
+        encoder = getattr(self._of_thread, "encoder", None)
+        if encoder is None:
+            encoder = self._of_thread.encoder = Encoder(self._ranks, self._superwords)
+        data, ends = joined(list(texts))
+        return encoder.encode(data, ends, classes_for(data))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The tokens of any bytes: `encode` of what is UTF-8, one token a byte for the rest. `decode_bytes` gives `data` back."""
@@ -138,7 +147,7 @@ class Tokenizer:
         tokens: list[int] = []
         for number, part in enumerate(parts):
             if number % 2:
-                tokens += (self._of_byte[byte] for byte in part.encode("utf-8", "surrogateescape"))
+                tokens += self._of_byte[as_bytes(part.encode("utf-8", "surrogateescape"))].tolist()
             elif part:
                 tokens += self.encode(part)
         return tokens
@@ -167,76 +176,123 @@ class Tokenizer:
         """
         if not 0 <= token < self.vocab_size:
             raise InputError(f"token {token}: outside the vocabulary of {self.vocab_size}; is this another model's tokenizer?")
-        return self._bytes[token]
+        start = int(self._ends[token - 1]) if token else 0
+        return self._bytes[start : int(self._ends[token])]
 
 
-class _Memo(dict[str, tuple[int, ...]]):
-    """Piece → tokens, filled as pieces are met."""
-
-    def __init__(self, model: models.Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        tokens = tuple(token.id for token in self.model.tokenize("".join(map(_CHARACTER.__getitem__, piece.encode()))))
-        if len(piece) <= _MEMO_CHARS:
-            self[piece] = tokens
-        return tokens
+def _bytes_of(names: list[str]) -> tuple[bytes, NDArray[np.int64]]:
+    """(the bytes that names of tokens.json stand for, one after another; where each ends)."""
+    table = np.zeros(0x200, dtype=np.uint8)
+    table[[ord(character) for character in _CHARACTER]] = np.arange(256)
+    data = table[np.frombuffer("".join(names).encode("utf-16-le"), dtype="<u2")].tobytes()
+    return data, np.cumsum([len(name) for name in names], dtype=np.int64)
 
 
-def _without_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # a pair written as two halves is one character
-    return text
+def _names_of(data: bytes, ends: NDArray[np.int64]) -> list[str]:
+    """The names in tokenizer.json of tokens with these bytes."""
+    text = "".join(map(_CHARACTER.__getitem__, data))
+    stops = ends.tolist()
+    return [text[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
 
-def _for_python(pattern: str) -> str:
-    r"""The library's pattern (Oniguruma) in the spelling of `re`: \p{L} and \p{N}, always inside brackets, as ranges."""
-    return pattern.replace(r"\p{L}", _members(r"\p{L}")).replace(r"\p{N}", _members(r"\p{N}"))
+def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str], superwords: bool) -> str:
+    """The tokenizer.json of a vocabulary, as `tokenizers` writes it."""
+    added = [
+        {"id": token, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for token, name in enumerate(special)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": SUPERWORDS if superwords else WORDS}, "behavior": "Isolated", "invert": False}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": {name: token for token, name in enumerate(names)},
+        "merges": [[names[left], names[right]] for left, right, _ in merges.tolist()],
+    }  # fmt: skip
+    return orjson.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}, "model": model,
+    }).decode()  # fmt: skip
 
 
-@cache
-def _members(name: str) -> str:
-    """The inside of a character class: the code points below `_COVERED` that the library, by its Unicode version, puts in `name`."""
-    everything = "".join(map(chr, range(_COVERED)))
-    others = pre_tokenizers.Split(Regex(name), "removed").pre_tokenize_str(everything)
-    inside = np.ones(_COVERED + 2, dtype=bool)
-    inside[[0, -1]] = False
-    for _, (start, stop) in others:
-        inside[start + 1 : stop + 1] = False
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    return "".join(f"\\u{start:04x}-\\u{stop - 1:04x}" for start, stop in edges.reshape(-1, 2).tolist())
+def machine_share() -> int:
+    """Bytes that learning a vocabulary may take where the recipe says nothing: half of what is free."""
+    return int(psutil.virtual_memory().available) // 2
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = False) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = False, superwords: bool = False, max_ram: int | None = None,
+                    threads: int | None = None, progress: Callable[[int], None] = lambda merges: None) -> Tokenizer:
     """Learn a vocabulary: the commonest pair of neighbours becomes a token, again and again. The same texts give the same bytes.
 
-    A pair seen once is not worth a token, nor is one longer than 64 bytes. With `chat` it begins with CHAT_TOKENS too.
+    A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too. With `superwords`
+    the second half of the vocabulary may cross spaces; `documents` must then be a collection, since it is read twice.
+    `max_ram` is in bytes (default: half of what is free); `progress` is told of merges made.
 
     Raises:
         InputError: `vocab_size` is more than these texts support, or less than the tokens that are always there (257; 261 with `chat`).
+        LmforgeError: the disk of temporary files is full.
     """
+    special = _special(vocab_size, chat)
+    max_ram, threads = max_ram or machine_share(), threads or len(os.sched_getaffinity(0))
+    pieces, _ = count_pieces(documents, False, max_ram, threads, _PIECE_RAM)
+    first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
+    learned = _learn_words(pieces, first, special, progress)
+    if superwords:
+        del pieces
+        lines, _ = count_pieces(documents, True, max_ram, threads, _LINE_RAM)
+        learned = _learn_lines(lines, learned, vocab_size, progress)
+    return _finished(learned, vocab_size, special, superwords)
+
+
+def train_on_pieces(pairs: Iterable[tuple[bytes, int]], vocab_size: int, chat: bool = False) -> Tokenizer:
+    """`train_tokenizer` from pieces that were counted elsewhere, counts up to 2^62.
+
+    Raises:
+        InputError: as `train_tokenizer`; a count that is not between 1 and 2^62.
+    """
+    special = _special(vocab_size, chat)
+    learned = _learn_words(weighted_pieces(pairs), vocab_size, special, lambda merges: None)
+    return _finished(learned, vocab_size, special, False)
+
+
+def _special(vocab_size: int, chat: bool) -> tuple[str, ...]:
     special = (END_OF_TEXT, *CHAT_TOKENS) if chat else (END_OF_TEXT,)
     least = 256 + len(special)
     if vocab_size < least:
         more = " and the chat tokens" if chat else ""
         raise InputError(f"tokens.vocab_size: {vocab_size} has no room for 256 bytes and the end of text{more}; set it to {least} or more")
-    library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, max_token_length=LONGEST, initial_alphabet=sorted(_CHARACTER),
-        special_tokens=[AddedToken(name, special=True, normalized=False) for name in special], show_progress=False,
-    )  # fmt: skip
-    library.train_from_iterator(map(_without_surrogates, documents), trainer)
-    found = library.get_vocab_size()
+    return special
+
+
+def _learn_words(pieces: Pieces, vocab_size: int, special: Sequence[str], progress: Callable[[int], None]) -> Learned:
+    """Merges within pieces, from single bytes on."""
+    offset = len(special)
+    ends = np.maximum(np.arange(256 + offset) - offset + 1, 0).astype(np.int64)
+    known = Learned(np.array(_ALPHABET, dtype=np.uint8), ends, np.empty((0, 3), dtype=np.int32))
+    return learn(_token_of_byte(offset)[pieces.data], pieces.ends, pieces.counts, known, vocab_size, progress)
+
+
+def _token_of_byte(offset: int) -> NDArray[np.int32]:
+    tokens = np.empty(256, dtype=np.int32)
+    tokens[_ALPHABET] = np.arange(256) + offset
+    return tokens
+
+
+def _learn_lines(lines: Pieces, learned: Learned, vocab_size: int, progress: Callable[[int], None]) -> Learned:
+    """Merges that cross spaces, from what the merges so far make of the lines."""
+    offset = int(np.argmax(learned.ends > 0))  # special tokens have no bytes
+    encoder = Encoder(ranks_of(learned.merges, _token_of_byte(offset)), superwords=True)
+    symbols, ends = encoder.encode(lines.data, lines.ends, classes_for(lines.data))
+    return learn(symbols.copy(), ends, lines.counts, learned, vocab_size, progress)
+
+
+def _finished(learned: Learned, vocab_size: int, special: Sequence[str], superwords: bool) -> Tokenizer:
+    found = len(learned.ends)
     if found < vocab_size:
         raise InputError(
-            f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - least} merges found); "
+            f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - 256 - len(special)} merges found); "
             f"set tokens.vocab_size to at most {found} or add texts"
         )
-    return Tokenizer(library.to_str())
+    names = [*special, *_names_of(learned.data.tobytes(), learned.ends[len(special) :])]
+    return Tokenizer(_document(names, learned.merges, special, superwords))
