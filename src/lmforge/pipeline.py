@@ -35,6 +35,7 @@ from lmforge.record import Record, content_hash, hash_file, hash_json, sweep_tem
 from lmforge.report.page import write_report
 from lmforge.tokens.build import build_tokens
 from lmforge.tokens.loader import Loader
+from lmforge.tokens.mixture import curricula
 from lmforge.tokens.shards import Shards
 from lmforge.train.loop import train
 
@@ -69,7 +70,7 @@ def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
     context = recipe.tokens.context
     shards = Shards.open(run / "tokens", "train")
     rows = min(CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
-    calibration, _ = Loader(shards, context, rows, recipe.seed).batch(0)
+    calibration = Loader(shards, context, rows, recipe.seed).batch(0).inputs
     return compress(
         recipe, run / "model", run / "compressed", torch.from_numpy(calibration),
         lambda model: {"bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, recipe.train.validate_tokens)},
@@ -88,9 +89,10 @@ def _report(_recipe: Recipe, run: Path) -> dict[str, Any]:
 
 STAGES = (
     Stage("corpus", lambda r: {"corpus": _dump(r.corpus), "seed": r.seed}, (), ("corpus",), _corpus),
-    Stage("tokens", lambda r: {"tokens": _dump(r.tokens)}, ("corpus",), ("tokens",),
-          lambda r, run: build_tokens(r, run / "corpus", run / "tokens")),
-    Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train), "seed": r.seed}, ("tokens",), ("model",),
+    Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers")}, ("corpus",), ("tokens",),
+          lambda r, run: build_tokens(r, run / "corpus", run / "tokens"), format=2),
+    Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train), "seed": r.seed, "context": r.tokens.context,
+                              "packing": r.tokens.packing, "curricula": curricula(r)}, ("tokens",), ("model",),
           lambda r, run: train(r, run / "tokens", run / "train", run / "model")),
     Stage("compress", lambda r: {"compress": _dump(r.compress)}, ("tokens", "model"), ("compressed",), _compress),
     Stage("evaluate", lambda r: {"evaluate": _dump(r.evaluate), "seed": r.seed}, ("corpus", "tokens", "model", "compressed"), ("scores",),
@@ -103,6 +105,11 @@ NAMES = tuple(stage.name for stage in STAGES)
 def _dump(section: Any) -> dict[str, Any]:
     result: dict[str, Any] = section.model_dump(mode="json", exclude_none=True)
     return result
+
+
+def _without(section: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A section less the keys that change nothing in a stage's outputs."""
+    return {key: value for key, value in section.items() if key not in names}
 
 
 def _output_hash(path: Path) -> str | None:

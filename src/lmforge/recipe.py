@@ -33,6 +33,22 @@ Weight = Annotated[float, Field(gt=0)]
 Level = Annotated[int, Field(ge=1, le=5)]
 
 
+# A number, or a curriculum: [share of training, weight] pairs, each weight from its share on.
+Curriculum = Weight | tuple[tuple[Share, Annotated[float, Field(ge=0)]], ...]
+
+
+def check_weight(weight: Curriculum) -> None:
+    """Refuse a curriculum that is out of order or gives nothing."""
+    if isinstance(weight, tuple) and not (_in_order(weight) and any(value for _, value in weight)):
+        raise ValueError("a weight that changes is a list of [share of training, weight] pairs: the first share 0, each later "
+                         "one larger, some weight above 0; for example [[0, 1.0], [0.8, 0.2]]")
+
+
+def _in_order(schedule: Sequence[tuple[float, float]]) -> bool:
+    shares = [share for share, _ in schedule]
+    return bool(shares) and shares[0] == 0 and shares == sorted(set(shares))
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys are refused, values are checked, nothing changes after loading."""
 
@@ -45,8 +61,7 @@ class Source(Section):
     kind: SourceKind
     path: Path | None = None
     genre: Genre = "unknown"
-    # A number: how often the source's documents are drawn. A curriculum: [share of training, weight] pairs, each weight from its share on.
-    weight: Weight | tuple[tuple[Share, Annotated[float, Field(ge=0)]], ...] = 1.0
+    weight: Curriculum = 1.0  # a number: how often its documents stand in the corpus; a curriculum: how often the loader draws them
     text_field: str = "text"
     damaged: Literal["refuse", "skip"] | None = None  # a broken record or file; default: refuse, but skip and count hub, warc, html, code
     config: str | None = None  # hub: which of the data set's configurations
@@ -84,11 +99,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _curriculum_is_in_order(self) -> Source:
-        if isinstance(self.weight, tuple):
-            shares = [share for share, _ in self.weight]
-            if not shares or shares[0] != 0 or shares != sorted(set(shares)) or not any(weight for _, weight in self.weight):
-                raise ValueError("a weight that changes is a list of [share of training, weight] pairs: the first share 0, each later "
-                                 "one larger, some weight above 0; for example [[0, 1.0], [0.8, 0.2]]")
+        check_weight(self.weight)
         return self
 
     @property
@@ -181,6 +192,9 @@ class Tokens(Section):
     vocab_size: Annotated[int, Field(ge=257, le=5_000_000)] = 4096
     context: Annotated[int, Field(ge=8)] = 256
     sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
+    chat: bool | None = None  # chat tokens in the vocabulary; default: when there are conversations among the training documents
+    workers: Positive | None = None  # processes that encode; default: one a core, fewer for little text. The files are the same
+    packing: Literal["ring", "best_fit"] = "ring"  # rows cut from one ring of text, or whole documents that do not see each other
 
 
 class Model(Section):
@@ -222,6 +236,8 @@ class Train(Section):
     steps: Positive | None = None
     tokens: Positive | None = None  # instead of steps
     batch_tokens: Positive = 8192
+    context_schedule: tuple[tuple[Share, Positive], ...] = ()  # [share of training, context] pairs: shorter rows, as many tokens a batch
+    mixture: dict[Genre, Curriculum] = {}  # how often texts of a genre are drawn, where not equally often
     micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
     optimizer: Literal["adamw", "muon"] = "adamw"
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
@@ -238,6 +254,14 @@ class Train(Section):
     validate_tokens: Positive = 32_768
     checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
     keep: Positive = 2  # newest checkpoints kept, beside the best
+
+    @model_validator(mode="after")
+    def _schedules_are_in_order(self) -> Train:
+        for weight in self.mixture.values():
+            check_weight(weight)
+        if self.context_schedule and not _in_order(self.context_schedule):
+            raise ValueError("context_schedule is a list of [share of training, context] pairs: the first share 0, each later one larger")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -291,6 +315,14 @@ class Recipe(Section):
     compress: Compress = Compress()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _contexts_divide(self) -> Recipe:
+        for _, context in self.train.context_schedule:
+            if self.tokens.context % context:
+                whole = self.tokens.context
+                raise ValueError(f"train.context_schedule: {context} does not divide tokens.context {whole}, of whose rows it cuts parts")
+        return self
 
     @field_validator("run_dir")
     @classmethod
@@ -421,6 +453,8 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

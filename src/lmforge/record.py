@@ -48,6 +48,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_directory() -> Path:
+    """Where this user's caches are kept (XDG_CACHE_HOME); everything in it may be deleted."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmforge"
+
+
 def _sync(path: Path) -> None:
     """Flush a file or directory to the disk (a rename is durable only once its directory is)."""
     handle = os.open(path, os.O_RDONLY)

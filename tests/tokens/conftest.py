@@ -9,7 +9,8 @@ import pytest
 import zstandard
 
 from lmforge.recipe import Recipe, parse_recipe
-from lmforge.tokens import build, writer
+from lmforge.tokens import documents as documents_module
+from lmforge.tokens import writer
 from lmforge.tokens.build import build_tokens
 
 WORDS = ["forge", "anvil", "hammer", "iron", "steel", "naïve", "smith", "日本", "<|endoftext|>", "spark"]
@@ -21,16 +22,26 @@ def text(number: int) -> str:
     return f"{number}\n" + " ".join(generator.choices(WORDS, k=30)) + "\n"
 
 
-def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
+def in_groups(split: str, texts: list[str]) -> list[str]:
+    """The order in which `write_corpus`'s texts of a split come to lie: of the training split, books first, then code."""
+    return texts if split != "train" else texts[::3] + [each for number, each in enumerate(texts) if number % 3]
+
+
+def write_documents(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Path:
     (folder / "documents").mkdir(parents=True)
-    for split, texts in splits.items():
-        lines = (
-            json.dumps({"id": f"{split}{n}", "text": each, "source": "s", "genre": "code" if n % 3 else "books", "meta": {}})
-            for n, each in enumerate(texts)
-        )
-        data = zstandard.compress("".join(line + "\n" for line in lines).encode())
+    for split, documents in splits.items():
+        data = zstandard.compress("".join(json.dumps(each) + "\n" for each in documents).encode())
         (folder / "documents" / f"{split}-00000.jsonl.zst").write_bytes(data)
     return folder
+
+
+def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
+    return write_documents(folder, {
+        split: [
+            {"id": f"{split}{n}", "text": each, "source": "s", "genre": "code" if n % 3 else "books", "meta": {}} for n, each in enumerate(texts)
+        ]
+        for split, texts in splits.items()
+    })
 
 
 def all_texts() -> dict[str, list[str]]:
@@ -51,6 +62,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Token shards in several files a split, and several batches."""
     monkeypatch.setattr(writer, "SHARD_TOKENS", 700)
-    monkeypatch.setattr(build, "BATCH_CHARS", 900)
+    monkeypatch.setattr(documents_module, "BATCH_BYTES", 900)
     build_tokens(recipe(), corpus, tmp_path / "tokens")
     return tmp_path / "tokens"

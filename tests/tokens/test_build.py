@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.record import content_hash, verify_directory
-from lmforge.tokens import build as module
+from lmforge.tokens import documents
 from lmforge.tokens.build import build_tokens, sample_texts
 from lmforge.tokens.shards import Shards
 from tests.tokens.conftest import COUNTS, all_texts, recipe, write_corpus
@@ -37,7 +37,7 @@ def test_the_figures_are_those_of_the_shards(corpus: Path, tmp_path: Path) -> No
 
 def test_the_same_corpus_gives_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_tokens(recipe(), corpus, tmp_path / "one")
-    monkeypatch.setattr(module, "BATCH_CHARS", 500)
+    monkeypatch.setattr(documents, "BATCH_BYTES", 500)
     build_tokens(recipe(), corpus, tmp_path / "two")
     assert content_hash(tmp_path / "one") == content_hash(tmp_path / "two") is not None
     verify_directory(tmp_path / "one")

@@ -1,8 +1,10 @@
-"""The data order is a pure function of seed and step, the same for any number of processes."""
+"""Batches are a pure function of seed and step, the same for any number of processes, and hold the documents that they say."""
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.record import hash_file
-from lmforge.tokens.bpe import train_tokenizer
-from lmforge.tokens.loader import Loader, permute
+from lmforge.tokens.bpe import Tokenizer, train_tokenizer
+from lmforge.tokens.build import build_tokens
+from lmforge.tokens.loader import Batch, Loader, Prefetch
 from lmforge.tokens.shards import Shards
-
-KEYS = st.tuples(*[st.integers(0, 2**64 - 1)] * 6)
+from tests.tokens.conftest import recipe, write_documents
 
 
 @pytest.fixture(scope="module")
@@ -28,47 +30,17 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.arange(tokens, dtype="<u2").tofile(folder / f"{name}-00000.bin")
         file = {"name": f"{name}-00000.bin", "tokens": tokens, "documents": 1, "bytes": tokens}
         splits[name] = {"tokens": tokens, "documents": 1, "bytes": tokens, "files": [file]}
-    index = {"vocab_size": 257, "dtype": "uint16", "tokenizer_sha256": hash_file(folder / "tokenizer.json"), "splits": splits}
+    index = {"format": 2, "sources": [], "genres": [], "vocab_size": 257, "dtype": "uint16", "splits": splits,
+             "tokenizer_sha256": hash_file(folder / "tokenizer.json")}
     (folder / "index.json").write_text(json.dumps(index))
     return folder
-
-
-@given(st.integers(1, 600), KEYS)
-def test_the_permutation_takes_every_place_once(size: int, keys: tuple[int, ...]) -> None:
-    assert sorted(permute(place, size, keys) for place in range(size)) == list(range(size))
-
-
-@given(st.integers(1, 2**48), KEYS, st.data())
-def test_the_permutation_of_a_huge_range_stays_in_it(size: int, keys: tuple[int, ...], data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, size - 1))
-    assert 0 <= permute(place, size, keys) < size
-
-
-def test_the_permutation_mixes() -> None:
-    size, keys = 10_000, (11, 22, 33, 44, 55, 66)
-    order = np.array([permute(place, size, keys) for place in range(size)])
-    assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 0.05
-    steps = np.diff(order)
-    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.05  # what independent places give
-    assert np.mean(np.abs(steps) < size / 100) < 0.04
-
-
-@given(seed=st.integers(0, 2**70), context=st.integers(1, 100), rows=st.integers(1, 9), epoch=st.integers(0, 5))
-@settings(max_examples=40)
-def test_every_epoch_visits_every_row_once(numbered: Path, seed: int, context: int, rows: int, epoch: int) -> None:
-    loader = Loader(Shards.open(numbered, "train"), context, rows, seed)
-    starts = np.array([loader.start_of(epoch * loader.rows + place) for place in range(loader.rows)])
-    # Laid round the ring from the epoch's first cut, the rows neither overlap nor leave a gap.
-    covered = (starts[:, None] + np.arange(context)) % 1003
-    assert len(np.unique(covered)) == covered.size == loader.rows * context
-    assert 1003 - covered.size < context
-    assert loader.rows == 1003 // context
 
 
 @given(seed=st.integers(0, 99), step=st.integers(0, 10**9))
 @settings(max_examples=40)
 def test_targets_are_the_next_tokens_round_the_ring(numbered: Path, seed: int, step: int) -> None:
-    inputs, targets = Loader(Shards.open(numbered, "train"), 16, 5, seed).batch(step)
+    inputs, targets, documents = Loader(Shards.open(numbered, "train"), 16, 5, seed).batch(step)
+    assert documents is None
     assert inputs.shape == targets.shape == (5, 16)
     assert inputs.dtype == targets.dtype == np.int64
     assert inputs.flags.c_contiguous
@@ -81,7 +53,7 @@ def test_targets_are_the_next_tokens_round_the_ring(numbered: Path, seed: int, s
 @settings(max_examples=40)
 def test_slices_put_together_are_the_batch(numbered: Path, step: int, cuts: set[int]) -> None:
     loader = Loader(Shards.open(numbered, "train"), 8, 12, 5)
-    inputs, targets = loader.batch(step)
+    inputs, targets, _ = loader.batch(step)
     edges = sorted(cuts | {0, 12})
     parts = [loader.batch(step, first, last - first) for first, last in pairwise(edges)]
     assert np.array_equal(np.concatenate([part[0] for part in parts]), inputs)
@@ -112,16 +84,6 @@ def test_the_batch_size_does_not_change_the_order_of_rows(numbered: Path) -> Non
     assert np.array_equal(np.concatenate([few.batch(step)[0] for step in range(3)]), many.batch(0)[0])
 
 
-def test_seeds_and_epochs_give_different_orders_and_cuts(numbered: Path) -> None:
-    def starts(seed: int, epoch: int) -> list[int]:
-        loader = Loader(Shards.open(numbered, "train"), 8, 12, seed)
-        return [loader.start_of(epoch * loader.rows + place) for place in range(loader.rows)]
-
-    orders = [starts(1, 0), starts(1, 1), starts(2, 0)]
-    assert len({tuple(order) for order in orders}) == 3
-    assert len({order[0] % 8 for order in (starts(1, epoch) for epoch in range(30))}) > 4  # rows begin elsewhere in each epoch
-
-
 def test_a_corpus_smaller_than_one_batch_is_refused(numbered: Path) -> None:
     shards = Shards.open(numbered, "valid")
     assert Loader(shards, 21, 3, 1).batch(0)[0].shape == (3, 21)
@@ -134,3 +96,126 @@ def test_a_corpus_smaller_than_one_batch_is_refused(numbered: Path) -> None:
 def test_rows_that_a_batch_does_not_have_are_refused(numbered: Path, step: int, first: int, rows: int | None) -> None:
     with pytest.raises(IndexError, match="a batch has 4 rows"):
         Loader(Shards.open(numbered, "train"), 8, 4, 1).batch(step, first, rows)
+
+
+@pytest.fixture(params=["ring", "best_fit"])
+def packing(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+WEIGHTS = [[(0.0, 1.0)], [(0.0, 3.0), (0.5, 0.5)]]  # of the groups of `built`: books, code
+
+
+def loader_of(built: Path, packing: Any, rows: int = 12) -> Loader:
+    return Loader(Shards.open(built, "train"), 16, rows, 5, packing, WEIGHTS, 40)
+
+
+def test_one_two_four_one_ranks_consume_one_runs_batches(built: Path, packing: Any) -> None:
+    """A run that is stopped and gone on with on another number of ranks, each a new process that knows the step alone."""
+    whole = [loader_of(built, packing).batch(step) for step in range(40)]
+    for steps, world in ((range(10), 1), (range(10, 20), 2), (range(20, 30), 4), (range(30, 40), 1)):
+        ranks = [loader_of(built, packing) for _ in range(world)]
+        for step in steps:
+            parts = [loader.batch(step, share.start, len(share)) for loader in ranks for share in [loader.share(ranks.index(loader), world)]]
+            for name in Batch._fields:
+                found = [getattr(part, name) for part in parts]
+                expected = getattr(whole[step], name)
+                assert (expected is None and found == [None] * world) or np.array_equal(np.concatenate(found), expected)
+
+
+def test_packed_rows_are_documents_of_one_group_whole_or_in_parts(built: Path) -> None:
+    shards = Shards.open(built, "train")
+    loader = Loader(shards, 128, 6, 3, "best_fit")
+    ends = {first: shards.read(first, length).tolist() for first, length, _ in shards.documents.tolist()}
+    texts = {tuple(tokens) for tokens in ends.values()}
+    whole = 0
+    for step in range(5):
+        inputs, targets, documents = loader.batch(step)
+        assert documents is not None
+        assert (np.diff(documents) >= 0).all()
+        for row in range(6):
+            for number in np.unique(documents[row]):
+                mine = documents[row] == number
+                given, wanted = inputs[row, mine].tolist(), targets[row, mine].tolist()
+                assert given[1:] == wanted[:-1]  # what follows, and never the next document of the row
+                assert given.count(0) <= 1
+                if given[0] == 0 and wanted[-1] == 0:
+                    assert tuple(given) in texts
+                    whole += 1
+    assert whole > 20
+
+
+def test_the_mixture_follows_its_weights(built: Path) -> None:
+    shards = Shards.open(built, "train")
+    books = shards.groups[0].tokens
+    every: dict[str, float] = {}
+    for name, steps in (("first", range(20)), ("second", range(20, 40))):
+        loader = loader_of(built, "ring")
+        groups, _ = loader.mixture.find(np.arange(steps.start * 12, steps.stop * 12))
+        every[name] = float(np.mean(groups == 0))
+    code = shards.groups[1].tokens
+    assert every["first"] == pytest.approx(books / (books + 3 * code), abs=0.01)
+    assert every["second"] == pytest.approx(books / (books + 0.5 * code), abs=0.01)
+
+
+def test_tokens_that_do_not_count_are_no_targets(tmp_path: Path, packing: Any) -> None:
+    documents = [
+        {"id": str(n), "text": "abcdefghijklmnopqrstuvwxyz", "source": "s", "genre": "web", "meta": {"loss_spans": [[3, 6]]}} for n in range(40)
+    ]
+    write_documents(tmp_path / "corpus", dict.fromkeys(("train", "valid", "test"), documents))
+    build_tokens(recipe(vocab_size=257), tmp_path / "corpus", tmp_path / "tokens")
+    shards = Shards.open(tmp_path / "tokens", "train")
+    letters = Tokenizer.load(tmp_path / "tokens" / "tokenizer.json").encode("def")
+    loader = Loader(shards, 16, 4, 1, packing)
+    for step in range(5):
+        inputs, targets, _ = loader.batch(step)
+        assert {*np.unique(targets).tolist()} <= {-1, *letters}
+        counts = targets >= 0
+        assert 0 < counts.sum() < counts.size
+        assert np.array_equal(targets[:, :-1][counts[:, :-1]], inputs[:, 1:][counts[:, :-1]])
+
+
+def test_shorter_rows_hold_the_same_tokens(built: Path, packing: Any) -> None:
+    batch = loader_of(built, packing).batch(3)
+    cut = batch.cut(4)
+    assert cut.inputs.shape == (48, 4)
+    for long, short in zip(batch, cut, strict=True):
+        assert (long is None) == (short is None)
+        if long is not None and short is not None:
+            assert np.array_equal(long.ravel(), short.ravel())
+
+
+def test_prefetched_batches_are_the_loaders(built: Path, packing: Any) -> None:
+    loader = loader_of(built, packing)
+    prefetch = Prefetch(loader, range(3, 9), 7, 20)
+    try:
+        for step in range(7, 20):
+            got, expected = prefetch.take(), loader_of(built, packing).batch(step, 3, 6)
+            assert prefetch.waited >= 0
+            assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True) if a is not None and b is not None)
+        with pytest.raises(IndexError):
+            prefetch.take()
+    finally:
+        prefetch.close()
+
+
+def test_prefetching_holds_no_more_than_asked_and_tells_errors(built: Path) -> None:
+    class Broken:
+        asked = 0
+
+        def batch(self, step: int, first: int, rows: int) -> Batch:
+            self.asked += 1
+            raise InputError("gone")
+
+    broken = Broken()
+    prefetch = Prefetch(broken, range(2), 0, 100, ahead=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="gone"):
+        prefetch.take()
+    prefetch.close()
+    assert broken.asked <= 3
+
+
+def test_a_far_step_is_found_at_once(built: Path, packing: Any) -> None:
+    started = time.perf_counter()
+    loader_of(built, packing).batch(10**6)
+    assert time.perf_counter() - started < 1

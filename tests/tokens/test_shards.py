@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from lmforge.errors import InputError
-from lmforge.tokens.shards import Shards, token_dtype
+from lmforge.tokens.shards import Shards, token_dtype, verify_once
 
 
 def test_reading_across_files_equals_reading_all(built: Path) -> None:
     shards = Shards.open(built, "train")
-    files = [np.fromfile(path, dtype="<u2") for path in sorted(built.glob("train-*.bin"))]
+    index = json.loads((built / "index.json").read_text())
+    files = [np.fromfile(built / file["name"], dtype="<u2") for file in index["splits"]["train"]["files"]]
     whole = np.concatenate(files).astype(np.int64)
     assert np.array_equal(shards.read(0, shards.tokens), whole)
     edge = len(files[0])
@@ -87,8 +88,37 @@ def test_one_changed_byte_is_found_by_the_checksum(built: Path, name: str) -> No
         shards.verify()
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: np.save(path, np.zeros((1, 3), dtype=np.int64))])
+@pytest.mark.parametrize("damage", [truncate, Path.unlink, lambda path: np.save(path, np.zeros((5, 1000), dtype=np.int64))])
 def test_a_damaged_document_index_is_refused(built: Path, damage: Callable[[Path], Any]) -> None:
     damage(built / "train-00001.docs.npy")
     with pytest.raises(InputError, match=r"train-00001\.docs\.npy: not a readable document index .*; run the tokens stage again"):
         _ = Shards.open(built, "train").documents
+
+
+def test_shards_of_another_format_are_refused(built: Path) -> None:
+    index = json.loads((built / "index.json").read_text())
+    (built / "index.json").write_text(json.dumps(index | {"format": 1}))
+    with pytest.raises(InputError, match=r"index\.json: shards of format 1, this version reads format 2; run the tokens stage again"):
+        Shards.open(built, "train")
+
+
+def test_shards_are_verified_once_and_again_when_a_file_was_touched(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = [Shards.open(built, split) for split in ("train", "valid")]
+    read: list[str] = []
+    real = Shards.verify
+
+    def verify(self: Shards) -> None:
+        read.append(self.split)
+        real(self)
+
+    monkeypatch.setattr(Shards, "verify", verify)
+    for _ in range(2):
+        verify_once(splits, tmp_path / "verified")
+    assert read == ["train", "valid"]
+    data = bytearray((built / "train-00001.bin").read_bytes())
+    data[0] ^= 1
+    (built / "train-00001.bin").write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"train-00001\.bin: its bytes do not match"):
+        verify_once(splits, tmp_path / "verified")
+    with pytest.raises(InputError, match=r"train-00001\.bin: its bytes do not match"):  # it is not taken for verified afterwards
+        verify_once(splits, tmp_path / "verified")

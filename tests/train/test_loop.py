@@ -16,6 +16,7 @@ from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.parallel.mesh import Mesh
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash
+from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, hash_weights, network_of, train, validation_rows
@@ -48,11 +49,11 @@ def test_stopped_and_started_again_equals_never_stopped(
     whole = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     real, fail_at = TrainingRun.step, {3, 7, 8, 11}
 
-    def dies(self: TrainingRun, step: int) -> dict[str, float]:
+    def dies(self: TrainingRun, step: int, batch: Batch) -> dict[str, float]:
         if step in fail_at:
             fail_at.remove(step)
             raise KeyboardInterrupt
-        return real(self, step)
+        return real(self, step, batch)
 
     monkeypatch.setattr(TrainingRun, "step", dies)
     for _ in range(4):
@@ -73,7 +74,7 @@ def gradients(recipe: Recipe, tokens: Path, out: Path, micro: int, monkeypatch: 
         return torch.tensor(0.0)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
-    run.step(0)
+    run.step(0, run.loader.batch(0))
     return kept
 
 
@@ -105,10 +106,10 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_run: Path, tmp_path: Path, mon
     recipe = recipe_of(tiny_run, checkpoint_every=100)
     real = TrainingRun.step
 
-    def term(self: TrainingRun, step: int) -> dict[str, float]:
+    def term(self: TrainingRun, step: int, batch: Batch) -> dict[str, float]:
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, step)
+        return real(self, step, batch)
 
     monkeypatch.setattr(TrainingRun, "step", term)
     with pytest.raises(Interrupted, match=r"stopped after step 5 of 12, saved in .*step-00000005; the same command goes on"):

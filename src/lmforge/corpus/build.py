@@ -68,12 +68,21 @@ def read_documents(corpus_dir: Path, split: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: there is no such split, or a shard is damaged.
     """
+    return map(json.loads, read_lines(corpus_dir, split))
+
+
+def read_lines(corpus_dir: Path, split: str) -> Iterator[bytes]:
+    """`read_documents` before they are parsed, for whoever parses them in another process.
+
+    Raises:
+        InputError: as `read_documents`.
+    """
     shards = sorted((corpus_dir / "documents").glob(f"{split}-*.jsonl.zst"))
     if not shards:
         raise InputError(f"{corpus_dir}: holds no '{split}' documents; run the corpus stage first")
     for shard in shards:
         for _, line in lines_of(shard):
-            yield json.loads(line)
+            yield line
 
 
 class Places:

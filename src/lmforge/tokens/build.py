@@ -7,21 +7,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmforge.corpus.build import SPLITS, read_documents
+from lmforge.corpus.build import SPLITS, read_documents, read_lines
 from lmforge.errors import InputError
 from lmforge.progress import Bar, say
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
-from lmforge.tokens.shards import INDEX, TOKENIZER, token_dtype
-from lmforge.tokens.writer import TokenWriter
+from lmforge.tokens.documents import encode_lines, is_conversation
+from lmforge.tokens.shards import FORMAT, INDEX, TOKENIZER, token_dtype
+from lmforge.tokens.writer import Names, TokenWriter
 
-BATCH_CHARS = 4_000_000  # text encoded at a time
+WORKER_BYTES = 16_000_000  # of text that make another process worth its start (a second or two)
 
 
 def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
@@ -29,7 +31,8 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
 
     Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text and
     bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre (all splits);
-    vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the vocabulary was learned from.
+    vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the vocabulary was learned from;
+    counted_train, the share of the training tokens that count in the loss. The same files whatever number of processes encodes.
 
     Raises:
         InputError: a vocabulary larger than the texts support, a split with less than one row of `tokens.context` + 1 tokens, a
@@ -37,30 +40,49 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
         LmforgeError: the disk is full. In every case `out` stays as it was.
     """
     with atomic_directory(out) as folder:
-        training = (document["text"] for document in read_documents(corpus_dir, "train"))
+        training = _Training(corpus_dir)
         texts, sampled, train_bytes = sample_texts(training, recipe.tokens.sample_bytes)
         say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sampled / 1e6:.1f} MB of {train_bytes / 1e6:.1f} MB")
-        tokenizer = train_tokenizer(texts, recipe.tokens.vocab_size)
+        chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
+        tokenizer = train_tokenizer(texts, recipe.tokens.vocab_size, chat)
         del texts
         tokenizer.save(folder / TOKENIZER)
-        writers = {}
+        workers = recipe.tokens.workers or min(_cores(), 1 + train_bytes // WORKER_BYTES)
+        names, writers = Names(), {}
         with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:
             for split in SPLITS:
-                writers[split] = writer = TokenWriter(folder, split, tokenizer)
-                for batch in _batches(read_documents(corpus_dir, split)):
+                writers[split] = writer = TokenWriter(folder, split, tokenizer.vocab_size, names, grouped=split == "train")
+                for batch in encode_lines(read_lines(corpus_dir, split), folder / TOKENIZER, workers if split == "train" else 1):
                     bar.step(writer.add(batch), split)
                 writer.close()
                 _check_enough(writer, recipe.tokens.context)
         index = {
-            "format": 1, "vocab_size": tokenizer.vocab_size, "dtype": token_dtype(tokenizer.vocab_size).name,
-            "tokenizer_sha256": tokenizer.sha256,
+            "format": FORMAT, "vocab_size": tokenizer.vocab_size, "dtype": token_dtype(tokenizer.vocab_size).name,
+            "tokenizer_sha256": tokenizer.sha256, "sources": list(names.sources), "genres": list(names.genres),
             "splits": {
-                split: {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "files": writer.files}
+                split: {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "uncounted": writer.uncounted,
+                        "files": writer.files}
                 for split, writer in writers.items()
             },
         }  # fmt: skip
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return {**_figures(tokenizer, writers), "sample_bytes": sampled}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Training:
+    """The texts of the training split; afterwards `conversations` tells whether any was one."""
+
+    def __init__(self, corpus_dir: Path) -> None:
+        self.corpus_dir, self.conversations = corpus_dir, False
+
+    def __iter__(self) -> Iterator[str]:
+        for document in read_documents(self.corpus_dir, "train"):
+            self.conversations = self.conversations or is_conversation(document)
+            yield document["text"]
 
 
 def sample_texts(texts: Iterable[str], most: int) -> tuple[list[str], int, int]:
@@ -81,19 +103,6 @@ def sample_texts(texts: Iterable[str], most: int) -> tuple[list[str], int, int]:
             kept = kept[::2]
             held = sum(size for _, size in kept)
     return [text for text, _ in kept], held, total
-
-
-def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    chars = 0
-    for document in documents:
-        batch.append(document)
-        chars += len(document["text"])
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
 
 
 def _check_enough(writer: TokenWriter, context: int) -> None:
@@ -121,7 +130,7 @@ def _figures(tokenizer: Tokenizer, writers: dict[str, TokenWriter]) -> dict[str,
         "bytes_per_token": train.bytes / max(1, train.tokens - train.documents),
         "bytes_per_token_held_out": sum(w.bytes for w in held_out) / max(1, sum(w.tokens - w.documents for w in held_out)),
         "bytes_per_token_by_genre": {genre: size / max(1, tokens) for genre, (size, tokens) in sorted(genres.items())},
-        "vocabulary_used": float(train.used.mean()),
+        "vocabulary_used": float(train.used.mean()), "counted_train": 1 - train.uncounted / max(1, train.tokens),
     }
 
 

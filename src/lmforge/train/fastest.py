@@ -24,7 +24,7 @@ from lmforge.model.gpt import GPT
 from lmforge.parallel.replicas import Replicas
 from lmforge.progress import in_words, say
 from lmforge.recipe import Recipe
-from lmforge.record import hash_json, machine, write_atomic
+from lmforge.record import cache_directory, hash_json, machine, write_atomic
 
 CHOICE_FORMAT = 2  # of the kept choice
 COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/log.md)
@@ -48,7 +48,7 @@ def cores() -> int:
 
 
 def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmforge" / "fastest.json"
+    return cache_directory() / "fastest.json"
 
 
 def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: int, ranks: int = 1) -> Way:

@@ -31,8 +31,9 @@ from lmforge.progress import Bar, in_words, say
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.loader import Loader
-from lmforge.tokens.shards import Shards
+from lmforge.tokens.loader import Batch, Loader, Prefetch
+from lmforge.tokens.mixture import at, weights_of
+from lmforge.tokens.shards import Shards, verify_once
 from lmforge.train.checkpoint import Checkpoints
 from lmforge.train.fastest import Way, choose, describe
 from lmforge.train.journal import Journal
@@ -84,8 +85,11 @@ class TrainingRun:
         self.warmup = settings.warmup if settings.warmup is not None else min(2000, math.ceil(self.steps * 0.04))
         self.save_every = settings.checkpoint_every or math.ceil(self.steps / 5)
         self.validate_every = settings.validate_every or math.ceil(self.steps / 10)
-        self.loader = Loader(Shards.open(tokens_dir, "train"), context, self.rows, recipe.seed)
-        self.valid = validation_rows(Shards.open(tokens_dir, "valid"), context, settings.validate_tokens)
+        training, held_out = Shards.open(tokens_dir, "train"), Shards.open(tokens_dir, "valid")
+        if mesh.leads:
+            verify_once((training, held_out), out / "verified")
+        self.loader = Loader(training, context, self.rows, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups), self.steps)
+        self.valid = validation_rows(held_out, context, settings.validate_tokens)
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
         self.model.initialise(recipe.seed)
         self.model.to(mesh.device)
@@ -106,10 +110,11 @@ class TrainingRun:
         done = self.state["step"]
         journal = Journal(self.out / "metrics.jsonl", done) if self.mesh.leads else None
         total = self.steps * self.batch_tokens
-        with stop_signals() as stop, Bar("train", total, "tok", done * self.batch_tokens) as bar:
+        data = Prefetch(self.loader, self.loader.share(self.mesh.rank, self.mesh.world), done, self.steps)
+        with contextlib.closing(data), stop_signals() as stop, Bar("train", total, "tok", done * self.batch_tokens) as bar:
             before, started = self.state["seconds"], time.monotonic()
             for step in range(done, self.steps):
-                figures = self.step(step)
+                figures = self.step(step, data.take()) | {"data_wait": round(data.waited, 6)}
                 seconds = before + time.monotonic() - started
                 self.state |= {"step": step + 1, "seconds": seconds}
                 if journal:
@@ -130,40 +135,52 @@ class TrainingRun:
             journal.close()
         self.networks.close()
 
-    def step(self, step: int) -> dict[str, float]:
-        """One update: rate, forward and backward of this rank's rows, sum over ranks, clip, update."""
+    def step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One update: rate, forward and backward of this rank's rows of the batch, sum over ranks, clip, update."""
         share = rate(step, self.steps, self.warmup, self.recipe.train.final_lr)
         set_rate(self.optimizers, share)
-        mine = range(self.rows * self.mesh.rank // self.mesh.world, self.rows * (self.mesh.rank + 1) // self.mesh.world)
-        parts = self.networks.run(lambda network, rows: self.gradients(network, step, rows), mine)
-        nats, counted = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        context = int(at(self.recipe.train.context_schedule or ((0.0, self.recipe.tokens.context),), step / self.steps))
+        parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context), range(len(batch.inputs)))
         self.mesh.average_gradients(self.model.parameters())
+        mean, text_bytes, counted = self.mesh.total(*(sum(column) for column in zip(*parts, strict=True)))
+        if counted != self.batch_tokens:  # some tokens do not count: the mean is over those that do, in all ranks
+            mean = self._rescale(mean, counted)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip)
-        mean, text_bytes = self.mesh.total(nats, counted)
         if not math.isfinite(mean) or not math.isfinite(float(norm)):
             raise LmforgeError(f"train: the loss at step {step + 1} is {mean} (gradient norm {float(norm)}); lower train.peak_lr or "
                                f"train.matrix_lr and run again: it goes on from step {(self.checkpoints.steps() or [0])[-1]}")
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
-        bits = mean * self.batch_tokens / math.log(2) / max(1, text_bytes)
+        bits = mean * counted / math.log(2) / max(1, text_bytes)
         return {"loss": mean, "bits_per_byte": bits, "lr": self.recipe.train.peak_lr * share, "grad_norm": float(norm)}
 
-    def gradients(self, network: nn.Module, step: int, rows: range) -> tuple[float, int]:
-        """Forward and backward of some rows of the batch in micro-batches; their share of the loss, and their UTF-8 bytes."""
+    def _rescale(self, mean: float, counted: float) -> float:
+        """From a mean over the batch's tokens, in gradients and loss, to one over the `counted` among them."""
+        scale = self.batch_tokens / max(1.0, counted)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= scale
+        return mean * scale
+
+    def gradients(self, network: nn.Module, batch: Batch, rows: range, context: int) -> tuple[float, int, int]:
+        """Forward and backward of some rows of the batch in micro-batches, each row cut to `context`; their share of the loss, and
+        the UTF-8 bytes and the number of the tokens that count in it."""
         size = max(1, self.way.micro_batch_tokens // self.recipe.tokens.context)
         nats = torch.zeros((), device=self.mesh.device)
-        counted = 0
+        text_bytes = counted = 0
         for first in range(rows.start, rows.stop, size):
-            inputs, targets = self.loader.batch(step, first, min(size, rows.stop - first))
-            counted += int(self.token_bytes[targets].sum())
-            tokens, wanted = torch.from_numpy(inputs).to(self.mesh.device), torch.from_numpy(targets).to(self.mesh.device)
+            part = batch.part(first, min(size, rows.stop - first)).cut(context)
+            counting = part.targets[part.targets >= 0]
+            text_bytes, counted = text_bytes + int(self.token_bytes[counting].sum()), counted + len(counting)
+            tokens, wanted = torch.from_numpy(part.inputs).to(self.mesh.device), torch.from_numpy(part.targets).to(self.mesh.device)
+            documents = None if part.documents is None else torch.from_numpy(part.documents).to(self.mesh.device)
             with self.autocast():
                 # Divided by the global count, so that neither micro-batches, replicas nor ranks change the gradient.
-                loss = (self.compiled or network.loss)(tokens, wanted) / self.batch_tokens  # type: ignore[operator]
+                loss = (self.compiled or network.loss)(tokens, wanted, documents) / self.batch_tokens  # type: ignore[operator]
             loss.backward()
             nats += loss.detach()
-        return float(nats), counted
+        return float(nats), text_bytes, counted
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 arithmetic over float32 weights where that is the fast safe type."""
@@ -177,7 +194,7 @@ class TrainingRun:
             for first in range(0, len(inputs), 16):
                 piece = slice(first, first + 16)
                 nats += float(self.model.loss(inputs[piece].to(self.mesh.device), targets[piece].to(self.mesh.device)))
-        self.state["valid"] = nats / math.log(2) / int(self.token_bytes[targets.numpy()].sum())
+        self.state["valid"] = nats / math.log(2) / max(1, int(self.token_bytes[targets[targets >= 0].numpy()].sum()))
         if journal:
             journal.write(step=step, tokens=step * self.batch_tokens, valid_bits_per_byte=self.state["valid"])
 
@@ -221,10 +238,12 @@ def validation_rows(shards: Shards, context: int, tokens: int) -> tuple[Tensor, 
     """Rows (R, context) spread evenly over the validation split, with targets; R = tokens/context or as many as there are."""
     available = (shards.tokens - 1) // context
     rows = max(1, min(available, tokens // context))
-    text = [shards.read(row * available // rows * context, context + 1) for row in range(rows)]
-    stacked = torch.from_numpy(np.stack(text).astype(np.int64))
+    starts = [row * available // rows * context for row in range(rows)]
+    stacked = torch.from_numpy(np.stack([shards.read(start, context + 1) for start in starts]))
     targets = stacked[:, 1:].clone()
     targets[targets == 0] = -1  # which document comes next is not language
+    if shards.masked:
+        targets[~torch.from_numpy(np.stack([shards.counts(start + 1, context) for start in starts]))] = -1
     return stacked[:, :-1].contiguous(), targets
 
 

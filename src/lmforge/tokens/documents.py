@@ -1,0 +1,152 @@
+"""Documents → tokens, and which of them count in the loss; in this process or in several, in order.
+
+    lines of a corpus file ──batches──▶ worker processes ──in the order sent──▶ Encoded documents
+
+A document is a text, whose every token counts unless `meta.loss_spans` lists the parts that do ([[first character, one after the last],
+…]): then the tokens with a byte inside one, and the end of the text where its last character does. Or it is a conversation in
+`meta.messages`, rendered by `lmforge.tokens.chat`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmforge.errors import InputError
+from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.chat import render_conversation
+from lmforge.tokens.shards import token_dtype
+
+BATCH_BYTES = 1_000_000  # of lines encoded at a time: memory is about twenty times this per process
+
+
+class Encoded(NamedTuple):
+    """A document's tokens, end of text first; which count (None: all); its text's UTF-8 bytes; and what it is."""
+
+    tokens: NDArray[Any]
+    counted: NDArray[np.bool_] | None
+    bytes: int
+    source: str
+    genre: str
+
+
+def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> Iterator[list[Encoded]]:
+    """The documents of a corpus file's lines (JSON), batch by batch in their order; the same for any number of processes.
+
+    Raises:
+        InputError: loss spans or messages that are not of their form (names the document).
+    """
+    batches = _batches(lines)
+    if workers == 1:
+        tokenizer = Tokenizer.load(tokenizer_file)
+        for batch in batches:
+            yield encode_batch(batch, tokenizer)
+        return
+    # "spawn": a fork would copy this process's threads in the middle of whatever they do.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin, (tokenizer_file,)) as pool:
+        waiting: deque[Future[list[Encoded]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(_encode, batch))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+_tokenizer: Tokenizer | None = None  # of a worker process
+
+
+def _begin(tokenizer_file: Path) -> None:
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    _tokenizer = Tokenizer.load(tokenizer_file)
+
+
+def _encode(batch: list[bytes]) -> list[Encoded]:
+    assert _tokenizer is not None
+    return encode_batch(batch, _tokenizer)
+
+
+def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def encode_batch(lines: Sequence[bytes], tokenizer: Tokenizer) -> list[Encoded]:
+    """The documents of some lines.
+
+    Raises:
+        InputError: as `encode_lines`.
+    """
+    documents = [json.loads(line) for line in lines]
+    flat, ends = tokenizer.encode_arrays([document["text"] for document in documents if not is_conversation(document)])
+    plain = iter(np.split(flat, ends[:-1]) if len(ends) else [])
+    dtype = token_dtype(tokenizer.vocab_size)
+    result = []
+    for document in documents:
+        counted: NDArray[np.bool_] | None
+        if is_conversation(document):
+            try:
+                rendered = render_conversation(document["meta"]["messages"], tokenizer)
+            except InputError as error:
+                raise InputError(f"corpus document {document.get('id')!r}: meta.{error}") from error
+            tokens, counted = np.array(rendered.tokens, dtype=dtype), np.array(rendered.counted)
+        else:
+            tokens = np.concatenate(([tokenizer.end_of_text], next(plain))).astype(dtype)
+            counted = _inside(document, tokens, tokenizer)
+        size = len(document["text"].encode("utf-8", "replace"))
+        source, genre = str(document.get("source", "unknown")), str(document.get("genre", "unknown"))
+        result.append(Encoded(tokens, counted, size, source, genre))
+    return result
+
+
+def is_conversation(document: dict[str, Any]) -> bool:
+    """Whether a document is rendered as a conversation."""
+    return bool((document.get("meta") or {}).get("messages"))
+
+
+def _inside(document: dict[str, Any], tokens: NDArray[Any], tokenizer: Tokenizer) -> NDArray[np.bool_] | None:
+    """Which tokens have a byte inside the document's loss spans; None where it has none. The first, the end of text, stays True."""
+    spans = (document.get("meta") or {}).get("loss_spans")
+    if spans is None:
+        return None
+    text = document["text"]
+    try:
+        pairs = [(int(first), int(last)) for first, last in spans]
+    except (TypeError, ValueError):
+        pairs = [(-1, 0)]
+    if any(not 0 <= first <= last <= len(text) for first, last in pairs):
+        raise InputError(f"corpus document {document.get('id')!r}: meta.loss_spans {str(spans)[:60]} are not [first, last] pairs of "
+                         f"characters within its text of {len(text)}; correct them and run the corpus stage again")
+    ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in tokens.tolist()])
+    starts = np.concatenate(([0], ends[:-1]))
+    counted = np.zeros(len(tokens), dtype=bool)
+    for first, last in pairs:
+        if first == last:
+            continue
+        low, high = (len(text[:place].encode("utf-8", "replace")) for place in (first, last))
+        counted |= (starts < high) & (ends > low)
+    counted[0] = True
+    return counted

@@ -1,0 +1,201 @@
+"""The rows of one group of documents, as pieces of its text, in an order that is a pure function of seed and row number.
+
+`Ring`: the group's N tokens are a ring, cut into R = ⌊N / context⌋ rows wherever they end, one piece a row.
+`BestFit`: rows are put together from whole documents (best fit, longest first: Ding et al. 2024, "Fewer Truncations Improve Language
+Modeling", section 3). The ring is cut into blocks of about 256 rows, each packed alone into exactly its tokens / context rows: documents
+longer than a row are cut first, and those that fit nowhere whole at the end are cut to fill the holes, so no row is padded, every block
+has equally many rows, and a row is found by packing its block alone.
+
+Each epoch begins to cut at an offset of its own and visits the rows in an order of its own, so every row comes once an epoch, and rows
+begin elsewhere the next time. The order is a Feistel permutation (Luby & Rackoff 1988) on the smallest even number of bits that holds R,
+walked on until it falls inside R (cycle-walking: Black & Rogaway 2002), so any row is found in constant time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmforge.compiled import compiled
+
+Array = NDArray[np.int64]
+Starts = Callable[[int, int], Array]  # (start, stop) → the places of the documents that begin there
+BLOCK_ROWS = 256  # more rows leave fewer documents to cut (docs/log.md), fewer are packed sooner
+_ROUNDS = 6
+
+
+class Pieces(NamedTuple):
+    """Pieces of text: which of the rows asked for each belongs to (ascending), where it begins in the group, and its tokens."""
+
+    row: Array
+    start: Array
+    length: Array
+
+
+class Order(Protocol):
+    """An endless sequence of rows."""
+
+    def pieces(self, numbers: Array) -> Pieces:
+        """The pieces that make up the rows of these numbers, counted over all epochs."""
+
+
+class Ring:
+    """Rows of `context` tokens cut from a ring of `tokens`."""
+
+    def __init__(self, tokens: int, context: int, seed: int, group: int = 0) -> None:
+        self.tokens, self.context, self.seed, self.group = tokens, context, seed, group
+        self.rows = max(1, tokens // context)  # of an epoch
+
+    def pieces(self, numbers: Array) -> Pieces:
+        """One piece a row."""
+        starts = np.empty(len(numbers), dtype=np.int64)
+        epochs, places = np.divmod(numbers, self.rows)
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            keys, cut = _epoch_keys(self.seed, epoch, self.group)
+            starts[mine] = (cut % self.tokens + permute(places[mine], self.rows, keys) * self.context) % self.tokens
+        return Pieces(np.arange(len(numbers)), starts, np.full(len(numbers), self.context, dtype=np.int64))
+
+
+class BestFit:
+    """Rows of `context` tokens packed from the documents of a ring of `tokens`, which `starts` finds."""
+
+    def __init__(self, tokens: int, starts: Starts, context: int, seed: int, group: int = 0, block_rows: int = BLOCK_ROWS) -> None:
+        self.tokens, self.starts, self.context, self.seed, self.group = tokens, starts, context, seed, group
+        rows = max(1, tokens // context)
+        self.blocks = max(1, round(rows / block_rows))
+        self.block_rows = rows // self.blocks
+        self.rows = self.blocks * self.block_rows  # of an epoch
+        self._plan = lru_cache(maxsize=8)(self._pack)
+
+    def pieces(self, numbers: Array) -> Pieces:
+        """The pieces of each row, in the order they stand in it."""
+        found = []
+        visits, inside = np.divmod(numbers, self.block_rows)
+        for visit in np.unique(visits).tolist():
+            mine = np.flatnonzero(visits == visit)
+            epoch, turn = divmod(visit, self.blocks)
+            block = int(permute(np.array([turn]), self.blocks, _epoch_keys(self.seed, epoch, self.group)[0])[0])
+            bounds, start, length = self._plan(epoch, block)
+            at = permute(inside[mine], self.block_rows, _epoch_keys(self.seed, epoch, self.group, block + 1)[0])
+            count = bounds[at + 1] - bounds[at]
+            piece = np.arange(count.sum()) + np.repeat(bounds[at] - np.cumsum(count) + count, count)
+            found.append((np.repeat(mine, count), start[piece], length[piece]))
+        row, start, length = (np.concatenate([np.empty(0, dtype=np.int64), *parts]) for parts in zip(*found, strict=True))
+        order = np.argsort(row, kind="stable")
+        return Pieces(row[order], start[order], length[order])
+
+    def _pack(self, epoch: int, block: int) -> tuple[Array, Array, Array]:
+        """A block of an epoch: (rows + 1) bounds of the rows' pieces, and the pieces' starts and lengths."""
+        size = self.block_rows * self.context
+        _, cut = _epoch_keys(self.seed, epoch, self.group)
+        first = (cut + block * size) % self.tokens
+        edges = np.concatenate(([first], self._starts_on_ring(first, first + size), [first + size]))
+        edges = np.unique(edges)
+        pieces = pack(edges[:-1], np.diff(edges), self.block_rows, self.context)
+        return np.searchsorted(pieces.row, np.arange(self.block_rows + 1)), pieces.start % self.tokens, pieces.length
+
+    def _starts_on_ring(self, first: int, stop: int) -> Array:
+        """Where documents begin between two places on the ring, counted on past its end."""
+        parts = []
+        turn = first - first % self.tokens
+        while turn < stop:
+            parts.append(self.starts(max(0, first - turn), min(self.tokens, stop - turn)) + turn)
+            turn += self.tokens
+        return np.concatenate(parts)
+
+
+def pack(starts: Array, lengths: Array, rows: int, context: int) -> Pieces:
+    """Pieces of text, in its order, that together have rows × context tokens → the pieces of each row, each row full.
+
+    A piece of a row or longer is cut into whole rows and what is left. The rest go, longest first, into the row that they fill best
+    (the least room that is enough); those that fit into none are cut into the room that is left, most room first.
+    """
+    whole = lengths // context
+    nth = np.arange(whole.sum()) - np.repeat(np.cumsum(whole) - whole, whole)  # of the whole rows of its piece
+    row, start = np.arange(len(nth)), np.repeat(starts, whole) + nth * context
+    rest = lengths % context
+    items = np.argsort(-rest, kind="stable")[: np.count_nonzero(rest)]
+    fitted = _fit((starts + whole * context)[items], rest[items], len(nth), rows, context)
+    pieces = Pieces(*(np.concatenate(pair) for pair in zip((row, start, np.full(len(nth), context)), fitted, strict=True)))
+    order = np.argsort(pieces.row, kind="stable")
+    return Pieces(*(each[order] for each in pieces))
+
+
+@compiled
+def _fit(starts: Array, lengths: Array, begun: int, rows: int, context: int) -> tuple[Array, Array, Array]:
+    """Row, start and length of each piece placed, for pieces given longest first, where the first `begun` rows are full."""
+    most = len(lengths) + rows  # each row's room is filled up by one cut at most
+    row_of, start_of, length_of = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    first, after = np.full(context + 1, -1), np.full(rows, -1)  # rows by the room left in them: the first, and the one after each
+    homeless = np.empty(len(lengths), np.int64)
+    placed = without = 0
+    for item in range(len(lengths)):
+        room = lengths[item]
+        while room <= context and first[room] < 0:
+            room += 1
+        if room <= context:
+            row = first[room]
+            first[room] = after[row]
+        elif begun < rows:
+            row, room, begun = begun, context, begun + 1
+        else:
+            homeless[without] = item
+            without += 1
+            continue
+        row_of[placed], start_of[placed], length_of[placed] = row, starts[item], lengths[item]
+        placed += 1
+        left = room - lengths[item]
+        after[row] = first[left]
+        first[left] = row
+    room = context
+    for item in homeless[:without]:
+        start, length = starts[item], lengths[item]
+        while length > 0:
+            while first[room] < 0:
+                room -= 1
+            row = first[room]
+            first[room] = after[row]
+            part = min(room, length)
+            row_of[placed], start_of[placed], length_of[placed] = row, start, part
+            placed += 1
+            start, length, left = start + part, length - part, room - part
+            after[row] = first[left]
+            first[left] = row
+    return row_of[:placed], start_of[:placed], length_of[:placed]
+
+
+@lru_cache(maxsize=256)
+def _epoch_keys(seed: int, *place: int) -> tuple[tuple[int, ...], int]:
+    """The keys of the permutation at a place (epoch, group, block), and a number that says where an epoch cuts the ring."""
+    *keys, cut = (int(word) for word in np.random.SeedSequence([seed, *place]).generate_state(_ROUNDS + 1, np.uint64))
+    return tuple(keys), cut
+
+
+def permute(places: Array, size: int, keys: tuple[int, ...]) -> Array:
+    """The images of `places` under the permutation of range(`size`) that `keys` choose: a balanced Feistel network over 2h bits,
+    4^h < 4·size, applied again until the image is below `size` (fewer than four times on average)."""
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    words = [np.uint64(key) for key in keys]
+    result = places.astype(np.uint64)
+    outside = np.ones(result.shape, dtype=bool)
+    while outside.any():
+        left, right = result[outside] >> half, result[outside] & mask
+        for key in words:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        result[outside] = left << half | right
+        outside = result >= size
+    return result.astype(np.int64)
+
+
+def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014): every input bit moves every output bit."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result: NDArray[np.uint64] = word ^ (word >> np.uint64(31))
+    return result
