@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmforge.corpus import conditional
+from lmforge.corpus.entities import entity_figures
 from lmforge.corpus.genres import genre_figures
 from lmforge.corpus.lexical import heaps, measured_growth, repetition, type_token
 from lmforge.corpus.readability import readability
@@ -23,7 +24,7 @@ from lmforge.recipe import Recipe
 
 ORDER = 5  # of the n-gram models
 HELD_OUT = 8  # the held-out sample is this many times smaller than the training one
-BYTES = 2_000_000  # of the sample that the models of bytes and the slower compressor see
+BYTES = 2_000_000  # of the sample that the models of bytes, the slower compressor and the recogniser of names see
 LANGUAGES = 1_000  # pieces whose language is told
 LANGUAGE_CHARACTERS = 2_000  # of each
 LEAST_PROSE = 0.5  # share of characters that are letters or spaces; below it a piece is no prose (tables, code)
@@ -51,6 +52,7 @@ def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
         "repetition": repetition(texts),
         "readability": _readabilities(prose),
         "languages": languages(train),
+        "entities": entity_figures([data.decode(errors="ignore") for data in _cut([piece.text for piece in prose], BYTES)]),
         "topics": topic_figures(texts),
         "genres": genre_figures(train, held_out),
     }
