@@ -22,6 +22,7 @@ import torch
 
 from lmforge.compress.chain import compress
 from lmforge.corpus.build import build_corpus
+from lmforge.corpus.clean import filters_fingerprint
 from lmforge.corpus.sources import fingerprint
 from lmforge.corpus.translate import Translate
 from lmforge.errors import InputError
@@ -155,7 +156,7 @@ def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
         sources = {f"source {i} ({source.kind})": fingerprint(source) for i, source in enumerate(recipe.corpus.sources)}
         models = {f"synthesis {i} (model)": translator.fingerprint(step.model) for i, step in enumerate(recipe.corpus.synthesis)
                   if isinstance(step, BackTranslation) and step.model}
-        return sources | models
+        return sources | models | filters_fingerprint(recipe.corpus)
     return {path: _output_hash(run / path) or "missing" for path in stage.needs}
 
 

@@ -118,6 +118,26 @@ class Source(Section):
         return self.damaged == "skip" if self.damaged else self.kind in SKIPPING
 
 
+RuleFamily = Literal["boilerplate", "punctuation", "gopher", "repetition", "c4", "fineweb"]
+PrivateKind = Literal["email", "ip", "phone", "card"]
+
+
+class Perplexity(Section):
+    """Documents unlike a reference are left out, as an n-gram model of bytes measures it."""
+
+    reference: Path  # texts of the wanted kind: a folder, a text, JSONL or Parquet file
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0  # worse than this share of the reference's held-out documents is too far
+    most_bits_per_byte: Annotated[float, Field(gt=0)] | None = None  # instead of the percentile
+    order: Annotated[int, Field(ge=1, le=8)] = 5
+
+
+class Quality(Section):
+    """Documents that a classifier finds more like the bad examples than the good ones are left out."""
+
+    good: Path  # examples: a folder, a text, JSONL or Parquet file
+    bad: Path
+    threshold: Share = 0.5  # least probability of being good
+    model: Path | None = None  # where the trained classifier is kept (.npz); default: trained anew in each process
 class Synthesis(Section):
     """Documents made from those of the training split; `share` of the training text is to be of this kind."""
 
@@ -173,6 +193,13 @@ class Corpus(Section):
     max_chars: Positive = 1_000_000
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
+    # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see corpus/quality.py.
+    rules: tuple[RuleFamily, ...] = ("boilerplate", "gopher", "repetition", "c4", "fineweb")
+    languages: tuple[str, ...] = ()  # ISO 639-1 codes of the languages kept, code aside; default: any
+    mask_private: tuple[PrivateKind, ...] = ("email", "ip", "phone", "card")  # replaced by what they are, code and technical text aside
+    toxic_words: Path | None = None  # a list, one word or phrase a line; documents with one are left out
+    perplexity: Perplexity | None = None
+    quality: Quality | None = None
     analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000  # text sampled for the slower figures of statistics.json; 0: none of these
     synthesis: tuple[SynthesisStep, ...] = ()
     synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # the most of the training text, in bytes, that made documents may be
@@ -363,12 +390,24 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    sources = tuple(source.model_copy(update={"path": _resolved(source, base)}) for source in recipe.corpus.sources)
-    synthesis = tuple(
-        step.model_copy(update={"model": (base / step.model.expanduser()).resolve()}) if isinstance(step, BackTranslation) and step.model else step
-        for step in recipe.corpus.synthesis
-    )
-    return recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"sources": sources, "synthesis": synthesis})})
+    corpus = recipe.corpus
+    changed: dict[str, Any] = {
+        "sources": tuple(source.model_copy(update={"path": _resolved(source, base)}) for source in corpus.sources),
+        "synthesis": tuple(
+            step.model_copy(update={"model": _absolute(step.model, base)}) if isinstance(step, BackTranslation) and step.model else step
+            for step in corpus.synthesis
+        ),
+        "toxic_words": corpus.toxic_words and _absolute(corpus.toxic_words, base),
+    }
+    for name, keys in (("perplexity", ("reference",)), ("quality", ("good", "bad", "model"))):
+        if section := getattr(corpus, name):
+            paths = {key: _absolute(getattr(section, key), base) for key in keys if getattr(section, key)}
+            changed[name] = section.model_copy(update=paths)
+    return recipe.model_copy(update={"corpus": corpus.model_copy(update=changed)})
+
+
+def _absolute(path: Path, base: Path) -> Path:
+    return (base / path.expanduser()).resolve()
 
 
 def _resolved(source: Source, base: Path) -> Path | None:
@@ -441,7 +480,10 @@ def to_toml(recipe: Recipe) -> str:
             continue
         lines += ["", f"[{name}]"]
         tables = {key: value for key, value in section.items() if isinstance(value, list) and value and isinstance(value[0], dict)}
-        lines += [f"{key} = {_toml(value)}" for key, value in section.items() if key not in tables]
+        nested = {key: value for key, value in section.items() if isinstance(value, dict)}
+        lines += [f"{key} = {_toml(value)}" for key, value in section.items() if key not in tables and key not in nested]
+        for key, value in nested.items():
+            lines += ["", f"[{name}.{key}]", *(f"{inner} = {_toml(each)}" for inner, each in value.items())]
         for key, entries in tables.items():
             for entry in entries:
                 lines += ["", f"[[{name}.{key}]]", *(f"{inner} = {_toml(value)}" for inner, value in entry.items())]

@@ -6,17 +6,29 @@ quotes, HTML entities, ligatures, tabs and indentation, so that source code keep
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 import unicodedata
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates
 
+from lmforge.corpus.classify import classifier
+from lmforge.corpus.decode import unreadable
 from lmforge.corpus.document import Document
+from lmforge.corpus.examples import examples_hash
+from lmforge.corpus.language import language_of
+from lmforge.corpus.perplexity import unlikeness
+from lmforge.corpus.private import NEVER_MASKED, mask_private
+from lmforge.corpus.quality import FEWEST_STOP_WORDS, PROSE, WRAPPED, broken_rule, has_lorem_ipsum, has_toxic_words, toxic_words, without_boilerplate
+from lmforge.corpus.scan import scan
+from lmforge.errors import InputError
 from lmforge.recipe import Corpus
 
 _REPAIR = TextFixerConfig(explain=False)
@@ -27,6 +39,8 @@ _TERMINAL_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffb]")
 _ASCII_CONTROLS = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TELLING = re.compile("[^\x00-\x7f‘’“”–—…•]")  # beside ASCII these marks alone are never mojibake, and ftfy's detector is slow
+_BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 _BLANK_RUN = re.compile(r"\n{4,}")
 _NOT_TEXT = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement characters and private use
 _LETTERS, _SPACES = string.ascii_letters.encode(), string.whitespace.encode()
@@ -40,12 +54,80 @@ MOST_UNREADABLE = 0.05  # share of all characters
 def prepare(document: Document, settings: Corpus, notices: Counter[str] | None = None) -> tuple[Document, str | None]:
     """Everything that concerns one document alone: the document with its text cleaned, and the reason to leave it out, or None.
 
-    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process.
+        repair ─▶ boilerplate lines (web) ─▶ personal data masked ─▶ length, letters, repetition ─▶ language ─▶ word list
+               ─▶ quality rules (prose) ─▶ perplexity ─▶ classifier
+
+    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process. Models
+    that the settings ask for are loaded (or trained on their examples) at the first document.
     """
-    if "loss_spans" in document["meta"]:  # which point into the text as it is: sentence pairs, tasks, conversations
-        return document, None if document["text"].strip() else "too_short"
-    document = {**document, "text": clean(document["text"])}
-    return document, why_dropped(document["text"], settings)
+    genre, text = document["genre"], clean(document["text"])
+    if genre == "web" and "boilerplate" in settings.rules:
+        text = _layout(without_boilerplate(text, "punctuation" in settings.rules, notices))
+    if settings.mask_private and genre not in NEVER_MASKED:
+        text = mask_private(text, settings.mask_private, notices)
+    document = {**document, "text": text}
+    if settings.languages and genre != "code" and len(text) >= settings.min_chars:
+        document["meta"] = {**document["meta"], "language": language_of(text)}
+    return document, _why_left_out(document, settings)
+
+
+def _why_left_out(document: Document, settings: Corpus) -> str | None:
+    genre, text = document["genre"], document["text"]
+    prose = genre in PROSE and bool(settings.rules)
+    reason = _unfit(text, settings) if prose and "repetition" in settings.rules else why_dropped(text, settings)
+    if reason is None and settings.languages and document["meta"].get("language") not in (None, *settings.languages):
+        reason = "other_language"
+    if reason is None and settings.toxic_words and has_toxic_words(text, *_listed(settings.toxic_words)):
+        reason = "toxic_words"
+    if reason is None and prose:
+        reason = _broken_rule(text, genre, settings, document["meta"].get("language"))
+    if reason is None and settings.perplexity and unlikeness(settings.perplexity).is_unlike(text):
+        reason = "perplexity"
+    if reason is None and settings.quality and classifier(settings.quality).probability(text) < settings.quality.threshold:
+        reason = "quality_classifier"
+    return reason
+
+
+def _broken_rule(text: str, genre: str, settings: Corpus, language: Any) -> str | None:
+    if genre == "web" and "c4" in settings.rules and has_lorem_ipsum(text):
+        return "c4_lorem_ipsum"
+    found = scan(text, wrapped=genre in WRAPPED)
+    if reason := broken_rule(found, genre, settings.rules):
+        return reason
+    if "gopher" in settings.rules and found.stop_words < FEWEST_STOP_WORDS and (language or language_of(text)) == "en":
+        return "gopher_stop_words"
+    return None
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(path: Path) -> tuple[frozenset[str], dict[str, list[str]]]:
+    try:
+        return toxic_words(iter(path.read_text(encoding="utf-8").split("\n")))
+    except UnicodeDecodeError as error:
+        raise InputError(f"corpus.toxic_words {path}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def filters_report(settings: Corpus) -> dict[str, Any]:
+    """What the trained filters of these settings are and how well they do, for statistics.json; {} where there are none."""
+    report: dict[str, Any] = {}
+    if settings.perplexity:
+        model = unlikeness(settings.perplexity)
+        report["perplexity"] = {"most_bits_per_byte": model.bound, "trained_bytes": model.trained_bytes, "held_out_documents": model.held_out}
+    if settings.quality:
+        report["quality_classifier"] = classifier(settings.quality).report
+    return report
+
+
+def filters_fingerprint(settings: Corpus) -> dict[str, str]:
+    """The files beside the sources that decide what is left out, each with a hash that changes when they do."""
+    paths = {"corpus.toxic_words": settings.toxic_words}
+    if settings.perplexity:
+        paths["corpus.perplexity.reference"] = settings.perplexity.reference
+    if settings.quality:
+        paths |= {"corpus.quality.good": settings.quality.good, "corpus.quality.bad": settings.quality.bad}
+    return {name: examples_hash(path) for name, path in paths.items() if path is not None}
 
 
 def clean(text: str) -> str:
@@ -68,7 +150,8 @@ def _repair(text: str) -> str:
     """The steps that only a text with characters beyond ASCII needs."""
     if _SURROGATE.search(text):
         text = fix_surrogates(text)
-    text = "\n".join([line if line.isascii() else _repair_line(line) for line in text.split("\n")])
+    if _TELLING.search(text):
+        text = "\n".join([_repair_line(line) if _TELLING.search(line) else line for line in text.split("\n")])
     text = _CONTROL.sub("", _TERMINAL_ESCAPE.sub("", text))
     return unicodedata.normalize("NFC", text)
 
@@ -96,12 +179,8 @@ def why_dropped(text: str, settings: Corpus) -> str | None:
     visible characters, or unreadable characters over a twentieth of all. `duplicate_lines`, `duplicate_ngrams`: as the functions
     below say.
     """
-    if len(text) < settings.min_chars:
-        return "too_short"
-    if len(text) > settings.max_chars:
-        return "too_long"
-    if _mostly_not_text(text):
-        return "mostly_not_text"
+    if reason := _unfit(text, settings):
+        return reason
     if duplicate_line_share(text) > settings.max_duplicate_lines:
         return "duplicate_lines"
     if duplicate_ngram_share(text) > settings.max_duplicate_ngrams:
@@ -109,14 +188,22 @@ def why_dropped(text: str, settings: Corpus) -> str | None:
     return None
 
 
+def _unfit(text: str, settings: Corpus) -> str | None:
+    if len(text) < settings.min_chars:
+        return "too_short"
+    if len(text) > settings.max_chars:
+        return "too_long"
+    return "mostly_not_text" if _mostly_not_text(text) else None
+
+
 def _mostly_not_text(text: str) -> bool:
     if text.isascii():  # translate() is 50 times as fast as asking each character
         data = text.encode()
         return len(data.translate(None, _LETTERS + _SPACES)) > (1 - LEAST_LETTERS) * len(data.translate(None, _SPACES))
-    visible = len(text) - sum(map(str.isspace, text))
-    if sum(map(str.isalpha, text)) < LEAST_LETTERS * visible:
-        return True
-    return len(_NOT_TEXT.findall(text)) > MOST_UNREADABLE * len(text)
+    data, others = text.encode("ascii", "ignore"), "".join(_BEYOND_ASCII.findall(text))
+    visible = len(data.translate(None, _SPACES)) + len(others) - sum(map(str.isspace, others))
+    letters = len(data) - len(data.translate(None, _LETTERS)) + sum(map(str.isalpha, others))
+    return letters < LEAST_LETTERS * visible or len(_NOT_TEXT.findall(others)) > MOST_UNREADABLE * len(text)
 
 
 def duplicate_line_share(text: str) -> float:

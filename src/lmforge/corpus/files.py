@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import stat
 from collections import Counter
@@ -58,6 +59,14 @@ def files_of(source: Source, suffixes: Sequence[str], notices: Counter[str], ski
         wanted = " ".join(suffixes) if len(suffixes) < 9 else ".txt .md .rst .py … (text and source code)"
         raise InputError(f"{source.path}: no {source.kind} files in it ({why or 'it is empty'}); expected files ending in {wanted}")
     return sorted(found)
+
+
+def listing_hash(files: Iterable[File], more: str = "") -> str:
+    """SHA-256 over `more` and the (relative path, size, mtime) of the files: changes when they do. Reads no contents."""
+    digest = hashlib.sha256(more.encode())
+    for file in files:
+        digest.update(f"{file.name}\0{file.size}\0{file.mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def gathered(files: Sequence[File]) -> list[Part]:

@@ -12,7 +12,6 @@ Everything streams: memory holds one document, one block of lines or one batch o
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import NamedTuple
 from lmforge.corpus import code, hub, parallel, procedural, records, texts, web, wiki
 from lmforge.corpus.decode import COMPRESSED
 from lmforge.corpus.document import Document, Reading, source_name
-from lmforge.corpus.files import File, Part
+from lmforge.corpus.files import File, Part, listing_hash
 from lmforge.recipe import Source, SourceKind
 
 __all__ = ["Document", "Part", "expected_bytes", "fingerprint", "iter_documents", "parts", "read_part", "source_name"]
@@ -82,10 +81,7 @@ def fingerprint(source: Source) -> str:
         InputError: as `parts`, where the files cannot be listed.
     """
     named = {"python-library": platform.python_version(), "hub": f"{source.path}\0{source.config}\0{source.split}\0{source.revision}"}
-    digest = hashlib.sha256(named.get(source.kind, "").encode())
-    for file in _files(source):
-        digest.update(f"{file.name}\0{file.size}\0{file.mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return listing_hash(_files(source), named.get(source.kind, ""))
 
 
 def expected_bytes(source: Source) -> int | None:
