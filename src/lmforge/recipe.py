@@ -281,6 +281,7 @@ class Train(Section):
     validate_tokens: Positive = 32_768
     checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
     keep: Positive = 2  # newest checkpoints kept, beside the best
+    ensemble: Annotated[int, Field(ge=0)] = 4  # weights kept near the end, to average and to choose from; 0: the best checkpoint alone
 
     @model_validator(mode="after")
     def _schedules_are_in_order(self) -> Train:

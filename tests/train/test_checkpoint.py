@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from lmforge.errors import InputError, LmforgeError
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.saved import load_model
 from lmforge.recipe import Train
 from lmforge.train import checkpoint
 from lmforge.train.checkpoint import Checkpoints
@@ -56,6 +57,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, tokenizer: Path) -> No
     for step in range(1, 6):
         checkpoints.save(step, model, optimizers, {"step": step, "best_step": 2 if step > 1 else 1}, tokenizer)
     assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_a_moving_average_and_snapshots_are_kept_beside(tmp_path: Path, tokenizer: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    model, optimizers = trained(1)
+    checkpoints.save(1, model, optimizers, {"step": 1}, tokenizer)
+    checkpoints.save(2, model, optimizers, {"step": 2}, tokenizer, {"norm.weight": torch.full((8,), 2.0)})
+    assert checkpoints.average(1) == {}
+    assert torch.equal(checkpoints.average(2)["norm.weight"], torch.full((8,), 2.0))
+    checkpoint.write_snapshot(tmp_path / "s" / "step-00000002", model, 2, tokenizer)
+    assert torch.equal(load_model(tmp_path / "s" / "step-00000002").embed.weight, model.embed.weight)
 
 
 def test_none_yet(tmp_path: Path) -> None:

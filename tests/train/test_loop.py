@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 from lmforge.errors import InputError, Interrupted, LmforgeError
+from lmforge.model.saved import load_model
+from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash
+from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.journal import read_lines
@@ -38,7 +42,28 @@ def test_the_loss_falls_and_the_figures_are_there(tiny_run: Path, tmp_path: Path
     assert values[-1] < 0.8 * values[0]
     assert content_hash(tmp_path / "model")
     valid = [line["valid_bits_per_byte"] for line in read_lines(tmp_path / "train" / "metrics.jsonl") if "valid_bits_per_byte" in line]
-    assert figures["valid_bits_per_byte"] == min(valid)
+    singles = [row["bits_per_byte"] for row in figures["candidates"] if len(row["members"]) == 1]
+    assert min(singles) == pytest.approx(min(valid[1:]), rel=1e-9)  # those after which weights were kept
+    assert figures["valid_bits_per_byte"] <= min(singles)
+    assert figures["valid_bits_per_byte"] == min(row["bits_per_byte"] for row in figures["candidates"] if row["networks"] == 1)
+    names = {row["name"] for row in figures["candidates"]}
+    assert {"step 34", "step 40", "average of the last 4", "greedy soup", "4 networks together", "moving average"} <= names
+
+
+def test_without_ensembles_the_best_checkpoint_is_the_model(tiny_run: Path, tmp_path: Path) -> None:
+    figures = train(recipe_of(tiny_run, ensemble=0), tiny_run / "tokens", tmp_path / "train", tmp_path / "model")
+    assert [row["name"] for row in figures["candidates"]] == [f"step {figures['best_step']}"] == [figures["chosen"]]
+    assert not (tmp_path / "train" / "snapshots").exists()
+
+
+def test_the_chosen_model_is_what_was_scored(tiny_run: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_run, steps=20)
+    figures = train(recipe, tiny_run / "tokens", tmp_path / "train", tmp_path / "model")
+    inputs, targets = validation_rows(Shards.open(tiny_run / "tokens", "valid"), 32, recipe.train.validate_tokens)
+    nats = token_nats(load_model(tmp_path / "model"), inputs, targets)
+    tokenizer = Tokenizer.load(tiny_run / "tokens" / "tokenizer.json")
+    text = sum(len(tokenizer.token_bytes(token)) for token in targets[targets >= 0].tolist())
+    assert float(nats.double().sum()) / math.log(2) / text == pytest.approx(figures["valid_bits_per_byte"], rel=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -15,6 +15,7 @@ from lmforge.report.markup import (
     at,
     count,
     details,
+    entries,
     figure,
     join,
     mapping,
@@ -161,7 +162,23 @@ def training(run: Run) -> Html:
         _by_tokens("Gradient norm before clipping", _points(steps, "tokens", "grad_norm")),
     )
     ran = tag("p", "Run with ", way, ".", class_="lead") if way else None
-    return join(tag("p", f"{words}."), ran, tag("div", *charts, class_="plots"))
+    return join(tag("p", f"{words}."), ran, tag("div", *charts, class_="plots"), _ensembles(figures))
+
+
+def _ensembles(figures: dict[str, Any]) -> Html | None:
+    """Every model that the run's weights could give, the best first, and which was taken."""
+    found = entries(figures.get("candidates"))
+    if len(found) < 2:
+        return None
+    single = min((value for row in found if len(row.get("members") or ()) == 1 and (value := number(row, "bits_per_byte")) is not None), default=None)
+    rows = []
+    for row in found:
+        against, taken = ratio(row.get("bits_per_byte"), single), row.get("name") == figures.get("chosen")
+        made_from = ", ".join(map(str, row.get("members") or ())) or "every step near the end"
+        rows.append((tag("b", row.get("name"), " (taken)") if taken else row.get("name"), made_from, count(row, "networks"),
+                     figure(row, "bits_per_byte", digits=5), f"{100 * (against - 1):+.2f}%" if against is not None else MISSING))
+    head = ("model", "weights after steps", "networks", "bits per byte, validation", "against the best single")
+    return join(tag("h3", "Models that the run's weights give"), table(head, rows, (2, 3, 4)))
 
 
 def _by_tokens(title: str, points: list[Point]) -> Html:

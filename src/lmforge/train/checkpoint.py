@@ -1,15 +1,18 @@
 """Checkpoints: everything that a run needs to go on exactly as if it had never stopped. Atomic, checksummed, no pickle.
 
-    train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.json, manifest.json}
+    train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json, config.json, tokenizer.json,
+                                     manifest.json}        average: the moving average of the weights, once it has begun
+    train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone, to average
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from lmforge.model.saved import model_tensors, write_model
 from lmforge.progress import say
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
 
+AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -48,6 +52,25 @@ def restore_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+@contextlib.contextmanager
+def full_disk_as_os_error() -> Iterator[None]:
+    """safetensors reports a full disk by an error of its own; give it the form that all other writing has."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.ENOSPC, str(error)) from error
+
+
+def write_snapshot(directory: Path, model: GPT, step: int, tokenizer: Path) -> None:
+    """The weights of a step alone, loadable on their own.
+
+    Raises:
+        LmforgeError: the disk is full.
+    """
+    with atomic_directory(directory) as temporary, full_disk_as_os_error():
+        write_model(temporary, model.config, model_tensors(model), tokenizer, notes={"step": step})
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` and the best stay."""
 
@@ -68,24 +91,29 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}"
 
     def save(
-        self, step: int, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], tokenizer: Path
+        self, step: int, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], tokenizer: Path,
+        average: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
         Raises:
             LmforgeError: the disk is full; the earlier checkpoints stay usable.
         """
-        with atomic_directory(self.path(step)) as temporary:
-            try:
-                write_model(temporary, model.config, model_tensors(model), tokenizer, notes={"step": step})
-                save_file(optimizer_tensors(optimizers), temporary / "optimizer.safetensors")
-            except SafetensorError as error:  # its way to report a full disk
-                raise OSError(errno.ENOSPC, str(error)) from error
+        with atomic_directory(self.path(step)) as temporary, full_disk_as_os_error():
+            write_model(temporary, model.config, model_tensors(model), tokenizer, notes={"step": step})
+            save_file(optimizer_tensors(optimizers), temporary / "optimizer.safetensors")
+            if average:
+                save_file({name: weight.detach().cpu() for name, weight in average.items()}, temporary / AVERAGE)
             (temporary / "state.json").write_text(json.dumps(dict(state), indent=1) + "\n")
         kept = {*self.steps()[-self.keep :], state.get("best_step")}
         for old in self.steps():
             if old not in kept:
                 shutil.rmtree(self.path(old))
+
+    def average(self, step: int) -> dict[str, Tensor]:
+        """The moving average in the checkpoint of `step`; empty where it had not begun."""
+        path = self.path(step) / AVERAGE
+        return load_file(path) if path.exists() else {}
 
     def load_newest(self, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
         """Restore the newest complete checkpoint in place and return its state; None when there is none.

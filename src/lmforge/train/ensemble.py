@@ -116,7 +116,7 @@ class Choice:
 
     def _soup(self, best_first: Sequence[int]) -> tuple[int, ...]:
         """Members that each made the average better when added to it, the best single first (Wortsman et al. 2022, algorithm 1)."""
-        soup = (best_first[0],)
+        soup: tuple[int, ...] = (best_first[0],)
         for step in best_first[1:]:
             more = tuple(sorted((*soup, step)))
             if self._scored(more).double().sum() < self._scored(soup).double().sum():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import signal
 import threading
@@ -25,16 +26,18 @@ from torch import Tensor, nn
 from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.model.saved import load_model, model_tensors, write_model
+from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh, join_mesh
 from lmforge.parallel.replicas import Replicas
 from lmforge.progress import Bar, in_words, say
 from lmforge.recipe import Recipe
-from lmforge.record import atomic_directory
+from lmforge.record import atomic_directory, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.loader import Batch, Loader, Prefetch
 from lmforge.tokens.mixture import at, weights_of
 from lmforge.tokens.shards import Shards, verify_once
-from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.checkpoint import Checkpoints, write_snapshot
+from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
 from lmforge.train.fastest import Way, choose, describe
 from lmforge.train.journal import Journal
 from lmforge.train.optim import build_optimizers, rate, set_rate
@@ -60,10 +63,10 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
     """
     mesh = join_mesh(recipe.parallel.data)
     try:
-        run = TrainingRun(recipe, tokens_dir, out, mesh)
-        run.go()
-        mesh.wait()
-        return run.finish(model_out)
+        with contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run:
+            run.go()
+            mesh.wait()
+            return run.finish(model_out)
     finally:
         mesh.close()
 
@@ -90,6 +93,8 @@ class TrainingRun:
             verify_once((training, held_out), out / "verified")
         self.loader = Loader(training, context, self.rows, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups), self.steps)
         self.valid = validation_rows(held_out, context, settings.validate_tokens)
+        wanted = self.valid[1]
+        self.valid_bytes = int(self.token_bytes[wanted[wanted >= 0].numpy()].sum())  # of text that the validation rows predict
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
         self.model.initialise(recipe.seed)
         self.model.to(mesh.device)
@@ -100,6 +105,10 @@ class TrainingRun:
         self.checkpoints = Checkpoints(out / "checkpoints", settings.keep)
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": None, "best_valid": math.inf}
         self.state |= self.checkpoints.load_newest(self.model, self.optimizers) or {}
+        self.moving = MovingAverage(self.model, self.steps) if settings.ensemble else None
+        if self.moving and self.state["step"]:
+            self.moving.restore(self.checkpoints.average(self.state["step"]))
+        self.snapshots = set(snapshot_steps(self.steps, settings.ensemble)) - {self.steps}  # the last is a checkpoint
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         if mesh.leads:
             say(f"train: {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.steps} steps of {self.batch_tokens} tokens")
@@ -120,6 +129,7 @@ class TrainingRun:
                 if journal:
                     journal.write(step=step + 1, tokens=(step + 1) * self.batch_tokens, seconds=round(seconds, 3),
                                   tokens_per_second=round(bar.rate), **figures)
+                self.keep_for_averaging(step + 1)
                 last = step + 1 == self.steps
                 stopping = self.mesh.total(float(stop.is_set()))[0] > 0  # all ranks stop at the same step
                 saving = last or (step + 1) % self.save_every == 0 or stopping
@@ -133,6 +143,9 @@ class TrainingRun:
                                       "the same command goes on from there")
         if journal:
             journal.close()
+
+    def close(self) -> None:
+        """End the threads."""
         self.networks.close()
 
     def step(self, step: int, batch: Batch) -> dict[str, float]:
@@ -188,40 +201,79 @@ class TrainingRun:
 
     def validate(self, step: int, journal: Journal | None) -> None:
         """Bits per byte of the fixed validation rows; remembers it for the next checkpoint."""
-        inputs, targets = self.valid
-        nats = 0.0
-        with torch.no_grad(), self.autocast():
-            for first in range(0, len(inputs), 16):
-                piece = slice(first, first + 16)
-                nats += float(self.model.loss(inputs[piece].to(self.mesh.device), targets[piece].to(self.mesh.device)))
-        self.state["valid"] = nats / math.log(2) / max(1, int(self.token_bytes[targets[targets >= 0].numpy()].sum()))
+        self.state["valid"] = float(self.nats().double().sum()) / math.log(2) / max(1, self.valid_bytes)
         if journal:
             journal.write(step=step, tokens=step * self.batch_tokens, valid_bits_per_byte=self.state["valid"])
+
+    def nats(self) -> Tensor:
+        """−ln p of each validation token under the weights as they are, (R, context); 0 where a token does not count."""
+        inputs, targets = self.valid
+
+        def work(network: nn.Module, rows: range) -> list[Tensor]:
+            with self.autocast():
+                return [token_nats(network, inputs[piece].to(self.mesh.device), targets[piece].to(self.mesh.device)).cpu()  # type: ignore[arg-type]
+                        for piece in (slice(first, min(first + 16, rows.stop)) for first in range(rows.start, rows.stop, 16))]
+
+        return torch.cat([piece for part in self.networks.run(work, range(len(inputs))) for piece in part])
+
+    def keep_for_averaging(self, step: int) -> None:
+        """What the ensembles of the end need of the weights after `step` steps."""
+        if self.moving:
+            self.moving.update(step)
+        if step in self.snapshots and self.mesh.leads:
+            write_snapshot(self.snapshot(step), self.model, step, self.tokenizer_file)
+
+    def snapshot(self, step: int) -> Path:
+        """Where the weights of a step stand alone."""
+        return self.out / "snapshots" / self.checkpoints.path(step).name
 
     def save(self) -> None:
         """Checkpoint now; the best so far is remembered in it."""
         if self.state["valid"] < self.state["best_valid"]:
             self.state |= {"best_step": self.state["step"], "best_valid": self.state["valid"]}
         if self.mesh.leads:
-            self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file)
+            average = self.moving.weights if self.moving else None
+            self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average)
         self.mesh.wait()
 
     def finish(self, model_out: Path) -> dict[str, Any]:
-        """Write the best checkpoint's weights as the model and give the figures of the whole run."""
-        best = load_model(self.checkpoints.path(self.state["best_step"]))
-        tensors = model_tensors(best)
+        """Write the best weights that the run's checkpoints and averages give as the model; the figures of the whole run."""
+        table = self.out / "ensemble.json"
         if self.mesh.leads:
+            best, weights, candidates = self.choose()
             with atomic_directory(model_out) as temporary:
-                write_model(temporary, best.config, tensors, self.tokenizer_file,
-                            notes={"step": self.state["best_step"], "valid_bits_per_byte": self.state["best_valid"]})
-        seconds = self.state["seconds"]
-        say(f"train: {in_words(seconds)}, best validation {self.state['best_valid']:.4f} bits per byte at step {self.state['best_step']}")
-        tokens = self.steps * self.batch_tokens
+                write_model(temporary, self.model.config, weights, self.tokenizer_file,
+                            notes={"made_from": best.row(), "valid_bits_per_byte": best.bits_per_byte})
+            write_atomic(table, json.dumps({"chosen": best.name, "candidates": [each.row() for each in candidates]}, indent=1) + "\n")
+        self.mesh.wait()
+        tensors = model_tensors(load_model(model_out))
+        ensemble = json.loads(table.read_text())
+        seconds, tokens = self.state["seconds"], self.steps * self.batch_tokens
+        chosen = next(each for each in ensemble["candidates"] if each["name"] == ensemble["chosen"])
+        say(f"train: {in_words(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with {chosen['name']}")
         return {
             "steps": self.steps, "tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9)),
-            "valid_bits_per_byte": self.state["best_valid"], "weights_sha256": hash_weights(tensors), "best_step": self.state["best_step"],
-            "parameters": sum(tensor.numel() for tensor in tensors.values()), "way": describe(self.way),
+            "valid_bits_per_byte": chosen["bits_per_byte"], "weights_sha256": hash_weights(tensors), "best_step": self.state["best_step"],
+            "parameters": sum(tensor.numel() for tensor in tensors.values()), "way": describe(self.way), **ensemble,
         }
+
+    def choose(self) -> tuple[Candidate, dict[str, Tensor], list[Candidate]]:
+        """The best candidate, its weights, and all of them. Afterwards the network holds some candidate's weights."""
+        def load(step: int) -> dict[str, Tensor]:
+            path = self.snapshot(step) if step in self.snapshots else self.checkpoints.path(step)
+            return model_tensors(load_model(path))
+
+        def score(weights: dict[str, Tensor]) -> Tensor:
+            for name, parameter in self.model.state_dict().items():
+                if name in weights:
+                    parameter.copy_(weights[name])
+            return self.nats()
+
+        last = {self.steps} if self.recipe.train.ensemble else set()
+        choice = Choice(load, score, self.valid_bytes)
+        moving = {**model_tensors(self.model), **{name: weight.cpu() for name, weight in self.moving.weights.items()}} if self.moving else None
+        best, weights = choice.choose([*({self.state["best_step"]} | last | self.snapshots)], moving)
+        return best, weights, choice.table
 
 
 def hash_weights(tensors: dict[str, Tensor]) -> str:
