@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.record import content_hash, verify_directory
-from lmforge.tokens import documents
+from lmforge.tokens import documents as documents_module
+from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.build import build_tokens, sample_texts
 from lmforge.tokens.shards import Shards
-from tests.tokens.conftest import COUNTS, all_texts, recipe, write_corpus
+from tests.tokens.conftest import COUNTS, all_texts, recipe, write_corpus, write_documents
 
 
 def test_the_figures_are_those_of_the_shards(corpus: Path, tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_the_figures_are_those_of_the_shards(corpus: Path, tmp_path: Path) -> No
 
 def test_the_same_corpus_gives_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_tokens(recipe(), corpus, tmp_path / "one")
-    monkeypatch.setattr(documents, "BATCH_BYTES", 500)
+    monkeypatch.setattr(documents_module, "BATCH_BYTES", 500)
     build_tokens(recipe(), corpus, tmp_path / "two")
     assert content_hash(tmp_path / "one") == content_hash(tmp_path / "two") is not None
     verify_directory(tmp_path / "one")
@@ -101,3 +102,55 @@ def test_too_large_a_vocabulary_leaves_the_older_shards_alone(corpus: Path, buil
 def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no 'train' documents; run the corpus stage first"):
         build_tokens(recipe(), tmp_path / "corpus", tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["transcript", "chat tokens"])
+def test_trainer_and_evaluator_read_the_known_ids(tmp_path: Path, chat: bool) -> None:
+    """The golden conversations as documents: their ids and what counts of them, in the training split as the loader reads it and in
+    the test split as the scores do."""
+    conversations = json.loads((Path(__file__).parent / "golden" / "conversations.json").read_text("utf-8"))["conversations"]
+    documents = [
+        {"id": str(n), "text": "x" * 70, "source": "chats", "genre": "web", "meta": {"messages": each["messages"]}}
+        for n, each in enumerate(conversations)
+    ]
+    write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
+    size = 261 if chat else 257
+    build_tokens(recipe(vocab_size=size, chat=chat), tmp_path / "corpus", tmp_path / "tokens")
+    for split in ("train", "test"):
+        shards = Shards.open(tmp_path / "tokens", split)
+        ended = "1"
+        for (first, count, _), each in zip(shards.documents.tolist(), conversations, strict=True):
+            known = each[str(size)]
+            assert shards.read(first, count).tolist() == known["learn"]
+            counts = "".join("01"[counts] for counts in shards.counts(first, count).tolist())
+            assert counts == ended + known["counted"][1:]
+            ended = counts[-1]
+
+
+@pytest.mark.parametrize(("stated", "conversations", "expected"), [(None, True, 5), (None, False, 1), (True, False, 5), (False, True, 1)])
+def test_chat_tokens_are_there_for_conversations_or_when_asked_for(
+    tmp_path: Path, stated: bool | None, conversations: bool, expected: int
+) -> None:
+    messages = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]
+    documents = [
+        {"id": str(n), "text": text, "source": "s", "genre": "web", "meta": {"messages": messages} if conversations and n == 3 else {}}
+        for n, text in enumerate(all_texts()["train"])
+    ]
+    write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
+    asked = {} if stated is None else {"chat": stated}
+    build_tokens(recipe(**asked), tmp_path / "corpus", tmp_path / "tokens")
+    assert len(Tokenizer.load(tmp_path / "tokens" / "tokenizer.json").special) == expected
+
+
+def test_processes_change_no_byte(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "BATCH_BYTES", 700)
+    for workers in (1, 2):
+        build_tokens(recipe(workers=workers), corpus, tmp_path / str(workers))
+    assert content_hash(tmp_path / "1") == content_hash(tmp_path / "2")
+
+
+def test_the_share_that_counts_is_told(tmp_path: Path) -> None:
+    documents = [{"id": "d", "text": "abcdefghij" * 4, "source": "s", "genre": "web", "meta": {"loss_spans": [[0, 10]]}}] * 3
+    write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
+    figures = build_tokens(recipe(vocab_size=257), tmp_path / "corpus", tmp_path / "tokens")
+    assert figures["counted_train"] == pytest.approx(1 - 90 / 123)

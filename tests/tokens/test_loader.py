@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
+from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.record import hash_file
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.tokens.build import build_tokens
@@ -219,3 +221,23 @@ def test_a_far_step_is_found_at_once(built: Path, packing: Any) -> None:
     started = time.perf_counter()
     loader_of(built, packing).batch(10**6)
     assert time.perf_counter() - started < 1
+
+
+def test_changing_one_packed_document_leaves_the_others_logits_alone(built: Path) -> None:
+    """Bit for bit, in rows as the loader packs them."""
+    inputs, _, documents = Loader(Shards.open(built, "train"), 128, 6, 3, "best_fit").batch(2)
+    assert documents is not None
+    model = GPT(GPTConfig(vocab_size=300, context=128, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=64, ngram_rows=64))
+    model.initialise(1)
+    tokens, numbers = torch.from_numpy(inputs), torch.from_numpy(documents)
+    assert len(np.unique(documents[0])) > 1
+    with torch.inference_mode():
+        before = model(tokens, documents=numbers)
+        for number in np.unique(documents[0]).tolist():
+            changed = tokens.clone()
+            mine = numbers[0] == number
+            changed[0, mine] = (changed[0, mine] + 7) % 300
+            after = model(changed, documents=numbers)
+            assert not torch.equal(after[0, mine], before[0, mine])
+            assert torch.equal(after[0, ~mine], before[0, ~mine])
+            assert torch.equal(after[1:], before[1:])

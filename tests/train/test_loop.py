@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.model.saved import load_model
 from lmforge.model.score import token_nats
@@ -20,10 +22,12 @@ from lmforge.parallel.mesh import Mesh
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash
 from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.build import build_tokens
 from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, hash_weights, network_of, train, validation_rows
+from tests.tokens.conftest import write_documents
 
 
 def recipe_of(tiny_run: Path, **train_keys: object) -> Recipe:
@@ -109,6 +113,79 @@ def test_micro_batches_change_nothing(tiny_run: Path, tmp_path: Path, monkeypatc
     for micro in (32, 64, 96):
         for a, b in zip(whole, gradients(recipe, tiny_run / "tokens", tmp_path, micro, monkeypatch), strict=True):
             assert (a - b).norm() <= 1e-5 * a.norm()
+
+
+@pytest.fixture(scope="module")
+def masked(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run's texts as shards of which a part counts: in each document another share of its characters, in some nothing."""
+    out = tmp_path_factory.mktemp("masked")
+    splits = {}
+    for split in ("train", "valid", "test"):
+        splits[split] = [*read_documents(tiny_run / "corpus", split)]
+        for number, document in enumerate(splits[split]):
+            document["meta"] = {"loss_spans": [[0, len(document["text"]) * (number % 4) // 4]]} if number % 5 else {}
+    write_documents(out / "corpus", splits)
+    build_tokens(load_recipe(tiny_run / "recipe.toml"), out / "corpus", out / "tokens")
+    return out / "tokens"
+
+
+@pytest.mark.parametrize("packing", ["ring", "best_fit"])
+def test_micro_batches_change_nothing_where_few_tokens_count(
+    masked: Path, tiny_run: Path, tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is over the tokens that count in the whole batch, however unevenly they fall into micro-batches and ranks."""
+    recipe = load_recipe(tiny_run / "recipe.toml", [f"tokens.packing={packing}"])
+    whole = gradients(recipe, masked, tmp_path, 256, monkeypatch)
+    for micro in (32, 64, 96):
+        for a, b in zip(whole, gradients(recipe, masked, tmp_path, micro, monkeypatch), strict=True):
+            assert (a - b).norm() <= 1e-5 * a.norm()
+    run = TrainingRun(recipe, masked, tmp_path, Mesh(0, 1, torch.device("cpu")))
+    batch = run.loader.batch(0)
+    counted = int((batch.targets >= 0).sum())
+    assert 0 < counted < 0.8 * batch.targets.size
+    documents = None if batch.documents is None else torch.from_numpy(batch.documents)
+    with torch.no_grad():
+        mean = float(run.model.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), documents)) / counted
+    assert run.step(0, batch)["loss"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("sets", [["tokens.packing=best_fit"], ["train.context_schedule=[[0, 8], [0.5, 32]]"],
+                                  ["train.mixture={unknown = 2, code = [[0, 1], [0.5, 0.2]]}"]], ids=["best fit", "contexts", "mixture"])
+def test_every_order_of_the_data_resumes_exactly(tiny_run: Path, tmp_path: Path, sets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(tiny_run / "recipe.toml", sets)
+    whole = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
+    plain = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "c", tmp_path / "cm")
+    real = TrainingRun.step
+
+    def dies(self: TrainingRun, step: int, batch: Batch) -> dict[str, float]:
+        if step == 7:
+            raise KeyboardInterrupt
+        return real(self, step, batch)
+
+    monkeypatch.setattr(TrainingRun, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    monkeypatch.setattr(TrainingRun, "step", real)
+    again = train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    assert again["weights_sha256"] == whole["weights_sha256"] != plain["weights_sha256"]
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_every_step_tells_how_long_it_waited_for_data(tiny_run: Path, tmp_path: Path) -> None:
+    train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
+    waits = [line["data_wait"] for line in read_lines(tmp_path / "t" / "metrics.jsonl") if "loss" in line]
+    assert len(waits) == 12
+    assert all(0 <= wait < 1 for wait in waits)
+
+
+def test_altered_shards_are_refused_before_the_first_step(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run / "tokens", tmp_path / "tokens")
+    path = next((tmp_path / "tokens").glob("train-*.bin"))
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=rf"{path.name}: its bytes do not match the checksum in index\.json"):
+        train(recipe_of(tiny_run), tmp_path / "tokens", tmp_path / "t", tmp_path / "m")
 
 
 def test_two_ranks_equal_one(tiny_run: Path, tmp_path: Path) -> None:
