@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,45 +84,46 @@ class Loader:
             raise IndexError(f"rows {row_start} to {row_start + rows} of step {step}; a batch has {self.batch_rows} rows")
         numbers = np.arange(rows, dtype=np.int64) + (step * self.batch_rows + row_start)
         groups, places = self.mixture.find(numbers)
-        shape = rows, self.context
-        inputs, targets = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
-        documents = np.empty(shape, dtype=np.int32) if self.packing == "best_fit" else None
+        row, start, length, group = self._pieces(groups, places)
+        inputs, targets = np.empty(rows * self.context, dtype=np.int64), np.empty(rows * self.context, dtype=np.int64)
+        left = self.shards.copy_pieces(start, length, inputs, targets)
+        ends = np.cumsum(length)
+        for piece in np.flatnonzero(left).tolist():
+            place = slice(ends[piece] - length[piece], ends[piece])
+            self._copy(self.groups[group[piece]], int(start[piece]), inputs[place], targets[place])
+        documents = None
+        if self.packing == "best_fit":
+            nth = np.arange(len(row)) - np.searchsorted(row, row)  # of the pieces of its row
+            documents = np.repeat(nth.astype(np.int32), length).reshape(rows, self.context)
+        return Batch(inputs.reshape(rows, self.context), targets.reshape(rows, self.context), documents)
+
+    def _pieces(self, groups: Array, places: Array) -> tuple[Array, Array, Array, Array]:
+        """The pieces of rows in the rows' order: row, start in the split, length, group."""
+        found = []
         for number in np.unique(groups).tolist():
             mine = np.flatnonzero(groups == number)
             pieces = self.orders[number].pieces(places[mine])
-            row_before, at, count = -1, 0, 0
-            for row, start, length in zip(mine[pieces.row].tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True):
-                at, count = (at, count + 1) if row == row_before else (0, 0)
-                row_before, stop = row, at + length
-                self._read(self.groups[number], start, inputs[row, at:stop])
-                self._read(self.groups[number], start + 1, targets[row, at:stop])
-                if self.shards.masked:
-                    self._mask(self.groups[number], start + 1, targets[row, at:stop])
-                if documents is not None:
-                    documents[row, at:stop] = count
-                at = stop
-        return Batch(inputs, targets, documents)
+            found.append((mine[pieces.row], pieces.start + self.groups[number].first, pieces.length, np.full(len(pieces.row), number)))
+        empty = np.empty(0, dtype=np.int64)
+        row, start, length, group = (np.concatenate([empty, *parts]) for parts in zip(*found, strict=True)) if found else (empty,) * 4
+        if len(found) > 1:
+            order = np.argsort(row, kind="stable")
+            row, start, length, group = row[order], start[order], length[order], group[order]
+        return row, start, length, group
 
     def share(self, rank: int, world: int) -> range:
         """The rows of every batch that process `rank` of `world` takes; together the processes take each row once."""
         return range(self.batch_rows * rank // world, self.batch_rows * (rank + 1) // world)
 
-    def _read(self, group: Group, start: int, into: Array) -> None:
-        """Tokens of a group's ring."""
-        done = 0
-        while done < len(into):
-            at = (start + done) % group.tokens
-            piece = into[done : done + group.tokens - at]
-            self.shards.read_into(group.first + at, piece)
-            done += len(piece)
-
-    def _mask(self, group: Group, start: int, targets: Array) -> None:
-        done = 0
-        while done < len(targets):
-            at = (start + done) % group.tokens
-            piece = targets[done : done + group.tokens - at]
-            piece[~self.shards.counts(group.first + at, len(piece))] = -1
-            done += len(piece)
+    def _copy(self, group: Group, start: int, inputs: Array, targets: Array) -> None:
+        """One piece of a group's ring, across files or past its end."""
+        ring = (start - group.first + np.arange(len(inputs) + 1)) % group.tokens
+        edges = [0, *(np.flatnonzero(ring[1:] == 0) + 1).tolist(), len(ring)]
+        text, counts = np.empty(len(ring), dtype=np.int64), np.empty(len(ring), dtype=bool)
+        for low, high in pairwise(edges):
+            self.shards.read_into(group.first + int(ring[low]), text[low:high])
+            counts[low:high] = self.shards.counts(group.first + int(ring[low]), high - low)
+        inputs[:], targets[:] = text[:-1], np.where(counts[1:], text[1:], -1)
 
 
 class Prefetch:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lmforge.compiled import compiled
 from lmforge.errors import InputError
 from lmforge.record import hash_file, hash_json, write_atomic
 from lmforge.tokens.remote import fetch_shards, file_hashes
@@ -74,10 +75,11 @@ class Shards:
         if self._starts[-1] != self.tokens:
             held = self._starts[-1]
             raise InputError(f"{directory / INDEX}: its files hold {held} tokens, not {self.tokens}; run the tokens stage again")
-        self._maps = [np.memmap(directory / file["name"], dtype=dtype, mode="r") for file in self._files]
+        self._maps = [np.asarray(np.memmap(directory / file["name"], dtype=dtype, mode="r")) for file in self._files]
         self.masked = any("mask_name" in file for file in self._files)
         self._masks = [
-            np.memmap(directory / file["mask_name"], dtype=np.uint8, mode="r") if "mask_name" in file else None for file in self._files
+            np.asarray(np.memmap(directory / file["mask_name"], dtype=np.uint8, mode="r")) if "mask_name" in file else None
+            for file in self._files
         ]
 
     @classmethod
@@ -159,6 +161,21 @@ class Shards:
             into[done : done + len(piece)] = piece
             done += len(piece)
             file += 1
+
+    def copy_pieces(self, starts: Array, lengths: Array, inputs: Array, targets: Array) -> NDArray[np.bool_]:
+        """Pieces of text, each `lengths` tokens from `starts` on, one after another into the flat `inputs`, and the tokens that follow
+        each of these into `targets`, −1 for one that does not count. Returns which pieces were left out: those that, with the token
+        after them, lie in more than one file.
+        """
+        places = np.cumsum(lengths) - lengths
+        files = np.searchsorted(self._starts, starts, side="right") - 1
+        left = starts + lengths >= np.array(self._starts)[files + 1]
+        for file in np.unique(files[~left]).tolist():
+            mine = ~left & (files == file)
+            mask = self._masks[file]
+            bits = np.empty(0, dtype=np.uint8) if mask is None else mask
+            _copy(self._maps[file], bits, starts[mine] - self._starts[file], lengths[mine], places[mine], inputs, targets)
+        return left
 
     def counts(self, start: int, length: int) -> NDArray[np.bool_]:
         """Which of the `length` tokens from `start` on count in the loss, as what is to be predicted.
@@ -253,3 +270,19 @@ def verify_once(splits: Sequence[Shards], mark: Path) -> None:
     for shards in splits:
         shards.verify()
     write_atomic(mark, state)
+
+
+@compiled
+def _copy(text: NDArray[Any], mask: NDArray[np.uint8], starts: Array, lengths: Array, places: Array, inputs: Array, targets: Array) -> None:
+    """`Shards.copy_pieces` within one file; an empty mask counts everything."""
+    for piece in range(len(starts)):
+        start, length, place = starts[piece], lengths[piece], places[piece]
+        for token in range(length):
+            inputs[place + token] = text[start + token]
+        for token in range(length):
+            targets[place + token] = text[start + token + 1]
+        if len(mask):
+            for token in range(length):
+                bit = start + token + 1
+                if not (mask[bit >> 3] >> (7 - (bit & 7))) & 1:
+                    targets[place + token] = -1
