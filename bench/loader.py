@@ -2,10 +2,10 @@
 
     python bench/loader.py [--metrics RUN/train/metrics.jsonl] [--steps 100000]
 
-One core. Shards of 128 M tokens in 3 files (uint16, documents of log-normal length; where masks are measured, 32 M tokens, half of the documents
-with a part that does not count) are made in a temporary folder. Each figure is the median of 7 rounds that alternate between the ways measured; a round serves
-batches of 64 rows of 1,024 tokens for two seconds, beginning at a step of its own. The floor is the time to write inputs and targets
-(16 bytes a token) from 2 bytes read, at the bandwidth measured here for copying one array of that size into another.
+One core. Shards of 128 M tokens in 3 files (uint16, documents of log-normal length; where masks are measured, 32 M tokens, a quarter of
+them not counting) are made in a temporary folder. Each figure is the median of 7 rounds that alternate between the ways measured; a round
+serves batches of 64 rows of 1,024 tokens for two seconds, beginning at a step of its own. The floor is the time to write inputs and
+targets (16 bytes a token) from 2 bytes read, at the bandwidth measured here for copying one array of 32 MB into another.
 """
 
 from __future__ import annotations

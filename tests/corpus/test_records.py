@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmforge.corpus.document import Reading
-from lmforge.corpus.records import document_of, read_jsonl
+from lmforge.corpus.records import BrokenRecord, document_of, read_jsonl
 from lmforge.corpus.sources import parts
 from lmforge.recipe import Source
 
@@ -18,6 +18,21 @@ def test_fields_of_a_record(tmp_path: Path) -> None:
         "id": "3", "text": "b", "source": f"jsonl:{tmp_path.name}", "genre": "news", "meta": {"k": 1, "url": "u"}}
     assert document_of({"body": None, "genre": "odd"}, reading, "f:1")["genre"] == "unknown"
     assert document_of({"body": None}, reading, "f:1")["id"] == "f:1"
+
+
+def test_a_conversation_is_kept_and_its_words_are_the_text(tmp_path: Path) -> None:
+    reading = Reading(Source(kind="jsonl", path=tmp_path), Counter())
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": [{"type": "text", "text": "Hi"}, {"text": "!"}]}]
+    document = document_of({"messages": messages, "id": "c"}, reading, "f:1")
+    assert (document["text"], document["meta"]) == ("Hello\n\nHi!", {"messages": messages})
+    assert document_of({"messages": messages, "text": "t"}, reading, "f:1")["meta"] == {}  # the text field comes first
+
+
+@pytest.mark.parametrize("message", [{"content": "x"}, {"role": "user"}, {"role": "user", "content": 3}, {"role": "user", "content": [{}]}, "x"])
+def test_what_is_no_message_is_refused(tmp_path: Path, message: object) -> None:
+    reading = Reading(Source(kind="jsonl", path=tmp_path), Counter())
+    with pytest.raises(BrokenRecord, match=r"^messages\[1\] is no message like"):
+        document_of({"messages": [{"role": "user", "content": "a"}, message]}, reading, "f:1")
 
 
 @pytest.mark.parametrize("line", [b'{"text": NaN, "text": "last wins"}', b'{"text": "\\ud83d\\ude00 \\ud800"}', b'{"text": "x", "n": 1e999}'])

@@ -29,9 +29,13 @@ class BrokenRecord(Exception):
 
 
 def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> Document:
-    """A document from a record that carries its text in the source's `text_field`; a null text is an empty one."""
+    """A document from a record that carries its text in the source's `text_field` (a null text is an empty one), or a conversation in
+    `messages`: its text is the messages' contents, and the messages are kept for the tokens stage."""
     source = reading.source
-    if source.text_field not in record:
+    conversation = record.get("messages") if source.text_field not in record else None
+    if isinstance(conversation, list):
+        record = {**record, source.text_field: _contents(conversation)}
+    elif source.text_field not in record:
         raise BrokenRecord(f"no field '{source.text_field}'{_nearest(source.text_field, list(record))}")
     text = record[source.text_field]
     if not isinstance(text, str | None):
@@ -41,8 +45,23 @@ def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> D
     for key, value in record.items():
         if key not in (source.text_field, "id", "genre", "meta", "source") and _is_small(value):
             kept[key] = value
+    if isinstance(conversation, list):
+        kept["messages"] = conversation
     own = genre if source.genre == "unknown" and isinstance(genre, str) and genre in _GENRES else None
     return reading.document(str(given) if isinstance(given, str | int) else fallback_id, text or "", own, kept)
+
+
+def _contents(messages: list[Any]) -> str:
+    """What is said in a conversation, a blank line between the messages; a content is a string or a list of {"text": …} parts."""
+    said = []
+    for number, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, dict) and isinstance(message.get("role"), str) else None
+        listed = content if isinstance(content, list) else [{"text": content}]
+        parts = [part.get("text") if isinstance(part, dict) else None for part in listed]
+        if not all(isinstance(part, str) for part in parts):
+            raise BrokenRecord(f"messages[{number}] is no message like {{\"role\": \"user\", \"content\": \"Hello\"}}; correct or remove it")
+        said.append("".join(map(str, parts)))
+    return "\n\n".join(said)
 
 
 def _is_small(value: Any) -> bool:

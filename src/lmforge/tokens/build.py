@@ -23,7 +23,7 @@ from lmforge.tokens.documents import encode_lines, is_conversation
 from lmforge.tokens.shards import FORMAT, INDEX, TOKENIZER, token_dtype
 from lmforge.tokens.writer import Names, TokenWriter
 
-WORKER_BYTES = 16_000_000  # of text that make another process worth its start (a second or two)
+WORKER_BYTES = 100_000_000  # of text that make another process worth its start (a few seconds)
 
 
 def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
