@@ -42,8 +42,37 @@ def statistics() -> dict[str, Any]:
                    "test": {"documents": 189, "bytes": 1_180_000}},
         "genres": {"code": sizes, "technical": {**sizes, "documents": 631, "bytes": 3_400_000}},
         "lengths": {str(power): int(900 * math.exp(-((power - 12.2) ** 2) / 5)) for power in range(6, 21)},
+        "distinct_words": 401_000, "words_seen_once": 250_000, "words_exact": True,
+        "zipf": {"value": 1.043, "definition": "count = C / rank^s", "sample_words": 3_010_000,
+                 "points": [[10**power, 200_000 // 10**power] for power in range(5)]},
+        "vocabulary_growth": [{"words": 1000 << power, "distinct": int(50 * (1000 << power) ** 0.6)} for power in range(12)],
+        "analysis": analysis(),
         "entropy": {"unigram_bits_per_word": {"value": 12.31, "definition": "entropy of words", "sample_words": 3_010_000},
                     "compression_bits_per_byte": {"value": 1.93, "definition": "under Zstandard", "sample_bytes": 4_000_000}},
+    }  # fmt: skip
+
+
+def analysis() -> dict[str, Any]:
+    entropy = {
+        f"{what}_order_{order}": {"value": bits / order, "bits_per_word": bits * (1 if what == "words" else 6) / order, "definition": "held-out",
+                                  "bits_per_byte": bits / (6 if what == "words" else 1) / order, "sample_words": 53_150}
+        for what, bits in (("words", 12.0), ("bytes", 4.8)) for order in range(1, 6)
+    }  # fmt: skip
+    reading = {"flesch_reading_ease": 61.2, "flesch_kincaid_grade": 8.9, "automated_readability_index": 9.1, "words_per_sentence": 18.2,
+               "syllables_per_word": 1.52, "sample_words": 91_000, "sample_sentences": 5000}  # fmt: skip
+    topic = {"name": "oil, barrel, opec", "words": ["oil", "barrel", "opec", "crude"], "share": 0.123, "npmi": 0.41, "umass": -1.2}
+    kind = {"distinct": 1312, "mentions": 4410, "at_least": 2888, "top": [["Sherlock Holmes", 41], ["Watson", 22]]}
+    return {
+        "sample": {"definition": "pieces by hash", "train": {"pieces": 391, "documents": 345, "bytes": 4_000_000}},
+        "entropy": entropy, "heaps": {"value": 0.612, "definition": "K words^β", "sample_words": 350_000, "points": [[1000, 400], [9000, 1900]]},
+        "type_token": {"value": 0.44, "definition": "in each 1,000 words", "sample_words": 350_000},
+        "repetition": {"repeated_lines": {"value": 0.167, "definition": "lines again", "sample_characters": 9000}},
+        "readability": {"definition": "Flesch 1948", **reading, "genres": {"technical": reading}},
+        "languages": {"definition": "py3langid", "shares": {"en": 0.97, "de": 0.03}, "sample_pieces": 391},
+        "entities": {"definition": "a recogniser", "sample_bytes": 2_000_000, "person": kind, "date": kind},
+        "topics": {"definition": "NMF", "sample_pieces": 391, "npmi": 0.35, "umass": -1.15, "topics": [topic]},
+        "genres": {"definition": "ridge", "sample_documents": 48, "accuracy": 0.958, "low": 0.86, "high": 0.988, "most_frequent": 0.9,
+                   "confusion": {"code": {"code": 43, "technical": 0}, "technical": {"code": 2, "technical": 3}}},
     }  # fmt: skip
 
 

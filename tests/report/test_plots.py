@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.report.plots import HEIGHT, WIDTH, Series, bar_chart, line_chart, thin, ticks
+from lmforge.report.plots import HEIGHT, WIDTH, Series, bar_chart, line_chart, logarithmic, share_bar, thin, ticks
 
 finite = st.floats(-1e14, 1e14)
 
@@ -67,3 +67,11 @@ def test_labels_are_escaped_and_described() -> None:
 @pytest.mark.parametrize("bars", [[], [("a", 0.0)], [("a", -1.0)], [("a", 1e300)]])
 def test_bars_of_nothing(bars: list[tuple[str, float]]) -> None:
     assert "nothing to show" in bar_chart("t", bars, "x")
+
+
+def test_logarithmic_labels_and_bars_of_shares() -> None:
+    words = logarithmic(lambda value: f"{value:.0f}")
+    assert [words(power) for power in (0.0, 0.5, 3.0)] == ["1", "", "1000"]
+    assert 'width="12.5"' in str(share_bar(0.125))
+    assert share_bar(None) is None
+    assert share_bar(1.5) is None

@@ -14,6 +14,7 @@ from lmforge.errors import InputError
 from lmforge.progress import in_words
 from lmforge.record import write_atomic
 from lmforge.report import sections, template
+from lmforge.report.corpus import corpus
 from lmforge.report.loaded import Run
 from lmforge.report.markup import (
     Html,
@@ -48,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
     run = Run(run_dir)
     parts = {
         "stages": ("Stages", _stages(run)),
-        "corpus": ("Corpus", sections.corpus(run)),
+        "corpus": ("Corpus", corpus(run)),
         "tokens": ("Tokens", sections.tokens(run)),
         "training": ("Training", sections.training(run)),
         "compression": ("Compression", sections.compression(run)),

@@ -90,6 +90,19 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], x_label: str, unit:
     return tag("figure", tag("figcaption", title), _svg(words, frame, x_label, None, _plain, marks))
 
 
+def share_bar(share: float | None) -> Html | None:
+    """A level bar as wide as the share (0 to 1) of its cell, to be set beside the figure."""
+    if share is None or not 0 <= share <= 1:
+        return None
+    return tag("svg", tag("rect", class_="bar", width=_px(100 * share), height="10", rx="1"), viewBox="0 0 100 10", class_="share",
+               preserveAspectRatio="none")
+
+
+def logarithmic(words: Words) -> Words:
+    """For axes that show 10^x: labels whole powers by `words`, and nothing between."""
+    return lambda power: words(10**power) if abs(power - round(power)) < 1e-6 else ""
+
+
 def _plain(value: float) -> str:
     return f"{value:,.6g}"
 

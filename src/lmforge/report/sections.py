@@ -1,4 +1,4 @@
-"""The parts of the page that tell of corpus, tokens, training, compression, recipe and lineage."""
+"""The parts of the page that tell of tokens, training, compression, recipe and lineage."""
 
 from __future__ import annotations
 
@@ -22,81 +22,19 @@ from lmforge.report.markup import (
     metric,
     not_run,
     number,
-    percent,
     ratio,
     size,
     table,
     tag,
 )
-from lmforge.report.plots import Point, Series, bar_chart, line_chart
+from lmforge.report.plots import Point, Series, line_chart
 from lmforge.report.scores import score
 
 _MOST_ROWS = 40
-_POWERS = frozenset(map(str, range(50)))
-
-
-def corpus(run: Run) -> Html:
-    """Documents in and out, why some were dropped, lengths, genres, entropy."""
-    found = mapping(run.json("corpus", "statistics.json")) or run.figures("corpus")
-    if not found:
-        return not_run("corpus")
-    numbers = f"{count(found, 'documents_in')} documents in, {count(found, 'documents_out')} out"
-    link = tag("a", "Samples of what was kept and dropped", href="corpus/samples.html")
-    total, text = found.get("documents_in"), found.get("bytes_out")
-    reasons = [(_words(name), count(amount), percent(ratio(amount, total))) for name, amount in _ordered(found.get("dropped"))]
-    splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(found, "splits").items()]
-    genres = [
-        (name, count(row, "documents"), size(row, "bytes"), percent(ratio(at(row, "bytes"), text)))
-        for name, row in mapping(found, "genres").items()
-    ]
-    entropy = [
-        (_words(name), figure(row, "value"), at(row, "definition"), _sample(row))
-        for name, row in mapping(found, "entropy").items()
-    ]
-    notices = [(name, count(amount)) for name, amount in _ordered(found.get("notices"))]
-    dropped = table(("reason", "documents", "share"), reasons, (1, 2)) if reasons else tag("p", "nothing was dropped")
-    shares = _part("Split by hash", ("split", "documents", "text"), splits, (1, 2))
-    return join(
-        tag("p", f"{numbers}: {size(found, 'bytes_out')}, {count(found, 'words')} words."),
-        tag("p", link) if run.exists("corpus", "samples.html") else None,
-        tag(
-            "div",
-            bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
-            tag("div", tag("h3", "Dropped, by reason"), dropped, shares),
-            class_="plots",
-        ),
-        _part("Genres", ("genre", "documents", "text", "share of the text"), genres, (1, 2, 3)),
-        _part("Entropy", ("measure", "value", "definition", "measured on"), entropy, (1,)),
-        details("Passed over or repaired while reading", table(("what", "files"), notices, (1,))) if notices else None,
-    )
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _sample(row: object) -> str:
-    sizes = (pair for pair in mapping(row).items() if pair[0].startswith("sample_"))
-    return ", ".join(f"{count(value)} {name.removeprefix('sample_')}" for name, value in sizes)
-
-
-def _lengths(found: dict[str, Any]) -> list[tuple[str, float]]:
-    """The histogram's bars; statistics.json names each by the power of two that its lengths begin at."""
-    bars = ((int(power), number(amount)) for power, amount in mapping(found, "lengths").items() if power in _POWERS)
-    return [(_power(power), amount) for power, amount in sorted(bars) if amount is not None]
-
-
-def _power(power: int) -> str:
-    return f"{1 << power % 10} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power // 10]}"
-
-
-def _ordered(counts: object) -> list[tuple[str, Any]]:
-    """The items of a dictionary of counts, the largest first, at most `_MOST_ROWS`."""
-    return sorted(mapping(counts).items(), key=lambda pair: (-(number(pair[1]) or 0), pair[0]))[:_MOST_ROWS]
-
-
-def _part(title: str, head: tuple[str, ...], rows: list[Any], numeric: tuple[int, ...]) -> Html | None:
-    return join(tag("h3", title), table(head, rows[:_MOST_ROWS], numeric)) if rows else None
 
 
 def tokens(run: Run) -> Html:

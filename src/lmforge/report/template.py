@@ -36,12 +36,13 @@ td { overflow-wrap: anywhere; } td:first-child { overflow-wrap: normal; }
 tr:last-child td { border-bottom: 0; }
 th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td small { display: block; }
+td small { display: block; } td.number b { color: var(--s0); }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem 2rem;
   margin-top: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; font-size: .92rem; } figcaption small { font-weight: 400; }
 svg { width: 100%; height: auto; display: block; font: 11.5px system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+svg.share { width: 7rem; height: .6rem; display: inline-block; background: var(--back); border-radius: 2px; }
 svg text { fill: var(--soft); } .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .flat { stroke-dasharray: 6 4; }
