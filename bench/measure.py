@@ -48,7 +48,9 @@ GENRES = {"books": "books", "stories": "stories", "encyclopedia": "encyclopedia"
           "code": "code"}  # fmt: skip
 MOST_OF_A_FILE = 700  # pieces, so that no collection is a genre by itself
 HELD_OUT = 0.25
-QUESTIONS = {"person": r"who\b(?!se)", "place": r"where\b|in (?:what|which) (?:city|country|state|town)\b", "date": r"when\b|(?:in )?(?:what|which) year\b"}
+QUESTIONS = {
+    "person": r"who\b(?!se)", "place": r"where\b|in (?:what|which) (?:city|country|state|town)\b", "date": r"when\b|(?:in )?(?:what|which) year\b",
+}  # fmt: skip
 RESAMPLES = 200
 
 
@@ -78,10 +80,11 @@ def entropy_checks() -> list[dict[str, Any]]:
             check("i.i.d. Zipf, 256 symbols", "bytes, order 1", of_bytes([data[:200_000]], [data[200_000:]], 1).bits[0], truth)
     for states, memory in ((20, 1), (6, 2), (4, 3)):
         chain, truth = markov(states, memory, 240_000, rng)
+        source, order = f"Markov, {states} states, memory {memory}", memory + 1
         text = [" ".join(map(str, part)) for part in (chain[:200_000], chain[200_000:])]
-        check(f"Markov, {states} states, memory {memory}", f"words, order {memory + 1}", of_words(text[:1], text[1:], memory + 1).bits[-1], truth)
+        check(source, f"words, order {order}", of_words(text[:1], text[1:], order).bits[-1], truth)
         data = (chain + 65).astype(np.uint8).tobytes()
-        check(f"Markov, {states} states, memory {memory}", f"bytes, order {memory + 1}", of_bytes([data[:200_000]], [data[200_000:]], memory + 1).bits[-1], truth)
+        check(source, f"bytes, order {order}", of_bytes([data[:200_000]], [data[200_000:]], order).bits[-1], truth)
     return found
 
 
@@ -153,8 +156,8 @@ def pieces(data: Path) -> tuple[list[Piece], list[Piece]]:
             for number, row in enumerate(rows(path)):
                 text = row.get("text") or ""
                 held_out = sha256(f"{path.name} {number}".encode()).digest()[0] < 256 * HELD_OUT
-                cuts = range(0, max(1, len(text)), PIECE)
-                found[held_out].extend(Piece(f"{path.name} {number}", genre, text[cut : cut + PIECE]) for cut in cuts if len(text) - cut >= 200 or not cut)
+                starts = [cut for cut in range(0, max(1, len(text)), PIECE) if len(text) - cut >= 200 or not cut]
+                found[held_out].extend(Piece(f"{path.name} {number}", genre, text[cut : cut + PIECE]) for cut in starts)
             for part, pieces_found in zip(parts, found, strict=True):
                 pieces_found.sort(key=lambda piece: sha256(piece.text.encode()).digest())
                 part += pieces_found[:MOST_OF_A_FILE]
