@@ -113,7 +113,7 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
              *_level("claimed elsewhere", CLAIMED_BITS_PER_WORD)]  # fmt: skip
     data = [Series("bytes, n-gram", _orders(rows, "bytes", "bits_per_byte"), dots=True), *_level("the trained model", bits),
             *_level("LZMA", number(rows, "lzma", "value"))]  # fmt: skip
-    charts = [line_chart(f"Bits per {what}, by how many before it are known", lines, f"order (1: no {what} before it)", _whole, _short, from_zero=True)
+    charts = [line_chart(f"Bits per {what}, by how many before it are known", lines, f"order (1: no {what} before)", _whole, _short, from_zero=True)
               for what, lines in (("word", words), ("byte", data))]  # fmt: skip
     head = ("measure", "bits per word", "bits per byte", "definition", "measured on")
     return join(tag("h3", "Entropy"), tag("div", *charts, class_="plots") if words[0].points else None,
