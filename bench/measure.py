@@ -2,6 +2,8 @@
 
     python bench/measure.py ../shared/data                 writes bench/results/measure.json
     python bench/measure.py ../shared/data --names FILE    also scores the recogniser on an IOB2 file (PER, LOC, ORG), as UNER English-EWT's
+    python bench/measure.py ../shared/data --run RUN       also times the analysis of a run's corpus
+    python bench/measure.py ../shared/data --only speed    does that part again and keeps the others' results
 
 Entropy: i.i.d. and Markov sources whose entropy is known. Topics: Reuters-21578 documents of one of the ten commonest topics, NMF (and LDA
 beside it) without seeing the labels. Genres: folders of the training texts as labels, held-out documents. Entities: SQuAD questions
@@ -31,6 +33,7 @@ from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import normalized_mutual_info_score
 
+from lmforge.corpus.analyse import analyse
 from lmforge.corpus.conditional import of_bytes, of_words
 from lmforge.corpus.entities import Recogniser
 from lmforge.corpus.entropy import chao_shen, grassberger, miller_madow, plug_in
@@ -41,6 +44,7 @@ from lmforge.corpus.topics import ITERATIONS, TOKEN, WORDS, coherence, find_topi
 from lmforge.errors import LmforgeError
 from lmforge.intervals import bootstrap_ratio, wilson
 from lmforge.progress import say
+from lmforge.recipe import Recipe
 from lmforge.record import code_version, machine, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "measure.json"
@@ -279,20 +283,35 @@ def speed(texts: Sequence[str]) -> dict[str, Any]:
     return {"megabytes": size, "milliseconds_per_megabyte": milliseconds, "ratio_to_floor": milliseconds["add"] / milliseconds["floor"]}
 
 
+def analysis_time(run: Path) -> dict[str, Any]:
+    """Seconds that the analysis adds to a corpus stage: three times in one process, the first with the libraries' imports."""
+    took = []
+    for _ in range(3):
+        started = time.perf_counter()
+        found = analyse(run / "corpus", Recipe(name="bench"))
+        took.append(time.perf_counter() - started)
+    return {"seconds": took, "sample": found["sample"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--names", type=Path)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--only", nargs="*", default=None)
     arguments = parser.parse_args()
     data = arguments.data
     train, held_out = pieces(data)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if arguments.only and RESULT.exists() else {}
     for name, check in {
         "speed": lambda: speed([piece.text for piece in train if piece.genre != "code"][:1500]),
         "entropy": entropy_checks, "topics": lambda: topic_checks(data), "genres": lambda: genre_figures(train, held_out),
         "questions": lambda: question_checks(data),
         **({"names": lambda: {"file": arguments.names.name, **name_checks(arguments.names, data)}} if arguments.names else {}),
+        **({"analysis": lambda: analysis_time(arguments.run)} if arguments.run else {}),
     }.items():  # fmt: skip
+        if arguments.only and name not in arguments.only:
+            continue
         started = time.perf_counter()
         result[name] = check()
         say(f"{name}: {time.perf_counter() - started:.1f} s")
