@@ -21,3 +21,13 @@ def test_in_a_process_of_its_own() -> None:
 def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert allocator.keep_freed_memory() is False
+
+
+def test_giving_memory_back_is_harmless_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator.give_back_freed_memory()
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", missing)
+    allocator.give_back_freed_memory()

@@ -36,6 +36,7 @@ import orjson
 import psutil
 from numpy.typing import NDArray
 
+from lmforge.allocator import give_back_freed_memory
 from lmforge.errors import InputError
 from lmforge.record import write_atomic
 from lmforge.tokens.count import Pieces, count_pieces, weighted_pieces
@@ -87,18 +88,25 @@ class Tokenizer:
                 names[token] = name
             if names[0] != END_OF_TEXT or not all(names) or any(character not in vocabulary for character in _CHARACTER):
                 raise InputError(f"{where}: token 0 is not {END_OF_TEXT} or a byte has no token; run the tokens stage again")
-            pairs = np.array([(vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges], dtype=np.int32)
+            numbers = (vocabulary[part] for left, right in merges for part in (left, right, left + right))
+            pairs = np.fromiter(numbers, dtype=np.int32, count=3 * len(merges)).reshape(-1, 3)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{where}: not a tokenizer that lmforge wrote ({error}); run the tokens stage again") from error
+        self._make(content, names, pairs, splitter == SUPERWORDS)
+
+    def _make(self, content: str, names: list[str], merges: NDArray[np.int32], superwords: bool) -> Tokenizer:
         self._content = content
         self.sha256 = hashlib.sha256(content.encode()).hexdigest()
         self.vocab_size = len(names)
-        self.special: Mapping[str, int] = {name: vocabulary[name] for name in (END_OF_TEXT, *CHAT_TOKENS) if name in vocabulary}
-        self._bytes, self._ends = _bytes_of(["" if name in self.special else name for name in names])
-        self._of_byte = np.array([vocabulary[character] for character in _CHARACTER], dtype=np.int32)
-        self._superwords = splitter == SUPERWORDS
-        self._ranks: Ranks = ranks_of(pairs.reshape(-1, 3), self._of_byte)
+        first = names[: 1 + len(CHAT_TOKENS)]
+        self.special: Mapping[str, int] = {name: first.index(name) for name in (END_OF_TEXT, *CHAT_TOKENS) if name in first}
+        self._bytes, self._ends = _bytes_of(["" if token in self.special.values() else name for token, name in enumerate(names)])
+        of_name = {name: token for token, name in enumerate(names[: 256 + len(self.special)])}
+        self._of_byte = np.array([of_name[character] for character in _CHARACTER], dtype=np.int32)
+        self._superwords = superwords
+        self._ranks: Ranks = ranks_of(merges, self._of_byte)
         self._of_thread = threading.local()
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -205,15 +213,18 @@ def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str
     split = {"type": "Split", "pattern": {"Regex": SUPERWORDS if superwords else WORDS}, "behavior": "Isolated", "invert": False}
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-        "vocab": {name: token for token, name in enumerate(names)},
-        "merges": [[names[left], names[right]] for left, right, _ in merges.tolist()],
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": {}, "merges": [],
     }  # fmt: skip
-    return orjson.dumps({
+    frame = orjson.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}, "model": model,
     }).decode()  # fmt: skip
+    start, end = frame.split('{},"merges":[]')  # the two long parts are written in place: as objects they are several times the file
+    quoted = [orjson.dumps(name).decode() for name in names]
+    vocabulary = ",".join(f"{name}:{token}" for token, name in enumerate(quoted))
+    pairs = ",".join(f"[{quoted[left]},{quoted[right]}]" for left, right in merges[:, :2].tolist())
+    return f'{start}{{{vocabulary}}},"merges":[{pairs}]{end}'
 
 
 def machine_share() -> int:
@@ -236,6 +247,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = Fals
     special = _special(vocab_size, chat)
     max_ram, threads = max_ram or machine_share(), threads or len(os.sched_getaffinity(0))
     pieces, _ = count_pieces(documents, False, max_ram, threads, _PIECE_RAM)
+    give_back_freed_memory()
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
     learned = _learn_words(pieces, first, special, progress)
     if superwords:
@@ -295,4 +307,5 @@ def _finished(learned: Learned, vocab_size: int, special: Sequence[str], superwo
             f"set tokens.vocab_size to at most {found} or add texts"
         )
     names = [*special, *_names_of(learned.data.tobytes(), learned.ends[len(special) :])]
-    return Tokenizer(_document(names, learned.merges, special, superwords))
+    content = _document(names, learned.merges, special, superwords)
+    return Tokenizer.__new__(Tokenizer)._make(content, names, learned.merges, superwords)

@@ -27,9 +27,10 @@ from lmforge.errors import InputError, LmforgeError
 from lmforge.tokens.pieces import Bytes, as_bytes, classes_for, fingerprint, joined, piece_end
 
 Integers = NDArray[np.int64]
-BATCH_BYTES = 4 << 20
+Short = NDArray[np.int32]
+BATCH_BYTES = 1 << 20
 LEAST_ROOM = 1 << 20  # bytes of a table, whatever the budget
-_ENTRY = 40  # bytes of a piece's entry in a table beside its own bytes: print, end, count, and two slots of 8
+_ENTRY = 32  # bytes of a piece's entry in a table beside its own bytes: print, end, count, and two slots of 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _gather(source: Bytes, starts: Integers, ends: Integers, into: Bytes) -> Non
 
 
 @inlined
-def _find(text: Bytes, start: Number, stop: Number, seen: Number, slots: Integers, data: Bytes, ends: Integers, prints: Integers) -> Number:
+def _find(text: Bytes, start: Number, stop: Number, seen: Number, slots: Short, data: Bytes, ends: Integers, prints: Integers) -> Number:
     """The slot of a piece, or the empty one where it would go."""
     mask = len(slots) - 1
     slot = seen & mask
@@ -90,7 +91,7 @@ def _find(text: Bytes, start: Number, stop: Number, seen: Number, slots: Integer
 
 
 @inlined
-def _add(text: Bytes, start: Number, stop: Number, seen: Number, weight: Number, slots: Integers, data: Bytes, ends: Integers, counts: Integers,
+def _add(text: Bytes, start: Number, stop: Number, seen: Number, weight: Number, slots: Short, data: Bytes, ends: Integers, counts: Integers,
          prints: Integers, used: Integers) -> None:
     """Count one piece; `used` holds (entries, bytes) and there is room for one more of each."""
     slot = _find(text, start, stop, seen, slots, data, ends, prints)
@@ -108,7 +109,7 @@ def _add(text: Bytes, start: Number, stop: Number, seen: Number, weight: Number,
 
 
 @compiled
-def _count_text(text: Bytes, start: Number, stop: Number, classes: Bytes, superwords: bool, slots: Integers, data: Bytes, ends: Integers,
+def _count_text(text: Bytes, start: Number, stop: Number, classes: Bytes, superwords: bool, slots: Short, data: Bytes, ends: Integers,
                 counts: Integers, prints: Integers, used: Integers) -> Number:
     """Count the pieces of one text; gives back where it stopped: before `stop` when the table is full."""
     at = start
@@ -122,7 +123,7 @@ def _count_text(text: Bytes, start: Number, stop: Number, classes: Bytes, superw
 
 
 @compiled
-def _count_pieces(text: Bytes, text_ends: Integers, weights: Integers, first: Number, slots: Integers, data: Bytes, ends: Integers,
+def _count_pieces(text: Bytes, text_ends: Integers, weights: Integers, first: Number, slots: Short, data: Bytes, ends: Integers,
                   counts: Integers, prints: Integers, used: Integers) -> Number:
     """Count whole pieces, each with its weight, from number `first`; gives back the number it stopped at."""
     for number in range(first, len(text_ends)):
@@ -135,7 +136,7 @@ def _count_pieces(text: Bytes, text_ends: Integers, weights: Integers, first: Nu
 
 
 @compiled
-def _place(prints: Integers, entries: Number, slots: Integers) -> None:
+def _place(prints: Integers, entries: Number, slots: Short) -> None:
     mask = len(slots) - 1
     for entry in range(entries):
         slot = prints[entry] & mask
@@ -153,13 +154,13 @@ class _Table:
         self._new(1 << 8, 1 << 12)
 
     def _new(self, entries: int, size: int) -> None:
-        self.slots = np.full(2 * entries, -1, dtype=np.int64)
+        self.slots = np.full(2 * entries, -1, dtype=np.int32)
         self.data = np.empty(size, dtype=np.uint8)
         self.ends, self.counts, self.prints = (np.empty(entries, dtype=np.int64) for _ in range(3))
         self.used = np.zeros(2, dtype=np.int64)
 
     @property
-    def _arrays(self) -> tuple[Integers, Bytes, Integers, Integers, Integers, Integers]:
+    def _arrays(self) -> tuple[Short, Bytes, Integers, Integers, Integers, Integers]:
         return self.slots, self.data, self.ends, self.counts, self.prints, self.used
 
     def add_texts(self, texts: list[str], superwords: bool) -> None:
@@ -186,7 +187,7 @@ class _Table:
             return
         if wanted > len(self.ends):
             self.ends, self.counts, self.prints = (np.resize(each, wanted) for each in (self.ends, self.counts, self.prints))
-            self.slots = np.full(2 * wanted, -1, dtype=np.int64)
+            self.slots = np.full(2 * wanted, -1, dtype=np.int32)
             _place(self.prints, entries, self.slots)
         if space > len(self.data) or size > len(self.data):
             self.data = np.concatenate([self.data[:held], np.empty(max(space, held + size) - held, dtype=np.uint8)])

@@ -275,7 +275,7 @@ def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merge
             else:
                 _pop(queue, used)
         room = 2 * pairs.places[slot]
-        if 2 * (used[_PAIRS] + room) > len(pairs.keys):
+        if 4 * (used[_PAIRS] + room) > 3 * len(pairs.keys):
             return _MORE_PAIRS
         if used[_QUEUED] + room > len(queue.keys) or room > len(touched) or used[_MERGES] >= len(merges):
             return _MORE_QUEUE
@@ -299,7 +299,7 @@ def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merge
 def _link(text: Text, pairs: Pairs, ends: Integers, used: Integers, at: Number) -> Number:
     """Put the places before `at` into their lists, from the last on; gives back how many are left: more than 0 where pairs ran out."""
     while at > 0:
-        if 2 * (used[_PAIRS] + 1) > len(pairs.keys):
+        if 4 * (used[_PAIRS] + 1) > 3 * len(pairs.keys):
             return at
         at -= 1
         following = text.after[at]
@@ -402,7 +402,7 @@ class _Learner:
         room = 2 * int(self.pairs.places[_slot(self.pairs.keys, key)])
         if reason == _MORE_PAIRS:
             live = int(np.count_nonzero(self.pairs.places))
-            self._more_pairs(1 << int(3 * (live + room)).bit_length())
+            self._more_pairs(1 << int(7 * (live + room) // 4).bit_length())
         elif reason == _MORE_BYTES:
             self.words = self.words._replace(data=np.concatenate([self.words.data, np.empty(len(self.words.data), dtype=np.uint8)]))
         else:
