@@ -95,3 +95,16 @@ def test_damage_is_refused_unless_said_otherwise() -> None:
     source = {"kind": "folder", "path": Path("x")}
     assert not Source(**source).skips_damage
     assert Source(**source, damaged="skip").skips_damage
+
+
+@pytest.mark.parametrize(("written", "size"), [("2GiB", 2**31), ("500 MB", 500_000_000), ("1.5kB", 1500), ("77", 77), (123, 123), ("1 TiB", 2**40)])
+def test_memory_is_given_in_bytes_or_with_a_unit(written: str | int, size: int) -> None:
+    recipe = parse_recipe({"tokens": {"max_ram": written}})
+    assert recipe.tokens.max_ram == size
+    assert tomllib.loads(to_toml(recipe))["tokens"]["max_ram"] == size
+
+
+@pytest.mark.parametrize("written", ["much", "2 XB", "-1", 0, "GiB"])
+def test_a_memory_that_is_none_is_refused(written: str | int) -> None:
+    with pytest.raises(InputError, match=r"tokens\.max_ram"):
+        parse_recipe({"tokens": {"max_ram": written}})

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lmforge.errors import InputError
 
@@ -30,6 +31,18 @@ ProceduralTask = Literal[
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(gt=0)]
+
+
+def _in_bytes(value: Any) -> Any:
+    """ "2GiB", "500 MB", "1.5e9" → bytes; anything else as it is, for pydantic to judge."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*(?:([kKMGT])(i?)B?|B)?\s*", value) if isinstance(value, str) else None
+    if not found:
+        return value
+    unit = 0 if found[2] is None else " kMGT".index(found[2].replace("K", "k"))
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** unit)
+
+
+Size = Annotated[int, Field(gt=0), BeforeValidator(_in_bytes)]
 Level = Annotated[int, Field(ge=1, le=5)]
 
 
@@ -219,6 +232,8 @@ class Tokens(Section):
     vocab_size: Annotated[int, Field(ge=257, le=5_000_000)] = 4096
     context: Annotated[int, Field(ge=8)] = 256
     sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
+    superwords: bool = False  # half of the vocabulary may cross spaces
+    max_ram: Size | None = None  # memory for learning the vocabulary, in bytes or as "2GiB"; default: half of what is free
     chat: bool | None = None  # chat tokens in the vocabulary; default: when there are conversations among the training documents
     workers: Positive | None = None  # processes that encode; default: one a core, fewer for little text. The files are the same
     packing: Literal["ring", "best_fit"] = "ring"  # rows cut from one ring of text, or whole documents that do not see each other

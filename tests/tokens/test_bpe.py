@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.tokens import bpe
-from lmforge.tokens.bpe import END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
+from lmforge.tokens.bpe import CHAT_TOKENS, END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
 from lmforge.tokens.pieces import cut
 
 WORDS = ["return", "self", "value", "the", "of", "count", "naïve", "don't", "12345", "<|", "endoftext", "|>", "日本語", "🙂"]
@@ -248,3 +248,16 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text(other.to_str())
     with pytest.raises(InputError, match=r"token 0 is not <\|endoftext\|> or a byte has no token"):
         Tokenizer.load(path)
+
+
+def test_the_name_of_a_special_token_in_the_texts_never_becomes_a_token() -> None:
+    documents = [f"so {END_OF_TEXT} it is {END_OF_TEXT} and {END_OF_TEXT}{CHAT_TOKENS[1]}"] * 5
+    for chat in (False, True):
+        tokenizer = train_tokenizer(documents, 285, chat, superwords=True)
+        names = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in range(285)]
+        assert END_OF_TEXT not in names
+        assert any("endoftext" in name for name in names)
+        assert (CHAT_TOKENS[1] in names) <= (not chat)
+        tokens = tokenizer.encode(documents[0])
+        assert not set(tokens) & set(tokenizer.special.values())
+        assert tokenizer.decode(tokens) == documents[0]

@@ -12,7 +12,7 @@ from lmforge.errors import InputError
 from lmforge.record import content_hash, verify_directory
 from lmforge.tokens import documents as documents_module
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.build import build_tokens, sample_texts
+from lmforge.tokens.build import Sample, build_tokens
 from lmforge.tokens.shards import Shards
 from tests.tokens.conftest import COUNTS, all_texts, recipe, write_corpus, write_documents
 
@@ -56,10 +56,12 @@ def test_the_vocabulary_is_learned_from_the_training_split_alone(corpus: Path, t
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=80), st.integers(1, 400))
 def test_the_sample_is_even_and_within_its_bytes(texts: list[str], most: int) -> None:
-    sample, size, total = sample_texts(iter(texts), most)
+    found = Sample(texts, most)
+    sample, size, total = list(found), found.bytes, found.total
     assert total == sum(len(each.encode()) for each in texts)
     assert size == sum(len(each.encode()) for each in sample)
     assert size <= most or len(sample) == 1
+    assert list(found) == sample  # read again
     strides = [2**power for power in range(8)]
     assert next(stride for stride in strides if texts[::stride] == sample)  # every text, every 2nd, every 4th …
     if total <= most:
@@ -154,3 +156,21 @@ def test_the_share_that_counts_is_told(tmp_path: Path) -> None:
     write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
     figures = build_tokens(recipe(vocab_size=257), tmp_path / "corpus", tmp_path / "tokens")
     assert figures["counted_train"] == pytest.approx(1 - 90 / 123)
+
+
+def test_quality_is_told_of_training_tokens_and_held_out_texts(corpus: Path, tmp_path: Path) -> None:
+    figures = build_tokens(recipe(), corpus, tmp_path / "tokens")
+    found = figures["quality"]
+    assert set(found["bytes_per_token_by_genre"]) == {"books", "code"}
+    assert found["bytes_per_token"] == pytest.approx(figures["bytes_per_token_held_out"])
+    assert 0 < found["renyi_efficiency"] < 1 < found["entropy_bits"] < 9
+    unused = 299 - round(found["vocabulary_used"] * 299)
+    assert found["tokens_unseen"] == unused <= found["tokens_rare"]
+
+
+def test_superwords_and_a_memory_budget_come_from_the_recipe(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_tokens(recipe(vocab_size=400, superwords=True), corpus, tmp_path / "tokens")
+    tokenizer = Tokenizer.load(tmp_path / "tokens" / "tokenizer.json")
+    assert any(b" " in tokenizer.token_bytes(token).strip() for token in range(400))
+    build_tokens(recipe(vocab_size=265, max_ram=1000), corpus, tmp_path / "small")
+    assert "commonest pieces" in capsys.readouterr().err

@@ -30,6 +30,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 
 from lmforge.allocator import give_back_freed_memory
 from lmforge.errors import InputError
+from lmforge.progress import say
 from lmforge.record import write_atomic
 from lmforge.tokens.count import Pieces, count_pieces, weighted_pieces
 from lmforge.tokens.encode import Encoder, Ranks, ranks_of
@@ -211,7 +213,7 @@ def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": SUPERWORDS if superwords else WORDS}, "behavior": "Isolated", "invert": False}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
         "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": {}, "merges": [],
     }  # fmt: skip
@@ -246,15 +248,25 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = Fals
     """
     special = _special(vocab_size, chat)
     max_ram, threads = max_ram or machine_share(), threads or len(os.sched_getaffinity(0))
-    pieces, _ = count_pieces(documents, False, max_ram, threads, _PIECE_RAM)
-    give_back_freed_memory()
+    pieces = _counted(documents, False, max_ram, threads)
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
     learned = _learn_words(pieces, first, special, progress)
     if superwords:
         del pieces
-        lines, _ = count_pieces(documents, True, max_ram, threads, _LINE_RAM)
+        lines = _counted(documents, True, max_ram, threads)
         learned = _learn_lines(lines, learned, vocab_size, progress)
     return _finished(learned, vocab_size, special, superwords)
+
+
+def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: int) -> Pieces:
+    """The pieces to learn from; says so where not all of them fit."""
+    pieces, least = count_pieces(documents, superwords, max_ram, threads, _LINE_RAM if superwords else _PIECE_RAM)
+    if least:
+        what = "lines" if superwords else "pieces"
+        say(f"tokens: learning from the {len(pieces):,} commonest {what}; of those seen less than {least} times none or some fit into "
+            f"{max_ram / 2**30:.2g} GiB (tokens.max_ram)")
+    give_back_freed_memory()
+    return pieces
 
 
 def train_on_pieces(pairs: Iterable[tuple[bytes, int]], vocab_size: int, chat: bool = False) -> Tokenizer:
@@ -279,10 +291,10 @@ def _special(vocab_size: int, chat: bool) -> tuple[str, ...]:
 
 def _learn_words(pieces: Pieces, vocab_size: int, special: Sequence[str], progress: Callable[[int], None]) -> Learned:
     """Merges within pieces, from single bytes on."""
-    offset = len(special)
-    ends = np.maximum(np.arange(256 + offset) - offset + 1, 0).astype(np.int64)
-    known = Learned(np.array(_ALPHABET, dtype=np.uint8), ends, np.empty((0, 3), dtype=np.int32))
-    return learn(_token_of_byte(offset)[pieces.data], pieces.ends, pieces.counts, known, vocab_size, progress)
+    tokens = [*(name.encode() for name in special), *(bytes([byte]) for byte in _ALPHABET)]
+    ends = np.cumsum([len(token) for token in tokens], dtype=np.int64)
+    known = Learned(as_bytes(b"".join(tokens)), ends, np.empty((0, 3), dtype=np.int32), len(special))
+    return learn(_token_of_byte(len(special))[pieces.data], pieces.ends, pieces.counts, known, vocab_size, progress)
 
 
 def _token_of_byte(offset: int) -> NDArray[np.int32]:
@@ -293,8 +305,7 @@ def _token_of_byte(offset: int) -> NDArray[np.int32]:
 
 def _learn_lines(lines: Pieces, learned: Learned, vocab_size: int, progress: Callable[[int], None]) -> Learned:
     """Merges that cross spaces, from what the merges so far make of the lines."""
-    offset = int(np.argmax(learned.ends > 0))  # special tokens have no bytes
-    encoder = Encoder(ranks_of(learned.merges, _token_of_byte(offset)), superwords=True)
+    encoder = Encoder(ranks_of(learned.merges, _token_of_byte(learned.special)), superwords=True)
     symbols, ends = encoder.encode(lines.data, lines.ends, classes_for(lines.data))
     return learn(symbols.copy(), ends, lines.counts, learned, vocab_size, progress)
 
@@ -305,7 +316,8 @@ def _finished(learned: Learned, vocab_size: int, special: Sequence[str], superwo
         raise InputError(
             f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - 256 - len(special)} merges found); "
             f"set tokens.vocab_size to at most {found} or add texts"
+            + (" (with another size the half within words is another, so a little more or less may be found)" if superwords else "")
         )
-    names = [*special, *_names_of(learned.data.tobytes(), learned.ends[len(special) :])]
+    names = [*special, *_names_of(learned.data.tobytes(), learned.ends)[len(special) :]]
     content = _document(names, learned.merges, special, superwords)
     return Tokenizer.__new__(Tokenizer)._make(content, names, learned.merges, superwords)

@@ -10,8 +10,11 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lmforge.corpus.build import SPLITS, read_documents, read_lines
 from lmforge.errors import InputError
@@ -20,6 +23,7 @@ from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.tokens.documents import encode_lines, is_conversation
+from lmforge.tokens.quality import quality
 from lmforge.tokens.shards import FORMAT, INDEX, TOKENIZER, token_dtype
 from lmforge.tokens.writer import Names, TokenWriter
 
@@ -32,7 +36,8 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
     Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text and
     bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre (all splits);
     vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the vocabulary was learned from;
-    counted_train, the share of the training tokens that count in the loss. The same files whatever number of processes encodes.
+    counted_train, the share of the training tokens that count in the loss; quality, see `lmforge.tokens.quality`. The same files whatever
+    number of processes encodes.
 
     Raises:
         InputError: a vocabulary larger than the texts support, a split with less than one row of `tokens.context` + 1 tokens, a
@@ -41,11 +46,12 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
     """
     with atomic_directory(out) as folder:
         training = _Training(corpus_dir)
-        texts, sampled, train_bytes = sample_texts(training, recipe.tokens.sample_bytes)
-        say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sampled / 1e6:.1f} MB of {train_bytes / 1e6:.1f} MB")
+        sample = Sample(training, recipe.tokens.sample_bytes)
+        train_bytes = sample.total
+        say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sample.bytes / 1e6:.1f} MB of {train_bytes / 1e6:.1f} MB")
         chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
-        tokenizer = train_tokenizer(texts, recipe.tokens.vocab_size, chat)
-        del texts
+        with Bar("merges", recipe.tokens.vocab_size, "merge") as bar:
+            tokenizer = train_tokenizer(sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step)
         tokenizer.save(folder / TOKENIZER)
         workers = recipe.tokens.workers or min(_cores(), 1 + train_bytes // WORKER_BYTES)
         names, writers = Names(), {}
@@ -66,7 +72,11 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
             },
         }  # fmt: skip
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    return {**_figures(tokenizer, writers), "sample_bytes": sampled}
+        dtype = token_dtype(tokenizer.vocab_size)
+        shards = (np.memmap(folder / file["name"], dtype, "r") for file in writers["train"].files if file["tokens"])
+        held_out = (document for split in SPLITS if split != "train" for document in read_documents(corpus_dir, split))
+        measured = quality(tokenizer, shards, held_out)
+    return {**_figures(tokenizer, writers), "sample_bytes": sample.bytes, "quality": measured}
 
 
 def _cores() -> int:
@@ -85,24 +95,29 @@ class _Training:
             yield document["text"]
 
 
-def sample_texts(texts: Iterable[str], most: int) -> tuple[list[str], int, int]:
-    """(texts spread evenly over `texts`, their UTF-8 bytes, the bytes of all): every text where all fit in `most` bytes, else every
-    2nd, 4th, 8th … text, the densest that fits, and at least one. One pass that holds no more than it may return."""
-    kept: list[tuple[str, int]] = []
-    held = total = 0
-    stride = 1
-    for number, text in enumerate(texts):
-        size = len(text.encode("utf-8", "replace"))
-        total += size
-        if number % stride:
-            continue
-        kept.append((text, size))
-        held += size
-        while held > most and len(kept) > 1:
-            stride *= 2
-            kept = kept[::2]
-            held = sum(size for _, size in kept)
-    return [text for text, _ in kept], held, total
+class Sample:
+    """Texts spread evenly over `texts`, read anew each time and never held: every text where all fit in `most` bytes, else every 2nd, 4th,
+    8th … text, the densest that fits, and at least one. `bytes` is the UTF-8 size of the sample, `total` that of all."""
+
+    def __init__(self, texts: Iterable[str], most: int) -> None:
+        self._texts, self.stride, self.total = texts, 1, 0
+        sizes: list[int] = []  # of the texts in the sample so far
+        held = 0
+        for number, text in enumerate(texts):
+            size = len(text.encode("utf-8", "replace"))
+            self.total += size
+            if number % self.stride:
+                continue
+            sizes.append(size)
+            held += size
+            while held > most and len(sizes) > 1:
+                self.stride *= 2
+                sizes = sizes[::2]
+                held = sum(sizes)
+        self.bytes = held
+
+    def __iter__(self) -> Iterator[str]:
+        return islice(self._texts, 0, None, self.stride)
 
 
 def _check_enough(writer: TokenWriter, context: int) -> None:

@@ -256,7 +256,7 @@ def _place_tokens(words: Vocabulary, first: Number, tokens: Number) -> None:
 
 @compiled
 def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merges: Short, used: Integers, touched: Integers,
-                vocab_size: Number, most: Number) -> Number:
+                special: Number, vocab_size: Number, most: Number) -> Number:
     """Up to `most` merges; gives back why it stopped. Nothing is begun for which an array has no room."""
     for _ in range(most):
         while True:
@@ -285,6 +285,8 @@ def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merge
         left, right = np.int32(key >> 32), np.int32(key & 0xFFFFFFFF)
         tokens = used[_TOKENS]
         new = _token(words, used, left, right)
+        if new < special:
+            continue  # the bytes of a special token's name: that stays text
         merges[used[_MERGES], 0], merges[used[_MERGES], 1], merges[used[_MERGES], 2] = left, right, new
         used[_MERGES] += 1
         # A pair with a token that was there already may have been queued with a lower count: then it is queued again.
@@ -342,11 +344,15 @@ def _lay_out(piece_ends: Integers, text: Text) -> None:
 
 @dataclass(frozen=True)
 class Learned:
-    """A vocabulary: the bytes of its tokens one after another, where each ends, and (merges, 3) left, right and what they make."""
+    """A vocabulary: the bytes of its tokens one after another, where each ends, and (merges, 3) left, right and what they make.
+
+    The first `special` tokens stand for no bytes; theirs are those of their names, which no merge may make.
+    """
 
     data: Bytes
     ends: Integers
     merges: Short
+    special: int = 0
 
 
 def learn(symbols: Short, piece_ends: Integers, weights: Integers, known: Learned, vocab_size: int,
@@ -377,7 +383,8 @@ class _Learner:
         ends[:tokens] = known.ends
         slots = np.full(1 << int(2 * len(ends)).bit_length(), -1, dtype=np.int32)
         self.words = Vocabulary(np.concatenate([known.data, np.empty(1 << 16, dtype=np.uint8)]), ends, slots)
-        _place_tokens(self.words, 1 if known.ends[0] == 0 else 0, tokens)  # the end of text has no bytes and is never made
+        _place_tokens(self.words, 0, tokens)
+        self.special = known.special
         self.merges = np.concatenate([known.merges, np.empty((1 << 12, 3), dtype=np.int32)])
         self.pairs = _empty_pairs(_FIRST_PAIRS)
         self.queue = Queue(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
@@ -417,7 +424,8 @@ class _Learner:
     def run(self, vocab_size: int, progress: Callable[[int], None]) -> Learned:
         while True:
             before = int(self.used[_MERGES])
-            reason = _merge_some(self.text, self.pairs, self.words, self.queue, self.merges, self.used, self.touched, vocab_size, _PAUSE)
+            reason = _merge_some(self.text, self.pairs, self.words, self.queue, self.merges, self.used, self.touched, self.special,
+                                 vocab_size, _PAUSE)
             progress(int(self.used[_MERGES]) - before)
             if reason in (_DONE, _EXHAUSTED):
                 break
@@ -427,7 +435,7 @@ class _Learner:
         ends = self.words.ends[:tokens]
         merges = self.merges[: self.used[_MERGES]]
         _, first = np.unique(merges[:, 0].astype(np.int64) << 32 | merges[:, 1], return_index=True)
-        return Learned(self.words.data[: ends[-1]], ends, merges[np.sort(first)])
+        return Learned(self.words.data[: ends[-1]], ends, merges[np.sort(first)], self.special)
 
 
 def _empty_pairs(size: int) -> Pairs:
