@@ -40,22 +40,25 @@ def data_folder() -> Path:
     return folder
 
 
+def named_documents() -> Iterator[tuple[str, str]]:
+    """(genre, text) of every document of the shared text."""
+    for path in sorted(data_folder().rglob("*.gz")):
+        if "warc" not in path.parts:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                texts = (json.loads(line).get("text") for line in file) if ".jsonl" in path.name else iter([file.read()])
+                yield from ((path.parent.name, text) for text in texts if text)
+
+
 def unpack(into: Path) -> int:
     """Write the documents, one JSON string a line, and their offsets; gives back their UTF-8 bytes."""
     size = 0
     offsets = []
-    paths = sorted(data_folder().rglob("*.gz"))
+    data_folder()  # ends here where there is none, before an empty file stands
     with into.open("wb") as out:
-        for path in paths:
-            if "warc" in path.parts:
-                continue
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                texts = (json.loads(line).get("text") for line in file) if ".jsonl" in path.name else iter([file.read()])
-                for text in texts:
-                    if text:
-                        offsets.append(out.tell())
-                        out.write(json.dumps(text, ensure_ascii=False).encode() + b"\n")
-                        size += len(text.encode())
+        for _, text in named_documents():
+            offsets.append(out.tell())
+            out.write(json.dumps(text, ensure_ascii=False).encode() + b"\n")
+            size += len(text.encode())
     into.with_suffix(".offsets").write_text(json.dumps(offsets))
     return size
 

@@ -29,6 +29,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # who speaks, and the end of a turn (lmforge.tokens.chat)
 SUPERWORD_SHARE = 0.5  # of a vocabulary with superwords that is learned within words
 _PIECE_RAM, _LINE_RAM = 32, 40  # bytes of memory that learning takes for a byte of distinct pieces, and of distinct lines
-_SMALL = 32 << 20  # characters encoded at a time
+_AT_ONCE = 1 << 14  # entries of tokenizer.json written at a time
 
 
 def _byte_characters() -> list[str]:
@@ -223,10 +224,16 @@ def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}, "model": model,
     }).decode()  # fmt: skip
     start, end = frame.split('{},"merges":[]')  # the two long parts are written in place: as objects they are several times the file
-    quoted = [orjson.dumps(name).decode() for name in names]
-    vocabulary = ",".join(f"{name}:{token}" for token, name in enumerate(quoted))
-    pairs = ",".join(f"[{quoted[left]},{quoted[right]}]" for left, right in merges[:, :2].tolist())
-    return f'{start}{{{vocabulary}}},"merges":[{pairs}]{end}'
+    quoted = [name.replace("\\", "\\\\").replace('"', '\\"') for name in names]
+    parts = [start, "{"]
+    for first in range(0, len(names), _AT_ONCE):
+        listed = enumerate(quoted[first : first + _AT_ONCE], first)
+        parts.append(",".join(f'"{name}":{token}' for token, name in listed) + ("," if first + _AT_ONCE < len(names) else ""))
+    parts.append('},"merges":[')
+    for first in range(0, len(merges), _AT_ONCE):
+        pairs = merges[first : first + _AT_ONCE, :2].tolist()
+        parts.append(",".join(f'["{quoted[left]}","{quoted[right]}"]' for left, right in pairs) + ("," if first + _AT_ONCE < len(merges) else ""))
+    return "".join([*parts, "]", end])
 
 
 def machine_share() -> int:
@@ -251,10 +258,11 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = Fals
     pieces = _counted(documents, False, max_ram, threads)
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
     learned = _learn_words(pieces, first, special, progress)
+    del pieces
     if superwords:
-        del pieces
         lines = _counted(documents, True, max_ram, threads)
         learned = _learn_lines(lines, learned, vocab_size, progress)
+        del lines
     return _finished(learned, vocab_size, special, superwords)
 
 
@@ -266,7 +274,7 @@ def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: 
         say(f"tokens: learning from the {len(pieces):,} commonest {what}; of those seen less than {least} times none or some fit into "
             f"{max_ram / 2**30:.2g} GiB (tokens.max_ram)")
     give_back_freed_memory()
-    return pieces
+    return replace(pieces, prints=pieces.prints[:0])  # of no more use
 
 
 def train_on_pieces(pairs: Iterable[tuple[bytes, int]], vocab_size: int, chat: bool = False) -> Tokenizer:
