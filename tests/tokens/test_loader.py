@@ -241,3 +241,28 @@ def test_changing_one_packed_document_leaves_the_others_logits_alone(built: Path
             assert not torch.equal(after[0, mine], before[0, mine])
             assert torch.equal(after[0, ~mine], before[0, ~mine])
             assert torch.equal(after[1:], before[1:])
+
+
+def test_a_rows_documents_are_those_its_pieces_come_from(corpus: Path, tmp_path: Path) -> None:
+    build_tokens(recipe(), corpus, tmp_path / "t")
+    shards = Shards.open(tmp_path / "t", "train")
+    texts = [shards.read(first, length).tolist() for first, length, _ in shards.documents.tolist()]
+
+    def within(piece: list[int], text: list[int]) -> bool:
+        return any(text[at : at + len(piece)] == piece for at in range(len(text) - len(piece) + 1))
+
+    for packing in ("best_fit", "ring"):
+        loader = Loader(shards, 16, 8, 3, packing)  # type: ignore[arg-type]
+        for step in (0, 5, 40):
+            inputs, _, documents = loader.batch(step)
+            for row in range(8):
+                cut = np.flatnonzero(np.diff(documents[row])) + 1 if documents is not None else np.flatnonzero(inputs[row] == shards_end(texts))
+                pieces = [piece.tolist() for piece in np.split(inputs[row], cut) if len(piece)]
+                found = loader.documents(step, row).tolist()
+                assert all(any(within(piece, texts[number]) for number in found) for piece in pieces)
+                assert all(any(within(piece, texts[number]) for piece in pieces) for number in found)
+
+
+def shards_end(texts: list[list[int]]) -> int:
+    """The end-of-text token, with which every document begins."""
+    return texts[0][0]

@@ -28,6 +28,7 @@ def recipe(**train: object) -> Recipe:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fastest, "bfloat16_gain", lambda _: 0.1)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -40,7 +41,7 @@ def test_what_the_recipe_states_is_not_measured(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_fastest_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def per_token(model, replicas, threads, size, context):
+    def per_token(model, replicas, threads, size, context, precision):
         return 1.0 if (replicas, size) == (1, 64) else 2.0
 
     monkeypatch.setattr(fastest, "_per_token", per_token)
@@ -58,7 +59,7 @@ def test_the_fastest_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_noise_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastest, "_per_token", lambda model, replicas, threads, size, context: 0.98 if replicas == 1 else 1.0)
+    monkeypatch.setattr(fastest, "_per_token", lambda model, replicas, threads, size, context, precision: 0.98 if replicas == 1 else 1.0)
     monkeypatch.setattr(fastest, "cores", lambda: 2)
     assert choose(recipe(compile="off"), network(), CPU, 4, 10).replicas == 2
 
@@ -73,6 +74,24 @@ def test_compiling_must_pay_for_itself(monkeypatch: pytest.MonkeyPatch, compiled
     short = choose(recipe(), model, CPU, 4, 1)  # 64 s
     assert not short.compiled
     assert "not worth it" in short.reason
+
+
+@pytest.mark.parametrize(("product", "step", "taken"), [(0.03, 0.1, "fp32"), (4.0, 0.95, "fp32"), (4.0, 0.5, "bf16")])
+def test_bfloat16_is_taken_where_whole_steps_in_it_measure_faster(monkeypatch: pytest.MonkeyPatch, product: float, step: float, taken: str) -> None:
+    asked = []
+
+    def per_token(model, replicas, threads, size, context, precision):
+        asked.append(precision)
+        return step if precision == "bf16" else 1.0
+
+    monkeypatch.setattr(fastest, "_per_token", per_token)
+    monkeypatch.setattr(fastest, "bfloat16_gain", lambda _: product)
+    way = choose(recipe(compile="off"), network(), CPU, 4, 10)
+    assert way.precision == taken
+    assert ("bf16" in asked) == (product > 1)  # where one product is slow, no slow step is tried
+    assert f"precision: {taken}" in describe(way)
+    assert choose(recipe(compile="off"), network(), CPU, 4, 10).precision == taken  # as kept
+    assert choose(recipe(compile="off", precision="fp16"), network(), CPU, 4, 10).precision == "fp16"
 
 
 def test_without_a_compiler_or_with_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError, Interrupted, LmforgeError
+from lmforge.model.gpt import GPT, FeedForward
 from lmforge.model.saved import load_model
 from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh
@@ -27,6 +33,7 @@ from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, hash_weights, network_of, train, validation_rows
+from lmforge.train.precision import LossScaler
 from tests.tokens.conftest import write_documents
 
 
@@ -70,49 +77,128 @@ def test_the_chosen_model_is_what_was_scored(tiny_run: Path, tmp_path: Path) -> 
     assert float(nats.double().sum()) / math.log(2) / text == pytest.approx(figures["valid_bits_per_byte"], rel=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_stopped_and_started_again_equals_never_stopped(
-    tiny_run: Path, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_of(tiny_run, optimizer=optimizer, checkpoint_every=5)
+REGIMES: dict[str, dict[str, object]] = {
+    "adamw": {},
+    "muon": {"optimizer": "muon"},
+    "over the epoch's edge": {"batch_tokens": 2048, "micro_batch_tokens": 2048},
+    "two replicas": {"threads": 2},
+    "in the middle of accumulation": {"inside": True, "micro_batch_tokens": 64},
+    "bfloat16": {"precision": "bf16"},
+    "a loss scale that moves": {"precision": "fp16"},
+    "no ensembles": {"ensemble": 0},
+}
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_stopped_and_started_again_equals_never_stopped(tiny_run: Path, tmp_path: Path, regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LossScaler, "DOUBLE_AFTER", 4)
+    keys = {"checkpoint_every": 5} | REGIMES[regime]
+    inside = keys.pop("inside", False)
+    recipe = recipe_of(tiny_run, **keys)
     whole = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
-    real, fail_at = TrainingRun.step, {3, 7, 8, 11}
+    if regime == "over the epoch's edge":
+        assert Shards.open(tiny_run / "tokens", "train").tokens < 12 * 2048
+    fail_at, now = {3, 7, 8, 11}, [0]
+    real_step, real_move = TrainingRun.step, TrainingRun.on_device
 
-    def dies(self: TrainingRun, step: int, batch: Batch) -> dict[str, float]:
-        if step in fail_at:
-            fail_at.remove(step)
+    def step(self: TrainingRun, number: int, batch: Batch) -> dict[str, Any]:
+        now[:] = [number, 0]
+        if number in fail_at and not inside:
+            fail_at.remove(number)
             raise KeyboardInterrupt
-        return real(self, step, batch)
+        return real_step(self, number, batch)
 
-    monkeypatch.setattr(TrainingRun, "step", dies)
+    def on_device(self: TrainingRun, part: Batch) -> Any:
+        now[1] += 1
+        if now[0] in fail_at and inside and now[1] == 3:  # of four micro-batches
+            fail_at.remove(now[0])
+            raise KeyboardInterrupt
+        return real_move(self, part)
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    monkeypatch.setattr(TrainingRun, "on_device", on_device)
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
     again = train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
     assert again["weights_sha256"] == whole["weights_sha256"]
+    assert again["candidates"] == whole["candidates"]
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a")[-1][1] < losses(tmp_path / "a")[0][1]
 
 
-def gradients(recipe: Recipe, tokens: Path, out: Path, micro: int, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    run = TrainingRun(recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch_tokens": micro})}), tokens, out,
-                      Mesh(0, 1, torch.device("cpu")))
-    kept: list[torch.Tensor] = []
-
-    def keep(parameters, limit):  # stands where the gradient is complete
-        kept.extend(p.grad.clone() for p in parameters)
-        return torch.tensor(0.0)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
-    run.step(0, run.loader.batch(0))
-    return kept
+def ragged(rows: int = 16, context: int = 32, vocabulary: int = 300) -> Batch:
+    """Rows of different lengths, of which every fourth token or so does not count either; one does not count at all."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(1, vocabulary, (rows, context + 1))
+    targets = text[:, 1:].copy()
+    for row, length in enumerate(rng.integers(1, context + 1, rows)):
+        targets[row, length:] = -1
+    targets[rng.random(targets.shape) < 0.25] = -1
+    targets[5] = -1
+    return Batch(text[:, :-1].copy(), targets, None)
 
 
-def test_micro_batches_change_nothing(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def gradients(recipe: Recipe, tokens: Path, out: Path, micro: int, batch: Batch | None = None, threads: int = 1) -> list[torch.Tensor]:
+    """Of a batch, or of the first."""
+    keys: dict[str, int] = {"micro_batch_tokens": micro, "threads": threads} | ({"batch_tokens": batch.inputs.size} if batch else {})
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
+    with contextlib.closing(TrainingRun(recipe, tokens, out, Mesh(0, 1, torch.device("cpu")))) as run:
+        run.gradient(0, batch or run.loader.batch(0), 32)
+        return [parameter.grad for parameter in run.model.parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all((x - y).norm() <= 1e-5 * x.norm() for x, y in zip(a, b, strict=True))
+
+
+def test_micro_batches_and_replicas_change_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    """16 ragged, partly masked sequences as 1×16, 4×4 and 16×1."""
     recipe = recipe_of(tiny_run)
-    whole = gradients(recipe, tiny_run / "tokens", tmp_path, 256, monkeypatch)
-    for micro in (32, 64, 96):
-        for a, b in zip(whole, gradients(recipe, tiny_run / "tokens", tmp_path, micro, monkeypatch), strict=True):
-            assert (a - b).norm() <= 1e-5 * a.norm()
+    whole = gradients(recipe, tiny_run / "tokens", tmp_path, 16 * 32, ragged())
+    assert all(gradient.norm() > 0 for gradient in whole)
+    for micro in (4 * 32, 32, 96):
+        assert same(whole, gradients(recipe, tiny_run / "tokens", tmp_path, micro, ragged()))
+    assert same(whole, gradients(recipe, tiny_run / "tokens", tmp_path, 96, ragged(), threads=2))
+    model = GPT(network_of(recipe, Tokenizer.load(tiny_run / "tokens" / "tokenizer.json").vocab_size))
+    model.initialise(recipe.seed)
+    inputs, targets, _ = ragged()
+    (model.loss(torch.from_numpy(inputs), torch.from_numpy(targets)) / int((targets >= 0).sum())).backward()
+    assert same(whole, [parameter.grad for parameter in model.parameters()])  # the mean over the tokens that count
+
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+import torch
+from lmforge.parallel.mesh import join_mesh
+from lmforge.recipe import load_recipe
+from lmforge.train.loop import TrainingRun, train
+from tests.train.test_loop import ragged
+
+base, tokens, name, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+mesh = join_mesh()
+run = TrainingRun(load_recipe(base / "r.toml", ["train.batch_tokens=512", "train.micro_batch_tokens=96"]), tokens, base / "g", mesh)
+rows = run.loader.share(mesh.rank, mesh.world)
+run.gradient(0, ragged().part(rows.start, len(rows)), 32)
+torch.save([p.grad for p in run.model.parameters()], base / f"gradient{mesh.rank}")
+real = TrainingRun.step
+def step(self, number, batch):
+    if number == dies_at:
+        sys.exit(3)
+    return real(self, number, batch)
+TrainingRun.step = step
+figures = train(load_recipe(base / "r.toml", ["train.checkpoint_every=5"]), tokens, base / name, base / (name + "m"))
+(base / f"{name}-hash").write_text(figures["weights_sha256"])
+"""
+
+
+def on_two_ranks(tiny_run: Path, base: Path, name: str, dies_at: int = -1) -> None:
+    (base / "two.py").write_text(TWO_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(base / "two.py"), str(base),
+               str(tiny_run / "tokens"), name, str(dies_at)]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    subprocess.run(command, check=dies_at < 0, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +217,13 @@ def masked(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("packing", ["ring", "best_fit"])
 def test_micro_batches_change_nothing_where_few_tokens_count(
-    masked: Path, tiny_run: Path, tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+    masked: Path, tiny_run: Path, tmp_path: Path, packing: str,
 ) -> None:
     """The mean is over the tokens that count in the whole batch, however unevenly they fall into micro-batches and ranks."""
     recipe = load_recipe(tiny_run / "recipe.toml", [f"tokens.packing={packing}"])
-    whole = gradients(recipe, masked, tmp_path, 256, monkeypatch)
+    whole = gradients(recipe, masked, tmp_path, 256)
     for micro in (32, 64, 96):
-        for a, b in zip(whole, gradients(recipe, masked, tmp_path, micro, monkeypatch), strict=True):
-            assert (a - b).norm() <= 1e-5 * a.norm()
+        assert same(whole, gradients(recipe, masked, tmp_path, micro))
     run = TrainingRun(recipe, masked, tmp_path, Mesh(0, 1, torch.device("cpu")))
     batch = run.loader.batch(0)
     counted = int((batch.targets >= 0).sum())
@@ -189,19 +274,27 @@ def test_altered_shards_are_refused_before_the_first_step(tiny_run: Path, tmp_pa
 
 
 def test_two_ranks_equal_one(tiny_run: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "r.toml"
-    recipe.write_text((tiny_run / "recipe.toml").read_text())
-    one = train(load_recipe(recipe), tiny_run / "tokens", tmp_path / "one", tmp_path / "onem")
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys; from pathlib import Path; from lmforge.recipe import load_recipe; from lmforge.train.loop import train\n"
-        f"b = Path({str(tmp_path)!r}); train(load_recipe(b / 'r.toml'), Path({str(tiny_run / 'tokens')!r}), b / 'two', b / 'twom')\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=200)
+    (tmp_path / "r.toml").write_text((tiny_run / "recipe.toml").read_text())
+    recipe = load_recipe(tmp_path / "r.toml")
+    one = train(recipe, tiny_run / "tokens", tmp_path / "one", tmp_path / "onem")
+    on_two_ranks(tiny_run, tmp_path, "two")
+    whole = gradients(recipe, tiny_run / "tokens", tmp_path, 16 * 32, ragged())
+    for rank in range(2):
+        assert same(whole, torch.load(tmp_path / f"gradient{rank}"))
     assert losses(tmp_path / "two")[0][1] == pytest.approx(losses(tmp_path / "one")[0][1], rel=1e-6)
     assert losses(tmp_path / "two")[-1][1] == pytest.approx(losses(tmp_path / "one")[-1][1], rel=1e-3)
     assert one["steps"] == len(losses(tmp_path / "two"))
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_exactly(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text((tiny_run / "recipe.toml").read_text())
+    on_two_ranks(tiny_run, tmp_path, "whole")
+    on_two_ranks(tiny_run, tmp_path, "killed", dies_at=8)
+    assert len(losses(tmp_path / "killed")) == 8
+    on_two_ranks(tiny_run, tmp_path, "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert (tmp_path / "killed-hash").read_text() == (tmp_path / "whole-hash").read_text()
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +314,137 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_run: Path, tmp_path: Path, mon
     assert [step for step, _ in losses(tmp_path / "t")] == list(range(1, 13))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step(tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(LmforgeError, match=r"the loss at step \d+ is .*(nan|inf).*; lower train.peak_lr"):
+def poisoned(monkeypatch: pytest.MonkeyPatch, steps: set[int], spoil: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """What block 1's feed-forward part gives is spoilt in some steps (from 0)."""
+    real, step_now = TrainingRun.step, [-1]
+
+    def step(self: TrainingRun, number: int, batch: Batch) -> dict[str, Any]:
+        step_now[0] = number
+        result = real(self, number, batch)
+        step_now[0] = -1  # validation is not spoilt
+        return result
+
+    forward = FeedForward.forward
+
+    def spoilt(self: FeedForward, x: torch.Tensor) -> torch.Tensor:
+        value = forward(self, x)
+        return spoil(value) if step_now[0] in steps and getattr(self, "poisoned", False) else value
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    monkeypatch.setattr(FeedForward, "forward", spoilt)
+    init = TrainingRun.__init__
+
+    def started(self: TrainingRun, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.model.blocks[1].ff.poisoned = True
+
+    monkeypatch.setattr(TrainingRun, "__init__", started)
+
+
+def skipped(out: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(out / "metrics.jsonl") if "skipped" in line]
+
+
+@pytest.mark.parametrize(
+    ("precision", "spoil", "cause", "layer"),
+    [
+        ("fp32", lambda x: x * math.nan, "the loss is nan", "output of blocks.1.ff"),
+        ("fp16", lambda x: x * 1e9, "the loss is (nan|inf)", "output of blocks.1.ff"),
+    ],
+    ids=["a batch of NaN", "float16 overflows in the network"],
+)
+def test_a_bad_batch_is_survived_and_its_cause_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    precision: str, spoil: Any, cause: str, layer: str,
+) -> None:
+    recipe = recipe_of(tiny_run, steps=60, checkpoint_every=20, precision=precision)
+    clean = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
+    poisoned(monkeypatch, {30}, spoil)
+    hurt = train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    assert hurt["valid_bits_per_byte"] < 1.01 * clean["valid_bits_per_byte"]
+    (line,) = skipped(tmp_path / "b")
+    assert line["step"] == 31
+    assert re.match(cause, line["skipped"])
+    assert line["layer"] == layer
+    ids = {document["id"] for document in read_documents(tiny_run / "corpus", "train")}
+    assert line["documents"]
+    assert set(line["documents"]) <= ids
+    assert re.search(rf"step 31 skipped: {cause}.*documents {re.escape(line['documents'][0])}.*first not finite: {layer}", capsys.readouterr().err)
+
+
+def test_a_hundredfold_loss_is_survived_and_named(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(tiny_run, steps=60, checkpoint_every=20)
+    clean = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
+    real, loss = TrainingRun.step, GPT.loss
+
+    def step(self: TrainingRun, number: int, batch: Batch) -> dict[str, Any]:
+        monkeypatch.setattr(GPT, "loss", (lambda *arguments: 100 * loss(*arguments)) if number == 30 else loss)
+        return real(self, number, batch)
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    hurt = train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    assert hurt["valid_bits_per_byte"] < 1.01 * clean["valid_bits_per_byte"]
+    (line,) = skipped(tmp_path / "b")
+    assert line["step"] == 31
+    assert "times that of the last 30 steps" in line["skipped"]
+    assert line["documents"]
+
+
+def test_gradients_that_overflow_cost_nothing_but_a_smaller_scale(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clean = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        poisoned(patch, {5}, _Steep.apply)
+        hurt = train(recipe_of(tiny_run, precision="fp16"), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    assert not skipped(tmp_path / "b")
+    scales = [line["loss_scale"] for line in read_lines(tmp_path / "b" / "metrics.jsonl") if "loss_scale" in line]
+    assert scales[0] == 2.0**16
+    assert scales[5] < 2.0**16
+    assert scales[-1] == scales[5]
+    assert re.search(r"step 6: float16 overflows at a loss scale of 65536, first in the gradient of blocks\.", capsys.readouterr().err)
+    assert hurt["valid_bits_per_byte"] == pytest.approx(clean["valid_bits_per_byte"], rel=0.01)
+
+
+class _Steep(torch.autograd.Function):
+    """The identity, whose gradient is infinite where it exceeds a third of the largest it was at first: a quarter of the scale helps."""
+
+    limit: torch.Tensor | None = None
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        if _Steep.limit is None:
+            _Steep.limit = gradient.abs().max() / 3
+        return torch.where(gradient.abs() > _Steep.limit, math.inf, gradient)
+
+
+def test_bad_steps_in_a_row_lead_back_to_the_checkpoint(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(tiny_run, steps=24)
+    poisoned(monkeypatch, {9, 10, 11}, lambda x: x * math.nan)
+    figures = train(recipe, tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
+    assert [line["step"] for line in skipped(tmp_path / "t")] == [10, 11, 12]
+    assert all(line["skipped"] == "left out after a return to a checkpoint" for line in skipped(tmp_path / "t"))
+    assert json.loads((tmp_path / "t" / "excluded.json").read_text()) == {"steps": [9, 10, 11], "returns": 1}
+    assert [line["step"] for line in read_lines(tmp_path / "t" / "metrics.jsonl") if "lr" in line or "skipped" in line] == [*range(1, 25)]
+    assert figures["valid_bits_per_byte"] < 8
+
+
+def test_what_going_back_does_not_help_stops_with_the_cause(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(LmforgeError, match=r"steps \d+ to \d+ had to be skipped.*: the loss is .*nan; lower train.peak_lr"):
         train(recipe_of(tiny_run, peak_lr=1e30, warmup=0), tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
+
+
+def test_statistics_are_in_the_metrics(tiny_run: Path, tmp_path: Path) -> None:
+    train(recipe_of(tiny_run, validate_every=4), tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
+    lines = read_lines(tmp_path / "t" / "metrics.jsonl")
+    layers = {line["step"]: line["layers"] for line in lines if "layers" in line}
+    assert [*layers] == [4, 8, 12]
+    assert set(layers[4]) == {"embed", "blocks.0", "blocks.1", "norm"}
+    assert all("noise_scale_tokens" in line for line in lines if "layers" in line)
+    assert all(set(line["activations"]) == set(layers[4]) for line in lines if "valid_bits_per_byte" in line)
 
 
 def test_a_batch_smaller_than_a_row_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,14 @@ class Mesh:
             numbers = numbers.to(self.device)
             dist.all_reduce(numbers)
         return [float(number) for number in numbers]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in the order of ranks; small plain things."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Until every rank is here."""

@@ -111,6 +111,19 @@ class Loader:
             row, start, length, group = row[order], start[order], length[order], group[order]
         return row, start, length, group
 
+    def documents(self, step: int, row: int) -> Array:
+        """The numbers in the split of the documents of which row `row` of batch `step` holds a part."""
+        _, starts, lengths, groups = self._pieces(*self.mixture.find(np.array([step * self.batch_rows + row], dtype=np.int64)))
+        begins = self.shards.documents[:, 0]
+        found = []
+        for start, length, number in zip(starts.tolist(), lengths.tolist(), groups.tolist(), strict=True):
+            group = self.groups[number]
+            past = start + length - (group.first + group.tokens)  # it may go round the ring
+            for first, stop in ((start, start + length - max(0, past)), (group.first, group.first + past)):
+                if first < stop:
+                    found.append(np.arange(np.searchsorted(begins, first, "right") - 1, np.searchsorted(begins, stop)))
+        return np.unique(np.concatenate(found))
+
     def share(self, rank: int, world: int) -> range:
         """The rows of every batch that process `rank` of `world` takes; together the processes take each row once."""
         return range(self.batch_rows * rank // world, self.batch_rows * (rank + 1) // world)

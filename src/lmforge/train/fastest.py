@@ -1,4 +1,4 @@
-"""The fastest way to run a training step here, chosen by measurement at start-up: replicas or threads, micro-batch, eager or compiled.
+"""The fastest way to run a training step here, measured at start-up: replicas or threads, micro-batch, eager or compiled, precision.
 
 The choice is kept per machine and network shape (in the user's cache folder), because another thread count or micro-batch adds up
 floating-point numbers in another order: a run that is stopped and started again must choose as before, to the bit.
@@ -25,10 +25,12 @@ from lmforge.parallel.replicas import Replicas
 from lmforge.progress import in_words, say
 from lmforge.recipe import Recipe
 from lmforge.record import cache_directory, hash_json, machine, write_atomic
+from lmforge.train.precision import PROMISING, autocast, bfloat16_gain, safest_on_gpu
 
-CHOICE_FORMAT = 2  # of the kept choice
+CHOICE_FORMAT = 3  # of the kept choice
 COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/log.md)
 COMPILE_GAIN = 0.15  # the most it gained there
+HALF_GAIN = 1.1  # times as fast a step in bfloat16 must be to be taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Way:
     micro_batch_tokens: int
     compiled: bool
     reason: str
+    precision: str = "fp32"  # or bf16, fp16
 
 
 def cores() -> int:
@@ -54,17 +57,22 @@ def _cache_file() -> Path:
 def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: int, ranks: int = 1) -> Way:
     """The fastest of the allowed ways to run `rows` rows a step for `steps` steps. What the recipe states is not measured.
 
-    With several ranks nothing is measured (they must all choose alike): one thread each on a CPU, whole batch, eager.
+    With several ranks nothing is measured (they must all choose alike): one thread each on a CPU, whole batch, eager, float32.
+    Where the recipe states threads, micro-batch and compilation, an unstated precision on a CPU is float32, which is right everywhere.
     """
     train, context = recipe.train, recipe.tokens.context
     tokens = rows * context
-    stated = (train.threads, train.micro_batch_tokens, train.compile)
+    stated = (train.threads, train.micro_batch_tokens, train.compile, train.precision)
+    precision, why = ("fp32", "a CPU") if train.precision == "auto" else (train.precision, "stated")
+    if device.type == "cuda" and train.precision == "auto":
+        precision, why = safest_on_gpu(device)
     if device.type != "cpu" or ranks > 1:
         threads = train.threads or max(1, cores() // ranks)
-        return Way(1, threads, train.micro_batch_tokens or min(tokens, 65_536), train.compile == "on", "not measured: GPU or several ranks")
+        return Way(1, threads, train.micro_batch_tokens or min(tokens, 65_536), train.compile == "on",
+                   f"not measured: GPU or several ranks; {precision}: {why}", precision)
     if train.threads is not None and train.micro_batch_tokens is not None and train.compile != "auto":
         replicas = 1 if train.compile == "on" else min(train.threads, rows)
-        return Way(replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe")
+        return Way(replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe", precision)
     key = hash_json([CHOICE_FORMAT, machine(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated])
     cached = _read_cache().get(key)
     if cached:
@@ -89,6 +97,7 @@ def _read_cache() -> dict[str, Any]:
 
 def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> Way:
     train, context = recipe.train, recipe.tokens.context
+    precision = "fp32" if train.precision == "auto" else train.precision
     # Replicas first: a later way must be 3% faster to be taken, so that noise decides nothing.
     threads = train.threads or cores()
     ways = [(min(threads, rows), threads), (1, threads)] if min(threads, rows) > 1 and train.compile != "on" else [(1, threads)]
@@ -100,29 +109,45 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> Way:
             size * context for size in sorted({share, max(1, min(share, 2048 // context))}, reverse=True)
         ]
         for size in sizes:
-            seconds = _per_token(model, replicas, count, size, context)
+            seconds = _per_token(model, replicas, count, size, context, precision)
             found.append(f"{replicas} replicas on {count} threads × {size} tokens {1 / seconds:,.0f} tok/s")
             if best is None or seconds < best[0] * 0.97:
                 best = (seconds, replicas, size)
     assert best is not None
     seconds, replicas, size = best
+    if train.precision == "auto":
+        half, why = _is_bfloat16_faster(model, replicas, threads, size, context, seconds)
+        precision, seconds = ("bf16", half) if half else (precision, seconds)
+        found.append(f"precision: {why}")
     total = seconds * rows * context * steps
     compiled, words = train.compile == "on", "asked for"
     if train.compile == "off":
         words = "off"
     elif train.compile == "auto":
-        compiled, words = _is_compiling_worth_it(model, threads, size, context, seconds, total)
-    return Way(1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]))
+        compiled, words = _is_compiling_worth_it(model, threads, size, context, precision, seconds, total)
+    return Way(1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]), precision)
 
 
-def _is_compiling_worth_it(model: GPT, threads: int, size: int, context: int, eager: float, total: float) -> tuple[bool, str]:
+def _is_bfloat16_faster(model: GPT, replicas: int, threads: int, size: int, context: int, exact: float) -> tuple[float | None, str]:
+    """(seconds per token in bfloat16 where it is to be taken, why). Whole steps in it are measured only where a single product is fast."""
+    gain = bfloat16_gain(model.config)
+    if gain < PROMISING:
+        return None, f"fp32 (a product in bfloat16 is {gain:.2f} times as fast)"
+    seconds = _per_token(model, replicas, threads, size, context, "bf16")
+    words = f"a step in bfloat16 is {exact / seconds:.2f} times as fast, a product {gain:.2f}"
+    return (seconds, f"bf16 ({words})") if exact / seconds > HALF_GAIN else (None, f"fp32 ({words})")
+
+
+def _is_compiling_worth_it(
+    model: GPT, threads: int, size: int, context: int, precision: str, eager: float, total: float,
+) -> tuple[bool, str]:
     if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
         return False, "no C++ compiler here"
     if total * COMPILE_GAIN < 2 * COMPILE_SECONDS:
         return False, f"not worth it for {in_words(total)} of training"
     started = time.perf_counter()
     try:
-        seconds = _per_token(model, 1, threads, size, context, compiled=True)
+        seconds = _per_token(model, 1, threads, size, context, precision, compiled=True)
     except Exception as error:  # whatever the compiler stack raises, eager still works
         return False, f"failed here ({type(error).__name__})"
     cost = time.perf_counter() - started
@@ -130,14 +155,17 @@ def _is_compiling_worth_it(model: GPT, threads: int, size: int, context: int, ea
     return gain > 0, f"{eager / seconds:.2f}× eager after {cost:.0f} s, {'saves' if gain > 0 else 'loses'} {in_words(abs(gain))}"
 
 
-def _per_token(model: GPT, replicas: int, threads: int, size: int, context: int, compiled: bool = False, repeats: int = 3) -> float:
+def _per_token(
+    model: GPT, replicas: int, threads: int, size: int, context: int, precision: str = "fp32", compiled: bool = False, repeats: int = 3,
+) -> float:
     """Median seconds per token of forward and backward passes of `size` tokens in each replica, after a warm-up; gradients are dropped."""
     tokens = torch.arange(size).remainder(model.config.vocab_size).view(-1, context)
     compiled_loss = torch.compile(model.loss) if compiled else None
     networks = Replicas(model, replicas, threads)
 
     def work(network: nn.Module, _rows: range) -> None:
-        loss = compiled_loss(tokens, tokens) if compiled_loss else network.loss(tokens, tokens)  # type: ignore[operator]
+        with autocast(precision, tokens.device):
+            loss = compiled_loss(tokens, tokens) if compiled_loss else network.loss(tokens, tokens)  # type: ignore[operator]
         loss.backward()
 
     times = []
@@ -152,6 +180,6 @@ def _per_token(model: GPT, replicas: int, threads: int, size: int, context: int,
 
 def describe(chosen: Way) -> str:
     """The choice in words."""
-    compiled = "compiled" if chosen.compiled else "eager"
+    compiled = f"{'compiled' if chosen.compiled else 'eager'}, {chosen.precision}"
     size = chosen.micro_batch_tokens
     return f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {size} tokens, {compiled} ({chosen.reason})"

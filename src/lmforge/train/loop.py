@@ -1,6 +1,7 @@
 """Shards + network → checkpoints → the chosen model.
 
-    for step: rate ─▶ batch(step) ─▶ loss, backward (micro-batches) ─▶ sum over ranks ─▶ clip ─▶ update ─▶ journal ─▶ validate, save
+    for step: rate ─▶ batch(step) ─▶ loss, backward (micro-batches) ─▶ sum over ranks ─▶ fit? ─▶ clip ─▶ update ─▶ journal ─▶ validate, save
+                                                                                          └no▶ skipped, its cause in the journal
 
 Resuming is the only way a run starts: from step 0, or from the newest complete checkpoint. The data order is a pure function of seed and
 step, so the state of a run is weights, optimizer and a few numbers.
@@ -9,6 +10,7 @@ step, so the state of a run is weights, optimizer and a few numbers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,18 @@ from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_st
 from lmforge.train.fastest import Way, choose, describe
 from lmforge.train.journal import Journal
 from lmforge.train.optim import build_optimizers, rate, set_rate
+from lmforge.train.precision import LossScaler, autocast
+from lmforge.train.stability import (
+    MOST_NAMED,
+    MOST_RETURNS,
+    Diverged,
+    Excluded,
+    Stability,
+    document_ids,
+    first_bad_gradient,
+    first_non_finite,
+)
+from lmforge.train.statistics import Activations, NoiseScale, weights_and_gradients
 
 
 def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
@@ -59,7 +74,7 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
     Raises:
         InputError: shards and recipe do not fit, the corpus is smaller than one batch, a checkpoint was altered.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
-        LmforgeError: the loss is no longer a number, or the disk is full.
+        LmforgeError: skipping bad steps and going back did not help, a loss scale reached its floor, or the disk is full.
     """
     mesh = join_mesh(recipe.parallel.data)
     try:
@@ -77,7 +92,7 @@ class TrainingRun:
     def __init__(self, recipe: Recipe, tokens_dir: Path, out: Path, mesh: Mesh) -> None:
         self.recipe, self.mesh, self.out = recipe, mesh, out
         settings, context = recipe.train, recipe.tokens.context
-        self.tokenizer_file = tokens_dir / "tokenizer.json"
+        self.tokenizer_file, self.corpus = tokens_dir / "tokenizer.json", tokens_dir.parent / "corpus"
         tokenizer = Tokenizer.load(self.tokenizer_file)
         self.token_bytes = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
         self.rows = settings.batch_tokens // context
@@ -98,29 +113,66 @@ class TrainingRun:
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
         self.model.initialise(recipe.seed)
         self.model.to(mesh.device)
-        self.way: Way = choose(recipe, self.model, mesh.device, self.rows // mesh.world, self.steps, mesh.world)
-        self.half = settings.precision == "bf16" or (settings.precision == "auto" and mesh.device.type == "cuda")
         self.optimizers = build_optimizers(self.model, settings)
-        self.compiled = torch.compile(self.model.loss) if self.way.compiled else None
         self.checkpoints = Checkpoints(out / "checkpoints", settings.keep)
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": None, "best_valid": math.inf}
-        self.state |= self.checkpoints.load_newest(self.model, self.optimizers) or {}
-        self.moving = MovingAverage(self.model, self.steps) if settings.ensemble else None
-        if self.moving and self.state["step"]:
-            self.moving.restore(self.checkpoints.average(self.state["step"]))
+        self.excluded = Excluded(out / "excluded.json")
+        self.restore()
+        self.way = self.chosen_way()
+        self.compiled = torch.compile(self.model.loss) if self.way.compiled else None
         self.snapshots = set(snapshot_steps(self.steps, settings.ensemble)) - {self.steps}  # the last is a checkpoint
+        self.measuring = False  # whether the present step's statistics are wanted
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         if mesh.leads:
             say(f"train: {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.steps} steps of {self.batch_tokens} tokens")
             say(f"train: {describe(self.way)}")
 
+    def restore(self) -> None:
+        """Everything as it was at the newest checkpoint, or as it is before the first step."""
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": None, "best_valid": math.inf}
+        self.state |= self.checkpoints.load_newest(self.model, self.optimizers) or {}
+        self.moving = MovingAverage(self.model, self.steps) if self.recipe.train.ensemble else None
+        if self.moving and self.state["step"]:
+            self.moving.restore(self.checkpoints.average(self.state["step"]))
+        self.stability = Stability(self.state.get("stability"), self.changes())
+        self.scaler = LossScaler(self.state.get("scaler"))
+        self.noise = NoiseScale(self.state.get("noise"))
+
+    def changes(self) -> set[int]:
+        """The steps at which the text drawn, or the length of rows, becomes another."""
+        schedules = [self.recipe.train.context_schedule, *weights_of(self.recipe, self.loader.groups)]
+        return {math.ceil(begin * self.steps) for schedule in schedules for begin, _ in schedule}
+
+    def chosen_way(self) -> Way:
+        """The way the run began with, so that it stays exact; measured anew at its start, on another kind of device or number of ranks."""
+        here = [self.mesh.device.type, self.mesh.world]
+        if self.state.get("way_on") != here:
+            way = choose(self.recipe, self.model, self.mesh.device, self.rows // self.mesh.world, self.steps, self.mesh.world)
+            self.state |= {"way": dataclasses.asdict(way), "way_on": here}
+        return Way(**self.state["way"])
+
+    def close(self) -> None:
+        """End the threads."""
+        self.networks.close()
+
     def go(self) -> None:
         """Every step that is left."""
+        with stop_signals() as stop, Bar("train", self.steps * self.batch_tokens, "tok", self.state["step"] * self.batch_tokens) as bar:
+            while self.state["step"] < self.steps:
+                try:
+                    self.go_on(stop, bar)
+                except Diverged as cause:
+                    self.go_back(cause)
+
+    def go_on(self, stop: threading.Event, bar: Bar) -> None:
+        """The steps from the present one on.
+
+        Raises:
+            Diverged: several in a row would have harmed the network.
+        """
         done = self.state["step"]
         journal = Journal(self.out / "metrics.jsonl", done) if self.mesh.leads else None
-        total = self.steps * self.batch_tokens
         data = Prefetch(self.loader, self.loader.share(self.mesh.rank, self.mesh.world), done, self.steps)
-        with contextlib.closing(data), stop_signals() as stop, Bar("train", total, "tok", done * self.batch_tokens) as bar:
+        with contextlib.closing(data), contextlib.closing(journal) if journal else contextlib.nullcontext():
             before, started = self.state["seconds"], time.monotonic()
             for step in range(done, self.steps):
                 figures = self.step(step, data.take()) | {"data_wait": round(data.waited, 6)}
@@ -129,88 +181,175 @@ class TrainingRun:
                 if journal:
                     journal.write(step=step + 1, tokens=(step + 1) * self.batch_tokens, seconds=round(seconds, 3),
                                   tokens_per_second=round(bar.rate), **figures)
+                if "skipped" in figures:
+                    self.stability.check(figures["skipped"])
                 self.keep_for_averaging(step + 1)
                 last = step + 1 == self.steps
                 stopping = self.mesh.total(float(stop.is_set()))[0] > 0  # all ranks stop at the same step
-                saving = last or (step + 1) % self.save_every == 0 or stopping
-                if saving or (step + 1) % self.validate_every == 0:
+                # After a skipped step the weights themselves are not above suspicion: a checkpoint to go back to must be.
+                saving = last or stopping or ((step + 1) % self.save_every == 0 and not self.stability.skipped)
+                if saving or self.validates_after(step):
                     self.validate(step + 1, journal)
                 if saving:
                     self.save()
-                bar.step(self.batch_tokens, f"step {step + 1}/{self.steps} bits/byte {figures['bits_per_byte']:.3f}")
+                note = f"bits/byte {figures['bits_per_byte']:.3f}" if "bits_per_byte" in figures else "skipped"
+                bar.step(self.batch_tokens, f"step {step + 1}/{self.steps} {note}")
                 if stopping and not last:
                     raise Interrupted(f"stopped after step {step + 1} of {self.steps}, saved in {self.checkpoints.path(step + 1)}; "
                                       "the same command goes on from there")
-        if journal:
-            journal.close()
 
-    def close(self) -> None:
-        """End the threads."""
-        self.networks.close()
+    def validates_after(self, step: int) -> bool:
+        """Whether validation, and the statistics that go with it, follow step `step` (from 0)."""
+        return (step + 1) % self.validate_every == 0 or step + 1 == self.steps
 
-    def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One update: rate, forward and backward of this rank's rows of the batch, sum over ranks, clip, update."""
+    def go_back(self, cause: Diverged) -> None:
+        """To the newest checkpoint, leaving out the batches that led away from it.
+
+        Raises:
+            LmforgeError: there is none, or going back has not helped before.
+        """
+        first, last = cause.steps[0] + 1, cause.steps[-1] + 1
+        steps = self.checkpoints.steps()
+        if not steps or self.excluded.returns >= MOST_RETURNS:
+            tried = f" though it went back {self.excluded.returns} times" if self.excluded.returns else ""
+            raise LmforgeError(f"train: steps {first} to {last} had to be skipped{tried}: {cause}; lower train.peak_lr or "
+                               f"train.matrix_lr and run again with --fresh (metrics.jsonl names documents and layers)")
+        self.excluded.add(cause.steps, write=self.mesh.leads)
+        self.mesh.wait()
+        say(f"train: steps {first} to {last} had to be skipped ({cause}); back to step {steps[-1]}, without those batches")
+        self.restore()
+
+    def step(self, step: int, batch: Batch) -> dict[str, Any]:
+        """One update: rate, forward and backward of this rank's rows of the batch, sum over ranks, clip, update. Or, where the batch would
+        harm the network, none: then the figures have `skipped`, the reason."""
+        if step in self.excluded.steps:
+            return {"skipped": "left out after a return to a checkpoint"}
         share = rate(step, self.steps, self.warmup, self.recipe.train.final_lr)
         set_rate(self.optimizers, share)
         context = int(at(self.recipe.train.context_schedule or ((0.0, self.recipe.tokens.context),), step / self.steps))
-        parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context), range(len(batch.inputs)))
-        self.mesh.average_gradients(self.model.parameters())
-        mean, text_bytes, counted = self.mesh.total(*(sum(column) for column in zip(*parts, strict=True)))
-        if counted != self.batch_tokens:  # some tokens do not count: the mean is over those that do, in all ranks
-            mean = self._rescale(mean, counted)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip)
-        if not math.isfinite(mean) or not math.isfinite(float(norm)):
-            raise LmforgeError(f"train: the loss at step {step + 1} is {mean} (gradient norm {float(norm)}); lower train.peak_lr or "
-                               f"train.matrix_lr and run again: it goes on from step {(self.checkpoints.steps() or [0])[-1]}")
+        self.measuring = self.validates_after(step)
+        mean, counted, text_bytes, norm, few = self.gradient(step, batch, context)
+        cause = self.stability.judge(step, mean, norm)
+        if cause:
+            self.model.zero_grad(set_to_none=True)
+            return {"skipped": cause} | self.culprits(step, batch, context, cause)
+        figures = self.statistics(norm, counted, few) if self.measuring else {}
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.train.clip, torch.tensor(norm, device=self.mesh.device))
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
+        if self.way.precision == "fp16":
+            figures["loss_scale"] = self.scaler.scale
+            self.scaler.fitted()
         bits = mean * counted / math.log(2) / max(1, text_bytes)
-        return {"loss": mean, "bits_per_byte": bits, "lr": self.recipe.train.peak_lr * share, "grad_norm": float(norm)}
+        return {"loss": mean, "bits_per_byte": bits, "lr": self.recipe.train.peak_lr * share, "grad_norm": norm, **figures}
 
-    def _rescale(self, mean: float, counted: float) -> float:
-        """From a mean over the batch's tokens, in gradients and loss, to one over the `counted` among them."""
-        scale = self.batch_tokens / max(1.0, counted)
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= scale
-        return mean * scale
+    def gradient(self, step: int, batch: Batch, context: int) -> tuple[float, float, float, float, list[tuple[int, float]]]:
+        """The gradient of the mean loss over all that counts in the batch, in all ranks: (mean loss in nats, tokens that count, UTF-8
+        bytes of them, norm of the gradient, and of this rank's first micro-batches the tokens and the squared norm of their mean gradient).
 
-    def gradients(self, network: nn.Module, batch: Batch, rows: range, context: int) -> tuple[float, int, int]:
-        """Forward and backward of some rows of the batch in micro-batches, each row cut to `context`; their share of the loss, and
-        the UTF-8 bytes and the number of the tokens that count in it."""
+        Where float16 overflows, the batch is computed again with a smaller loss scale; where six halvings do not help, it is not the scale.
+        """
+        few: list[tuple[int, float]] = []
+        for _ in range(7):
+            few.clear()
+            parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context, few), range(len(batch.inputs)))
+            self.mesh.average_gradients(self.model.parameters())
+            nats, text_bytes, counted = self.mesh.total(*(sum(column) for column in zip(*parts, strict=True)))
+            if self.way.precision == "fp16":
+                self.scaler.unscale(self.model.parameters())
+            if counted != self.batch_tokens:  # some tokens do not count: the mean is over those that do, in all ranks
+                self._rescale(counted)
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+            if self.way.precision != "fp16" or not math.isfinite(nats) or math.isfinite(norm):
+                break
+            say(f"train: step {step + 1}: float16 overflows at a loss scale of {self.scaler.scale:g}, first in the gradient of "
+                f"{first_bad_gradient(self.model)}; the batch again with half of it")
+            self.scaler.overflowed(step)
+            self.model.zero_grad(set_to_none=True)
+        return nats / max(1.0, counted), counted, text_bytes, norm, few
+
+    def _rescale(self, counted: float) -> None:
+        """Gradients of a mean over the batch's tokens become those of a mean over the `counted` among them."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, self.batch_tokens / max(1.0, counted))
+
+    def gradients(
+        self, network: nn.Module, batch: Batch, rows: range, context: int, few: list[tuple[int, float]],
+    ) -> tuple[float, int, int]:
+        """Forward and backward of some rows of the batch in micro-batches, each row cut to `context`; their loss in nats, and the UTF-8
+        bytes and the number of the tokens that count in it. Notes in `few` the first micro-batch's tokens and squared gradient."""
         size = max(1, self.way.micro_batch_tokens // self.recipe.tokens.context)
-        nats = torch.zeros((), device=self.mesh.device)
+        scale = self.scaler.scale if self.way.precision == "fp16" else 1.0
+        nats = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         text_bytes = counted = 0
         for first in range(rows.start, rows.stop, size):
             part = batch.part(first, min(size, rows.stop - first)).cut(context)
             counting = part.targets[part.targets >= 0]
             text_bytes, counted = text_bytes + int(self.token_bytes[counting].sum()), counted + len(counting)
-            tokens, wanted = torch.from_numpy(part.inputs).to(self.mesh.device), torch.from_numpy(part.targets).to(self.mesh.device)
-            documents = None if part.documents is None else torch.from_numpy(part.documents).to(self.mesh.device)
-            with self.autocast():
-                # Divided by the global count, so that neither micro-batches, replicas nor ranks change the gradient.
-                loss = (self.compiled or network.loss)(tokens, wanted, documents) / self.batch_tokens  # type: ignore[operator]
-            loss.backward()
+            with autocast(self.way.precision, self.mesh.device):
+                loss = (self.compiled or network.loss)(*self.on_device(part))  # type: ignore[operator]
+            # Divided by the batch's tokens in all ranks, so that neither micro-batches, replicas nor ranks change the gradient.
+            (loss * (scale / self.batch_tokens)).backward()
             nats += loss.detach()
+            if self.measuring and first == rows.start and len(part.inputs) * context < self.batch_tokens:
+                unit = self.batch_tokens / (scale * max(1, counted))  # to the gradient of the mean over these tokens
+                few.append((counted, sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None) * unit**2))
         return float(nats), text_bytes, counted
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 arithmetic over float32 weights where that is the fast safe type."""
-        return torch.autocast(self.mesh.device.type, torch.bfloat16) if self.half else contextlib.nullcontext()
+    def culprits(self, step: int, batch: Batch, context: int, cause: str) -> dict[str, Any]:
+        """What of a skipped batch is to blame, looked for in all ranks, and said: documents, and the first layer that is not finite.
+
+        Documents are those of the rows whose loss is not finite, or else of the three rows with the largest loss.
+        """
+        def loss(row: int) -> Tensor:
+            with autocast(self.way.precision, self.mesh.device):
+                value: Tensor = self.model.loss(*self.on_device(batch.part(row, 1).cut(context)))
+            return value
+
+        with torch.no_grad():
+            losses = [float(loss(row)) for row in range(len(batch.inputs))]
+        bad = [row for row, nats in enumerate(losses) if not math.isfinite(nats)]
+        worst = bad or sorted(range(len(losses)), key=losses.__getitem__, reverse=True)[:3]
+        layer = None
+        if "times that" not in cause:
+            found = (first_non_finite(self.model, partial(loss, row)) for row in (bad or range(len(losses))))
+            layer = next((each for each in found if not each.startswith("nothing")), None)
+        first = self.loader.share(self.mesh.rank, self.mesh.world).start
+        numbers = sorted({int(number) for row in worst for number in self.loader.documents(step, first + row)})
+        found_in = self.mesh.gather({"numbers": numbers, "bad": bool(bad), "layer": layer})
+        guilty = [each for each in found_in if each["bad"]] or found_in
+        layer = next((each["layer"] for each in guilty if each["layer"]), None)
+        names = document_ids(self.corpus, self.loader.shards, sorted({number for each in guilty for number in each["numbers"]})[:MOST_NAMED])
+        if self.mesh.leads:
+            say(f"train: step {step + 1} skipped: {cause}; documents {', '.join(names)}" + (f"; first not finite: {layer}" if layer else ""))
+        return {"documents": names, "layer": layer}
+
+    def statistics(self, norm: float, counted: float, few: list[tuple[int, float]]) -> dict[str, Any]:
+        """Sizes of weights and gradients by layer, and the noise of the gradient where the batch was computed in parts."""
+        if few and (tokens := sum(count for count, _ in few) / len(few)) < counted:
+            self.noise.add(tokens, sum(square for _, square in few) / len(few), counted, norm**2)
+        return {"noise_scale_tokens": self.noise.tokens, "layers": weights_and_gradients(self.model)}
+
+    def on_device(self, part: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs, targets, documents as tensors where the network is."""
+        tokens, wanted = torch.from_numpy(part.inputs).to(self.mesh.device), torch.from_numpy(part.targets).to(self.mesh.device)
+        return tokens, wanted, None if part.documents is None else torch.from_numpy(part.documents).to(self.mesh.device)
 
     def validate(self, step: int, journal: Journal | None) -> None:
         """Bits per byte of the fixed validation rows; remembers it for the next checkpoint."""
-        self.state["valid"] = float(self.nats().double().sum()) / math.log(2) / max(1, self.valid_bytes)
+        with Activations(self.model) as activations:
+            self.state["valid"] = float(self.nats().double().sum()) / math.log(2) / max(1, self.valid_bytes)
         if journal:
-            journal.write(step=step, tokens=step * self.batch_tokens, valid_bits_per_byte=self.state["valid"])
+            journal.write(step=step, tokens=step * self.batch_tokens, valid_bits_per_byte=self.state["valid"], activations=activations.found)
 
     def nats(self) -> Tensor:
         """−ln p of each validation token under the weights as they are, (R, context); 0 where a token does not count."""
         inputs, targets = self.valid
 
         def work(network: nn.Module, rows: range) -> list[Tensor]:
-            with self.autocast():
+            with autocast(self.way.precision, self.mesh.device):
                 return [token_nats(network, inputs[piece].to(self.mesh.device), targets[piece].to(self.mesh.device)).cpu()  # type: ignore[arg-type]
                         for piece in (slice(first, min(first + 16, rows.stop)) for first in range(rows.start, rows.stop, 16))]
 
@@ -231,6 +370,7 @@ class TrainingRun:
         """Checkpoint now; the best so far is remembered in it."""
         if self.state["valid"] < self.state["best_valid"]:
             self.state |= {"best_step": self.state["step"], "best_valid": self.state["valid"]}
+        self.state |= {"stability": self.stability.state, "scaler": self.scaler.state, "noise": self.noise.state}
         if self.mesh.leads:
             average = self.moving.weights if self.moving else None
             self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average)
