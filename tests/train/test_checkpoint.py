@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,3 +118,40 @@ def test_another_model_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     other = GPT(GPTConfig(vocab_size=21, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16))
     with pytest.raises(InputError, match="made with another"):
         checkpoints.load_newest(other, build_optimizers(other, Train(optimizer="muon")))
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_while_saving(tmp_path: Path, tokenizer: Path) -> None:
+    """A child that does nothing but save is killed 200 times, at random moments: the newest complete checkpoint is always whole, and none
+    that was finished is lost."""
+    rng = random.Random(5)
+    model, optimizers = trained(1)
+    Checkpoints(tmp_path / "c", 2).save(0, model, optimizers, {"step": 0, "best_step": 0}, tokenizer)
+    interrupted = 0
+    for _ in range(200):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            checkpoints = Checkpoints(tmp_path / "c", 2)
+            step = checkpoints.steps()[-1]
+            while True:
+                step += 1
+                average = {"w": torch.full((999,), float(step))}
+                checkpoints.save(step, model, optimizers, {"step": step, "best_step": step - step % 7}, tokenizer, average)
+                os.write(writer, step.to_bytes(8, "little"))
+        os.close(writer)
+        os.read(reader, 8)  # it is at it
+        threading.Event().wait(rng.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        finished = b""
+        while piece := os.read(reader, 65536):
+            finished += piece
+        os.close(reader)
+        interrupted += any(path.name.endswith(".tmp") for path in (tmp_path / "c").iterdir())
+        checkpoints = Checkpoints(tmp_path / "c", 2)
+        state = checkpoints.load_newest(model, optimizers)
+        assert state is not None
+        assert state["step"] >= (int.from_bytes(finished[-8:], "little") if finished else 0)
+        assert torch.equal(checkpoints.average(state["step"])["w"], torch.full((999,), float(state["step"])))
+    assert interrupted > 50  # kills that fell into a save

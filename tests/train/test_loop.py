@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -26,11 +27,13 @@ from lmforge.model.saved import load_model
 from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh
 from lmforge.recipe import Recipe, load_recipe
-from lmforge.record import content_hash
-from lmforge.tokens.bpe import Tokenizer
+from lmforge.record import content_hash, hash_file
+from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.tokens.build import build_tokens
+from lmforge.tokens.documents import Encoded
 from lmforge.tokens.loader import Batch
-from lmforge.tokens.shards import Shards
+from lmforge.tokens.shards import FORMAT, Shards
+from lmforge.tokens.writer import Names, TokenWriter
 from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, hash_weights, network_of, train, validation_rows
 from lmforge.train.precision import LossScaler
@@ -503,3 +506,40 @@ def test_five_random_kills(tiny_run: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "whole" / "train") == losses(tmp_path / "killed" / "train")
     records = [json.loads((tmp_path / n / "record.json").read_text())["stages"]["train"]["figures"] for n in ("whole", "killed")]
     assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_batch_of_3_200_000_tokens_in_flat_memory(tmp_path: Path) -> None:
+    """One step at exactly that size, by accumulation; what is resident while the last micro-batches are computed is what was with the first."""
+    context, tokens = 250, 3_200_000
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    train_tokenizer([], 257).save(folder / "tokenizer.json")
+    splits, names = {}, Names()
+    for split, documents in (("train", 700), ("valid", 4), ("test", 4)):
+        writer = TokenWriter(folder, split, 257, names, grouped=split == "train")
+        writer.add([Encoded(np.concatenate(([0], rng.integers(1, 257, 4999))).astype("<u2"), None, 4999, "s", "code") for _ in range(documents)])
+        writer.close()
+        splits[split] = {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "files": writer.files}
+    (folder / "index.json").write_text(json.dumps({
+        "format": FORMAT, "vocab_size": 257, "dtype": "uint16", "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
+        "sources": [*names.sources], "genres": [*names.genres], "splits": splits,
+    }))
+    recipe = Recipe.model_validate({
+        "tokens": {"context": context}, "model": {"layers": 1, "d_model": 16, "heads": 2},
+        "train": {"steps": 1, "batch_tokens": tokens, "micro_batch_tokens": 40 * context, "threads": 1, "compile": "off", "validate_tokens": 2000},
+    })
+    process, resident = psutil.Process(), []
+    real = TrainingRun.on_device
+
+    def on_device(self: TrainingRun, part: Batch) -> Any:
+        resident.append(process.memory_info().rss)
+        return real(self, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "on_device", on_device)
+        figures = train(recipe, folder, tmp_path / "t", tmp_path / "m")
+    assert (figures["steps"], figures["tokens"]) == (1, tokens)
+    assert len(resident) == tokens // (40 * context)
+    assert max(resident) < 1.02 * max(resident[:32])  # of 320 micro-batches
