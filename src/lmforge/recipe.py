@@ -281,12 +281,15 @@ class Train(Section):
     context_schedule: tuple[tuple[Share, Positive], ...] = ()  # [share of training, context] pairs: shorter rows, as many tokens a batch
     mixture: dict[Genre, Curriculum] = {}  # how often texts of a genre are drawn, where not equally often
     micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
-    final_lr: Share = 0.1  # the cosine ends at this share of the peak
+    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
+    final_lr: Share = 0.1  # the schedule ends at this share of the peak
     warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the run
     betas: tuple[float, float] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"  # auto: the fastest safe one, measured at start-up on a CPU
@@ -304,6 +307,12 @@ class Train(Section):
             check_weight(weight)
         if self.context_schedule and not _in_order(self.context_schedule):
             raise ValueError("context_schedule is a list of [share of training, context] pairs: the first share 0, each later one larger")
+        return self
+
+    @model_validator(mode="after")
+    def _state_fits_optimizer(self) -> Train:
+        if self.optimizer == "sgd" and self.optimizer_state == "8bit":
+            raise ValueError("optimizer 'sgd' keeps its state in fp32; use optimizer_state = 'fp32', or adamw or muon")
         return self
 
     @model_validator(mode="after")

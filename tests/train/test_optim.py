@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -53,12 +54,12 @@ def test_groups_by_rule() -> None:
     assert list(build_optimizers(model, Train())) == ["adamw"]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd"])
 def test_a_small_problem_is_learned(kind: str) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=16, context=8, layers=1, d_model=16, heads=2, kv_heads=2, d_ff=32))
     model.initialise(0)
-    optimizers = build_optimizers(model, Train(optimizer=kind, peak_lr=1e-2, weight_decay=0.0))
+    optimizers = build_optimizers(model, Train(optimizer=kind, peak_lr=1.0 if kind == "sgd" else 1e-2, weight_decay=0.0))
     x = torch.arange(8).repeat(4, 1)
     losses = []
     for _ in range(80):
@@ -89,3 +90,20 @@ def test_set_rate_scales_each_groups_peak() -> None:
     set_rate(optimizers, 0.5)
     assert {g["lr"] for g in optimizers["adamw"].param_groups} == {0.05}
     assert {g["lr"] for g in optimizers["muon"].param_groups} == {0.2}
+
+
+@given(steps=st.integers(5, 500), warmup=st.integers(0, 20), final=st.floats(0, 1))
+def test_stable_then_falling(steps: int, warmup: int, final: float) -> None:
+    shares = [rate(step, steps, warmup, final, "wsd") for step in range(steps)]
+    falls = max(warmup, math.ceil(0.8 * steps))
+    assert all(share == 1 for share in shares[warmup:falls])
+    assert all(a >= b for a, b in itertools.pairwise(shares[falls:]))
+    assert rate(steps, steps, min(warmup, steps - 1), final, "wsd") == pytest.approx(final)
+    assert shares[: falls // 2] == [rate(step, 2 * steps, warmup, final, "wsd") for step in range(falls // 2)]  # the length is open until it falls
+
+
+def test_weight_decay_follows_its_own_schedule() -> None:
+    model = GPT(GPTConfig(vocab_size=20, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16))
+    optimizers = build_optimizers(model, Train(optimizer="muon", weight_decay=0.2))
+    set_rate(optimizers, 1.0, 0.25)
+    assert {g["weight_decay"] for o in optimizers.values() for g in o.param_groups} == {0.05, 0.0}

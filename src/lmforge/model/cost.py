@@ -89,21 +89,23 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     return c.layers * (2 * norm + attention + feed_forward) + last + ids
 
 
-def training_bytes(config: GPTConfig, tokens: int, optimizer: str = "adamw", half: bool = False) -> dict[str, int]:
+def training_bytes(config: GPTConfig, tokens: int, optimizer: str = "adamw", half: bool = False, packed: bool = False) -> dict[str, int]:
     """Bytes of one device that trains on `tokens` tokens at a time (one micro-batch), by component.
 
     weights: float32, and with `half` the bfloat16 copies that autocast keeps of the blocks' matrices; optimizer: AdamW's two moments,
-    or Muon's one for the blocks' matrices (`optimizer` "muon"); logits: those of `LOSS_CHUNK` tokens and their gradient, and the
-    gradient of the output matrix until it joins the embedding's. Muon's short-lived workspace is not in it.
+    or Muon's one for the blocks' matrices (`optimizer` "muon"), or SGD's one; with `packed` a byte and a 64th for each instead of four;
+    logits: those of `LOSS_CHUNK` tokens and their gradient, and the gradient of the output matrix until it joins the embedding's. Muon's
+    short-lived workspace is not in it.
     """
     counted = parameters(config)
     total = sum(counted.values())
     matrices = config.layers * config.d_model * (2 * config.d_model + 2 * config.kv_heads * config.head_width + 2 * config.d_ff)
+    moments = {"adamw": 2 * total, "muon": 2 * total - matrices, "sgd": total}[optimizer]
     chunk = min(tokens, LOSS_CHUNK)
     return {
         "weights": 4 * total + (2 * matrices if half else 0),
         "gradients": 4 * total,
-        "optimizer": 8 * total - (4 * matrices if optimizer == "muon" else 0),
+        "optimizer": round(moments * (1 + 4 / 256)) if packed else 4 * moments,
         "activations": tokens * activation_bytes_per_token(config, half),
         "logits": chunk * config.vocab_size * (2 + 4 + 2 if half else 4 + 4) + 4 * counted["embedding"],
     }

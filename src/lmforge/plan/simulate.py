@@ -61,7 +61,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, tokens_available: int
     steps, batch = training_length(recipe)
     layout = _layout(recipe, hardware, batch)
     half = layout["precision"] == "bf16"
-    memory = training_bytes(config, layout["micro_batch_tokens"], recipe.train.optimizer, half)
+    memory = training_bytes(config, layout["micro_batch_tokens"], recipe.train.optimizer, half, recipe.train.optimizer_state == "8bit")
     memory["process"] = 0 if hardware.gpu else PROCESS_BYTES
     # Ranks on one machine without GPUs share its memory.
     room = hardware.device_memory_bytes // (1 if hardware.gpu else layout["data"])

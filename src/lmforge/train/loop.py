@@ -224,8 +224,9 @@ class TrainingRun:
         harm the network, none: then the figures have `skipped`, the reason."""
         if step in self.excluded.steps:
             return {"skipped": "left out after a return to a checkpoint"}
-        share = rate(step, self.steps, self.warmup, self.recipe.train.final_lr)
-        set_rate(self.optimizers, share)
+        settings = self.recipe.train
+        share = rate(step, self.steps, self.warmup, settings.final_lr, settings.schedule)
+        set_rate(self.optimizers, share, 1 - step / self.steps if settings.weight_decay_schedule == "linear" else 1.0)
         context = int(at(self.recipe.train.context_schedule or ((0.0, self.recipe.tokens.context),), step / self.steps))
         self.measuring = self.validates_after(step)
         mean, counted, text_bytes, norm, few = self.gradient(step, batch, context)

@@ -1,6 +1,6 @@
-"""Optimizers by rule: which parameters get which update, and the learning-rate schedule.
+"""Optimizers by rule: which parameters get which update, and the schedules of learning rate and weight decay.
 
-    groups: matrices inside blocks → Muon (when chosen); everything else → AdamW; weight decay on matrices and tables only.
+    groups: matrices inside blocks → Muon (when chosen); everything else → AdamW (or all → SGD); weight decay on matrices only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lmforge.recipe import Train
+from lmforge.train.eightbit import AdamW8bit, Packed, State
+
+FALLS_FROM = 0.8  # share of a run at which the rate of "wsd" begins to fall
 
 # Coefficients of the quintic iteration that pushes singular values towards 1: one row a step.
 # Amsel et al. 2025, "The Polar Express", the optimal composition for singular values in [1e-3, 1], with the safety factor 1.01.
@@ -41,15 +44,19 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Packed):
     """Momentum, orthogonalised (Jordan et al. 2024), for matrices (R,C); stacked projections are orthogonalised one by one.
 
     The step is scaled by sqrt(max(1, R/C)), so that one rate serves every shape. `pieces` in a group says how many square-ish
     parts a fused matrix has along its rows (3 for queries, keys and values together).
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, packed: bool = False,
+    ) -> None:
+        """`packed` keeps the momentum in 8 bits."""
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "pieces": 1})
+        self.packed = packed
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -61,11 +68,10 @@ class Muon(torch.optim.Optimizer):
             momentum, pieces = group["momentum"], group["pieces"]
             directions = []
             for parameter in parameters:
-                state = self.state[parameter]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - momentum)
-                directions.append(parameter.grad.lerp(state["momentum"], momentum))  # Nesterov
+                state = State(self.state[parameter], parameter, self.packed)
+                average = state.read("momentum").lerp_(parameter.grad, 1 - momentum)
+                state.write("momentum", average)
+                directions.append(parameter.grad.lerp(average, momentum))  # Nesterov
             stack = torch.stack(directions)
             count, rows, columns = stack.shape
             update = orthogonalise(stack.view(count * pieces, rows // pieces, columns)).view(count, rows, columns)
@@ -78,7 +84,8 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(model: nn.Module, settings: Train) -> dict[str, torch.optim.Optimizer]:
     """The optimizers of a model by rule, each group carrying its peak rate as `peak`.
 
-    Matrices of the blocks go to Muon when `train.optimizer` is "muon"; all else to AdamW. Norm gains and biases are not decayed.
+    Matrices of the blocks go to Muon when `train.optimizer` is "muon", all else to AdamW; with "sgd" everything to SGD with Nesterov's
+    momentum. Norm gains and biases are not decayed.
     """
     matrices: dict[str, list[Tensor]] = {}
     decayed: list[Tensor] = []
@@ -96,31 +103,42 @@ def build_optimizers(model: nn.Module, settings: Train) -> dict[str, torch.optim
         {"params": plain, "weight_decay": 0.0},
         {"params": tables, "weight_decay": 0.0},  # a row that no text touches should stay as it is
     ]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)
-    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+    groups = [group for group in groups if group["params"]]
+    packed = settings.optimizer_state == "8bit"
+    optimizers: dict[str, torch.optim.Optimizer]
+    if settings.optimizer == "sgd":
+        optimizers = {"sgd": torch.optim.SGD(groups, lr=settings.peak_lr, momentum=settings.betas[0], nesterov=settings.betas[0] > 0)}
+    elif packed:
+        optimizers = {"adamw": AdamW8bit(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10)}
+    else:
+        optimizers = {"adamw": torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)}
     if matrices:
         stacks = [{"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
                   for name, p in matrices.items()]
-        optimizers["muon"] = Muon(stacks, lr=settings.matrix_lr, weight_decay=settings.weight_decay)
+        optimizers["muon"] = Muon(stacks, lr=settings.matrix_lr, weight_decay=settings.weight_decay, packed=packed)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+            group["peak"], group["peak_decay"] = group["lr"], group["weight_decay"]
     return optimizers
 
 
-def rate(step: int, steps: int, warmup: int, final: float) -> float:
-    """The learning rate of `step` (from 0) as a share of the peak: linear warm-up, then a cosine down to `final`.
+def rate(step: int, steps: int, warmup: int, final: float, schedule: str = "cosine") -> float:
+    """The learning rate of `step` (from 0) as a share of the peak: linear warm-up, then down to `final`.
 
-    Loshchilov and Hutter 2017 (SGDR), eq. 5, one period.
+    "cosine": Loshchilov and Hutter 2017 (SGDR), eq. 5, one period. "wsd": stable, then over the last fifth of the run 1 − √progress
+    (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", eq. 2); its stable part does not depend on `steps`.
     """
     if step < warmup:
         return (step + 1) / warmup
+    if schedule == "wsd":
+        falls = max(warmup, math.ceil(FALLS_FROM * steps))
+        return 1.0 if step < falls else final + (1 - final) * (1 - math.sqrt((step - falls) / max(1, steps - falls)))
     progress = (step - warmup) / max(1, steps - warmup)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_rate(optimizers: dict[str, torch.optim.Optimizer], share: float) -> None:
-    """Set every group's learning rate to `share` of its peak."""
+def set_rate(optimizers: dict[str, torch.optim.Optimizer], share: float, decay: float = 1.0) -> None:
+    """Set every group's learning rate to `share` of its peak, and its weight decay to `decay` of its own."""
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+            group["lr"], group["weight_decay"] = group["peak"] * share, group["peak_decay"] * decay
