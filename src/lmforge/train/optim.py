@@ -126,7 +126,8 @@ def rate(step: int, steps: int, warmup: int, final: float, schedule: str = "cosi
     """The learning rate of `step` (from 0) as a share of the peak: linear warm-up, then down to `final`.
 
     "cosine": Loshchilov and Hutter 2017 (SGDR), eq. 5, one period. "wsd": stable, then over the last fifth of the run 1 − √progress
-    (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", eq. 2); its stable part does not depend on `steps`.
+    (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", eq. 2); until it falls it does not
+    depend on `steps`.
     """
     if step < warmup:
         return (step + 1) / warmup
