@@ -230,3 +230,19 @@ def test_a_crash_in_the_work_is_status_1(call, fresh: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(cli, "_refuse_what_does_not_fit", fails)
     assert call("run", fresh)[0] == 1
+
+
+def test_a_dial_sizes_the_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[model]\nlayers = 3\n")
+    monkeypatch.chdir(tmp_path)
+
+    def size(*more: str) -> tuple[int, int]:
+        status, out, _ = lmforge(capsys, monkeypatch, "plan", "r.toml", "--json", *more)
+        return status, json.loads(out)["parameters"]
+
+    tiny, small = size("--dial", "tiny"), size("--dial", "small")
+    assert tiny[0] == small[0] == 0
+    assert small[1] > 2 * tiny[1]
+    assert size("--dial", "tiny", "--set", "model.layers=4")[1] > tiny[1]  # what is set by hand wins
+    status, _, err = lmforge(capsys, monkeypatch, "plan", "r.toml", "--dial", "vast")
+    assert (status, "--dial vast" in err) == (2, True)

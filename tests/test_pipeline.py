@@ -34,6 +34,11 @@ def test_a_finished_run_has_every_file_and_is_up_to_date(run: Path) -> None:
     assert set(found(run).values()) == {"done"}
 
 
+def test_how_training_is_run_makes_no_other_run(run: Path) -> None:
+    assert set(found(run, "train.max_seconds=5", "train.store=s3://bucket/run").values()) == {"done"}
+    assert found(run, "train.clip=0.5")["train"] == "stale"
+
+
 def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_run_stage", lambda *_: pytest.fail("ran a stage"))
     results = run_stages(find_recipe(run), run)

@@ -31,6 +31,7 @@ ModelPath = Annotated[Path, typer.Argument(help="a run, a checkpoint or a (compr
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
+Dial = Annotated[str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")]
 Which = Annotated[str, typer.Option(help="of a run: auto (the compressed model if there is one), model or compressed")]
 
 
@@ -38,8 +39,12 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, default=str))
 
 
-def _read(path: Path, overrides: list[str] | None) -> Recipe:
-    return load_recipe(path, overrides or ())
+def _read(path: Path, overrides: list[str] | None, dial: str | None = None) -> Recipe:
+    if dial is None:
+        return load_recipe(path, overrides or ())
+    from lmforge.plan.dial import dialled
+
+    return load_recipe(path, [*dialled(load_recipe(path, overrides or ()), dial), *(overrides or ())])
 
 
 @app.command()
@@ -60,11 +65,11 @@ def new(
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Set = None, as_json: AsJson = False) -> None:
+def plan(recipe: RecipePath, dial: Dial = None, overrides: Set = None, as_json: AsJson = False) -> None:
     """Parameters, FLOPs, memory, hours of a recipe; fits or not. Nothing is run."""
     from lmforge.plan.simulate import plan as make_plan
 
-    figures = make_plan(_read(recipe, overrides))
+    figures = make_plan(_read(recipe, overrides, dial))
     if as_json:
         _print_json(figures)
         return
@@ -86,13 +91,14 @@ def run(
     recipe: RecipePath,
     until: Annotated[str | None, typer.Option(help="stop after this stage")] = None,
     fresh: Fresh = False,
+    dial: Dial = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a run up to date: every stage that is out of date, in order."""
     from lmforge.pipeline import NAMES, run_stages
 
-    loaded = _read(recipe, overrides)
+    loaded = _read(recipe, overrides, dial)
     if until is not None and until not in NAMES:
         raise InputError(f"--until {until}: no such stage; give one of {', '.join(NAMES)}")
     _refuse_what_does_not_fit(loaded)

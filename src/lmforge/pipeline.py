@@ -41,6 +41,7 @@ from lmforge.tokens.shards import Shards
 from lmforge.train.loop import train
 
 CALIBRATION_ROWS = 32
+HOW_NOT_WHAT = ("max_seconds", "store")  # keys of [train] that change nothing of what is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ STAGES = (
     Stage("corpus", lambda r: {"corpus": _dump(r.corpus), "seed": r.seed}, (), ("corpus",), _corpus),
     Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers")}, ("corpus",), ("tokens",),
           lambda r, run: build_tokens(r, run / "corpus", run / "tokens"), format=2),
-    Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train), "seed": r.seed, "context": r.tokens.context,
+    Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train, *HOW_NOT_WHAT), "seed": r.seed, "context": r.tokens.context,
                               "packing": r.tokens.packing, "curricula": curricula(r)}, ("tokens",), ("model",),
           lambda r, run: train(r, run / "tokens", run / "train", run / "model")),
     Stage("compress", lambda r: {"compress": _dump(r.compress)}, ("tokens", "model"), ("compressed",), _compress),
@@ -103,8 +104,8 @@ STAGES = (
 NAMES = tuple(stage.name for stage in STAGES)
 
 
-def _dump(section: Any) -> dict[str, Any]:
-    result: dict[str, Any] = section.model_dump(mode="json", exclude_none=True)
+def _dump(section: Any, *without: str) -> dict[str, Any]:
+    result: dict[str, Any] = section.model_dump(mode="json", exclude_none=True, exclude={*without})
     return result
 
 

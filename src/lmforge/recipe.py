@@ -285,6 +285,7 @@ class Train(Section):
     optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
+    base_width: Positive | None = None  # d_model that the rates were tuned at; matrices' AdamW rate is scaled from it. Default: not scaled
     schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
     final_lr: Share = 0.1  # the schedule ends at this share of the peak
     warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
@@ -299,6 +300,8 @@ class Train(Section):
     validate_tokens: Positive = 32_768
     checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
     keep: Positive = 2  # newest checkpoints kept, beside the best
+    store: str | None = None  # an object store's address that each checkpoint is copied to (s3://bucket/run)
+    max_seconds: Annotated[float, Field(gt=0)] | None = None  # after these a checkpoint is saved and the command ends, to be run again
     ensemble: Annotated[int, Field(ge=0)] = 4  # weights kept near the end, to average and to choose from; 0: the best checkpoint alone
 
     @model_validator(mode="after")

@@ -120,6 +120,45 @@ def test_another_model_is_refused(tmp_path: Path, tokenizer: Path) -> None:
         checkpoints.load_newest(other, build_optimizers(other, Train(optimizer="muon")))
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, real = threading.Event(), checkpoint.write_model
+
+    def slow(*arguments: object, **more: object) -> None:
+        assert may_write.wait(20)
+        real(*arguments, **more)
+
+    monkeypatch.setattr(checkpoint, "write_model", slow)
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    model, optimizers = trained(1)
+    before = model.blocks[0].ff.up.weight.detach().clone()
+    moments = optimizers["muon"].state_dict()["state"][0]["momentum"].clone()
+    checkpoints.save(1, model, optimizers, {"step": 1}, tokenizer, dict(model.named_parameters()), wait=False)
+    trained(2, model, optimizers)  # weights and moments move on
+    assert checkpoints.steps() == []
+    may_write.set()
+    checkpoints.close()
+    fresh, fresh_optimizers = trained(0)
+    Checkpoints(tmp_path / "c", 2).load_newest(fresh, fresh_optimizers)
+    assert torch.equal(fresh.blocks[0].ff.up.weight, before)
+    assert torch.equal(fresh_optimizers["muon"].state_dict()["state"][0]["momentum"], moments)
+    assert torch.equal(checkpoints.average(1)["blocks.0.ff.up.weight"], before)
+    assert not torch.equal(model.blocks[0].ff.up.weight, before)
+
+
+def test_a_disk_that_fills_while_training_goes_on_is_told_at_the_next_save(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", 2)
+    model, optimizers = trained(1)
+    checkpoints.save(1, model, optimizers, {"step": 1}, tokenizer)
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    checkpoints.save(2, model, optimizers, {"step": 2}, tokenizer, wait=False)
+    with pytest.raises(LmforgeError, match="No space left on device"):
+        checkpoints.save(3, model, optimizers, {"step": 3}, tokenizer, wait=False)
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "c", 2).load_newest(model, optimizers)["step"] == 1
+
+
 @pytest.mark.slow
 def test_two_hundred_kills_while_saving(tmp_path: Path, tokenizer: Path) -> None:
     """A child that does nothing but save is killed 200 times, at random moments: the newest complete checkpoint is always whole, and none

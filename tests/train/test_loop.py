@@ -450,6 +450,16 @@ def test_statistics_are_in_the_metrics(tiny_run: Path, tmp_path: Path) -> None:
     assert all(set(line["activations"]) == set(layers[4]) for line in lines if "valid_bits_per_byte" in line)
 
 
+def test_when_its_time_is_over_it_saves_and_the_same_command_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    whole = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
+    for step in (1, 2):
+        with pytest.raises(Interrupted, match=rf"stopped after step {step} of 12, saved in .*; the same command goes on"):
+            train(recipe_of(tiny_run, max_seconds=1e-6), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    again = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
 def test_a_batch_smaller_than_a_row_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.batch_tokens: 16 is less than one row of 32"):
         train(recipe_of(tiny_run, batch_tokens=16), tiny_run / "tokens", tmp_path / "t", tmp_path / "m")

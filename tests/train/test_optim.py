@@ -107,3 +107,33 @@ def test_weight_decay_follows_its_own_schedule() -> None:
     optimizers = build_optimizers(model, Train(optimizer="muon", weight_decay=0.2))
     set_rate(optimizers, 1.0, 0.25)
     assert {g["weight_decay"] for o in optimizers.values() for g in o.param_groups} == {0.05, 0.0}
+
+
+@pytest.mark.parametrize(("kind", "base", "steady"), [("adamw", 32, True), ("adamw", None, False), ("muon", None, True)])
+def test_one_tuning_moves_networks_of_all_widths_alike(kind: str, base: int | None, steady: bool) -> None:
+    """How far three steps move what a feed-forward part gives for the inputs it began with, at width 32 and at width 256."""
+    moves = []
+    for width in (32, 256):
+        model = GPT(GPTConfig(vocab_size=64, context=16, layers=1, d_model=width, heads=2, kv_heads=2, d_ff=4 * width))
+        model.initialise(0)
+        optimizers = build_optimizers(model, Train(optimizer=kind, base_width=base, peak_lr=1e-3, matrix_lr=1e-3, weight_decay=0.0))
+        x = torch.arange(16).repeat(2, 1)
+        with torch.no_grad():
+            inputs = model.blocks[0].ff_norm(model.embed(x))
+            before = model.blocks[0].ff.up(inputs)
+        for _ in range(3):
+            (model.loss(x, x + 1) / x.numel()).backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+            model.zero_grad()
+        with torch.no_grad():
+            moves.append(float((model.blocks[0].ff.up(inputs) - before).square().mean().sqrt()))
+    assert (0.4 < moves[1] / moves[0] < 2.5) == steady
+
+
+def test_rates_by_width() -> None:
+    model = GPT(GPTConfig(vocab_size=20, context=8, layers=1, d_model=64, heads=2, kv_heads=2, d_ff=16))
+    groups = build_optimizers(model, Train(peak_lr=0.4, base_width=16))["adamw"].param_groups
+    rates = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    assert rates[id(model.blocks[0].ff.up.weight)] == pytest.approx(0.1)
+    assert rates[id(model.embed.weight)] == rates[id(model.norm.weight)] == 0.4

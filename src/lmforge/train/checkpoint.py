@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmforge.errors import InputError
-from lmforge.model.gpt import GPT
+from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.model.saved import model_tensors, write_model
 from lmforge.progress import say
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
+from lmforge.train.store import fetch_newest, put, remove
 
+Weights = dict[str, Tensor]
 AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{8})$")
 
@@ -74,10 +77,31 @@ def write_snapshot(directory: Path, model: GPT, step: int, tokenizer: Path) -> N
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` and the best stay."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, keep: int, store: str | None = None) -> None:
+        """`store`: an address that fsspec understands (s3://bucket/run), to which every complete checkpoint is copied too, and from which
+        the newest is fetched where there is none here."""
+        self.directory, self.keep, self.store = directory, keep, store
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="lmforge-checkpoint")
+        self._writing: Future[None] | None = None
         if directory.exists():
             sweep_temporaries(directory)
+
+    def settle(self) -> None:
+        """Until what `save` began is written.
+
+        Raises:
+            LmforgeError: it could not be; the earlier checkpoints stay usable.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """End the thread that writes, when it is done."""
+        try:
+            self.settle()
+        finally:
+            self._writer.shutdown()
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
@@ -92,28 +116,56 @@ class Checkpoints:
 
     def save(
         self, step: int, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], tokenizer: Path,
-        average: Mapping[str, Tensor] | None = None,
+        average: Mapping[str, Tensor] | None = None, wait: bool = True,
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
+        Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `settle` waits for it.
+
         Raises:
-            LmforgeError: the disk is full; the earlier checkpoints stay usable.
+            LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay usable.
         """
+        self.settle()
+        tensors, moments = model_tensors(model), optimizer_tensors(optimizers)
+        averaged = {name: weight.detach().cpu() for name, weight in (average or {}).items()}
+        content = json.dumps(dict(state), indent=1) + "\n"
+        if not wait:
+            tensors, moments, averaged = ({name: tensor.clone() for name, tensor in each.items()} for each in (tensors, moments, averaged))
+        config, best = model.config, state.get("best_step")
+        writing = self._writer.submit(self._write, step, config, tensors, moments, averaged, content, tokenizer, best)
+        if wait:
+            writing.result()
+        else:
+            self._writing = writing
+
+    def _write(
+        self, step: int, config: GPTConfig, tensors: Weights, moments: Weights, averaged: Weights, state: str, tokenizer: Path, best: int | None,
+    ) -> None:
         with atomic_directory(self.path(step)) as temporary, full_disk_as_os_error():
-            write_model(temporary, model.config, model_tensors(model), tokenizer, notes={"step": step})
-            save_file(optimizer_tensors(optimizers), temporary / "optimizer.safetensors")
-            if average:
-                save_file({name: weight.detach().cpu() for name, weight in average.items()}, temporary / AVERAGE)
-            (temporary / "state.json").write_text(json.dumps(dict(state), indent=1) + "\n")
-        kept = {*self.steps()[-self.keep :], state.get("best_step")}
+            write_model(temporary, config, tensors, tokenizer, notes={"step": step})
+            save_file(moments, temporary / "optimizer.safetensors")
+            if averaged:
+                save_file(averaged, temporary / AVERAGE)
+            (temporary / "state.json").write_text(state)
+        if self.store:
+            put(self.path(step), self.store)
+        kept = {*self.steps()[-self.keep :], best}
         for old in self.steps():
             if old not in kept:
                 shutil.rmtree(self.path(old))
+                if self.store:
+                    remove(self.store, self.path(old).name)
 
     def average(self, step: int) -> dict[str, Tensor]:
         """The moving average in the checkpoint of `step`; empty where it had not begun."""
         path = self.path(step) / AVERAGE
         return load_file(path) if path.exists() else {}
+
+    def prepare(self) -> None:
+        """Finish what is being written, and fetch from the store where nothing is here; then `load_newest` finds what there is."""
+        self.settle()
+        if self.store and not self.steps():
+            fetch_newest(self.store, self.directory)
 
     def load_newest(self, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
         """Restore the newest complete checkpoint in place and return its state; None when there is none.
@@ -121,6 +173,7 @@ class Checkpoints:
         Raises:
             InputError: its bytes were changed (names the file), or it does not fit this recipe.
         """
+        self.prepare()
         steps = self.steps()
         if not steps:
             return None

@@ -56,6 +56,7 @@ from lmforge.train.stability import (
     first_non_finite,
 )
 from lmforge.train.statistics import Activations, NoiseScale, weights_and_gradients
+from lmforge.train.watchdog import Watchdog
 
 
 def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
@@ -73,7 +74,7 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
 
     Raises:
         InputError: shards and recipe do not fit, the corpus is smaller than one batch, a checkpoint was altered.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+        Interrupted: Ctrl-C, SIGTERM or `train.max_seconds`; a checkpoint was saved.
         LmforgeError: skipping bad steps and going back did not help, a loss scale reached its floor, or the disk is full.
     """
     mesh = join_mesh(recipe.parallel.data)
@@ -114,12 +115,14 @@ class TrainingRun:
         self.model.initialise(recipe.seed)
         self.model.to(mesh.device)
         self.optimizers = build_optimizers(self.model, settings)
-        self.checkpoints = Checkpoints(out / "checkpoints", settings.keep)
+        self.checkpoints = Checkpoints(out / "checkpoints", settings.keep, settings.store if mesh.leads else None)
         self.excluded = Excluded(out / "excluded.json")
         self.restore()
         self.way = self.chosen_way()
         self.compiled = torch.compile(self.model.loss) if self.way.compiled else None
         self.snapshots = set(snapshot_steps(self.steps, settings.ensemble)) - {self.steps}  # the last is a checkpoint
+        self.watch = Watchdog(mesh.rank)
+        self.deadline = time.monotonic() + (settings.max_seconds or math.inf)
         self.measuring = False  # whether the present step's statistics are wanted
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         if mesh.leads:
@@ -129,6 +132,9 @@ class TrainingRun:
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or as it is before the first step."""
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": None, "best_valid": math.inf}
+        if self.mesh.leads:
+            self.checkpoints.prepare()
+        self.mesh.wait()
         self.state |= self.checkpoints.load_newest(self.model, self.optimizers) or {}
         self.moving = MovingAverage(self.model, self.steps) if self.recipe.train.ensemble else None
         if self.moving and self.state["step"]:
@@ -151,12 +157,13 @@ class TrainingRun:
         return Way(**self.state["way"])
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; a checkpoint that is being written is finished first."""
         self.networks.close()
+        self.checkpoints.close()
 
     def go(self) -> None:
         """Every step that is left."""
-        with stop_signals() as stop, Bar("train", self.steps * self.batch_tokens, "tok", self.state["step"] * self.batch_tokens) as bar:
+        with stop_signals() as stop, self.watch, Bar("train", self.steps * self.batch_tokens, "tok", self.state["step"] * self.batch_tokens) as bar:
             while self.state["step"] < self.steps:
                 try:
                     self.go_on(stop, bar)
@@ -175,6 +182,7 @@ class TrainingRun:
         with contextlib.closing(data), contextlib.closing(journal) if journal else contextlib.nullcontext():
             before, started = self.state["seconds"], time.monotonic()
             for step in range(done, self.steps):
+                self.watch.doing(step + 1, "reading the batch")
                 figures = self.step(step, data.take()) | {"data_wait": round(data.waited, 6)}
                 seconds = before + time.monotonic() - started
                 self.state |= {"step": step + 1, "seconds": seconds}
@@ -185,13 +193,16 @@ class TrainingRun:
                     self.stability.check(figures["skipped"])
                 self.keep_for_averaging(step + 1)
                 last = step + 1 == self.steps
-                stopping = self.mesh.total(float(stop.is_set()))[0] > 0  # all ranks stop at the same step
+                self.watch.doing(step + 1, "agreeing whether to stop")
+                stopping = self.mesh.total(float(stop.is_set() or time.monotonic() > self.deadline))[0] > 0  # all ranks at the same step
                 # After a skipped step the weights themselves are not above suspicion: a checkpoint to go back to must be.
                 saving = last or stopping or ((step + 1) % self.save_every == 0 and not self.stability.skipped)
                 if saving or self.validates_after(step):
+                    self.watch.doing(step + 1, "validating")
                     self.validate(step + 1, journal)
                 if saving:
-                    self.save()
+                    self.watch.doing(step + 1, "saving")
+                    self.save(wait=last or stopping)
                 note = f"bits/byte {figures['bits_per_byte']:.3f}" if "bits_per_byte" in figures else "skipped"
                 bar.step(self.batch_tokens, f"step {step + 1}/{self.steps} {note}")
                 if stopping and not last:
@@ -209,6 +220,9 @@ class TrainingRun:
             LmforgeError: there is none, or going back has not helped before.
         """
         first, last = cause.steps[0] + 1, cause.steps[-1] + 1
+        if self.mesh.leads:
+            self.checkpoints.settle()
+        self.mesh.wait()
         steps = self.checkpoints.steps()
         if not steps or self.excluded.returns >= MOST_RETURNS:
             tried = f" though it went back {self.excluded.returns} times" if self.excluded.returns else ""
@@ -236,6 +250,7 @@ class TrainingRun:
             return {"skipped": cause} | self.culprits(step, batch, context, cause)
         figures = self.statistics(norm, counted, few) if self.measuring else {}
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.train.clip, torch.tensor(norm, device=self.mesh.device))
+        self.watch.doing(step + 1, "updating the weights")
         for optimizer in self.optimizers.values():
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
@@ -254,7 +269,9 @@ class TrainingRun:
         few: list[tuple[int, float]] = []
         for _ in range(7):
             few.clear()
+            self.watch.doing(step + 1, "forward and backward")
             parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context, few), range(len(batch.inputs)))
+            self.watch.doing(step + 1, "summing gradients over ranks")
             self.mesh.average_gradients(self.model.parameters())
             nats, text_bytes, counted = self.mesh.total(*(sum(column) for column in zip(*parts, strict=True)))
             if self.way.precision == "fp16":
@@ -367,14 +384,14 @@ class TrainingRun:
         """Where the weights of a step stand alone."""
         return self.out / "snapshots" / self.checkpoints.path(step).name
 
-    def save(self) -> None:
-        """Checkpoint now; the best so far is remembered in it."""
+    def save(self, wait: bool) -> None:
+        """Checkpoint now, or from now on while the steps go on; the best so far is remembered in it."""
         if self.state["valid"] < self.state["best_valid"]:
             self.state |= {"best_step": self.state["step"], "best_valid": self.state["valid"]}
         self.state |= {"stability": self.stability.state, "scaler": self.scaler.state, "noise": self.noise.state}
         if self.mesh.leads:
             average = self.moving.weights if self.moving else None
-            self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average)
+            self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average, wait)
         self.mesh.wait()
 
     def finish(self, model_out: Path) -> dict[str, Any]:

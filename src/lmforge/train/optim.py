@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lmforge.model.gpt import GPT
 from lmforge.recipe import Train
 from lmforge.train.eightbit import AdamW8bit, Packed, State
 
@@ -81,28 +82,37 @@ class Muon(Packed):
                 parameter.add_(change, alpha=-group["lr"] * scale)
 
 
-def build_optimizers(model: nn.Module, settings: Train) -> dict[str, torch.optim.Optimizer]:
+def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optimizer]:
     """The optimizers of a model by rule, each group carrying its peak rate as `peak`.
 
     Matrices of the blocks go to Muon when `train.optimizer` is "muon", all else to AdamW; with "sgd" everything to SGD with Nesterov's
     momentum. Norm gains and biases are not decayed.
+
+    With `train.base_width` one tuning serves all widths: Adam moves each entry of a matrix by about its rate, and a sum over `d_model` of
+    such moves grows with it, so the rate of the blocks' matrices is peak_lr · base_width / d_model (Yang et al. 2022, "Tensor Programs V",
+    table 8, Adam, hidden weights). Muon's moves have the same spectral norm at every width and need no scaling (Bernstein and Newhouse 2024).
     """
     matrices: dict[str, list[Tensor]] = {}
+    hidden: list[Tensor] = []
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
+    width = model.config.d_model
     tables: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        if settings.optimizer == "muon" and name.startswith("blocks.") and parameter.ndim == 2:
-            matrices.setdefault(name.split(".", 2)[2], []).append(parameter)
+        if name.startswith("blocks.") and parameter.ndim == 2:
+            matrices.setdefault(name.split(".", 2)[2], []).append(parameter) if settings.optimizer == "muon" else hidden.append(parameter)
         elif name.startswith("ngrams."):
             tables.append(parameter)
         else:
             (decayed if parameter.ndim >= 2 else plain).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": settings.weight_decay},
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
         {"params": tables, "weight_decay": 0.0},  # a row that no text touches should stay as it is
     ]
+    if hidden and settings.base_width:
+        groups[0]["lr"] = settings.peak_lr * settings.base_width / width
     groups = [group for group in groups if group["params"]]
     packed = settings.optimizer_state == "8bit"
     optimizers: dict[str, torch.optim.Optimizer]
