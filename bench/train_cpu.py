@@ -63,7 +63,7 @@ def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
     _, _, context, _, rows = SIZES[size]
     model = our_network(size, vocab)
     recipe = parse_recipe({"tokens": {"context": context}, "train": {
-        "threads": threads, "compile": "on" if compiled else "off", "peak_lr": RATE, "weight_decay": DECAY}})
+        "threads": threads, "compile": "on" if compiled else "off", "peak_lr": RATE, "weight_decay": DECAY, "precision": "fp32"}})
     way = choose(recipe, model, torch.device("cpu"), rows, 1000)
     networks = Replicas(model, way.replicas, way.threads)
     optimizers = build_optimizers(model, recipe.train)
