@@ -83,7 +83,7 @@ def test_the_chosen_model_is_what_was_scored(tiny_run: Path, tmp_path: Path) -> 
 REGIMES: dict[str, dict[str, object]] = {
     "adamw": {},
     "muon": {"optimizer": "muon"},
-    "over the epoch's edge": {"batch_tokens": 2048, "micro_batch_tokens": 2048},
+    "over the epoch's edge": {"batch_tokens": 4096, "micro_batch_tokens": 4096},
     "two replicas": {"threads": 2},
     "in the middle of accumulation": {"inside": True, "micro_batch_tokens": 64},
     "bfloat16": {"precision": "bf16"},
@@ -100,7 +100,7 @@ def test_stopped_and_started_again_equals_never_stopped(tiny_run: Path, tmp_path
     recipe = recipe_of(tiny_run, **keys)
     whole = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     if regime == "over the epoch's edge":
-        assert Shards.open(tiny_run / "tokens", "train").tokens < 12 * 2048
+        assert Shards.open(tiny_run / "tokens", "train").tokens < 12 * 4096
     fail_at, now = {3, 7, 8, 11}, [0]
     real_step, real_move = TrainingRun.step, TrainingRun.on_device
 
