@@ -2,7 +2,11 @@
 
 A value is kept as a share of the largest in its block, on a scale that is fine near zero: sign · (code/127)² for momenta, (code/255)⁴
 for squares, whose values span more powers of ten. Block-wise 8-bit state: Dettmers et al. 2022 ("8-bit Optimizers via Block-wise Quantization");
-the scales here are powers, which need no table. Squares are rounded up, so that no update is divided by a zero that was not one.
+the scales here are powers, which need no table.
+
+Rounding to the nearest code would hold a slowly falling average where it is for ever, as a step is smaller than half a code; so codes are
+rounded up or down in the right proportion, by an offset that differs from value to value and from turn to turn (the additive recurrence
+with the golden ratio), which is the same again after a restart. No square that is not zero becomes zero, as updates are divided by it.
 """
 
 from __future__ import annotations
@@ -18,10 +22,10 @@ from torch import Tensor
 BLOCK = 256
 
 
-def pack(values: Tensor) -> tuple[Tensor, Tensor]:
+def pack(values: Tensor, turn: int) -> tuple[Tensor, Tensor]:
     """Values of any shape → (int8 codes of that shape, float32 largest size of each block of 256, in reading order)."""
     blocks, largest = _blocks(values)
-    codes = (blocks / largest[:, None]).abs_().sqrt_().mul_(127).round_().copysign_(blocks)
+    codes = (blocks / largest[:, None]).abs_().sqrt_().mul_(127).add_(_offsets(blocks, turn)).floor_().clamp_(max=127).copysign_(blocks)
     return codes.to(torch.int8).flatten()[: values.numel()].view(values.shape), largest
 
 
@@ -31,16 +35,24 @@ def unpack(codes: Tensor, largest: Tensor) -> Tensor:
     return _scaled(shares * shares.abs(), largest)
 
 
-def pack_squares(values: Tensor) -> tuple[Tensor, Tensor]:
+def pack_squares(values: Tensor, turn: int) -> tuple[Tensor, Tensor]:
     """As `pack`, for values that are not negative: uint8 codes."""
     blocks, largest = _blocks(values)
-    codes = (blocks / largest[:, None]).sqrt_().sqrt_().mul_(255).ceil_().clamp_(max=255)
+    codes = (blocks / largest[:, None]).sqrt_().sqrt_().mul_(255).add_(_offsets(blocks, turn)).floor_().clamp_(max=255)
+    codes = torch.where(blocks > 0, codes.clamp_(min=1), 0)
     return codes.to(torch.uint8).flatten()[: values.numel()].view(values.shape), largest
 
 
 def unpack_squares(codes: Tensor, largest: Tensor) -> Tensor:
     """What `pack_squares` kept, float32."""
     return _scaled(codes.float().div_(255).pow_(4), largest)
+
+
+def _offsets(blocks: Tensor, turn: int) -> Tensor:
+    """Numbers spread evenly over [0, 1), for each value and turn another."""
+    golden = 0.6180339887498949
+    places = torch.arange(blocks.numel(), dtype=torch.float64, device=blocks.device)
+    return places.mul_(golden).add_(turn * 0.7548776662466927).remainder_(1.0).float().clamp_(max=1 - 2**-24).view(blocks.shape)
 
 
 def _blocks(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,9 +83,11 @@ class State:
         return expand(self.fields[name], self.fields[f"{name}_largest"])
 
     def write(self, name: str, value: Tensor, squares: bool = False) -> None:
-        """Keep it."""
+        """Keep it. What is packed counts its turns."""
         if self.packed:
-            self.fields[name], self.fields[f"{name}_largest"] = (pack_squares if squares else pack)(value)
+            turn = int(self.fields.get(f"{name}_turn", 0)) + 1
+            self.fields[f"{name}_turn"] = torch.tensor(turn)
+            self.fields[name], self.fields[f"{name}_largest"] = (pack_squares if squares else pack)(value, turn)
         else:
             self.fields[name] = value
 
