@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -369,3 +370,95 @@ def test_damage_is_skipped_and_counted_where_the_source_says_so(tmp_path: Path) 
     notices.clear()
     assert [document["id"] for document in iter_documents(Source(kind="folder", path=tmp_path, damaged="skip"), notices)] == ["b.txt"]
     assert notices["skipped: binary data in a text file"] == 1
+
+
+MEGABYTE = 1 << 20
+READER = """
+import json, resource, sys
+from collections import Counter
+from pathlib import Path
+from lmforge.corpus.sources import iter_documents
+from lmforge.recipe import Source
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+notices = Counter()
+count = sum(1 for _ in iter_documents(Source(kind=sys.argv[1], path=Path(sys.argv[2]), damaged="skip"), notices))
+print(json.dumps([count, dict(notices), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024]))
+"""
+
+
+def giant(path: Path, head: bytes, unit: bytes, tail: bytes, size: int = 1 << 30) -> Path:
+    """A file of about a gigabyte, packed as its suffix says, whose middle is one unit over and over."""
+    block = unit * (MEGABYTE // len(unit))
+    if path.suffix == ".zst":
+        with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as packed:
+            packed.write(head)
+            for _ in range(size // len(block)):
+                packed.write(block)
+            packed.write(tail)
+        return path
+    with gzip.open(path, "wb", 9 if len(unit) == 1 else 1) if path.suffix == ".gz" else path.open("wb") as plain:
+        plain.write(head)
+        for _ in range(size // len(block)):
+            plain.write(block)
+        plain.write(tail)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name", "head", "unit", "reason"),
+    [
+        ("jsonl", "a.jsonl", b'{"text": "', b"iron and steel ", "skipped: line longer than 64 MiB"),
+        ("jsonl", "a.jsonl.gz", b'{"text": "', b"0", "skipped: rest of a damaged file"),  # a thousandfold: a bomb
+        ("jsonl", "a.jsonl.zst", b'{"text": "', b"0", "skipped: rest of a damaged file"),
+        ("folder", "a.rst", b"", b"iron and steel ", "ignored: source file beyond 64 MiB"),
+        ("folder", "a.txt", b"", b"\0", "skipped: binary data in a text file"),
+        ("code", "a.py", b"x = '", b"iron and steel ", "ignored: source file beyond 1 MiB"),
+        ("html", "a.html", b"<p>", b"<div>", "skipped: page beyond 4 MiB"),
+        ("mediawiki", "a.xml", b"<mediawiki><page><revision><text>", b"iron and steel ", "skipped: rest of a damaged dump"),
+        ("mediawiki", "a.xml.gz", b"<mediawiki>", b"<page>", "skipped: rest of a damaged dump"),
+        ("warc", "a.warc", b"WARC/1.0\r\nWARC-Type: response\r\nX: ", b"iron and steel ", "skipped: rest of a damaged archive"),
+        ("warc", "a.warc.gz", b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 9999999999\r\n\r\n", b"0", "skipped: rest of a damaged archive"),
+    ],
+)  # fmt: skip
+def test_a_gigabyte_in_one_line_neither_hangs_nor_fills_memory(
+    tmp_path: Path, kind: str, name: str, head: bytes, unit: bytes, reason: str
+) -> None:
+    path = giant(tmp_path / name, head, unit, b'"}\n{"text": "after"}\n')
+    result = subprocess.run([sys.executable, "-c", READER, kind, path], capture_output=True, text=True, timeout=200, check=True)
+    count, notices, megabytes = json.loads(result.stdout)
+    assert notices.get(reason) == 1, notices
+    assert megabytes < 400
+    assert count == (1 if name == "a.jsonl" else 0)  # what follows the line is read
+
+
+def test_the_run_goes_on_past_damage_of_every_kind(tmp_path: Path) -> None:
+    """One damaged and one sound file of each kind: the sound one is read, the damage counted."""
+    good = "The old forge stood at the end of the village, where the road turned down to the river and the mill. " * 4
+    line, table = json.dumps({"text": good}).encode() + b"\n", tmp_path / "parquet" / "b.parquet"
+    page = f"<mediawiki><page><title>A</title><ns>0</ns><id>1</id><revision><text>{good}</text></revision></page></mediawiki>".encode()
+    block = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>{good}</p>".encode()
+    record = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n" % (len(block), block)
+    cases: list[tuple[SourceKind, str, bytes, bytes]] = [
+        ("folder", "txt", b"a\0b", good.encode()), ("jsonl", "jsonl.gz", gzip.compress(line * 50)[:-9], gzip.compress(line)),
+        ("jsonl", "jsonl.zst", zstandard.compress(line * 50)[:-5], zstandard.compress(line)), ("jsonl", "jsonl", b"\xff\xfe\0{\n", line),
+        ("mediawiki", "xml", page[:-20], page), ("warc", "warc.gz", gzip.compress(record * 3)[:-20], gzip.compress(record)),
+        ("warc", "warc", b"\0" * 999, record), ("html", "html", b"<b>" * 500_000, f"<p>{good}</p>".encode()),
+        ("code", "py", b"x = 1\0\n", b"x = 1 + 2\n"),
+        ("hub", "jsonl", b'{"text": "x"}\n{broken\n', line),
+    ]  # fmt: skip
+    for kind, suffix, broken, sound in cases:
+        folder = tmp_path / f"{kind}-{suffix}"
+        folder.mkdir()
+        (folder / f"a.{suffix}").write_bytes(broken)
+        (folder / f"b.{suffix}").write_bytes(sound)
+        notices: Counter[str] = Counter()
+        documents = list(iter_documents(Source(kind=kind, path=folder, damaged="skip"), notices))
+        assert any(document["text"].strip()[:9] in ("The old f", "x = 1 + 2") for document in documents), (kind, suffix)
+        assert [count for name, count in notices.items() if name.startswith("skipped: ")] == [1], (kind, suffix, notices)
+    table.parent.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"text": [good]}), table)
+    (tmp_path / "parquet" / "a.parquet").write_bytes(table.read_bytes()[:-40])
+    notices = Counter()
+    assert len(list(iter_documents(Source(kind="parquet", path=tmp_path / "parquet", damaged="skip"), notices))) == 1
+    assert notices["skipped: truncated or damaged Parquet"] == 1

@@ -242,14 +242,20 @@ def _unfold(file: io.BufferedReader, kind: str) -> Iterator[bytes]:
 def _decompressed(reader: Any, block: bytes, kind: str) -> Iterator[bytes]:
     """What `block` adds, in pieces that fit memory."""
     try:
-        if kind != "bzip2":
+        if kind == "Zstandard":
             if text := reader.decompress(block):
                 yield text
-            return
-        text = reader.decompress(block, _BLOCK)
-        while text or not (reader.needs_input or reader.eof):
-            yield text
-            text = b"" if reader.eof else reader.decompress(b"", _BLOCK)
+        elif kind == "gzip":
+            while text := reader.decompress(block, _BLOCK):
+                yield text
+                block = reader.unconsumed_tail
+                if len(text) < _BLOCK and not block:
+                    return
+        else:
+            text = reader.decompress(block, _BLOCK)
+            while text or not (reader.needs_input or reader.eof):
+                yield text
+                text = b"" if reader.eof else reader.decompress(b"", _BLOCK)
     except (zlib.error, zstandard.ZstdError, OSError) as error:
         raise EOFError(f"damaged {kind} data ({error})") from error
 

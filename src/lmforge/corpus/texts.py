@@ -28,7 +28,7 @@ NOT_LIBRARY = frozenset(("site-packages", "dist-packages", "__pycache__"))
 TOPICS = "pydoc_data.topics"
 CUT_ABOVE = 256 * 1024  # bytes: a prose file beyond this is cut into documents, so that a single book can be split and shuffled
 PIECE = 64 * 1024  # characters: where to look for the next blank line
-LARGEST_CODE = 64 * 1024 * 1024  # bytes: source files beyond this are data
+LARGEST_CODE = 64 * 1024 * 1024  # bytes: source and markup files beyond this are data
 
 
 # A folder
@@ -62,7 +62,7 @@ def _file(reading: Reading, file: File) -> Iterator[Document]:
     if encoding == FALLBACK:
         meta["encoding"] = f"{FALLBACK} (fallback)"
         reading.notices[f"read as {FALLBACK}, not being UTF-8"] += 1
-    if suffix in CODE and file.size > LARGEST_CODE:
+    if suffix in CODE | MARKUP and file.size > LARGEST_CODE:
         reading.notices["ignored: source file beyond 64 MiB"] += 1
     elif suffix not in CODE | MARKUP and file.size > CUT_ABOVE:
         for number, piece in enumerate(_pieces(file.path, encoding), 1):

@@ -22,6 +22,7 @@ from lmforge.recipe import Source
 
 DUMPS = (".xml", ".xml.bz2", ".xml.gz", ".xml.zst")
 LARGEST_PAGE = LONGEST_LINE  # bytes of XML; MediaWiki itself allows 2 MiB of wikitext
+_SLICE = 1 << 18  # bytes
 DEEPEST = 40  # templates, tables and links inside one another, as MediaWiki allows; and XML elements, of which there are 5
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(r"\{\{\s*(?:disambig|hndis|geodis|disambiguation)", re.IGNORECASE)
@@ -73,7 +74,7 @@ def _pages(file: File) -> Iterator[dict[str, str]]:
     parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(("start", "end"))
     root: ElementTree.Element | None = None
     held = depth = 0
-    for block in blocks_of(file.path):
+    for block in _slices(file):
         held += len(block)
         parser.feed(block)
         for event, element in cast(Iterator[tuple[str, ElementTree.Element]], parser.read_events()):
@@ -88,6 +89,13 @@ def _pages(file: File) -> Iterator[dict[str, str]]:
         if held > LARGEST_PAGE:
             raise EOFError(f"a page or preamble longer than {LARGEST_PAGE >> 20} MiB")
     parser.close()
+
+
+def _slices(file: File) -> Iterator[bytes]:
+    """The dump in pieces that make few elements at a time, however far a packed block unfolds."""
+    for block in blocks_of(file.path):
+        for start in range(0, len(block), _SLICE):
+            yield block[start : start + _SLICE]
 
 
 def _local(element: ElementTree.Element) -> str:
