@@ -29,6 +29,7 @@ from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.language import quick_bits_per_byte
 from lmforge.model import translator
+from lmforge.model.config import network_of
 from lmforge.model.translator import HubTranslator, Translator
 from lmforge.progress import in_words, say
 from lmforge.recipe import BackTranslation, Recipe, load_recipe, to_toml
@@ -197,6 +198,7 @@ def run_stages(recipe: Recipe, run: Path, until: str | None = None, only: str | 
     Raises:
         InputError: what `only` needs is not there yet (names the stage to run first), or the input is wrong.
     """
+    network_of(recipe, recipe.tokens.vocab_size)  # a network that cannot be is refused before hours of work on its texts
     wanted = [only] if only else list(NAMES[: NAMES.index(until) + 1 if until else None])
     if int(os.environ.get("RANK", "0")) > 0:  # a torchrun rank that does not lead has its part in training only
         return {"train": train(recipe, run / "tokens", run / "train", run / "model")} if "train" in wanted else {}

@@ -28,6 +28,7 @@ ProceduralTask = Literal[
     "sum", "expression", "division", "sequence", "arithmetic_words", "algebra_words", "copy", "reverse", "spell", "sort", "alphabet", "extreme",
     "count", "letters", "distinct", "brackets", "close", "program",
 ]  # fmt: skip
+AttentionKind = Literal["full", "window", "strided", "pooled", "sparse", "lsh", "linear"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(gt=0)]
@@ -247,13 +248,34 @@ class Model(Section):
     heads: Positive = 4
     kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
     d_ff: Positive | None = None  # default: 4 × d_model
-    activation: Literal["relu", "relu2", "gelu"] = "relu"
-    attention: Literal["full"] = "full"
+    activation: Literal["relu", "relu2", "gelu", "swiglu"] = "relu"
+    attention: AttentionKind | tuple[AttentionKind, ...] = "full"  # one kind, or a pattern of kinds repeated over the layers
+    window: Positive = 256  # tokens: the band of window, strided and sparse
+    stride: Positive = 1024  # every so many tokens one that strided and sparse see from anywhere later
+    pool: Positive = 128  # tokens of a block that pooled and sparse see as one key and value
+    pooling: Literal["mean", "max", "conv"] = "mean"  # how a block becomes one; conv is learned
+    lsh_span: Positive = 64  # tokens of its bucket that a token sees, in each round
+    lsh_rounds: Positive = 4
+    feature_map: Literal["elu", "learned"] = "elu"  # of linear attention
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    positions: Literal["rope", "learned"] = "rope"
+    positions: Literal["rope", "learned", "none"] = "rope"
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"  # how RoPE reaches beyond the context it was trained at …
+    rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
     biases: bool = False
     qk_norm: bool = False
     ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
+    tied: bool = True  # the output matrix is the embedding
+    residual: Literal["plain", "reversible"] = "plain"  # reversible: activations are made again from the last ones, whatever the depth
+    recompute: bool = False  # keep only what enters each block, and make the rest again in the backward pass
+    z_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
+    ahead: Annotated[int, Field(ge=0)] = 0  # further tokens predicted in training
+    experts: Annotated[int, Field(ge=0)] = 0  # networks that share a layer's d_ff; 0: one
+    experts_active: Positive = 2  # of which each token uses so many
+    experts_shared: Annotated[int, Field(ge=0)] = 0  # and so many more of the same width, used by all
+    balance: Literal["bias", "loss", "none"] = "bias"  # what keeps the experts' load even
+    image_size: Annotated[int, Field(ge=0)] = 0  # pixels a side; 0: no images
+    image_patch: Annotated[int, Field(ge=0)] = 0  # pixels a side of the patch that becomes one token
+    image_channels: Positive = 3
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:

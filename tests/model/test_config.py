@@ -1,9 +1,51 @@
-"""The shape of a network goes to JSON and back."""
+"""The shape of a network goes to JSON and back; what does not fit together is refused in one line that names the key."""
 
-from lmforge.model.config import GPTConfig
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lmforge.errors import InputError
+from lmforge.model.config import GPTConfig, network_of
+from lmforge.recipe import Model, parse_recipe
+
+GOOD = {"vocab_size": 50, "context": 24, "layers": 4, "d_model": 16, "heads": 2, "kv_heads": 2, "d_ff": 32, "pool": 8}
 
 
 def test_json_gives_the_config_back() -> None:
-    config = GPTConfig(vocab_size=50, context=24, layers=2, d_model=16, heads=2, kv_heads=1, d_ff=32, biases=True)
-    assert GPTConfig(**config.to_json()) == config
-    assert config.head_width == 8
+    config = GPTConfig(**{**GOOD, "attention": ("sparse", "full")})
+    assert GPTConfig(**json.loads(json.dumps(config.to_json()))) == config
+    assert [config.kind_of(layer) for layer in range(4)] == ["sparse", "full", "sparse", "full"]
+    assert GPTConfig(**{**GOOD, "attention": "window"}).attention == ("window",)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"attention": ("full", "window", "lsh")}, "a pattern of 3 kinds does not fit 4 layers"),
+    ({"attention": ("fulll",)}, "'fulll'.*is not a kind"),
+    ({"heads": 3, "kv_heads": 3}, "3 heads do not divide d_model 16"),
+    ({"kv_heads": 3}, "kv_heads: 3 do not divide heads 2"),
+    ({"heads": 16, "kv_heads": 16}, "even head width"),
+    ({"attention": ("lsh",), "kv_heads": 1}, "as many kv_heads as heads"),
+    ({"attention": ("pooled",), "pool": 25}, "a block of 25 tokens is larger than the context of 24"),
+    ({"rope_trained": 12}, "24 tokens are beyond the 12 that RoPE was trained at"),
+    ({"rope_scaling": "yarn"}, "rope_trained: 0 with a context of 24"),
+    ({"rope_scaling": "ntk", "rope_trained": 12, "positions": "learned"}, "positions are 'learned'"),
+    ({"image_size": 10, "image_patch": 3}, "patches of 3 do not divide images of 10"),
+    ({"image_size": 10, "image_patch": 2}, "an image is 25 patches, and the context 24"),
+    ({"experts": 5}, "5 experts do not divide d_ff 32"),
+    ({"experts": 4, "experts_active": 5}, "5 of 4 experts"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=f"^model\\..*{words}"):
+        GPTConfig(**{**GOOD, **changes})
+
+
+def test_a_recipe_makes_a_network_and_its_defaults_are_the_networks() -> None:
+    recipe = parse_recipe({"tokens": {"context": 64}, "model": {"layers": 4, "attention": ["sparse", "full"], "pool": 16, "experts": 4}})
+    config = network_of(recipe, 300)
+    assert (config.attention, config.kv_heads, config.d_ff, config.experts, config.context) == (("sparse", "full"), 4, 1024, 4, 64)
+    for name, field in Model.model_fields.items():
+        ours = GPTConfig.__dataclass_fields__[name].default
+        if name not in ("layers", "d_model", "heads", "kv_heads", "d_ff", "attention"):
+            assert ours == field.default, name

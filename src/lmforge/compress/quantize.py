@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
+from lmforge.model.functions import FeedForward
 from lmforge.model.gpt import GPT, Block
 from lmforge.progress import say
 
@@ -371,6 +372,8 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         name = f"blocks.{index}."
         yield name + "attention.qkv", rows(block.attention_norm.weight, block.attention_norm.bias)
         yield name + "attention.out", values(block.attention.qkv)
+        if not isinstance(block.ff, FeedForward):
+            continue  # experts share one input with their router
         yield name + "ff.up", rows(block.ff_norm.weight, block.ff_norm.bias)
         if config.activation in ("relu", "relu2"):  # max(0, x/s) = max(0, x)/s, so the scale passes through
             power = 0.5 if config.activation == "relu2" else 1.0

@@ -1,121 +1,349 @@
-"""Causal multi-head attention, documents kept apart, and the keys and values kept for decoding.
+"""Causal multi-head attention of every softmax kind, and the keys and values kept for decoding.
 
-    x (B,T,D) ─qkv─▶ (B,T,D+2K) ─documents apart─▶ q, k, v ─norm, rotate─▶ softmax(Q Kᵀ/√E) V ─documents together─▶ out ─▶ (B,T,D)
+    x (B,T,D) ─qkv─▶ (B,T,D+2K) ─documents apart─▶ q, k, v ─norm─▶ mixer: rotate, softmax(Q Kᵀ/√E) V ─documents together─▶ out ─▶ (B,T,D)
 
-Shapes as in `gpt`; K = kv_heads·E, the width of keys and of values.
+Shapes as in `gpt`; K = kv_heads·E, the width of keys and of values. What query t sees, by kind:
+
+    full      every key up to its own
+    window    the last `window` keys
+    strided   the last `window` keys, and earlier those at positions 0, stride, 2·stride, … (Child et al. 2019, section 4.3)
+    pooled    the last `pool` keys, and one pooled key and value for each complete earlier block of `pool` tokens
+    sparse    the last `window` keys, the strided ones before them, and a pooled key and value for each complete block of `pool` tokens
+              whose first token is no longer among the last `window`: every earlier token is reached, all in one softmax
+    lsh, linear: see `longrange`
+
+Pooled keys are pooled before rotation and rotated to the middle of their block. A recipe may mix kinds, layer by layer.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from lmforge.model.banded import banded_attention
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import Norm, rotate
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, per layer and row; rows may be of different lengths.
-
-    keys, values: (layers, B, kv_heads, capacity, E). `lengths` (B,) counts the tokens each row holds. `recent` (B, 2) are the last
-    two token ids of each row, which the n-gram embedding of the next token needs.
-    """
-
-    def __init__(self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        shape = (config.layers, rows, config.kv_heads, capacity, config.head_width)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.recent = torch.zeros(rows, 2, dtype=torch.long, device=device)
-        self.extent = 0  # the longest row, kept on the host so that decoding never waits for the device
-
-    def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, kv_heads, T, E) at `positions` (B, T); return all up to the longest row."""
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-        self.keys[layer].transpose(1, 2)[rows, positions] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer].transpose(1, 2)[rows, positions] = values.transpose(1, 2).to(self.values.dtype)
-        return self.keys[layer, :, :, : self.extent], self.values[layer, :, :, : self.extent]
-
-
-class _Rearrange(torch.autograd.Function):
-    """x[index], with a gradient that gathers too: `back` says where each entry of x went. Entries that `empty` marks take nothing back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, empty: Tensor | None) -> Tensor:
-        ctx.save_for_backward(back, empty)
-        return x[index]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        back, empty = ctx.saved_tensors
-        result = gradient[back]
-        return (result if empty is None else result.masked_fill_(empty[:, None], 0)), None, None, None
-
-
-class Packing:
-    """The documents of packed rows, each moved to a row of its own, so that no attention of any kind can cross from one to another.
-
-    Documents of like length stand together in one batch, the shorter ones padded on the right, where causal attention never looks: at
-    most twice the tokens. What a document gives depends on no other document's tokens, to the last bit.
-    """
-
-    def __init__(self, documents: Tensor) -> None:
-        """documents (B,T): a run of equal numbers within a row is a document."""
-        rows, length = documents.shape
-        device = documents.device
-        begins = torch.ones(rows, length, dtype=torch.bool, device=device)
-        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        starts = begins.flatten().nonzero()[:, 0]
-        lengths = torch.diff(starts, append=starts.new_tensor([rows * length]))
-        number = begins.flatten().cumsum(0) - 1
-        self.positions = (torch.arange(rows * length, device=device) - starts[number]).view(rows, length)
-        sizes = (lengths - 1).clamp(min=15).log2().floor()  # documents of up to 16, 32, 64, … tokens
-        self.shapes: list[tuple[int, int]] = []
-        indices, paddings = [], []
-        for size in sizes.unique().tolist():
-            chosen = (sizes == size).nonzero()[:, 0]
-            offsets = torch.arange(int(lengths[chosen].max()), device=device)
-            padding = offsets >= lengths[chosen, None]
-            indices.append((starts[chosen, None] + offsets).masked_fill(padding, 0).flatten())
-            paddings.append(padding.flatten())
-            self.shapes.append((len(chosen), len(offsets)))
-        self.slots, self.padding = torch.cat(indices), torch.cat(paddings)  # slot → its token; which slots are padding
-        self.tokens = torch.empty(rows * length, dtype=torch.long, device=device)  # token → its slot
-        self.tokens[self.slots[~self.padding]] = (~self.padding).nonzero()[:, 0]
-        self.rows = rows
-
-    def apart(self, x: Tensor) -> list[Tensor]:
-        """(B,T,W) → (documents, their length, W), one for each group of like length."""
-        flat: Tensor = _Rearrange.apply(x.flatten(0, 1), self.slots, self.tokens, None)  # type: ignore[no-untyped-call]
-        parts = flat.split([count * length for count, length in self.shapes])
-        return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
-
-    def together(self, parts: list[Tensor]) -> Tensor:
-        """What `apart` gave → (B,T,W)."""
-        flat = torch.cat([part.flatten(0, 1) for part in parts])
-        joined: Tensor = _Rearrange.apply(flat, self.tokens, self.slots, self.padding)  # type: ignore[no-untyped-call]
-        return joined.view(self.rows, -1, flat.shape[-1])
+from lmforge.model.longrange import LSH, Linear, LinearCache, LSHCache
+from lmforge.model.packing import Packing
 
 
 @dataclasses.dataclass
 class Place:
     """Where the tokens of one pass stand; the same for all layers.
 
-    rotations: (T,E/2) or (B,T,E/2) complex, of the tokens' positions (with `packing`: of a row's first T positions); positions (B,T)
-    and mask (B,1,T,extent) where there is a cache.
+    table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with `packing`: of a row's
+    first T positions). With a cache: positions (B,T) in the text, and lengths (B,): how many of the T tokens are real, the rest is padding.
+    loads (X,) by layer: how many tokens each expert took. `scale` is the loss's own gradient, left here by the backward pass for the
+    losses of routers (`experts`).
     """
 
-    rotations: Tensor | None
+    table: Tensor | None = None
+    rotations: Tensor | None = None
     packing: Packing | None = None
     cache: KVCache | None = None
     positions: Tensor | None = None
-    mask: Tensor | None = None
+    lengths: Tensor | None = None
+    loads: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    scale: Tensor | None = None
+
+
+class Mixer(Protocol):
+    """One kind of attention: q (B,T,H,E), k and v (B,T,kv_heads,E), none rotated yet → (B,H,T,E)."""
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
+        """Rows that are whole texts."""
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: LayerCache) -> Tensor:
+        """Rows that go on from what `cache` holds, which takes them in."""
+
+
+class Softmax(nn.Module):
+    """The softmax kinds: a band of recent keys, and before it strided and pooled ones. `window` None: everything is recent."""
+
+    def __init__(self, config: GPTConfig, kind: str) -> None:
+        super().__init__()
+        self.window = {"full": None, "pooled": config.pool}.get(kind, config.window)
+        self.stride = config.stride if kind in ("strided", "sparse") else None
+        self.pool = config.pool if kind in ("pooled", "sparse") else None
+        self.pooling = config.pooling
+        self.pool_keys: nn.Parameter | None = None
+        self.pool_values: nn.Parameter | None = None
+        if self.pool and self.pooling == "conv":  # one weight per place in the block and channel; starts as the mean
+            shape = (self.pool, config.kv_heads, config.head_width)
+            self.pool_keys, self.pool_values = (nn.Parameter(torch.full(shape, 1 / self.pool)) for _ in range(2))
+
+    def layout(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For a text of `length` tokens: the position each extra is seen from (M,), ascending; where each strided key stands among the
+        extras; where each pooled one does."""
+        assert self.window is not None
+        strided = torch.arange(0, length if self.stride else 0, self.stride or 1) + self.window
+        first = torch.arange(length // self.pool if self.pool else 0) * (self.pool or 1)
+        pooled = torch.maximum(first + self.window, first + (self.pool or 0))
+        seen, order = torch.cat((strided, pooled)).sort(stable=True)
+        slots = torch.empty_like(order)
+        slots[order] = torch.arange(len(order))
+        return seen, slots[: len(strided)], slots[len(strided) :]
+
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
+        """See `Mixer`."""
+        plain = k
+        if rotations is not None:
+            q, k = rotate(q, rotations), rotate(k, rotations)
+        return self._whole(q, k, v, plain, rotations)
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, plain: Tensor, rotations: Tensor | None) -> Tensor:
+        length, groups = q.shape[1], q.shape[2] // k.shape[2]
+        if self.window is None or length <= self.window:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
+        seen, strided, pooled = self.layout(length)
+        parts_k, parts_v = [k[:, :: self.stride]] if self.stride else [], [v[:, :: self.stride]] if self.stride else []
+        if self.pool:
+            pooled_k, pooled_v = self.pooled(plain, v)
+            if rotations is not None:
+                pooled_k = rotate(pooled_k, rotations[self.pool // 2 :: self.pool][: pooled_k.shape[1]])
+            parts_k.append(pooled_k)
+            parts_v.append(pooled_v)
+        seen = seen[seen < length].to(q.device)
+        order = torch.cat((strided, pooled)).argsort()[: len(seen)].to(q.device)
+        none = k[:, :0]
+        extra_k, extra_v = (torch.cat((none, *parts), 1)[:, order] for parts in (parts_k, parts_v))
+        q, k, v, extra_k, extra_v = (x.transpose(1, 2) for x in (q, k, v, extra_k, extra_v))
+        if groups > 1:
+            k, v, extra_k, extra_v = (x.repeat_interleave(groups, 1) for x in (k, v, extra_k, extra_v))
+        return banded_attention(q, k, v, self.window, extra_k, extra_v, seen)
+
+    def pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (before rotation) and values (B,T,kv_heads,E) → one of each for every complete block (B,T//pool,kv_heads,E)."""
+        assert self.pool
+        blocks = torch.stack((k, v))[:, :, : k.shape[1] // self.pool * self.pool].unflatten(2, (-1, self.pool))
+        if self.pooling == "max":
+            key, value = blocks.amax(3)
+        elif self.pooling == "mean":
+            key, value = blocks.mean(3)
+        else:
+            key, value = (blocks * self.shares(torch.arange(self.pool, device=k.device))[:, None, None]).sum(3)
+        return key, value
+
+    def shares(self, place: Tensor) -> Tensor:
+        """What tokens at these places of their block contribute to its pooled key and value: (…) → (2,…,kv_heads,E)."""
+        assert self.pool
+        if self.pool_keys is None or self.pool_values is None:
+            return torch.full((2, *place.shape, 1, 1), 1 / self.pool, device=place.device)
+        return torch.stack((self.pool_keys, self.pool_values))[:, place]
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: LayerCache) -> Tensor:
+        """See `Mixer`."""
+        assert isinstance(cache, SoftmaxCache)
+        assert place.cache is not None
+        plain = k
+        if place.rotations is not None:
+            q, k = rotate(q, place.rotations), rotate(k, place.rotations)
+        groups, length = q.shape[2] // k.shape[2], q.shape[1]
+        if place.cache.extent == length:  # nothing before these tokens
+            y = self._whole(q, k, v, plain, None if place.table is None else place.table[:length])
+            cache.write(self, k, v, plain, place)
+            return y
+        if self.window is None or length == 1:
+            cache.write(self, k, v, plain, place)
+            keys, values, mask = cache.all(place)
+        else:
+            cache.write_extras(self, k, v, plain, place)
+            keys, values, mask = cache.beside(k, v, place)
+            cache.write_band(k, v, place)
+        return F.scaled_dot_product_attention(q.transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask, enable_gqa=groups > 1)
+
+
+class SoftmaxCache:
+    """Keys and values of one layer: a ring of the last `window` tokens, then the extras; nothing else is kept.
+
+    store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. partial (2,B,kv_heads,E): the pooled
+    key (before rotation) and value of the block that is not complete yet.
+    """
+
+    def __init__(self, config: GPTConfig, kind: str, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        rule = Softmax(config, kind)
+        self.window = capacity if rule.window is None else min(rule.window, capacity)
+        seen, strided, pooled = rule.layout(capacity) if rule.window is not None else (torch.empty(0, dtype=torch.long),) * 3
+        self.seen_list = seen.tolist()
+        self.seen = torch.cat((torch.arange(self.window), seen)).to(device)
+        self.strided, self.pooled = strided.to(device), pooled.to(device)
+        shape = (2, rows, config.kv_heads, len(self.seen) + 1, config.head_width)
+        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        self.partial = torch.zeros((2, rows, config.kv_heads, config.head_width), device=device, dtype=dtype) if rule.pool else None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.store = self.store[:, rows]
+        self.partial = None if self.partial is None else self.partial[:, rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.store.nbytes + (0 if self.partial is None else self.partial.nbytes)
+
+    def write(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, place: Place) -> None:
+        """Take in tokens: k (rotated), v, plain (k before rotation), each (B,T,kv_heads,E)."""
+        self.write_extras(rule, k, v, plain, place)
+        self.write_band(k, v, place)
+
+    def write_band(self, k: Tensor, v: Tensor, place: Place) -> None:
+        """The last `window` real tokens of each row into the ring."""
+        positions, kept = place.positions, _real(place)
+        assert positions is not None
+        if k.shape[1] > self.window:
+            assert place.lengths is not None
+            kept = kept & (torch.arange(k.shape[1], device=k.device) >= place.lengths[:, None] - self.window)
+        self._put(positions % self.window, kept, k, v)
+
+    def write_extras(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, place: Place) -> None:
+        """Strided tokens as they are, and the pooled keys and values of the blocks that these tokens go on or begin."""
+        positions, real = place.positions, _real(place)
+        assert positions is not None
+        if rule.stride and len(self.strided):
+            index = (positions // rule.stride).clamp(max=len(self.strided) - 1)
+            self._put(self.window + self.strided[index], real & (positions % rule.stride == 0), k, v)
+        if not rule.pool:
+            return
+        assert place.cache is not None
+        if place.cache.extent == k.shape[1]:  # whole texts: all blocks at once, and what is left over
+            if len(self.pooled) and k.shape[1] >= rule.pool:
+                pooled_k, pooled_v = rule.pooled(plain, v)
+                blocks = torch.arange(pooled_k.shape[1], device=k.device)
+                if place.table is not None:
+                    pooled_k = rotate(pooled_k, place.table[blocks * rule.pool + rule.pool // 2])
+                slots = (self.window + self.pooled[blocks]).expand(k.shape[0], -1)
+                self._put(slots, torch.ones_like(slots, dtype=torch.bool), pooled_k, pooled_v)
+            self._leave_over(rule, plain, v, place)
+            return
+        for step in range(k.shape[1]):
+            self._pool(rule, plain[:, step], v[:, step], positions[:, step], real[:, step], place.table)
+
+    def _leave_over(self, rule: Softmax, k: Tensor, v: Tensor, place: Place) -> None:
+        """`partial` from the tokens after the last complete block of each row of whole texts."""
+        assert rule.pool
+        assert place.lengths is not None
+        assert self.partial is not None
+        offsets = torch.arange(rule.pool, device=k.device)
+        at = place.lengths[:, None] // rule.pool * rule.pool + offsets
+        outside = (at >= place.lengths[:, None])[None, :, :, None, None]
+        rows, index = torch.arange(len(at), device=k.device)[:, None], at.clamp(max=k.shape[1] - 1)
+        rest = torch.stack((k[rows, index], v[rows, index])).to(self.partial.dtype)
+        if rule.pooling == "max":
+            self.partial = rest.masked_fill(outside, float("-inf")).amax(2)
+        else:
+            self.partial = (rest * rule.shares(offsets)[:, None]).masked_fill(outside, 0).sum(2)
+
+    def _pool(self, rule: Softmax, k: Tensor, v: Tensor, at: Tensor, real: Tensor, table: Tensor | None) -> None:
+        """Take one token a row (B,kv_heads,E) at position `at` (B,) into its block; what the block has so far goes to the block's slot."""
+        assert rule.pool
+        assert self.partial is not None
+        new, begins = torch.stack((k, v)).to(self.partial.dtype), (at % rule.pool == 0)[None, :, None, None]
+        if rule.pooling == "max":
+            grown = torch.where(begins, new, torch.maximum(self.partial, new))
+        else:
+            grown = self.partial.masked_fill(begins, 0) + new * rule.shares(at % rule.pool)
+        self.partial = torch.where(real[None, :, None, None], grown, self.partial)
+        if not len(self.pooled):
+            return
+        block, (key, value) = at // rule.pool, self.partial
+        if table is not None:
+            key = rotate(key[:, None], table[block * rule.pool + rule.pool // 2][:, None])[:, 0]
+        slots = self.window + self.pooled[block.clamp(max=len(self.pooled) - 1)]
+        self._put(slots[:, None], (real & (block < len(self.pooled)))[:, None], key[:, None], value[:, None])
+
+    def _put(self, slots: Tensor, kept: Tensor, k: Tensor, v: Tensor) -> None:
+        """k, v (B,T,kv_heads,E) to slots (B,T), those not `kept` to the last."""
+        rows = torch.arange(len(slots), device=slots.device)[:, None]
+        view = self.store.permute(1, 3, 0, 2, 4)
+        view[rows, torch.where(kept, slots, view.shape[1] - 1)] = torch.stack((k, v), 2).to(view.dtype)
+
+    def _count(self, extent: int) -> int:
+        """Slots that a text of `extent` tokens has filled and may see."""
+        return extent if extent <= self.window else self.window + bisect.bisect_left(self.seen_list, extent)
+
+    def all(self, place: Place) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Everything held, after these tokens were taken in: keys, values (B,kv_heads,S,E) and which of them each query sees (B,1,T,S)."""
+        assert place.cache is not None
+        assert place.positions is not None
+        count = self._count(place.cache.extent)
+        alone = place.positions.numel() == 1  # the only row is the longest: it sees all there is
+        mask = None if alone else (place.positions[:, :, None] >= self.seen[:count])[:, None]
+        return self.store[0, :, :, :count], self.store[1, :, :, :count], mask
+
+    def beside(self, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """The ring as it was before these tokens, the tokens themselves, and the extras: as `all`."""
+        positions, cache = place.positions, place.cache
+        assert positions is not None
+        assert cache is not None
+        last = cache.lengths[:, None] - 1
+        ring = last - (last - torch.arange(self.window, device=k.device)) % self.window  # the position in each slot; negative: none yet
+        count = self._count(cache.extent)
+        seen = self.seen[self.window : count]
+        reach = torch.cat((ring, positions), 1)[:, None]  # (B,1,window+T)
+        query = positions[:, :, None]
+        band = (reach >= 0) & (reach <= query) & (query - reach < self.window)
+        mask = torch.cat((band, query >= seen), 2)[:, None]
+        new = torch.stack((k, v)).transpose(2, 3).to(self.store.dtype)
+        keys, values = torch.cat((self.store[..., : self.window, :], new, self.store[..., self.window : max(count, self.window), :]), 3)
+        return keys, values, mask
+
+
+def _real(place: Place) -> Tensor:
+    """(B,T): which tokens are no padding."""
+    assert place.positions is not None
+    assert place.lengths is not None
+    return torch.arange(place.positions.shape[1], device=place.positions.device) < place.lengths[:, None]
+
+
+LayerCache = SoftmaxCache | LSHCache | LinearCache
+
+
+class KVCache:
+    """What each layer keeps of the tokens seen so far, by its kind of attention; rows may be of different lengths.
+
+    `lengths` (B,) counts the tokens each row holds, `extent` is the longest row's count, kept on the host so that decoding never waits for
+    the device. `recent` (B,2) are the last two token ids of each row, which the n-gram embedding of the next token needs.
+    """
+
+    def __init__(self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        kinds: dict[str, type[LSHCache] | type[LinearCache]] = {"lsh": LSHCache, "linear": LinearCache}
+        self.layers: list[LayerCache] = []
+        for layer in range(config.layers):
+            kind = config.kind_of(layer)
+            if kind in kinds:
+                self.layers.append(kinds[kind](config, rows, capacity, device, dtype))
+            else:
+                self.layers.append(SoftmaxCache(config, kind, rows, capacity, device, dtype))
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.recent = torch.zeros(rows, 2, dtype=torch.long, device=device)
+        self.extent = 0
+
+    def advance(self, tokens: Tensor, lengths: Tensor | None) -> None:
+        """Count tokens (B,T), of which `lengths` (B,) are real, as seen."""
+        padded = torch.cat((self.recent, tokens), 1)
+        if lengths is None:
+            self.lengths, self.recent = self.lengths + tokens.shape[1], padded[:, -2:]
+        else:
+            self.lengths = self.lengths + lengths
+            self.recent = padded.gather(1, lengths[:, None] + torch.arange(2, device=tokens.device))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; the others are forgotten."""
+        for layer in self.layers:
+            layer.select(rows)
+        self.lengths, self.recent = self.lengths[rows], self.recent[rows]
+        self.extent = int(self.lengths.max())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.nbytes for layer in self.layers)
 
 
 class Attention(nn.Module):
@@ -124,11 +352,16 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
+        kind = config.kind_of(layer)
+        self.shared = kind == "lsh"  # queries are keys too
         self.kv_width = config.kv_heads * config.head_width
-        self.qkv = nn.Linear(config.d_model, config.d_model + 2 * self.kv_width, bias=config.biases)
+        self.qkv = nn.Linear(config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.biases)
         self.q_norm = Norm(config.head_width, config.norm, False) if config.qk_norm else None
-        self.k_norm = Norm(config.head_width, config.norm, False) if config.qk_norm else None
+        self.k_norm = Norm(config.head_width, config.norm, False) if config.qk_norm and not self.shared else None
+        self.mixer: LSH | Linear | Softmax = (
+            LSH(config, layer) if kind == "lsh" else Linear(config) if kind == "linear" else Softmax(config, kind)
+        )
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """x (B,T,D) → (B,T,D)."""
@@ -146,20 +379,12 @@ class Attention(nn.Module):
         """(B,T,D+2K) → (B,T,D), each row a text of its own."""
         config = self.config
         rows, length, _ = qkv.shape
-        q, k, v = qkv.split((config.d_model, self.kv_width, self.kv_width), dim=-1)
+        q, *rest = qkv.split((config.d_model, *[self.kv_width] * (1 if self.shared else 2)), dim=-1)
         q = q.view(rows, length, config.heads, config.head_width)
-        k = k.view(rows, length, config.kv_heads, config.head_width)
-        v = v.view(rows, length, config.kv_heads, config.head_width).transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotations is not None:
-            q, k = rotate(q, rotations), rotate(k, rotations)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        grouped = config.kv_heads != config.heads
-        if place.cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        else:
-            assert place.positions is not None
-            k, v = place.cache.write(self.layer, k, v, place.positions)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=place.mask, enable_gqa=grouped)
+        *keys, v = (x.view(rows, length, config.kv_heads, config.head_width) for x in rest)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
+        cache = place.cache
+        y = self.mixer.whole(q, k, v, rotations) if cache is None else self.mixer.extend(q, k, v, place, cache.layers[self.layer])
         return y.transpose(1, 2).reshape(rows, length, config.d_model)

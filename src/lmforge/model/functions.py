@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from lmforge.model.config import GPTConfig
 
 
 class Norm(nn.Module):
@@ -51,6 +54,32 @@ def relu_squared(x: Tensor) -> Tensor:
     return result
 
 
+class FeedForward(nn.Module):
+    """FF(x) = act(x W1 + b1) W2 + b2, act = max(0, ·) by default (Vaswani et al. 2017, eq. 2); relu2: So et al. 2021; swiglu, whose W1 makes
+    gate and input side by side: silu(x W_g) · (x W_i) (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, config: GPTConfig, units: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = nn.Linear(config.d_model, units * (2 if config.activation == "swiglu" else 1), bias=config.biases)
+        self.down = nn.Linear(units, config.d_model, bias=config.biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…,D) → (…,D)."""
+        hidden = self.up(x)
+        if self.activation == "relu":
+            hidden = F.relu(hidden)
+        elif self.activation == "relu2":
+            hidden = relu_squared(hidden)
+        elif self.activation == "swiglu":
+            gate, hidden = hidden.chunk(2, -1)
+            hidden = F.silu(gate) * hidden
+        else:
+            hidden = F.gelu(hidden)
+        result: Tensor = self.down(hidden)
+        return result
+
+
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Turn each neighbouring pair of x (B,T,H,E), read as a complex number, by rotations (T,E/2) or (B,T,E/2): RoPE (Su et al. 2021, eq. 34).
 
@@ -66,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and both gradients in one pass over chunks of tokens, so that all logits never exist at once."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, z_loss: float) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if needs_hidden else None
         exact = torch.promote_types(weight.dtype, torch.float32)  # sums are never held in half precision
@@ -76,11 +105,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             piece, wanted = hidden[start : start + chunk], targets[start : start + chunk]
             counted = wanted >= 0
             index = wanted.clamp(min=0)[:, None]
-            log_p = torch.log_softmax((piece @ weight.t()).to(exact), dim=-1)
+            logits = (piece @ weight.t()).to(exact)
+            spread = logits.logsumexp(-1, keepdim=True) if z_loss else None
+            log_p = torch.log_softmax(logits, dim=-1)
             total -= log_p.gather(1, index)[:, 0].mul(counted).sum()
             if d_hidden is None and d_weight is None:
                 continue
             slope = log_p.exp_()  # softmax − one-hot, zero where a token does not count
+            if spread is not None:
+                slope.mul_(1 + 2 * z_loss * spread)
             slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
             slope.mul_(counted[:, None])
             slope = slope.to(weight.dtype)
@@ -96,21 +129,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         return (
             None if d_hidden is None else d_hidden.mul_(gradient),
             None if d_weight is None else d_weight.mul_(gradient),
             None,
             None,
+            None,
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, z_loss: float = 0.0) -> Tensor:
     """Σ −ln softmax(hidden · weightᵀ)[target] over tokens with target ≥ 0; hidden (N,D), weight (V,D), targets (N,) → scalar, nats.
 
+    `z_loss` z adds the gradient of z·(log Σ exp(logits))² and nothing to the value (Chowdhery et al. 2022, section 5).
     Memory O(chunk·V) instead of O(N·V). Wijmans et al. 2024 ("Cut Your Losses"), section 4, without its gradient filtering.
     """
     hidden = hidden.contiguous()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), targets, chunk)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), targets, chunk, z_loss)  # type: ignore[no-untyped-call]
     return loss
+
+
+def rotations(config: GPTConfig, length: int) -> Tensor:
+    """RoPE's e^{i·t·θ_j} of the first `length` positions, (length,E/2) complex: θ_j = 10000^{-2j/E} (Su et al. 2021, eq. 15). Empty without RoPE.
+
+    For a context s times the `rope_trained` one: linear divides all θ by s (Chen et al. 2023); ntk raises the base to 10000·s^{E/(E−2)}; yarn
+    divides only the slow ones, between α = 1 and β = 32 turns within the trained context gradually, and sharpens attention by making
+    queries and keys longer by 0.1·ln s + 1 (Peng et al. 2023, eq. 20 to 22 and section 3.4).
+    """
+    if config.positions != "rope":
+        return torch.empty(0)
+    half = config.head_width // 2
+    steps = torch.arange(half, dtype=torch.float64) / half
+    stretch = config.context / config.rope_trained if config.rope_scaling != "none" else 1.0
+    theta = 10_000.0**-steps
+    size = 1.0
+    if config.rope_scaling == "linear":
+        theta = theta / stretch
+    elif config.rope_scaling == "ntk":
+        theta = (10_000.0 * stretch ** (half / max(half - 1, 1))) ** -steps
+    elif config.rope_scaling == "yarn":
+        turns = config.rope_trained * theta / (2 * math.pi)
+        keep = ((turns - 1) / (32 - 1)).clamp(0, 1)
+        theta = theta * (keep + (1 - keep) / stretch)
+        size = 0.1 * math.log(stretch) + 1
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * theta
+    return torch.polar(torch.full_like(angles, size), angles).to(torch.complex64)

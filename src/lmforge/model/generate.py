@@ -71,10 +71,7 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tupl
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
     cache = KVCache(model.config, len(prompts), capacity, device)
-    hidden = model.hidden(tokens.to(device), cache)
-    padded = torch.cat((torch.zeros(len(prompts), 2, dtype=torch.long), tokens), dim=1)
-    cache.recent = padded.gather(1, lengths[:, None] + torch.arange(2)).to(device)  # the last two true tokens
-    cache.lengths = lengths.to(device)
+    hidden = model.hidden(tokens.to(device), cache, lengths=lengths.to(device))
     last = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]
     assert model.head is not None
     return model.head(last), cache

@@ -15,35 +15,19 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lmforge.errors import InputError
-from lmforge.model.attention import Attention, KVCache, Packing, Place
+from lmforge.model.attention import Attention, KVCache, Place
 from lmforge.model.config import GPTConfig
-from lmforge.model.functions import Norm, linear_cross_entropy, relu_squared
+from lmforge.model.experts import Experts, leave_scale
+from lmforge.model.functions import FeedForward, Norm, linear_cross_entropy, rotations
+from lmforge.model.longrange import reversible
+from lmforge.model.packing import Packing
+from lmforge.model.vision import PatchEmbedding, place_patches
 
 __all__ = ["GPT", "Block", "GPTConfig", "KVCache"]
-
-
-class FeedForward(nn.Module):
-    """FF(x) = act(x W1 + b1) W2 + b2, act = max(0, ·) by default (Vaswani et al. 2017, eq. 2); relu2: So et al. 2021."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.activation = config.activation
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.biases)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.biases)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,T,D) → (B,T,D)."""
-        hidden = self.up(x)
-        if self.activation == "relu":
-            hidden = F.relu(hidden)
-        elif self.activation == "relu2":
-            hidden = relu_squared(hidden)
-        else:
-            hidden = F.gelu(hidden)
-        result: Tensor = self.down(hidden)
-        return result
+AHEAD_WEIGHT = 0.3  # of the losses of tokens further ahead, together (DeepSeek-V3, section 4.2)
 
 
 class Block(nn.Module):
@@ -54,13 +38,23 @@ class Block(nn.Module):
         self.attention_norm = Norm(config.d_model, config.norm, config.biases)
         self.attention = Attention(config, layer)
         self.ff_norm = Norm(config.d_model, config.norm, config.biases)
-        self.ff = FeedForward(config)
+        self.ff: FeedForward | Experts = Experts(config, layer) if config.experts else FeedForward(config, config.d_ff)
+
+    def attend(self, x: Tensor, place: Place) -> Tensor:
+        """The first branch: (B,T,D) → (B,T,D)."""
+        result: Tensor = self.attention(self.attention_norm(x), place)
+        return result
+
+    def feed(self, x: Tensor, place: Place) -> Tensor:
+        """The second branch: (B,T,D) → (B,T,D)."""
+        hidden = self.ff_norm(x)
+        result: Tensor = self.ff(hidden, place) if isinstance(self.ff, Experts) else self.ff(hidden)
+        return result
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """(B,T,D) → (B,T,D)."""
-        x = x + self.attention(self.attention_norm(x), place)
-        result: Tensor = x + self.ff(self.ff_norm(x))
-        return result
+        x = x + self.attend(x, place)
+        return x + self.feed(x, place)
 
 
 class NgramEmbedding(nn.Module):
@@ -90,8 +84,26 @@ class NgramEmbedding(nn.Module):
         return result
 
 
+class Ahead(nn.Module):
+    """One more future token: from what stands for a token and the embedding of the next one to what predicts the one after
+    (DeepSeek-AI 2024, "DeepSeek-V3", section 2.2)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.hidden_norm = Norm(config.d_model, config.norm, config.biases)
+        self.next_norm = Norm(config.d_model, config.norm, config.biases)
+        self.join = nn.Linear(2 * config.d_model, config.d_model, bias=config.biases)
+        self.block = Block(dataclasses.replace(config, experts=0), config.layers - 1)
+
+    def forward(self, hidden: Tensor, following: Tensor, place: Place) -> Tensor:
+        """(B,T,D), embeddings of the next tokens (B,T,D) → (B,T,D)."""
+        joined = self.join(torch.cat((self.hidden_norm(hidden), self.next_norm(following)), -1))
+        result: Tensor = self.block(joined, place)
+        return result
+
+
 class GPT(nn.Module):
-    """A decoder-only Transformer with tied input and output embeddings."""
+    """A decoder-only Transformer; input and output embeddings are one matrix unless `tied` is false."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -99,12 +111,15 @@ class GPT(nn.Module):
         self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, config.d_model)
         self.ngrams = NgramEmbedding(config.ngram_rows, config.d_model) if config.ngram_rows else None
         self.learned_positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
+        self.patches = PatchEmbedding(config) if config.image_size else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = Norm(config.d_model, config.norm, config.biases)
         self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.head.weight = self.embed.weight
+        if config.tied:
+            self.head.weight = self.embed.weight
+        self.ahead = nn.ModuleList(Ahead(config) for _ in range(config.ahead))
         self.rotations: Tensor
-        self.register_buffer("rotations", _rotations(config), persistent=False)
+        self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
 
     def initialise(self, seed: int) -> None:
         """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers)."""
@@ -114,78 +129,116 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
                 nn.init.ones_(parameter)
-            else:
-                scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("attention.out.weight", "ff.down.weight")) else 1.0
+            elif not name.endswith(("features", "pool_keys", "pool_values")):  # those are made as identity and mean
+                scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("attention.out.weight", "down.weight")) else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """tokens (B,T) → the normalised last layer (B,T,D). With a cache the tokens follow those it holds, and it grows by T.
+    def hidden(
+        self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, *, lengths: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """tokens (B,T) → the normalised last layer (B,T,D). With a cache the tokens follow those it holds, and it grows by T, or by
+        `lengths` (B,) where rows are padded on the right.
 
         documents (B,T), where rows pack several texts: a run of equal numbers is one document, which sees and counts only itself.
+        images (N,C,S,S): their patches go where tokens are below 0 (`vision`).
 
         Raises:
-            InputError: more tokens than learned positions reach.
+            InputError: more tokens than learned positions reach; marks and patches that do not agree.
         """
+        result: Tensor = self.norm(self._layers(tokens, self._place(tokens, cache, documents, lengths), images))
+        return result
+
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, *, images: Tensor | None = None
+    ) -> Tensor:
+        """tokens (B,T) → logits (B,T,V)."""
+        assert self.head is not None
+        logits: Tensor = self.head(self.hidden(tokens, cache, documents, images=images))
+        return logits
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, chunk: int = 512, *, images: Tensor | None = None
+    ) -> Tensor:
+        """Sum over tokens of −ln p(target), in nats; targets (B,T), −1 where a token does not count; the rest as in `hidden`.
+
+        The logits are made `chunk` tokens at a time and never held whole. The z-loss, tokens further ahead and the losses of routers
+        add their gradients, but nothing to the value.
+        """
+        assert self.head is not None
+        place = self._place(tokens, None, documents, None)
+        last = self._layers(tokens, place, images)
+        flat = self.norm(last).reshape(-1, self.config.d_model)
+        nats = linear_cross_entropy(flat, self.head.weight, targets.reshape(-1), chunk, self.config.z_loss)
+        if torch.is_grad_enabled() and len(self.ahead):
+            further = self._further(last, targets, documents, place, chunk)
+            nats = nats + (further - further.detach())
+        return leave_scale(nats, place) if self.config.experts and torch.is_grad_enabled() else nats
+
+    def _place(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None, lengths: Tensor | None) -> Place:
         assert cache is None or documents is None
         rows, length = tokens.shape
         reach = (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(f"{reach} tokens: learned positions reach {self.config.context}; shorten the text or use model.positions = 'rope'")
-        packing = None if documents is None else Packing(documents)
-        positions = cache.lengths[:, None] + torch.arange(length, device=tokens.device) if cache else None
-        within = packing.positions if packing else positions
+        if cache is None:
+            return Place(self.rotations, self._rotations_at(None, length), None if documents is None else Packing(documents))
+        cache.extent = reach
+        positions = cache.lengths[:, None] + torch.arange(length, device=tokens.device)
+        turns = self._rotations_at(positions, length)
+        table = None if turns is None else self.rotations
+        lengths = torch.full((rows,), length, device=tokens.device) if lengths is None else lengths
+        return Place(table, turns, cache=cache, positions=positions, lengths=lengths)
+
+    def _layers(self, tokens: Tensor, place: Place, images: Tensor | None) -> Tensor:
+        """Embedding and blocks: tokens (B,T) → (B,T,D)."""
+        cache, within = place.cache, place.packing.positions if place.packing else place.positions
         assert self.embed is not None
-        x = self.embed(tokens)
+        ids = tokens if images is None else tokens.clamp(min=0)
+        x = self.embed(ids)
+        if images is not None:
+            assert self.patches is not None
+            x = place_patches(x, tokens, self.patches(images))
         if self.ngrams is not None:
-            x = x + self.ngrams(tokens, cache.recent if cache else tokens.new_zeros(rows, 2), packing.positions if packing else None)
+            x = x + self.ngrams(ids, cache.recent if cache else ids.new_zeros(len(ids), 2), place.packing.positions if place.packing else None)
         if self.learned_positions is not None:
-            x = x + self.learned_positions(torch.arange(length, device=tokens.device) if within is None else within)
-        mask = None
+            x = x + self.learned_positions(torch.arange(ids.shape[1], device=ids.device) if within is None else within)
+        if self.config.residual == "reversible":
+            x = reversible(x, list(self.blocks), place)
+        elif self.config.recompute and torch.is_grad_enabled() and cache is None:
+            for block in self.blocks:
+                x = checkpoint(block, x, place, use_reentrant=False, preserve_rng_state=False)
+        else:
+            for block in self.blocks:
+                x = block(x, place)
         if cache:
-            assert positions is not None
-            cache.extent = reach
-            mask = (torch.arange(reach, device=tokens.device) <= positions[:, :, None])[:, None]
-        place = Place(self._rotations_at(positions, length), packing, cache, positions, mask)
-        for block in self.blocks:
-            x = block(x, place)
-        if cache:
-            cache.lengths = cache.lengths + length
-            cache.recent = torch.cat((cache.recent, tokens), dim=1)[:, -2:]
-        result: Tensor = self.norm(x)
+            cache.advance(ids, place.lengths)
+        result: Tensor = x
         return result
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """tokens (B,T) → logits (B,T,V)."""
+    def _further(self, hidden: Tensor, targets: Tensor, documents: Tensor | None, place: Place, chunk: int) -> Tensor:
+        """The losses of the tokens further ahead, weighted (DeepSeek-V3, eq. 25)."""
+        assert self.embed is not None
         assert self.head is not None
-        logits: Tensor = self.head(self.hidden(tokens, cache, documents))
-        return logits
-
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, chunk: int = 512) -> Tensor:
-        """Sum over tokens of −ln p(target), in nats; targets (B,T), −1 where a token does not count; documents as in `hidden`.
-
-        The logits are made `chunk` tokens at a time and never held whole.
-        """
-        assert self.head is not None
-        hidden = self.hidden(tokens, documents=documents).reshape(-1, self.config.d_model)
-        return linear_cross_entropy(hidden, self.head.weight, targets.reshape(-1), chunk)
+        nats = hidden.new_zeros(())
+        following, wanted = targets, targets
+        for module in self.ahead:
+            hidden = module(hidden, self.embed(following.clamp(min=0)), place)
+            wanted = F.pad(wanted[:, 1:], (0, 1), value=-1)
+            if documents is not None:  # what comes after the last token of a document is another text
+                wanted = wanted.masked_fill(F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True), -1)
+            flat = self.norm(hidden).reshape(-1, self.config.d_model)
+            nats = nats + linear_cross_entropy(flat, self.head.weight, wanted.masked_fill(following < 0, -1).reshape(-1), chunk)
+            following = wanted
+        weighted: Tensor = nats * (AHEAD_WEIGHT / len(self.ahead))
+        return weighted
 
     def _rotations_at(self, positions: Tensor | None, length: int) -> Tensor | None:
-        table = self.rotations
-        if table.numel() == 0:
+        if self.rotations.numel() == 0:
             return None
-        if positions is None and length <= table.shape[0]:
-            return table[:length]
         last = length if positions is None else int(positions.max()) + 1
-        if last > table.shape[0]:  # longer than trained: the same angles, further on
-            table = self.rotations = _rotations(dataclasses.replace(self.config, context=2 * last)).to(table.device)
+        beyond = self.config.positions_used - self.config.context
+        if last + beyond > len(self.rotations):  # longer than trained: the same angles, further on
+            self.rotations = rotations(self.config, 2 * last + beyond).to(self.rotations.device)
+        table: Tensor = self.rotations
         return table[:length] if positions is None else table[positions]
-
-
-def _rotations(config: GPTConfig) -> Tensor:
-    """RoPE's e^{i·t·θ_j}, (context, E/2) complex: θ_j = 10000^{-2j/E} (Su et al. 2021, eq. 15). Empty without RoPE."""
-    if config.positions != "rope":
-        return torch.empty(0)
-    half = config.head_width // 2
-    theta = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = torch.arange(config.context, dtype=torch.float64)[:, None] * theta
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)

@@ -10,8 +10,8 @@ import math
 import os
 from typing import Any
 
+from lmforge.model.config import GPTConfig, network_of
 from lmforge.model.cost import TRAINING, active_parameters, flops_per_token, parameters, training_bytes
-from lmforge.model.gpt import GPTConfig
 from lmforge.plan.hardware import Hardware, detect
 from lmforge.recipe import Recipe
 
@@ -21,16 +21,6 @@ PROCESS_BYTES = 600_000_000  # Python, torch and the shards' buffers
 # lost between blocks. Sums against measured peaks of three CPU runs, MB: 928 for 701, 1264 for 1193, 1471 for 1524.
 USABLE = 0.8
 LARGEST_GPU_MICRO_BATCH = 65_536  # tokens
-
-
-def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
-    """The network that a recipe's [model] and a vocabulary make."""
-    m = recipe.model
-    return GPTConfig(
-        vocab_size=vocab_size, context=recipe.tokens.context, layers=m.layers, d_model=m.d_model, heads=m.heads,
-        kv_heads=m.kv_heads or m.heads, d_ff=m.d_ff or 4 * m.d_model, activation=m.activation, norm=m.norm, positions=m.positions,
-        biases=m.biases, qk_norm=m.qk_norm, ngram_rows=m.ngram_rows,
-    )  # fmt: skip
 
 
 def training_length(recipe: Recipe) -> tuple[int, int]:

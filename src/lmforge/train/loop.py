@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from lmforge.errors import InputError, Interrupted, LmforgeError
-from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.config import network_of
+from lmforge.model.gpt import GPT
 from lmforge.model.saved import load_model, model_tensors, write_model
 from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh, join_mesh
@@ -57,16 +58,6 @@ from lmforge.train.stability import (
 )
 from lmforge.train.statistics import Activations, NoiseScale, weights_and_gradients
 from lmforge.train.watchdog import Watchdog
-
-
-def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
-    """The network that a recipe's [model] and a vocabulary make."""
-    m = recipe.model
-    return GPTConfig(
-        vocab_size=vocab_size, context=recipe.tokens.context, layers=m.layers, d_model=m.d_model, heads=m.heads,
-        kv_heads=m.kv_heads or m.heads, d_ff=m.d_ff or 4 * m.d_model, activation=m.activation, norm=m.norm, positions=m.positions,
-        biases=m.biases, qk_norm=m.qk_norm, ngram_rows=m.ngram_rows,
-    )
 
 
 def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     such moves grows with it, so the rate of the blocks' matrices is peak_lr · base_width / d_model (Yang et al. 2022, "Tensor Programs V",
     table 8, Adam, hidden weights). Muon's moves have the same spectral norm at every width and need no scaling (Bernstein and Newhouse 2024).
     """
-    matrices: dict[str, list[Tensor]] = {}
+    matrices: dict[tuple[str, torch.Size], list[Tensor]] = {}
     hidden: list[Tensor] = []
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
@@ -100,7 +100,8 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     tables: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim == 2:
-            matrices.setdefault(name.split(".", 2)[2], []).append(parameter) if settings.optimizer == "muon" else hidden.append(parameter)
+            stack = matrices.setdefault((name.split(".", 2)[2], parameter.shape), []) if settings.optimizer == "muon" else hidden
+            stack.append(parameter)
         elif name.startswith("ngrams."):
             tables.append(parameter)
         else:
@@ -124,7 +125,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
         optimizers = {"adamw": torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)}
     if matrices:
         stacks = [{"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
-                  for name, p in matrices.items()]
+                  for (name, _), p in matrices.items()]
         optimizers["muon"] = Muon(stacks, lr=settings.matrix_lr, weight_decay=settings.weight_decay, packed=packed)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:

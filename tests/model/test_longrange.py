@@ -1,0 +1,128 @@
+"""LSH and linear attention equal their plain forms; a reversible stack's gradients equal the stored ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmforge.model import longrange
+from lmforge.model.functions import rotations
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.longrange import ITSELF, LSH, Linear, bucket_sides
+from tests.model import reference
+from tests.model.test_attention import inputs
+from tests.model.test_gpt import PLAIN, SHAPES, network, tokens
+
+
+def shape(**changes: object) -> GPTConfig:
+    return dataclasses.replace(PLAIN, context=64, **changes)  # type: ignore[arg-type]
+
+
+def compare(fast: torch.Tensor, plain: torch.Tensor, wanted: list[torch.Tensor], bound: float) -> None:
+    torch.testing.assert_close(fast, plain, rtol=bound, atol=bound)
+    weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(fast.dtype)
+    for a, b in zip(torch.autograd.grad(fast, wanted, weights), torch.autograd.grad(plain, wanted, weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=bound, atol=bound * 10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_lsh_equals_its_plain_form(length: int, span: int, rounds: int, turned: bool, seed: int) -> None:
+    config = shape(attention=("lsh",), lsh_span=span, lsh_rounds=rounds)
+    mixer = LSH(config, seed)
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        turns = rotations(config, 64)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
+        q, _, v = inputs(2, length, 2, 2, 8, dtype, seed)
+        compare(mixer.whole(q, q, v, turns), reference.lsh(mixer, q, v, turns), [q, v], bound)
+
+
+def test_lsh_gradients_without_the_kernel() -> None:
+    config = shape(attention=("lsh",), lsh_span=5)
+    mixer = LSH(config, 0)
+    q, _, v = inputs(1, 33, 2, 2, 8, torch.float64, 0)
+    sort = longrange._Sorted(mixer.buckets_of(q.transpose(1, 2))[0], 5, torch.float64)
+    queries, keys, values = (pick(x.detach().transpose(1, 2)).requires_grad_() for pick, x in ((sort.queries, q), (sort.keys, q), (sort.keys, v)))
+    scores = queries @ keys.transpose(-1, -2) / 8**0.5 + sort.mask
+    out = scores.softmax(-1) @ values
+    gradient = torch.randn_like(out)
+    ours = longrange._plain_backward(gradient, queries, keys, values, out, scores.logsumexp(-1, keepdim=True), sort.mask)
+    for a, b in zip(ours, torch.autograd.grad(out, (queries, keys, values), gradient), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_lsh_equals_full_attention_when_one_bucket_covers_the_text() -> None:
+    config = shape(attention=("lsh",), lsh_span=64, lsh_rounds=3)
+    assert bucket_sides(config) == (1,)
+    q, _, v = inputs(2, 50, 2, 2, 8, torch.float64, 1)
+    ours = LSH(config, 0).whole(q, q, v, None)
+    q, v = q.transpose(1, 2), v.transpose(1, 2)
+    mask = torch.full((50, 50), float("-inf"), dtype=torch.float64).triu(1) + ITSELF * torch.eye(50, dtype=torch.float64)
+    full = F.scaled_dot_product_attention(q, F.normalize(q, dim=-1), v, attn_mask=mask)
+    torch.testing.assert_close(ours, full, rtol=1e-10, atol=1e-10)
+
+
+def test_like_vectors_share_buckets_and_buckets_grow_with_the_context() -> None:
+    config = GPTConfig(vocab_size=9, context=30_000, layers=1, d_model=32, heads=1, kv_heads=1, d_ff=4, attention=("lsh",))
+    mixer = LSH(config, 0)
+    assert 30_000 / 64 <= mixer.buckets < 30_000 / 64 * 1.1
+    x = torch.randn(1, 1, 500, 32)
+    near, far = mixer.buckets_of(x + 0.05 * torch.randn_like(x)), mixer.buckets_of(torch.randn(1, 1, 500, 32))
+    own = mixer.buckets_of(x)
+    assert (own == near).float().mean() > 0.6 > 0.05 > (own == far).float().mean()
+    assert own.unique().numel() > 300
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 200), st.sampled_from(["elu", "learned"]), st.integers(1, 2), st.booleans(), st.integers(0, 99))
+def test_linear_equals_its_plain_form(length: int, features: str, groups: int, turned: bool, seed: int) -> None:
+    config = shape(attention=("linear",), feature_map=features, d_model=16 * groups, heads=2 * groups)
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        mixer = Linear(config).to(dtype)
+        turns = rotations(config, 200)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
+        x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
+        compare(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
+
+
+@pytest.mark.parametrize("config", [*SHAPES, shape(attention=("sparse", "lsh"), window=8, pool=4, lsh_span=4), shape(experts=4, activation="swiglu")])
+def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(dataclasses.replace(config, residual="reversible", layers=4)).double()
+    x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7
+    model.loss(x, y, documents).backward()
+    ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    monkeypatch.setattr(longrange, "reversible", None)
+    monkeypatch.setattr("lmforge.model.gpt.reversible", lambda x, blocks, place: longrange._run(x, blocks, place)[2])
+    model.loss(x, y, documents).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"recompute": True}, {"recompute": True, "experts": 4}], ids=str)
+def test_recomputed_gradients_equal_the_stored_ones(changes: dict[str, object]) -> None:
+    again, stored = (network(shape(layers=3, **{**changes, "recompute": recompute})) for recompute in (True, False))
+    for model in (again, stored):
+        model.loss(tokens(2, 20), tokens(2, 20, 1)).backward()
+    for a, b in zip(again.parameters(), stored.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_what_is_kept_of_a_reversible_stack_does_not_grow_with_depth() -> None:
+    def kept(layers: int, residual: str) -> int:
+        model, found = GPT(dataclasses.replace(PLAIN, layers=layers, residual=residual)), {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model.loss(tokens(4, 24), tokens(4, 24))
+        assert loss.requires_grad
+        return sum(found.values())
+
+    assert kept(8, "reversible") < 1.1 * kept(2, "reversible")
+    assert kept(8, "plain") > 3 * kept(2, "plain")
