@@ -259,6 +259,7 @@ class Model(Section):
     feature_map: Literal["elu", "learned"] = "elu"  # of linear attention
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     positions: Literal["rope", "learned", "none"] = "rope"
+    rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
     rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"  # how RoPE reaches beyond the context it was trained at …
     rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
     biases: bool = False

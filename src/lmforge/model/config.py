@@ -46,6 +46,7 @@ class GPTConfig:
     tied: bool = True
     residual: str = "plain"
     recompute: bool = False
+    rope_base: float = 10_000.0
     rope_scaling: str = "none"
     rope_trained: int = 0
     z_loss: float = 0.0

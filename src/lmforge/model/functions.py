@@ -152,9 +152,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
 
 
 def rotations(config: GPTConfig, length: int) -> Tensor:
-    """RoPE's e^{i·t·θ_j} of the first `length` positions, (length,E/2) complex: θ_j = 10000^{-2j/E} (Su et al. 2021, eq. 15). Empty without RoPE.
+    """RoPE's e^{i·t·θ_j} of the first `length` positions, (length,E/2) complex: θ_j = rope_base^{-2j/E} (Su et al. 2021, eq. 15). Empty without RoPE.
 
-    For a context s times the `rope_trained` one: linear divides all θ by s (Chen et al. 2023); ntk raises the base to 10000·s^{E/(E−2)}; yarn
+    For a context s times the `rope_trained` one: linear divides all θ by s (Chen et al. 2023); ntk raises the base by s^{E/(E−2)}; yarn
     divides only the slow ones, between α = 1 and β = 32 turns within the trained context gradually, and sharpens attention by making
     queries and keys longer by 0.1·ln s + 1 (Peng et al. 2023, eq. 20 to 22 and section 3.4).
     """
@@ -163,12 +163,12 @@ def rotations(config: GPTConfig, length: int) -> Tensor:
     half = config.head_width // 2
     steps = torch.arange(half, dtype=torch.float64) / half
     stretch = config.context / config.rope_trained if config.rope_scaling != "none" else 1.0
-    theta = 10_000.0**-steps
+    theta = config.rope_base**-steps
     size = 1.0
     if config.rope_scaling == "linear":
         theta = theta / stretch
     elif config.rope_scaling == "ntk":
-        theta = (10_000.0 * stretch ** (half / max(half - 1, 1))) ** -steps
+        theta = (config.rope_base * stretch ** (half / max(half - 1, 1))) ** -steps
     elif config.rope_scaling == "yarn":
         turns = config.rope_trained * theta / (2 * math.pi)
         keep = ((turns - 1) / (32 - 1)).clamp(0, 1)
