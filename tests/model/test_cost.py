@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lmforge.model.config import KINDS
 from lmforge.model.cost import (
     activation_bytes_per_token,
     active_parameters,
@@ -18,6 +19,7 @@ from lmforge.model.cost import (
     flops_per_token,
     parameters,
     training_bytes,
+    training_flops_per_token,
 )
 from lmforge.model.gpt import GPT, GPTConfig, KVCache
 
@@ -37,8 +39,22 @@ def configs(draw: st.DrawFn) -> GPTConfig:
     )  # fmt: skip
 
 
+@st.composite
+def any_configs(draw: st.DrawFn) -> GPTConfig:
+    config, kind = draw(configs()), draw(st.sampled_from(KINDS))
+    experts = draw(st.sampled_from([0, 4]))
+    return dataclasses.replace(
+        config, attention=(kind,), kv_heads=config.heads if kind == "lsh" else config.kv_heads,
+        pool=draw(st.integers(1, 8)), pooling=draw(st.sampled_from(["mean", "max", "conv"])), feature_map=draw(st.sampled_from(["elu", "learned"])),
+        lsh_span=draw(st.integers(1, 9)),
+        tied=draw(st.booleans()), activation=draw(st.sampled_from(["relu", "swiglu"])), ahead=draw(st.integers(0, 2)), experts=experts,
+        d_ff=4 * config.d_ff, experts_shared=draw(st.integers(0, 1)), balance=draw(st.sampled_from(["bias", "loss"])),
+        image_size=4 if config.context > 4 else 0, image_patch=2,
+    )  # fmt: skip
+
+
 @settings(deadline=None)
-@given(configs())
+@given(st.one_of(configs(), any_configs()))
 def test_parameters_are_the_networks(config: GPTConfig) -> None:
     assert sum(parameters(config).values()) == sum(p.numel() for p in GPT(config).parameters())
 
@@ -52,6 +68,51 @@ def test_flops_are_what_torch_counts(config: GPTConfig) -> None:
     # Torch counts the whole T×T product, of which causal attention needs (T + 1)/(2T).
     ours["attention"] *= 2 * config.context / (config.context + 1)
     assert 2 * config.context * sum(ours.values()) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def kernel_flops(q: torch.Size, k: torch.Size, *_: object, causal: bool) -> int:
+    """Of the CPU's attention kernel, which torch does not count by itself: 2 products over the pairs that meet."""
+    pairs = q[2] * (q[2] + 1) // 2 if causal else q[2] * k[2]
+    return 4 * q[0] * q[1] * q[3] * pairs
+
+
+def counted() -> FlopCounterMode:
+    aten = torch.ops.aten
+    return FlopCounterMode(display=False, custom_mapping={
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, dropout=0.0, causal=False, *_, **__: kernel_flops(q, k, causal=causal),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, o, lse, dropout, causal, *_, **__: (
+            kernel_flops(q, k, causal=causal) * 5 // 2),
+    })  # fmt: skip
+
+
+KIND_CONFIGS = [
+    dataclasses.replace(SMALL, context=1500, attention=(kind,), window=100, stride=64, pool=32, lsh_span=16,
+                        feature_map=features, activation=activation, experts=experts, d_ff=256, **more)
+    for kind, features, activation, experts, more in [
+        ("full", "elu", "relu", 0, {}), ("window", "elu", "swiglu", 0, {}), ("strided", "elu", "relu", 0, {}), ("pooled", "elu", "relu", 4, {}),
+        ("sparse", "elu", "relu", 0, {"recompute": True}), ("lsh", "elu", "relu", 0, {}), ("linear", "elu", "relu", 0, {}),
+        ("linear", "learned", "relu", 0, {"ahead": 1}),
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", KIND_CONFIGS, ids=lambda c: f"{c.attention[0]}-{c.feature_map}")
+def test_every_kind_is_what_torch_counts(config: GPTConfig) -> None:
+    model, length = GPT(config), 1400
+    tokens = torch.arange(length)[None] % 300
+    with torch.no_grad(), counted() as counter:
+        model(tokens)
+    assert length * sum(flops_per_token(config, length).values()) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    with counted() as counter:
+        model.loss(tokens, tokens).backward()
+    unseen = (1 + config.ahead) * 2 * 64 * 300 * length  # the gradient of what the output matrix meets: a product with `out=`
+    assert length * training_flops_per_token(config, length) == pytest.approx(counter.get_total_flops() + unseen, rel=0.01)
+    with torch.no_grad():
+        cache = KVCache(config, 2, config.context, torch.device("cpu"))
+        model(tokens.expand(2, -1), cache)
+        with counted() as counter:
+            model(tokens[:, :1].expand(2, -1), cache)
+    assert 2 * sum(decode_flops_per_token(config, length).values()) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_training_is_three_times_the_forward_pass() -> None:
@@ -100,6 +161,18 @@ VARIANTS = [
     {}, {"kv_heads": 2}, {"activation": "relu2"}, {"activation": "gelu", "biases": True}, {"norm": "layernorm", "biases": True},
     {"positions": "learned"}, {"qk_norm": True}, {"qk_norm": True, "norm": "layernorm", "positions": "learned", "ngram_rows": 77},
 ]  # fmt: skip
+KIND_VARIANTS = [
+    {"attention": ("window",)}, {"attention": ("sparse",), "norm": "layernorm"}, {"attention": ("sparse",), "kv_heads": 2, "qk_norm": True},
+    {"attention": ("pooled",), "pooling": "conv"}, {"attention": ("lsh",), "norm": "layernorm"}, {"attention": ("linear",)},
+    {"attention": ("linear",), "feature_map": "learned", "norm": "layernorm"}, {"experts": 4, "d_ff": 256}, {"activation": "swiglu"},
+    {"attention": ("sparse", "full"), "experts": 4, "d_ff": 512, "experts_shared": 1, "norm": "layernorm"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", KIND_VARIANTS, ids=str)
+def test_activations_of_every_kind_are_what_autograd_keeps(changes: dict[str, object]) -> None:
+    config = dataclasses.replace(SMALL, context=512, window=64, stride=64, pool=32, lsh_span=16, **changes)  # type: ignore[arg-type]
+    assert 2 * 512 * activation_bytes_per_token(config) == pytest.approx(kept_bytes(config, 2, False), rel=0.1)
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -129,6 +202,9 @@ def test_training_bytes_follow_the_optimizers(optimizer: str) -> None:
 def test_the_cache_is_the_caches() -> None:
     cache = KVCache(SMALL, 3, 20, torch.device("cpu"))
     assert decoding_bytes(SMALL, 3, 20)["cache"] == pytest.approx(cache.nbytes, rel=0.06)
+    for config in KIND_CONFIGS:
+        cache = KVCache(config, 3, 900, torch.device("cpu"))
+        assert decoding_bytes(config, 3, 900)["cache"] == pytest.approx(cache.nbytes, rel=0.01)
 
 
 def test_what_is_not_looked_up_is_not_active() -> None:
