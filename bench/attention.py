@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 PEERS = ("longformer", "bigbird", "reformer")
 
 
-def child(kind: str, threads: int) -> dict[str, Any]:
+def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
     """All lengths of one kind: seconds of a training step, its peak bytes, seconds of a decoded token."""
     import torch
 
@@ -46,7 +46,7 @@ def child(kind: str, threads: int) -> dict[str, Any]:
     model.initialise(1)
     model.loss(torch.zeros(1, 64, dtype=torch.long), torch.zeros(1, 64, dtype=torch.long)).backward()
     before, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
-    for length in LENGTHS:
+    for length in lengths:
         tokens = torch.randint(0, 512, (1, length))
         times = []
         for _ in range(1 if kind == "full" and length > 16_000 else 2 if length > 16_000 else 3 if length > 4000 else 6):
@@ -194,6 +194,7 @@ def main() -> None:
     """Measure, add to the results, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS), help="with 1024, 8192 and 30000 among them")
     parser.add_argument("--peers", help="a Python that has transformers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", choices=KINDS)
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--flex", action="store_true")
     arguments = parser.parse_args()
     if arguments.child or arguments.peer_child or arguments.layer or arguments.flex:
-        answer = (child(arguments.child, arguments.threads) if arguments.child else our_layer(arguments.layer, arguments.threads) if arguments.layer
+        answer = (child(arguments.child, arguments.threads, arguments.lengths) if arguments.child else our_layer(arguments.layer, arguments.threads) if arguments.layer
                   else flex_forward(arguments.threads) if arguments.flex else peer_child(arguments.peer_child, arguments.threads))  # fmt: skip
         print(json.dumps(answer))
         return
@@ -212,6 +213,7 @@ def main() -> None:
     results |= {"command": "python bench/attention.py", "machine": machine(), "code": code_version(), "threads": arguments.threads, "shape": SHAPE,
                 "matrix_peak_flops": matrix_peak(arguments.threads)}
     threads = ("--threads", str(arguments.threads))
+    lengths = ("--lengths", *map(str, arguments.lengths))
     if arguments.peers:
         for name in PEERS:
             results["peers"][name] = ask(arguments.peers, "--peer-child", name, *threads)
@@ -221,7 +223,7 @@ def main() -> None:
         print(json.dumps(results["peers"], indent=1))
     else:
         for kind in arguments.kinds:
-            results["kinds"][kind] = ask(sys.executable, "--child", kind, *threads)
+            results["kinds"][kind] = ask(sys.executable, "--child", kind, *threads, *lengths)
     summarise(results)
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
 
