@@ -203,8 +203,13 @@ def main() -> None:
     parser.add_argument("--flex", action="store_true")
     arguments = parser.parse_args()
     if arguments.child or arguments.peer_child or arguments.layer or arguments.flex:
-        answer = (child(arguments.child, arguments.threads, arguments.lengths) if arguments.child
-                  else our_layer(arguments.layer, arguments.threads) if arguments.layer else flex_forward(arguments.threads) if arguments.flex else peer_child(arguments.peer_child, arguments.threads))  # fmt: skip
+        answer: Any
+        if arguments.child:
+            answer = child(arguments.child, arguments.threads, arguments.lengths)
+        elif arguments.layer:
+            answer = our_layer(arguments.layer, arguments.threads)
+        else:
+            answer = flex_forward(arguments.threads) if arguments.flex else peer_child(arguments.peer_child, arguments.threads)
         print(json.dumps(answer))
         return
     from lmforge.record import code_version, machine, write_atomic
