@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmforge.model.config import KINDS
+from lmforge.model.config import KINDS, network_of
 from lmforge.model.cost import (
     activation_bytes_per_token,
     active_parameters,
@@ -22,6 +24,7 @@ from lmforge.model.cost import (
     training_flops_per_token,
 )
 from lmforge.model.gpt import GPT, GPTConfig, KVCache
+from lmforge.recipe import load_recipe
 
 SMALL = GPTConfig(vocab_size=300, context=64, layers=2, d_model=64, heads=4, kv_heads=4, d_ff=192)
 
@@ -222,3 +225,22 @@ def test_the_1_2_trillion_target() -> None:
     assert norms < 2e7
     products = {name: flops for name, flops in flops_per_token(config, 1).items() if name != "attention"}
     assert 3 * sum(products.values()) * 1.3e12 == pytest.approx(9.35e24, rel=0.01)
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.experts=16"]])
+def test_the_target_recipe_is_built_in_seconds_and_its_layers_run_at_reduced_width(overrides: list[str]) -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "gpt4.toml", overrides)
+    config = network_of(recipe, recipe.tokens.vocab_size)
+    started = time.monotonic()
+    with torch.device("meta"):
+        model = GPT(config)
+    assert time.monotonic() - started < 60
+    assert sum(p.numel() for p in model.parameters()) == sum(parameters(config).values()) == pytest.approx(1.199e12, rel=1e-3)
+    if overrides:
+        assert active_parameters(config) == pytest.approx(5e6 * 18_144 + 300 * (4 * 18_144**2 + 2 * 18_144 * 8192), rel=1e-3)
+    narrow = dataclasses.replace(config, d_model=216 * 2, d_ff=512, vocab_size=300, layers=1)
+    one = GPT(narrow)
+    one.initialise(1)
+    tokens = torch.arange(700)[None] % 300
+    one.loss(tokens, tokens).backward()
+    assert all(torch.isfinite(p.grad).all() for p in one.parameters() if p.grad is not None)
