@@ -85,8 +85,6 @@ def test_the_bias_gets_its_load_above_the_mean_as_gradient() -> None:
 def test_an_uneven_router_becomes_even(balance: str) -> None:
     torch.manual_seed(0)
     part = Experts(dataclasses.replace(PLAIN, experts=8, experts_active=2, d_ff=64, balance=balance), 0)
-    with torch.no_grad():
-        part.router.weight.mul_(2)
     part.router.requires_grad_(balance == "loss")  # with nothing else to learn, the z-loss alone would drive the router
     optimizer = torch.optim.AdamW(part.parameters(), lr=5e-3, weight_decay=0)
     uneven = []
