@@ -24,6 +24,7 @@ test: setup     ## all quick tests, offline, in a few minutes
 	$(THREADS) $(BIN)/python -m pytest -n 2 --durations=10
 
 test-slow: setup   ## proofs that take minutes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	$(THREADS) $(BIN)/python -m pytest -m slow
 
 check: setup    ## style, types, import direction, every README command

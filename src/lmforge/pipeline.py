@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from lmforge.compress.chain import compress
-from lmforge.corpus.build import build_corpus
+from lmforge.corpus.build import ELSEWHERE, build_corpus, work_folder
 from lmforge.corpus.clean import filters_fingerprint
+from lmforge.corpus.decontaminate import benchmark_files
 from lmforge.corpus.sources import fingerprint
 from lmforge.corpus.translate import Translate
 from lmforge.errors import InputError
@@ -91,7 +92,7 @@ def _report(_recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage("corpus", lambda r: {"corpus": _dump(r.corpus), "seed": r.seed}, (), ("corpus",), _corpus),
+    Stage("corpus", lambda r: {"corpus": _without(_dump(r.corpus), *ELSEWHERE), "seed": r.seed}, (), ("corpus",), _corpus, format=2),
     Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers")}, ("corpus",), ("tokens",),
           lambda r, run: build_tokens(r, run / "corpus", run / "tokens"), format=2),
     Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train, *HOW_NOT_WHAT), "seed": r.seed, "context": r.tokens.context,
@@ -158,7 +159,8 @@ def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
         sources = {f"source {i} ({source.kind})": fingerprint(source) for i, source in enumerate(recipe.corpus.sources)}
         models = {f"synthesis {i} (model)": translator.fingerprint(step.model) for i, step in enumerate(recipe.corpus.synthesis)
                   if isinstance(step, BackTranslation) and step.model}
-        return sources | models | filters_fingerprint(recipe.corpus)
+        benchmarks = {f"benchmark {file.name}": f"{file.size} {file.mtime_ns}" for file in benchmark_files(recipe.corpus.decontaminate)}
+        return sources | models | filters_fingerprint(recipe.corpus) | benchmarks
     return {path: _output_hash(run / path) or "missing" for path in stage.needs}
 
 
@@ -223,6 +225,8 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, state: State, fresh: boo
     say(f"── {stage.name}")
     if stage.name == "train":
         _drop_foreign_checkpoints(run / "train", state.key, fresh)
+    if stage.name == "corpus" and fresh:
+        shutil.rmtree(work_folder(run / "corpus"), ignore_errors=True)
     started = time.monotonic()
     figures = stage.run(recipe, run)
     seconds = time.monotonic() - started

@@ -198,6 +198,17 @@ class BackTranslation(Synthesis):
 SynthesisStep = Annotated[Augment | Noise | BackTranslation, Field(discriminator="method")]
 
 
+class Slurm(Section):
+    """How the corpus stage's jobs are asked for on a Slurm cluster."""
+
+    partition: str
+    time: str = "24:00:00"  # a job's limit
+    memory_gb: Positive = 4
+    max_array: Positive = 1000  # elements of an array job that the cluster takes
+    qos: str = "normal"
+    sbatch: dict[str, str] = {}  # further options of sbatch, such as account
+
+
 class Corpus(Section):
     """Raw text → clean documents."""
 
@@ -217,6 +228,12 @@ class Corpus(Section):
     analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000  # text sampled for the slower figures of statistics.json; 0: none of these
     synthesis: tuple[SynthesisStep, ...] = ()
     synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # the most of the training text, in bytes, that made documents may be
+    near_duplicates: Share = 0.75  # documents that share at least this share of their words, in order, with a kept one go; 1: none do
+    repeated_lines: Annotated[int, Field(ge=0)] = 10  # lines (not of code) that stand in at least so many documents go; 0: none do
+    decontaminate: tuple[Path, ...] = ()  # benchmark texts to keep out: JSONL or text files, folders, patterns
+    executor: Literal["local", "slurm", "ray"] = "local"
+    workers: Positive | None = None  # processes, or tasks at once on a cluster; default: the cores, but one where that is quicker
+    slurm: Slurm | None = None
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Corpus:
@@ -224,6 +241,12 @@ class Corpus(Section):
         if asked > self.synthetic_share + 1e-9:
             raise ValueError(f"the shares of synthesis add up to {asked:g}, more than synthetic_share {self.synthetic_share:g}; "
                              "lower them or raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _executor_is_described(self) -> Corpus:
+        if self.executor == "slurm" and self.slurm is None:
+            raise ValueError("executor 'slurm' needs a [corpus.slurm] section with the partition")
         return self
 
 
@@ -448,6 +471,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             step.model_copy(update={"model": _absolute(step.model, base)}) if isinstance(step, BackTranslation) and step.model else step
             for step in corpus.synthesis
         ),
+        "decontaminate": tuple(_absolute(path, base) for path in corpus.decontaminate),
         "toxic_words": corpus.toxic_words and _absolute(corpus.toxic_words, base),
     }
     for name, keys in (("perplexity", ("reference",)), ("quality", ("good", "bad", "model"))):
@@ -547,7 +571,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -3,6 +3,7 @@
 import html
 import itertools
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from lmforge.corpus import build
-from lmforge.corpus.build import SPLITS, build_corpus, read_documents
+from lmforge.corpus import steps
+from lmforge.corpus.build import build_corpus, read_documents
 from lmforge.corpus.decode import lines_of
+from lmforge.corpus.decontaminate import PLANTED
+from lmforge.corpus.splits import SPLITS
 from lmforge.errors import InputError
 from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import content_hash, verify_directory
 
-WORDS = ["time", "people", "way", "water", "day", "world", "life", "hand", "part", "child", "eye", "place", "work", "week"]
+WORDS = [first + last for first in ("time", "wat", "lif", "han", "par", "pla", "wor", "eve") for last in ("ing", "er", "le", "ful", "so")]
 
 
 def text(number: int, words: int = 40) -> str:
@@ -138,10 +141,11 @@ def test_a_failure_leaves_nothing_new_and_keeps_the_old(tmp_path: Path, monkeypa
     bad.write_text(good.read_text() + "{broken\n")
     with pytest.raises(InputError, match=re.escape(f"{bad}:101: not valid JSON")):
         build_corpus(recipe(good, bad), tmp_path / "run" / "corpus")
-    monkeypatch.setattr(build, "prepare", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        build_corpus(recipe(good), tmp_path / "run" / "corpus")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["corpus"]
+    monkeypatch.setattr(steps, "prepare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_corpus(recipe(good, holdout=0.1), tmp_path / "run" / "corpus")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"corpus", ".corpus.work"}  # what is done stays, to go on from
     assert content_hash(tmp_path / "run" / "corpus") == before is not None
 
 
@@ -168,3 +172,74 @@ def test_odd_characters_survive_the_files(tmp_path: Path) -> None:
 def test_reading_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no 'train' documents; run the corpus stage first"):
         next(read_documents(tmp_path, "train"))
+
+
+def planted_corpus(folder: Path, base: list[str], benchmark: list[str]) -> tuple[Recipe, dict[str, set[str]]]:
+    """10,000 documents, of which 500 are exact copies, 500 near ones with up to a fifth of the words edited, 200 hold a benchmark text."""
+    rng = random.Random(11)
+    pool = sorted({word for each in base[:500] for word in each.split()})
+    originals = base[:8800]
+    chosen = rng.sample(originals, 1000)
+    exact = [each.replace(" ", "  ", 1) + "\n" for each in chosen[:500]]
+    near = [edited(each, rng.uniform(0.01, 0.2), pool, rng) for each in chosen[500:]]
+    kinds = list(PLANTED.values())
+    contaminated = [kinds[number % len(kinds)][0](rng.choice(benchmark), base[8800 + number], rng) for number in range(200)]
+    texts = {"original": originals, "exact": exact, "near": near, "contaminated": contaminated}
+    lines = {kind: [json.dumps({"id": f"{kind}-{number}", "text": each}) for number, each in enumerate(part)] for kind, part in texts.items()}
+    copies = [*lines["exact"], *lines["near"], *lines["contaminated"]]
+    rng.shuffle(copies)
+    source = folder / "planted.jsonl"
+    source.write_text("\n".join([*lines["original"], *copies]) + "\n")
+    made = parse_recipe({"corpus": {"sources": [{"kind": "jsonl", "path": source}], "analyse_bytes": 0, "max_duplicate_ngrams": 1.0, "min_chars": 1}})
+    return made, {kind: {f"{kind}-{number}" for number in range(len(part))} for kind, part in texts.items()}
+
+
+def edited(text: str, share: float, pool: list[str], rng: random.Random) -> str:
+    words = text.split(" ")
+    for at in rng.sample(range(len(words)), int(share * len(words))):
+        words[at] = rng.choice(("", rng.choice(pool), rng.choice(pool), f"{words[at]} {rng.choice(pool)}"))
+    return " ".join(words)
+
+
+@pytest.mark.slow
+def test_planted_copies_are_found_and_nothing_else(tmp_path: Path) -> None:
+    rng = random.Random(10)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(8000)]
+    frequent = [words[int(8000 * rng.random() ** 3)] for _ in range(400_000)]
+    base = [" ".join(rng.choices(frequent, k=rng.randint(40, 300))) for _ in range(9000)]
+    benchmark = [" ".join(rng.choices(frequent, k=rng.randint(12, 60))) + "?" for _ in range(300)]
+    made, ids = planted_corpus(tmp_path, base, benchmark)
+    build_corpus(made, tmp_path / "corpus", benchmarks={"quiz": benchmark})
+    check_planted(tmp_path / "corpus", ids)
+
+
+@pytest.mark.slow
+def test_planted_copies_are_found_in_real_text(tmp_path: Path) -> None:
+    data = Path(os.environ.get("LMFORGE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not data.is_dir():
+        pytest.skip("needs the shared texts: set LMFORGE_DATA to their folder")
+    base: list[str] = []
+    for name in ("encyclopedia/wikipedia_squad_train_articles", "web/gov_and_project_blogs", "stories/children_classics"):
+        for _, line in lines_of(data / "pretrain" / f"{name}.jsonl.gz"):
+            text = json.loads(line)["text"]
+            base += [text[at : at + 1500] for at in range(0, len(text) - 1500, 1500)]
+    random.Random(9).shuffle(base)
+    benchmark = [json.loads(line)["question"] for _, line in lines_of(data / "benchmarks" / "gsm8k" / "test.jsonl")]
+    made, ids = planted_corpus(tmp_path, base, benchmark)
+    build_corpus(made, tmp_path / "corpus", benchmarks={"gsm8k": benchmark})
+    check_planted(tmp_path / "corpus", ids)
+
+
+def check_planted(corpus: Path, ids: dict[str, set[str]]) -> None:
+    """Recall at least 0.99 / 0.95 / 0.99, precision at least 0.99 / 0.98 / 0.99; only duplicates and contamination may be a reason."""
+    dropped: dict[str, set[str]] = {}
+    for entry in dropped_lines(corpus):
+        dropped.setdefault(entry["reason"], set()).add(entry["id"])
+    for reason, kind, recall, precision in (
+        ("exact_duplicate", "exact", 0.99, 0.99), ("near_duplicate", "near", 0.95, 0.98), ("contaminated", "contaminated", 0.99, 0.99),
+    ):  # fmt: skip
+        found = dropped.get(reason, set())
+        hits = len(found & ids[kind])
+        print(f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {hits / max(1, len(found)):.4f}")
+        assert hits / len(ids[kind]) >= recall
+        assert hits / len(found) >= precision

@@ -36,7 +36,8 @@ def recipe(texts: Path, synthesis: Sequence[dict[str, Any]] = (), tasks: int = 0
     sources: list[dict[str, Any]] = [{"kind": "jsonl", "path": texts}]
     if tasks:
         sources.append({"kind": "procedural", "documents": tasks, "genre": "technical"})
-    return parse_recipe({"corpus": {"holdout": 0.2, "sources": sources, "synthesis": list(synthesis), **corpus}})
+    plain = {"near_duplicates": 1.0, "repeated_lines": 0, "rules": []}  # the texts are of a few words
+    return parse_recipe({"corpus": {"holdout": 0.2, "sources": sources, "synthesis": list(synthesis), **plain, **corpus}})
 
 
 def shouting(texts: Sequence[str], source: str, target: str) -> list[str]:
@@ -129,7 +130,8 @@ def test_paraphrases_report_their_likeness(texts: Path, tmp_path: Path) -> None:
 def test_documents_made_elsewhere_are_for_training_only(tmp_path: Path) -> None:
     path = tmp_path / "b.jsonl"
     path.write_text("".join(json.dumps({"text": text(n), "meta": {"synthetic": "elsewhere"} if n % 2 else {}}) + "\n" for n in range(200)))
-    build_corpus(parse_recipe({"corpus": {"holdout": 0.4, "sources": [{"kind": "jsonl", "path": path}]}}), tmp_path / "corpus")
+    settings = {"holdout": 0.4, "near_duplicates": 1.0, "sources": [{"kind": "jsonl", "path": path}]}
+    build_corpus(parse_recipe({"corpus": settings}), tmp_path / "corpus")
     for split in SPLITS[1:]:
         assert not [document for document in read_documents(tmp_path / "corpus", split) if "synthetic" in document["meta"]]
     assert len(made(tmp_path / "corpus")) == 100

@@ -1,65 +1,86 @@
-"""Sources → clean, distinct, split, shuffled documents.
+"""Sources → clean, distinct, uncontaminated, split, shuffled documents.
 
-    sources ─▶ clean ─▶ why_dropped ─▶ weight ─▶ exact duplicates ─▶ shuffle ─▶ documents/{train,valid,test}-NNNNN.jsonl.zst
-                             │                                               └─ synthesize ─▶ documents/train-synthetic-…
-                             └────────────┴─────────────┴─────────────────────▶ dropped/dropped-NNNNN.jsonl.zst
+    sources ─▶ read ─▶ match ─▶ settle ─▶ count ─▶ apply ─▶ write ─▶ documents/{train,valid,test}-NNNNN.jsonl.zst
+                └──────────── dropped ──────────────┘          └─ synthesize ─▶ documents/train-synthetic-…
+                                 └─▶ dropped/dropped-NNNNN.jsonl.zst                         statistics.json, samples.html
 
-Everything random (split, sampling by weight, order) is a function of a document's text and the seed, so the same texts give the
-same bytes, in whatever order the file system lists them.
+The passes are datatrove pipelines (steps.py) that run here, on Slurm or on Ray (executors.py). Everything random (split, sampling by
+weight, order) is a function of a document's text and the seed, and every pass goes through files in `.corpus.work` beside the result:
+the same texts give the same bytes with any number of workers, and a run that was killed goes on with the tasks that are left.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import math
-from array import array
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import orjson
 
+from lmforge.corpus import overlap, spool
 from lmforge.corpus.analyse import analyse
-from lmforge.corpus.clean import prepare
+from lmforge.corpus.clean import filters_fingerprint
 from lmforge.corpus.decode import lines_of
+from lmforge.corpus.decontaminate import build_index, measure_recall, read_benchmarks
+from lmforge.corpus.executors import run_tasks
+from lmforge.corpus.files import Part
 from lmforge.corpus.measure import Statistics
-from lmforge.corpus.overlap import ExactDuplicates, text_digest
-from lmforge.corpus.samples import SHOWN_DROPPED, Samples
-from lmforge.corpus.shuffle import Entry, ShardWriter, Shuffle
-from lmforge.corpus.sources import Document, expected_bytes, iter_documents
+from lmforge.corpus.samples import Samples
+from lmforge.corpus.shuffle import Shards
+from lmforge.corpus.sources import parts
+from lmforge.corpus.splits import SPLITS
+from lmforge.corpus.steps import PAIRS_SHOWN, Apply, Count, Match, Plan, Read, Settle, Step, Write, excerpt
 from lmforge.corpus.synthesize import synthesize
 from lmforge.corpus.translate import Translate
-from lmforge.errors import InputError
-from lmforge.progress import Bar
+from lmforge.errors import InputError, LmforgeError
 from lmforge.recipe import Recipe
-from lmforge.record import atomic_directory
+from lmforge.record import atomic_directory, hash_json
 
-SPLITS = ("train", "valid", "test")
-VALID_SHARE = 0.2  # of what is held out; the rest is the test set
-LEAST_DOCUMENTS = 3
+FORMAT = 2
+TASK_BYTES = 16 << 20  # parts are gathered into tasks of about this size
+SLICE_BYTES = 8 << 20  # records compared at once, sorted in memory
+SMALL = 48 << 20  # bytes of input below which starting worker processes takes longer than it saves
+CARRIERS = 100  # documents of the corpus into which benchmark texts are planted to measure recall
+ELSEWHERE = {"executor", "workers", "slurm"}  # keys of the recipe that say where the work is done, not what
 
 
-def build_corpus(recipe: Recipe, out: Path, translators: Mapping[int, Translate] | None = None) -> dict[str, Any]:
+def build_corpus(
+    recipe: Recipe, out: Path, translators: Mapping[int, Translate] | None = None, benchmarks: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, Any]:
     """Make the corpus directory `out` from the recipe's sources and return its figures (also in its statistics.json).
 
+    `translators` gives each back-translation step of the recipe, by its place, what translates for it. `benchmarks` are texts by name to
+    keep out, beside those that `corpus.decontaminate` names.
     Figures: documents_in, documents_out (distinct documents kept; in = out + dropped), dropped {reason: count}, bytes_out, words,
     entropy {name: {value, definition, sample sizes}}, splits {name: {documents, bytes}} (train counts the copies that a source
-    weight above 1 makes, and synthetic documents), notices {what: count} (files passed over, fallbacks taken), synthetic (see `synthesize`).
-
-    `translators` gives each back-translation step of the recipe, by its place, what translates for it.
+    weight above 1 makes, and synthetic documents), notices {what: count} (files passed over, fallbacks taken), synthetic (see `synthesize`),
+    overlap (duplicates: rates, cluster sizes, pairs), decontamination (what was found; the recall and precision of planted copies).
 
     Raises:
         InputError: a source cannot be read (names file and line), or there are too few documents for three splits.
-        LmforgeError: the disk is full. In every case `out` stays as it was.
+        LmforgeError: the disk is full, a task failed. In every case `out` stays as it was.
     """
-    with atomic_directory(out) as folder:
-        figures = _Build(recipe, folder, translators or {}).run()
-        figures["analysis"] = analyse(folder, recipe)
-        (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8", "replace")
+    work = work_folder(out)
+    try:
+        figures = _Build(recipe, work, benchmarks or {}).run(out, translators or {})
+    except InputError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise LmforgeError(f"{work}: {error.strerror or error}; mend it (free disk space?) and run the same command again to go on") from error
+    shutil.rmtree(work, ignore_errors=True)
     stable = ("documents_in", "documents_out", "dropped", "bytes_out", "words", "entropy", "splits", "notices", "synthetic")
-    return {name: figures[name] for name in stable}
+    return {name: figures[name] for name in (*stable, "overlap", "decontamination")}
+
+
+def work_folder(out: Path) -> Path:
+    """Where the passes leave their files until the corpus `out` is made."""
+    return out.with_name(f".{out.name}.work")
 
 
 def read_documents(corpus_dir: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -68,7 +89,7 @@ def read_documents(corpus_dir: Path, split: str) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: there is no such split, or a shard is damaged.
     """
-    return map(json.loads, read_lines(corpus_dir, split))
+    return map(orjson.loads, read_lines(corpus_dir, split))
 
 
 def read_lines(corpus_dir: Path, split: str) -> Iterator[bytes]:
@@ -85,134 +106,183 @@ def read_lines(corpus_dir: Path, split: str) -> Iterator[bytes]:
             yield line
 
 
-class Places:
-    """Where each document lies in [0, 1), and the bounds: under `valid_below` valid, under `test_below` test, else train.
-
-    The bounds are holdout/5 and holdout, so a document's split depends on its own text alone and stays when others are added.
-    Only where a held-out part would be empty (a handful of documents) are they raised to take in the document that lies nearest.
-    """
-
-    def __init__(self, holdout: float, dropped: Counter[str]) -> None:
-        self.holdout, self.dropped = holdout, dropped
-        self.places = array("d")
-
-    def bounds(self) -> tuple[float, float]:
-        """(valid_below, test_below).
-
-        Raises:
-            InputError: a split would stay empty.
-        """
-        places = np.sort(np.frombuffer(self.places, dtype=np.float64)) if self.places else np.empty(0)
-        if places.size < LEAST_DOCUMENTS:
-            raise InputError(self._too_few("at least one each is needed for train, valid and test"))
-        valid = max(VALID_SHARE * self.holdout, math.nextafter(places[0], 1))
-        in_valid = int(np.searchsorted(places, valid))
-        if in_valid == places.size:
-            raise InputError(self._too_few("all fall in the held-out part"))
-        test = max(self.holdout, math.nextafter(places[in_valid], 1))
-        if int(np.searchsorted(places, test)) == places.size:
-            raise InputError(self._too_few("all fall in the held-out part"))
-        return valid, test
-
-    def _too_few(self, cause: str) -> str:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common(3))
-        return (
-            f"corpus.sources: {len(self.places)} documents are left{f' (dropped: {dropped})' if dropped else ''}, "
-            f"too few to hold some out: {cause}; "
-            f"add texts, split them into more files, or change corpus.holdout (now {self.holdout})"
-        )
-
-
 class _Build:
-    """One run: the first pass filters and spills, the second writes in order."""
+    """One run: the passes, then everything put together."""
 
-    def __init__(self, recipe: Recipe, folder: Path, translators: Mapping[int, Translate]) -> None:
-        self.recipe, self.folder, self.translators = recipe, folder, translators
-        self.documents_in = self.copies = 0
-        self.dropped: Counter[str] = Counter()
+    def __init__(self, recipe: Recipe, work: Path, benchmarks: Mapping[str, Iterable[str]]) -> None:
+        self.recipe, self.work = recipe, work
         self.notices: Counter[str] = Counter()
-        self.statistics, self.samples, self.seen = Statistics(), Samples(), ExactDuplicates()
-        self.places = Places(recipe.corpus.holdout, self.dropped)
-        self.shuffle = Shuffle(folder)
-        self.dropped_writer = ShardWriter(folder / "dropped", "dropped")
+        sources = recipe.corpus.sources
+        read = [(number, source) for number, source in enumerate(sources) if source.kind != "procedural"]  # those are made
+        pieces = [(number, part) for number, source in read for part in parts(source, self.notices)]
+        self.plan = Plan(recipe, tuple(map(tuple, _gathered(pieces))))
+        self.sizes = [sum(part.bytes for _, part in task) for task in self.plan.tasks]
+        self.benchmarks = {**{name: list(texts) for name, texts in benchmarks.items()}, **read_benchmarks(recipe.corpus.decontaminate)}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        here = 1 if sum(self.sizes) < SMALL else cores
+        self.workers = recipe.corpus.workers or (here if recipe.corpus.executor == "local" else -1)
 
-    def run(self) -> dict[str, Any]:
-        sources = [source for source in self.recipe.corpus.sources if source.kind != "procedural"]  # those are made, not read
-        sizes = [expected_bytes(source) for source in sources]  # also finds missing paths before any work is done
-        total = None if None in sizes else sum(size or 0 for size in sizes)
-        with Bar("corpus", total, "B") as bar:
-            for source in sources:
-                for document in iter_documents(source, self.notices):
-                    bar.step(len(document["text"]), f"{self.documents_in:,} documents")
-                    self._take(document, source.copies)
-        self.dropped_writer.close()
-        splits = self._write()
-        synthetic = synthesize(self.recipe, self.folder, splits["train"]["bytes"], self.translators)
+    def run(self, out: Path, translators: Mapping[int, Translate]) -> dict[str, Any]:
+        """Every pass that is not done yet, then the corpus `out`."""
+        self._open()
+        self._pass(Read, self.sizes)
+        self._pass(Match, self._slices("bands", "exact"))
+        self._pass(Settle, [1])
+        if self.recipe.corpus.repeated_lines:
+            self._pass(Count, self._slices("lines"))
+        self._pass(Apply, self.sizes)
+        settled = json.loads((self.work / "settle" / "00000" / "settled.json").read_text())
+        shards = Shards.holding(settled["bytes"])
+        self._pass(Write, [sum(settled["bytes"].values()) // shards.total] * shards.total)
+        with atomic_directory(out) as folder:
+            return self._put_together(folder, settled, translators)
+
+    def _open(self) -> None:
+        """The work folder of this recipe and these inputs: what a killed run left of them, or a new one."""
+        key = hash_json({
+            "format": FORMAT, "corpus": self.recipe.corpus.model_dump(mode="json", exclude=ELSEWHERE), "seed": self.recipe.seed,
+            "tasks": self.plan.tasks, "benchmarks": self.benchmarks,
+            "filters": filters_fingerprint(self.recipe.corpus),
+        })  # fmt: skip
+        mark = self.work / "key"
+        if not mark.exists() or mark.read_text() != key:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            if self.benchmarks:
+                build_index(self.benchmarks).save(self.work / "benchmarks.npz")
+            self.plan.save(self.work / "plan.json")
+            mark.write_text(key)
+
+    def _pass(self, step: type[Step], sizes: list[int]) -> None:
+        run_tasks(f"corpus {step.name}", step(self.work), sizes, self.recipe.corpus, self.work / "logs" / step.name, self.workers)
+
+    def _slices(self, *names: str) -> list[int]:
+        """Sizes of as many slices of hashes as can each be held in memory."""
+        read = self._folders("read")
+        most = max(spool.spooled_bytes(read, name) for name in names)
+        return [most // count for count in [max(1, -(-most // SLICE_BYTES))] for _ in range(count)]
+
+    def _folders(self, name: str) -> list[Path]:
+        return sorted((self.work / name).glob("[0-9]*"))
+
+    def _put_together(self, folder: Path, settled: dict[str, Any], translators: Mapping[int, Translate]) -> dict[str, Any]:
+        (folder / "documents").mkdir()
+        (folder / "dropped").mkdir()
+        for each in self._folders("write"):
+            for shard in each.iterdir():
+                _link(shard, folder / "documents" / shard.name)
+        both = [path for task in zip(self._folders("read"), self._folders("apply"), strict=True) for path in task]
+        for number, path in enumerate(path for each in both for path in sorted(each.glob("dropped-*"))):
+            _link(path, folder / "dropped" / f"dropped-{number:05d}.jsonl.zst")
+        figures, samples = self._figures(settled)
+        page = samples.page(self.recipe.name, figures["dropped"], figures["documents_out"])
+        (folder / "samples.html").write_text(page, "utf-8", "replace")
+        figures["decontamination"] = self._decontamination(folder, figures)
+        figures["synthetic"] = synthesize(self.recipe, folder, figures["splits"]["train"]["bytes"], translators)
         for what in ("documents", "bytes"):
-            splits["train"][what] += synthetic[what]
-        kept = self.statistics.documents
-        dropped = dict(sorted(self.dropped.items()))
-        (self.folder / "samples.html").write_text(self.samples.page(self.recipe.name, dropped, kept), "utf-8", "replace")
-        measured = self.statistics.result()
-        return {
-            "documents_in": self.documents_in, "documents_out": measured["documents"], "dropped": dropped,
-            "bytes_out": measured["bytes"], "words": measured["words"], "entropy": measured["entropy"], "splits": splits,
-            "notices": dict(sorted(self.notices.items())), "copies": self.copies, "synthetic": synthetic,
+            figures["splits"]["train"][what] += figures["synthetic"][what]
+        figures["analysis"] = analyse(folder, self.recipe)
+        (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8", "replace")
+        return figures
+
+    def _figures(self, settled: dict[str, Any]) -> tuple[dict[str, Any], Samples]:
+        """What the tasks counted, added up."""
+        statistics, samples = Statistics(), Samples()
+        documents, dropped, notices, self.contaminated = 0, Counter[str](), Counter(self.notices), Counter[str]()
+        splits = {split: Counter[str]() for split in SPLITS}
+        pairs, lines = [], []
+        for folder in self._folders("read"):
+            counts = json.loads((folder / "counts.json").read_text("utf-8"))
+            documents += counts["documents"]
+            dropped.update(counts["dropped"])
+            notices.update(counts["notices"])
+            self.contaminated.update(counts["contaminated"])
+            samples.merge(counts["samples"])
+        for folder in self._folders("apply"):
+            counts = json.loads((folder / "counts.json").read_text("utf-8"))
+            dropped.update(counts["dropped"])
+            samples.merge(counts["samples"])
+            pairs += counts["pairs"]
+            lines.append(counts["lines"])
+            for split in SPLITS:
+                splits[split].update(counts["splits"][split])
+            statistics.merge(Statistics.from_state(orjson.loads((folder / "statistics.json").read_bytes())))
+        measured = statistics.result()
+        compared = measured["documents"] + sum(dropped[reason] for reason in ("exact_duplicate", "near_duplicate", "repeated_lines"))
+        figures = {
+            "documents_in": documents, "documents_out": measured["documents"], "dropped": dict(sorted(dropped.items())),
+            "bytes_out": measured["bytes"], "words": measured["words"], "entropy": measured["entropy"],
+            "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
+            "notices": dict(sorted(notices.items())), "copies": sum(each["copies"] for each in splits.values()),
+            "overlap": self._overlap(settled, dropped, compared, pairs, lines),
             **{name: value for name, value in measured.items() if name not in ("documents", "bytes", "words", "entropy")},
         }  # fmt: skip
+        return figures, samples
 
-    def _take(self, document: Document, weight: float) -> None:
-        self.documents_in += 1
-        document, reason = prepare(document, self.recipe.corpus, self.notices)
-        digest = text_digest(document["text"])
-        # Independent parts of one digest: bytes 0-7 split, 8-15 weight, 16-23 examples shown, 24-31 sample measured.
-        copies = int(weight) + (_unit(digest[8:16]) < weight % 1)
-        if reason is None and not copies:
-            reason = "source_weight"
-        if reason is None and not self.seen.add(digest):
-            reason = "exact_duplicate"
-        if reason is not None:
-            self._drop(document, reason, digest)
-            return
-        self.statistics.add(document, digest[24:])
-        self.samples.keep(document, digest)
-        made = "synthetic" in document["meta"]  # elsewhere, by whatever means: for training only
-        place = math.nextafter(1, 0) if made else _unit(split_digest(document, digest)[:8])
-        self.places.places.append(place)
-        line = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        size = len(document["text"].encode())
-        for copy in range(copies):
-            key = hashlib.sha256(b"%d %d %s" % (self.recipe.seed, copy, digest)).digest()[:16]
-            self.shuffle.add(Entry(key, place, copy, size, line))
+    def _overlap(
+        self, settled: dict[str, Any], dropped: Counter[str], compared: int, pairs: list[dict[str, Any]], lines: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Duplicates: how many of the documents compared, in clusters of what sizes; some pairs; repeated lines."""
+        examples = {tuple(example) for each in lines for example in each["examples"]}
+        return {
+            "compared": compared,
+            "exact": {"documents": dropped["exact_duplicate"], "share": dropped["exact_duplicate"] / max(1, compared),
+                      "cluster_sizes": settled["exact"], "definition": "the same but for white space; the first stays"},
+            "near": {"documents": dropped["near_duplicate"], "share": dropped["near_duplicate"] / max(1, compared),
+                     "cluster_sizes": settled["near"], "least_similarity": self.recipe.corpus.near_duplicates,
+                     "definition": "at least such a share of the words, in order, in common with one that stays: the smaller of "
+                                   "s = (2J / (1 + J))^(1/n) for the Jaccard similarities J of the runs of n = 2 and n = 4 words",
+                     "pairs": self._shown(pairs)},
+            "lines": {"least_documents": self.recipe.corpus.repeated_lines, **{
+                          name: sum(each[name] for each in lines) for name in ("removed", "bytes", "documents")},
+                      "examples": [{"documents": count, "line": text} for count, text in sorted(examples, reverse=True)[:PAIRS_SHOWN]]},
+        }  # fmt: skip
 
-    def _drop(self, document: Document, reason: str, digest: bytes) -> None:
-        self.dropped[reason] += 1
-        self.samples.drop(document, reason, digest)
-        text = document["text"][:SHOWN_DROPPED]
-        entry = {"id": document["id"], "source": document["source"], "reason": reason, "text": text}
-        line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        self.dropped_writer.write(line, len(line))
+    def _shown(self, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Near duplicates to look at: a random choice that no order of input changes, each with what was kept in its place."""
+        shown = []
+        for pair in sorted(pairs, key=lambda pair: str(pair["rank"]))[:PAIRS_SHOWN]:
+            task, row = divmod(pair["kept"], 1 << overlap.ROW_BITS)
+            lines = spool.read_lines(self.work / "read" / f"{task:05d}" / "documents.bin")
+            kept = orjson.loads(next(line for number, line in enumerate(lines) if number == row))
+            shown.append({"similarity": pair["similarity"], "kept": excerpt(kept), "dropped": pair["dropped"]})
+        return shown
 
-    def _write(self) -> dict[str, dict[str, int]]:
-        valid_below, test_below = self.places.bounds()
-        writers = {split: ShardWriter(self.folder / "documents", split) for split in SPLITS}
-        for entry in self.shuffle.sorted():
-            split = "valid" if entry.place < valid_below else "test" if entry.place < test_below else "train"
-            if entry.copy and split != "train":
-                continue
-            self.copies += entry.copy > 0
-            writers[split].write(entry.line, entry.text_bytes)
-        for writer in writers.values():
-            writer.close()
-        return {split: {"documents": writer.documents, "bytes": writer.bytes} for split, writer in writers.items()}
-
-
-def split_digest(document: Document, digest: bytes) -> bytes:
-    """What decides a document's split: its text, or `meta.split_key`, which it shares with those it must not be parted from."""
-    key = document["meta"].get("split_key")
-    return digest if key is None else hashlib.sha256(str(key).encode()).digest()
+    def _decontamination(self, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+        """What was found of each benchmark, and how well planted copies are found."""
+        if not self.benchmarks:
+            return {"benchmarks": 0}
+        index = build_index(self.benchmarks)
+        carriers = []
+        for _, line in lines_of(min((folder / "documents").glob("train-[0-9]*"))):
+            carriers.append(orjson.loads(line)["text"])
+            if len(carriers) == CARRIERS:
+                break
+        kinds = ("windowed", "short", "lines", "too_short")
+        return {
+            "benchmarks": len(index.names), "texts": dict(zip(kinds, index.texts, strict=True)),
+            "documents": figures["dropped"].get("contaminated", 0), "found": dict(sorted(self.contaminated.items())),
+            "planted": measure_recall(self.benchmarks, index, carriers),
+        }  # fmt: skip
 
 
-def _unit(data: bytes) -> float:
-    """8 uniform bytes as a number in [0, 1), exactly representable (53 bits)."""
-    return (int.from_bytes(data, "big") >> 11) / (1 << 53)
+def _gathered(pieces: list[tuple[int, Part]]) -> Iterator[list[tuple[int, Part]]]:
+    """Neighbouring parts together, up to about `TASK_BYTES`."""
+    held: list[tuple[int, Part]] = []
+    size = 0
+    for piece in pieces:
+        if held and size + piece[1].bytes > TASK_BYTES:
+            yield held
+            held, size = [], 0
+        held.append(piece)
+        size += piece[1].bytes
+    if held:
+        yield held
+
+
+def _link(source: Path, target: Path) -> None:
+    """The file under another name too; a copy where the file system has no links."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)

@@ -6,6 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 from lmforge.corpus.sources import Document
 
@@ -52,6 +53,18 @@ class Samples:
         """Offer a dropped document."""
         _offer(self._dropped.setdefault(reason, []), PER_REASON, document, digest, SHOWN_DROPPED)
 
+    def merge(self, state: dict[str, Any]) -> None:
+        """Take in what another's `state` gave."""
+        for entry in state["kept"]:
+            _push(self._kept, KEPT, tuple(entry))
+        for reason, entries in state["dropped"].items():
+            for entry in entries:
+                _push(self._dropped.setdefault(reason, []), PER_REASON, tuple(entry))
+
+    def state(self) -> dict[str, Any]:
+        """What is held, as JSON-ready values."""
+        return {"kept": sorted(self._kept), "dropped": {reason: sorted(each) for reason, each in sorted(self._dropped.items())}}
+
     def page(self, name: str, dropped: Mapping[str, int], kept: int) -> str:
         """The page, self-contained; every text in it is escaped."""
         rows = [("kept", kept), *Counter(dropped).most_common()]
@@ -69,7 +82,10 @@ def _offer(heap: list[tuple[int, str, str, str]], most: int, document: Document,
     more = f"\n… ({len(text) - shown:,} characters more)" if len(text) > shown else ""
     # Other bytes of the digest than those that decide split and weight; negated, because the heap pops its smallest.
     rank = -int.from_bytes(digest[16:24], "big")
-    entry = (rank, document["source"], document["id"], text[:shown] + more)
+    _push(heap, most, (rank, document["source"], document["id"], text[:shown] + more))
+
+
+def _push(heap: list[tuple[int, str, str, str]], most: int, entry: tuple[int, str, str, str]) -> None:
     (heapq.heappush if len(heap) < most else heapq.heappushpop)(heap, entry)
 
 

@@ -1,78 +1,119 @@
-"""Put documents in an order that depends on their texts and the seed alone, and write them as compressed shards."""
+"""Put documents in an order that depends on their texts and the seed alone, and write them as compressed shards.
+
+A document's place is a uniform 16-byte key. Each shard of a split takes an equal range of keys, so shards are sorted one by one, in any
+order, by any process: tasks leave the entries of each shard in a frame of their runs, the shard's writer reads its frame of each run.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import zstandard
 
 SHARD_BYTES = 32_000_000  # text per shard: small enough to read again after a fault, large enough to compress well
-_PARTITIONS = 256  # each is sorted in memory: at 100 GB of text about 0.4 GB
-_BUFFER = 128 * 1024 * 1024  # bytes kept before anything is written to the disk
-_HEADER = struct.Struct("<16sdIQQ")
+RUN_BYTES = 64_000_000  # entries held by a task before they are written
+_FAST = 1  # zstd level of what is read once more and thrown away
+_HEADER = struct.Struct("<16sQQ")
 
 
 class Entry(NamedTuple):
     """One copy of one document on its way into a shard."""
 
     key: bytes  # 16 bytes, uniform: the order
-    place: float  # in [0, 1): decides the split
-    copy: int  # 0, then 1, 2, … for a source of weight above 1
     text_bytes: int
     line: bytes  # the document as JSON, with its line end
 
 
-class Shuffle:
-    """External sort by `Entry.key`: partitions by the key's first byte, spilled under `folder` once the buffer is full."""
+class Shards(NamedTuple):
+    """How many shards each split has; shards are numbered through, split after split."""
 
-    def __init__(self, folder: Path, buffer: int = _BUFFER) -> None:
-        self.folder, self.buffer, self.held, self.spilled = folder, buffer, 0, False
-        self.parts: list[list[bytes]] = [[] for _ in range(_PARTITIONS)]
+    splits: tuple[str, ...]
+    counts: tuple[int, ...]
 
-    def add(self, entry: Entry) -> None:
-        """Take an entry."""
-        header = _HEADER.pack(entry.key, entry.place, entry.copy, entry.text_bytes, len(entry.line))
-        self.parts[entry.key[0]] += (header, entry.line)
-        self.held += len(header) + len(entry.line)
-        if self.held > self.buffer:
-            self._spill()
+    @classmethod
+    def holding(cls, text_bytes: dict[str, int]) -> Shards:
+        """Shards of about `SHARD_BYTES` for splits of so many bytes."""
+        return cls(tuple(text_bytes), tuple(max(1, round(size / SHARD_BYTES)) for size in text_bytes.values()))
 
-    def _spill(self) -> None:
-        self.spilled, self.held = True, 0
-        for number, part in enumerate(self.parts):
-            with (self.folder / f"spill-{number:03d}").open("ab") as file:
-                file.writelines(part)
-            part.clear()
+    def number(self, split: str, key: bytes) -> int:
+        """The shard of a document."""
+        at = self.splits.index(split)
+        return sum(self.counts[:at]) + (int.from_bytes(key[:8], "big") * self.counts[at] >> 64)
 
-    def sorted(self) -> Iterator[Entry]:
-        """Every entry in order of its key; what was spilled is removed on the way."""
-        if self.spilled:
-            self._spill()
-        for number, part in enumerate(self.parts):
-            if self.spilled:
-                path = self.folder / f"spill-{number:03d}"
-                data = path.read_bytes()
-                path.unlink()
-            else:
-                data = b"".join(part)
-                part.clear()
-            yield from sorted(_entries(data))
+    def file_name(self, shard: int) -> str:
+        """Its file's name: train-00000.jsonl.zst."""
+        for split, count in zip(self.splits, self.counts, strict=True):
+            if shard < count:
+                return f"{split}-{shard:05d}.jsonl.zst"
+            shard -= count
+        raise IndexError(shard)
+
+    @property
+    def total(self) -> int:
+        """Shards of all splits together."""
+        return sum(self.counts)
+
+
+class Scatter:
+    """Gathers entries and writes them as runs FOLDER/entries-000.bin with FOLDER/entries-000.npy, (shards, 2): offset and size of
+    each shard's frame."""
+
+    def __init__(self, folder: Path, shards: int) -> None:
+        self.folder = folder
+        self.frames: list[list[bytes]] = [[] for _ in range(shards)]
+        self._held = self._runs = 0
+
+    def add(self, shard: int, entry: Entry) -> None:
+        """Take an entry of a shard."""
+        self.frames[shard] += (_HEADER.pack(entry.key, entry.text_bytes, len(entry.line)), entry.line)
+        self._held += _HEADER.size + len(entry.line)
+        if self._held >= RUN_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is held."""
+        if not self._held:
+            return
+        places = np.zeros((len(self.frames), 2), np.int64)
+        packer = zstandard.ZstdCompressor(level=_FAST)
+        with (self.folder / f"entries-{self._runs:03d}.bin").open("wb") as file:
+            for shard, frame in enumerate(self.frames):
+                if frame:
+                    places[shard] = file.tell(), file.write(packer.compress(b"".join(frame)))
+                    frame.clear()
+        np.save(self.folder / f"entries-{self._runs:03d}.npy", places)
+        self._held, self._runs = 0, self._runs + 1
+
+
+def gathered(folders: Iterable[Path], shard: int) -> list[Entry]:
+    """The entries of one shard from all tasks' runs, in order of their keys."""
+    unpacker = zstandard.ZstdDecompressor()
+    entries: list[Entry] = []
+    for folder in folders:
+        for path in sorted(folder.glob("entries-*.bin")):
+            offset, size = np.load(path.with_suffix(".npy"), mmap_mode="r")[shard]
+            if size:
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    entries += _entries(unpacker.decompress(file.read(size)))
+    return sorted(entries)
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
     at = 0
     while at < len(data):
-        key, place, copy, text_bytes, length = _HEADER.unpack_from(data, at)
+        key, text_bytes, length = _HEADER.unpack_from(data, at)
         at += _HEADER.size
-        yield Entry(key, place, copy, text_bytes, data[at : at + length])
+        yield Entry(key, text_bytes, data[at : at + length])
         at += length
 
 
 class ShardWriter:
-    """Writes lines to FOLDER/NAME-00000.jsonl.zst, NAME-00001.jsonl.zst, … of about `SHARD_BYTES` of text each."""
+    """Writes lines to FOLDER/NAME-00000.jsonl.zst, NAME-00001.jsonl.zst, … of about `SHARD_BYTES` of text each; none for no lines."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -82,7 +123,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, line: bytes, text_bytes: int) -> None:
-        """Append one line, which carries `text_bytes` bytes of text."""
+        """Append one line, which brings its line end and carries `text_bytes` bytes of text."""
         if self._packer is None or self._in_shard >= SHARD_BYTES:
             self.close()
             self._file = (self.folder / f"{self.name}-{self._shards:05d}.jsonl.zst").open("wb")
@@ -101,3 +142,11 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def write_shard(path: Path, entries: Sequence[Entry]) -> None:
+    """Write entries as one compressed JSONL file."""
+    packer = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    with path.open("wb") as file, packer.stream_writer(file, closefd=False) as writer:
+        for entry in entries:
+            writer.write(entry.line)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmforge.corpus.decode import FALLBACK, Binary, encoding_of, unreadable
+from lmforge.corpus.decode import FALLBACK, Binary, encoding_of, lines_of, unreadable
 from lmforge.corpus.document import Document, Reading
 from lmforge.corpus.files import File, Part, files_of, gathered, walk
 from lmforge.errors import InputError
@@ -24,6 +25,7 @@ CODE = frozenset((
     ".erl", ".dart", ".zig", ".nim", ".d", ".f90", ".f", ".for", ".asm", ".s", ".S", ".v", ".vhd", ".sv", ".ps1", ".bat",
     ".cmake", ".mk", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".proto", ".css", ".vim", ".tcl", ".awk",
 ))  # fmt: skip
+PACKED = (".txt.gz", ".txt.zst", ".txt.bz2")
 NOT_LIBRARY = frozenset(("site-packages", "dist-packages", "__pycache__"))
 TOPICS = "pydoc_data.topics"
 CUT_ABOVE = 256 * 1024  # bytes: a prose file beyond this is cut into documents, so that a single book can be split and shuffled
@@ -36,7 +38,7 @@ LARGEST_CODE = 64 * 1024 * 1024  # bytes: source and markup files beyond this ar
 
 def folder_files(source: Source, notices: Counter[str]) -> list[File]:
     """Prose, markup and source code, by suffix."""
-    return files_of(source, tuple(PROSE | MARKUP | CODE), notices)
+    return files_of(source, (*(PROSE | MARKUP | CODE), *PACKED), notices)
 
 
 def folder_parts(source: Source, notices: Counter[str]) -> list[Part]:
@@ -58,6 +60,11 @@ def read_folder(reading: Reading, part: Part) -> Iterator[Document]:
 
 def _file(reading: Reading, file: File) -> Iterator[Document]:
     suffix, meta, unknown = file.path.suffix, dict[str, Any](), reading.source.genre == "unknown"
+    if file.name.endswith(PACKED):
+        lines = (line.decode("utf-8", "replace") + "\n" for _, line in lines_of(file.path))
+        for number, piece in enumerate(_pieces(lines), 1):
+            yield reading.document(f"{file.name}#{number}", piece, meta={"part": number})
+        return
     encoding = encoding_of(file.path)
     if encoding == FALLBACK:
         meta["encoding"] = f"{FALLBACK} (fallback)"
@@ -65,23 +72,26 @@ def _file(reading: Reading, file: File) -> Iterator[Document]:
     if suffix in CODE | MARKUP and file.size > LARGEST_CODE:
         reading.notices["ignored: source file beyond 64 MiB"] += 1
     elif suffix not in CODE | MARKUP and file.size > CUT_ABOVE:
-        for number, piece in enumerate(_pieces(file.path, encoding), 1):
-            yield reading.document(f"{file.name}#{number}", piece, meta={**meta, "part": number})
+        with file.path.open(encoding=encoding) as opened:
+            for number, piece in enumerate(_pieces(iter(functools.partial(opened.read, PIECE), "")), 1):
+                yield reading.document(f"{file.name}#{number}", piece, meta={**meta, "part": number})
     else:
         text = file.path.read_text(encoding=encoding)
         yield reading.document(file.name, text, "code" if unknown and suffix in CODE else None, meta)
 
 
-def _pieces(path: Path, encoding: str) -> Iterator[str]:
+def _pieces(chunks: Iterable[str]) -> Iterator[str]:
     """Pieces of about `PIECE` characters, cut at a blank line, else a line end, else a space, that lie within the next `PIECE`."""
-    with path.open(encoding=encoding) as file:
-        text = file.read(2 * PIECE)
+    text = ""
+    for chunk in chunks:
+        text += chunk
         while len(text) >= 2 * PIECE:
-            end = next((at + len(mark) for mark in ("\n\n", "\n", " ") if (at := text.find(mark, PIECE)) >= 0), 2 * PIECE)
+            ends = (at + len(mark) for mark in ("\n\n", "\n", " ") if (at := text.find(mark, PIECE, 2 * PIECE)) >= 0)
+            end = next(ends, 2 * PIECE)
             yield text[:end]
-            text = text[end:] + file.read(end)
-        if text:
-            yield text
+            text = text[end:]
+    if text:
+        yield text
 
 
 # This Python's own library

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,13 +17,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lmforge.corpus.build import Places
+import numpy as np
+from numpy.typing import NDArray
+
 from lmforge.corpus.clean import clean, why_dropped
 from lmforge.corpus.decode import lines_of, unreadable
 from lmforge.corpus.files import NOT_TEXTS
 from lmforge.corpus.overlap import text_digest
 from lmforge.corpus.records import JSONL, PARQUET
 from lmforge.corpus.sources import iter_documents
+from lmforge.corpus.splits import split_at, split_bounds, unit
 from lmforge.corpus.texts import CODE, MARKUP, PROSE
 from lmforge.errors import InputError
 from lmforge.model.cost import TRAINING, flops_per_token, training_bytes
@@ -195,19 +199,21 @@ def _split(texts: Path, held: list[str]) -> tuple[float, int, list[str]]:
     for context in (256, 128, 64, 32, 16):
         least = 2 * (context + 1) * LARGEST_BYTES_PER_TOKEN
         for holdout in (0.05, 0.1, 0.2, 0.3):
-            places = Places(holdout, Counter())
-            where = {int.from_bytes(digest[:8], "big") / 2**64: text for digest, text in distinct.items()}
-            places.places.extend(where)
-            valid_below, test_below = places.bounds()
+            where = {unit(digest[:8]): text for digest, text in distinct.items()}
+            bounds = split_bounds(holdout, functools.partial(_in_one, list(where)), Counter)
             parts: dict[str, list[str]] = {"valid": [], "test": [], "train": []}
             for place, text in where.items():
-                parts["valid" if place < valid_below else "test" if place < test_below else "train"].append(text)
+                parts[split_at(place, bounds)].append(text)
             sizes = {name: sum(len(text.encode()) for text in part) for name, part in parts.items()}
             if min(sizes.values()) >= least and sizes["train"] >= 0.3 * sum(sizes.values()):
                 return holdout, context, parts["train"]
     total = sum(len(text.encode()) for text in distinct.values())
     raise InputError(f"{texts}: {len(distinct)} distinct documents of {total:,} bytes are too few to train on and hold some out; "
                      "add texts or split them into more files")
+
+
+def _in_one(places: list[float]) -> list[NDArray[np.float64]]:
+    return [np.array(places, np.float64)]
 
 
 def _supported(train: list[str], wanted: int) -> tuple[int, int]:

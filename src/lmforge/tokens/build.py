@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lmforge.corpus.build import SPLITS, read_documents, read_lines
+from lmforge.corpus.build import read_documents, read_lines
+from lmforge.corpus.splits import SPLITS
 from lmforge.errors import InputError
 from lmforge.progress import Bar, say
 from lmforge.recipe import Recipe
