@@ -41,3 +41,21 @@ def test_rotation_keeps_length_and_turns_by_the_angle() -> None:
     assert torch.allclose(y.norm(dim=-1), x.norm(dim=-1), atol=1e-6)
     assert torch.allclose(y[..., 0], -x[..., 1], atol=1e-6)
     assert torch.allclose(y[..., 1], x[..., 0], atol=1e-6)
+
+
+def test_tokens_that_do_not_count_change_nothing() -> None:
+    """As if they were not there: loss and gradients of the others alone; none at all is a loss of nought."""
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(30, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(11, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 11, (30,), generator=generator)
+    targets[::3] = -1
+    linear_cross_entropy(hidden, weight, targets, 7).backward()
+    expected = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, ignore_index=-1, reduction="sum"), (hidden, weight)
+    )
+    assert hidden.grad is not None
+    assert torch.allclose(hidden.grad, expected[0], atol=1e-5)
+    assert torch.allclose(weight.grad, expected[1], atol=1e-5)
+    assert not hidden.grad[::3].any()
+    assert float(linear_cross_entropy(hidden, weight, torch.full((30,), -1), 7)) == 0

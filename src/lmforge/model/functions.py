@@ -144,8 +144,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
     """Σ −ln softmax(hidden · weightᵀ)[target] over tokens with target ≥ 0; hidden (N,D), weight (V,D), targets (N,) → scalar, nats.
 
     `z_loss` z adds the gradient of z·(log Σ exp(logits))² and nothing to the value (Chowdhery et al. 2022, section 5).
-    Memory O(chunk·V) instead of O(N·V). Wijmans et al. 2024 ("Cut Your Losses"), section 4, without its gradient filtering.
+    Memory O(chunk·V) instead of O(N·V). Wijmans et al. 2024 ("Cut Your Losses"), section 4, without its gradient filtering. Tokens that do
+    not count cost nothing on a CPU; elsewhere the number of rows has to be known beforehand.
     """
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        counted = targets >= 0
+        if not bool(counted.all()):
+            hidden, targets = hidden[counted], targets[counted]
     hidden = hidden.contiguous()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), targets, chunk, z_loss)  # type: ignore[no-untyped-call]
     return loss

@@ -1,0 +1,184 @@
+"""Back-translation from end to end: a translator trained here, its BLEU, its paraphrases, and what they are worth in training.
+
+    python bench/back_translation.py WORK [--data DATA] [--steps 1650]
+
+1. One small prefix language model learns English→German and German→English from 25,000 pairs of Multi30k and a tenth of 47,502 pairs of
+   Tatoeba, through the ordinary recipe (recipe.toml of WORK/translator), on one thread.
+2. BLEU and chrF (sacrebleu) on the 1,000 pairs of Multi30k's test_2016_flickr, both directions, greedy and the best of 4 draws.
+3. The 4,000 English captions that the translator never saw go to German and back: likeness to their texts, and novelty.
+4. Three small language models of the same steps, seeds and sizes: on three quarters of these captions; with paraphrases of them as well;
+   with as much text from word-level augmentation instead. Bits per byte of the captions held out, 800 of them, which nothing was made of.
+
+DATA is the folder with parallel/multi30k and parallel/tatoeba_en_de; by default LMFORGE_DATA or ../shared/data. What is done in WORK is not
+done again. Prints one JSON object, also written to bench/results/back_translation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import sacrebleu
+import torch
+
+from lmforge.corpus.build import build_corpus
+from lmforge.corpus.translate import Likeness, back_translate
+from lmforge.errors import InputError, LmforgeError
+from lmforge.evaluate.language import quick_bits_per_byte
+from lmforge.model.saved import load_model
+from lmforge.model.translator import Translator
+from lmforge.pipeline import run_stages
+from lmforge.progress import say
+from lmforge.recipe import Recipe, parse_recipe
+from lmforge.record import code_version, machine, write_atomic
+from lmforge.tokens.build import build_tokens
+from lmforge.train.loop import train
+
+RESULT = Path(__file__).parent / "results" / "back_translation.json"
+PAIRS = 25_000  # of Multi30k's 29,000; the captions of the rest are what is paraphrased
+SEEDS = (1, 2, 3, 4, 5)
+SHARE = 0.45  # of an arm's training text that is made
+NETWORK = {"layers": 4, "d_model": 128, "heads": 4, "activation": "relu2", "norm": "layernorm", "qk_norm": True, "ngram_rows": 16384}
+TRAINING = {"optimizer": "muon", "matrix_lr": 0.03, "peak_lr": 5e-3, "final_lr": 0.0, "weight_decay": 0.1, "threads": 1, "compile": "off"}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The objects of a gzipped JSONL file."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not there; give the folder of the data with --data or LMFORGE_DATA") from error
+
+
+def write_lines(path: Path, records: list[dict[str, str]]) -> Path:
+    """JSONL, written only where it differs (a file's time is part of what a run was made from)."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if not path.exists() or path.read_text("utf-8") != text:
+        write_atomic(path, text)
+    return path
+
+
+def translator_recipe(pairs: Path, tatoeba: Path, run: Path, steps: int) -> Recipe:
+    """One model for both directions."""
+    return parse_recipe({
+        "name": "translator", "run_dir": run,
+        "corpus": {"holdout": 0.02, "analyse_bytes": 0, "sources": [
+            {"kind": "parallel", "path": pairs, "languages": ["en", "de"]},
+            {"kind": "parallel", "path": tatoeba, "languages": ["en", "de"], "weight": 0.1},
+        ]},
+        "tokens": {"vocab_size": 4096, "context": 128, "packing": "best_fit"},
+        "model": NETWORK,
+        "train": TRAINING | {"steps": steps, "batch_tokens": 4096, "micro_batch_tokens": 2048, "keep": 1, "checkpoint_every": max(1, steps // 10)},
+    })  # fmt: skip
+
+
+def scores(translate: Translator, test: list[dict[str, str]]) -> dict[str, Any]:
+    """BLEU and chrF of both directions, with the seconds each took."""
+    found: dict[str, Any] = {}
+    for source, target in (("en", "de"), ("de", "en")):
+        started = time.perf_counter()
+        made = translate([row[source] for row in test], source, target)
+        seconds = time.perf_counter() - started
+        bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+        wanted = [[row[target] for row in test]]
+        found[f"{source}-{target}"] = {
+            "bleu": round(bleu.corpus_score(made, wanted).score, 2), "chrf": round(chrf.corpus_score(made, wanted).score, 2),
+            "signature": str(bleu.get_signature()), "sentences": len(test), "seconds": round(seconds, 1),
+            "examples": [{"text": row[source], "reference": row[target], "translation": text} for row, text in zip(test[:4], made, strict=False)],
+        }  # fmt: skip
+        say(f"{source}→{target}: BLEU {found[f'{source}-{target}']['bleu']}")
+    return found
+
+
+def paraphrased(translate: Translator, captions: list[str]) -> dict[str, Any]:
+    """Likeness and novelty of English → German → English."""
+    likeness, made = Likeness(), back_translate(captions, translate, "en", "de")
+    for text, other in zip(captions, made, strict=True):
+        likeness.add(text, other)
+    same = sum(text == other for text, other in zip(captions, made, strict=True))
+    examples = [{"text": text, "paraphrase": other} for text, other in zip(captions[:6], made, strict=False)]
+    return likeness.result() | {"unchanged": same / len(captions), "examples": examples}
+
+
+def arm(name: str, synthesis: list[dict[str, Any]], captions: Path, translator: Translator, work: Path, steps: int) -> dict[str, Any]:
+    """Bits per byte of the held-out captions for one way to make the training text, for each seed."""
+    recipe = parse_recipe({
+        "corpus": {"holdout": 0.25, "min_chars": 1, "analyse_bytes": 0, "synthetic_share": 0.5, "synthesis": synthesis,
+                   "sources": [{"kind": "jsonl", "path": captions}]},
+        "tokens": {"vocab_size": 1024, "context": 128},
+        "model": NETWORK | {"layers": 3, "ngram_rows": 0},
+        "train": TRAINING | {"steps": steps, "batch_tokens": 2048, "micro_batch_tokens": 2048, "keep": 1},
+    })  # fmt: skip
+    figures = build_corpus(recipe, work / name / "corpus", dict.fromkeys(range(len(synthesis)), translator))
+    tokens = build_tokens(recipe, work / name / "corpus", work / name / "tokens")
+    bits = []
+    for seed in SEEDS:
+        run = work / name / f"seed-{seed}"
+        if not (run / "model" / "manifest.json").exists():
+            train(recipe.model_copy(update={"seed": seed}), work / name / "tokens", run / "train", run / "model")
+        bits.append(quick_bits_per_byte(load_model(run / "model"), work / name / "tokens", "test", 128, 1_000_000))
+        say(f"{name}, seed {seed}: {bits[-1]:.4f} bits per byte")
+    return {
+        "bits_per_byte": statistics.mean(bits), "standard_deviation": statistics.stdev(bits), "each_seed": bits, "steps": steps,
+        "train_bytes": figures["splits"]["train"]["bytes"], "test_documents": figures["splits"]["test"]["documents"],
+        "synthetic": figures["synthetic"], "tokens_train": tokens["tokens_train"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2] / "shared" / "data"))
+    parser.add_argument("--steps", type=int, default=1650, help="of the translator")
+    parser.add_argument("--arm-steps", type=int, default=240, help="of each language model")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work, multi30k = arguments.work.resolve(), arguments.data.resolve() / "parallel" / "multi30k"
+    training, test = rows(multi30k / "train.en_de_fr_cs.jsonl.gz"), rows(multi30k / "test_2016_flickr.en_de_fr_cs.jsonl.gz")
+    pairs = write_lines(work / "pairs.jsonl", [{"en": row["en"], "de": row["de"]} for row in training[:PAIRS]])
+    captions = write_lines(work / "captions.jsonl", [{"text": row["en"] + "\n"} for row in training[PAIRS:]])
+    tatoeba = arguments.data.resolve() / "parallel" / "tatoeba_en_de" / "train.jsonl.gz"
+    recipe = translator_recipe(pairs, tatoeba, work / "translator", arguments.steps)
+    stages = run_stages(recipe, recipe.directory, until="train")
+    write_atomic(work / "translator" / "stages.json", json.dumps(stages, indent=1))
+    translate = Translator.load(work / "translator")
+    result: dict[str, Any] = {
+        "translator": {key: stages["train"][key] for key in ("parameters", "steps", "tokens", "seconds", "valid_bits_per_byte", "way")},
+        "greedy": scores(translate, test),
+        "best_of_4_draws": scores(Translator.load(work / "translator", temperature=0.5, tries=4), test),
+        "paraphrases": paraphrased(translate, [row["en"] for row in training[PAIRS:]]),
+    }  # fmt: skip
+    made = {"share": SHARE}
+    ways: dict[str, list[dict[str, Any]]] = {
+        "without": [], "back_translation": [made | {"method": "back_translation", "model": work / "translator"}],
+        "augment": [made | {"method": "augment"}],
+    }  # fmt: skip
+    result["arms"] = {name: arm(name, synthesis, captions, translate, work, arguments.arm_steps) for name, synthesis in ways.items()}
+    base = result["arms"]["without"]["bits_per_byte"]
+    result |= {
+        "relative_bits": {name: found["bits_per_byte"] / base for name, found in result["arms"].items()},
+        "machine": machine(),
+        "versions": {"lmforge": code_version(), "torch": torch.__version__, "sacrebleu": sacrebleu.__version__, "python": platform.python_version()},
+        "command": shlex.join(["python", "bench/back_translation.py", *sys.argv[1:]]),
+    }  # fmt: skip
+    text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
+    write_atomic(RESULT, text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LmforgeError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
