@@ -41,8 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_neighbours_and_order_change_nothing(run: Path) -> None:
     texts = ["A dog.", "The old house is big", "cat", "", "x" * 400, "one tree"]
-    for temperature, tries in ((0.0, 1), (1.0, 1), (1.0, 3)):
-        translate = Translator.load(run, temperature, tries)
+    for temperature, tries, beams in ((0.0, 1, 1), (0.0, 1, 3), (1.0, 1, 1), (1.0, 3, 1)):
+        translate = Translator.load(run, temperature, tries, beams=beams)
         together = translate(texts, "en", "de")
         assert together[3] == together[4] == ""  # nothing to say, and too long to be said
         assert translate(texts[::-1], "en", "de") == together[::-1]

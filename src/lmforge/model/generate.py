@@ -77,6 +77,21 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tupl
     return model.head(last), cache
 
 
+class Continuation:
+    """Rows of tokens being continued: `logits` (B,V) after the last token of each, and the cache that a next token needs."""
+
+    def __init__(self, model: GPT, histories: Sequence[Sequence[int]], capacity: int) -> None:
+        self.model = model
+        self.logits, self.cache = prefill(model, histories, capacity)
+
+    def push(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
+        """Add a token to each row; with `parents`, row i goes on from what was row parents[i]."""
+        device = self.cache.lengths.device
+        if parents is not None:
+            self.cache.select(torch.tensor(parents, device=device))
+        self.logits = self.model(torch.tensor(tokens, device=device)[:, None], self.cache)[:, -1]
+
+
 @torch.inference_mode()
 def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Iterator[list[Drawn]]:
     """Continue every prompt; yields, step by step, the token drawn for each unfinished row.
@@ -98,11 +113,11 @@ def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sam
     made = [0] * len(prompts)
     live = [row for row, sampling in enumerate(samplings) if sampling.max_tokens > 0]
     slots = list(live)  # slots[i] is the prompt that row i of the cache belongs to
-    logits, cache = prefill(model, [histories[row] for row in slots], context) if live else (torch.empty(0), None)
+    continued = Continuation(model, [histories[row] for row in slots], context) if live else None
     while live:
-        assert cache is not None
+        assert continued is not None
         step = []
-        rows = logits.float().cpu()
+        rows = continued.logits.float().cpu()
         for slot, row in enumerate(slots):
             if row not in live:
                 histories[row].append(0)
@@ -115,16 +130,15 @@ def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sam
         live = [row for row in live if not any(drawn.row == row and drawn.finish for drawn in step)]
         if not live:
             return
-        if cache.extent >= context or len(live) <= len(slots) // 2:
+        if continued.cache.extent >= context or len(live) <= len(slots) // 2:
             # The context is full, or most rows have ended: start again from what the live rows still need.
             slots = list(live)
             for row in slots:
                 if len(histories[row]) > context:  # its own length decides, not its neighbours'
                     histories[row] = histories[row][-(context // 2) :]
-            logits, cache = prefill(model, [histories[row] for row in slots], context)
+            continued = Continuation(model, [histories[row] for row in slots], context)
         else:
-            tokens = torch.tensor([[histories[row][-1]] for row in slots], device=cache.lengths.device)
-            logits = model(tokens, cache)[:, -1]
+            continued.push([histories[row][-1] for row in slots])
 
 
 def _draw(row: int, logits: Tensor, sampling: Sampling, generator: torch.Generator, last: bool) -> Drawn:

@@ -20,6 +20,7 @@ import torch
 
 from lmforge.corpus.translate import prompt_of
 from lmforge.errors import InputError
+from lmforge.model.beam import beam_search
 from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT
 from lmforge.model.saved import TOKENIZER, load_model
@@ -32,24 +33,25 @@ MORE, TIMES = 16, 2.0  # a translation is at most so much longer than its text, 
 
 @dataclasses.dataclass(frozen=True)
 class Translator:
-    """`temperature` 0 takes the likeliest token each time. Above it tokens are drawn, `tries` times for each text, and the translation of
-    the highest probability per token is taken; the draw depends on text and seed alone."""
+    """`temperature` 0 takes the likeliest token each time, or with `beams` the likeliest text found. Above it tokens are drawn, `tries` times
+    for each text, and the translation of the highest probability per token is taken; the draw depends on text and seed alone."""
 
     model: GPT
     tokenizer: Tokenizer
     temperature: float = 0.0
     tries: int = 1
     seed: int = 1
+    beams: int = 1
 
     @classmethod
-    def load(cls, run: Path, temperature: float = 0.0, tries: int = 1, seed: int = 1) -> Translator:
+    def load(cls, run: Path, temperature: float = 0.0, tries: int = 1, seed: int = 1, beams: int = 1) -> Translator:
         """From a run, or from the folder of a model.
 
         Raises:
             InputError: no finished model there.
         """
         directory = model_directory(run)
-        return cls(load_model(directory), Tokenizer.load(directory / TOKENIZER), temperature, tries, seed)
+        return cls(load_model(directory), Tokenizer.load(directory / TOKENIZER), temperature, tries, seed, beams)
 
     def __call__(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """The translations, in the order of the texts; "" for a text that with its translation would not fit the context."""
@@ -67,6 +69,8 @@ class Translator:
         return found
 
     def _best(self, prompts: list[list[int]], limits: list[int]) -> list[str]:
+        if self.beams > 1 and not self.temperature:
+            return [self._text(found.tokens) for found in beam_search(self.model, prompts, limits, self._stop(), self.beams)]
         best = list(self._tried(prompts, limits, 0))
         for again in range(1, self.tries if self.temperature else 1):
             best = [max(one, other) for one, other in zip(best, self._tried(prompts, limits, again), strict=True)]
@@ -74,9 +78,8 @@ class Translator:
 
     def _tried(self, prompts: list[list[int]], limits: list[int], again: int) -> Iterator[tuple[float, str]]:
         """For each prompt (mean log-probability of a token, translation)."""
-        stop = (self.tokenizer.end_of_text, *self.tokenizer.encode("\n"))
         samplings = [
-            Sampling(max_tokens=limit, temperature=self.temperature, seed=_seed(prompt, self.seed, again), stop_ids=stop)
+            Sampling(max_tokens=limit, temperature=self.temperature, seed=_seed(prompt, self.seed, again), stop_ids=self._stop())
             for prompt, limit in zip(prompts, limits, strict=True)
         ]
         tokens: list[list[int]] = [[] for _ in prompts]
@@ -87,7 +90,13 @@ class Translator:
                 if drawn.finish != "stop":
                     tokens[drawn.row].append(drawn.token)
         for row, chance in zip(tokens, chances, strict=True):
-            yield sum(chance) / max(1, len(chance)), self.tokenizer.decode(row).split("\n")[0].strip()
+            yield sum(chance) / max(1, len(chance)), self._text(row)
+
+    def _stop(self) -> tuple[int, ...]:
+        return (self.tokenizer.end_of_text, *self.tokenizer.encode("\n"))
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens).split("\n")[0].strip()
 
 
 def _seed(prompt: Sequence[int], seed: int, again: int) -> int:
