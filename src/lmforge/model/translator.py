@@ -123,7 +123,7 @@ def fingerprint(run: Path) -> str:
     """
     found = content_hash(model_directory(run))
     if found is None:
-        raise InputError(f"{run}: its model is not complete (the manifest is missing); train it to its end")
+        raise InputError(f"{run}: its model is not complete (a file is missing or altered); train it to its end")
     return found
 
 
