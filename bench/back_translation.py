@@ -1,6 +1,6 @@
 """Back-translation from end to end: a translator trained here, its BLEU, its paraphrases, and what they are worth in training.
 
-    python bench/back_translation.py WORK [--data DATA] [--steps 1000]
+    python bench/back_translation.py WORK [--data DATA] [--steps 1000 | --translator MODEL]
 
 1. One small prefix language model learns English→German and German→English from 25,000 pairs of Multi30k and a tenth of 47,502 pairs of
    Tatoeba, through the ordinary recipe (recipe.toml of WORK/translator), on one thread.
@@ -35,7 +35,7 @@ from lmforge.corpus.translate import Likeness, back_translate
 from lmforge.errors import InputError, LmforgeError
 from lmforge.evaluate.language import quick_bits_per_byte
 from lmforge.model.saved import load_model
-from lmforge.model.translator import Translator
+from lmforge.model.translator import Translator, model_directory
 from lmforge.pipeline import run_stages
 from lmforge.progress import say
 from lmforge.recipe import Recipe, parse_recipe
@@ -80,6 +80,21 @@ def translator_recipe(pairs: Path, tatoeba: Path, run: Path, steps: int) -> Reci
         "model": NETWORK,
         "train": TRAINING | {"steps": steps, "batch_tokens": 4096, "micro_batch_tokens": 2048, "keep": 1, "checkpoint_every": max(1, steps // 10)},
     })  # fmt: skip
+
+
+def trained(recipe: Recipe) -> Path:
+    """The translator's run, brought up to date."""
+    run_stages(recipe, recipe.directory, until="train")
+    return recipe.directory
+
+
+def described(model: Path) -> dict[str, Any]:
+    """What is known of a translator: its shape, and how far its training went."""
+    config = json.loads((model_directory(model) / "config.json").read_text())
+    found = {"parameters": sum(each.numel() for each in load_model(model_directory(model)).parameters()), "notes": config["notes"]}
+    journal = next((folder / "train" / "metrics.jsonl" for folder in (model, *model.parents) if (folder / "train" / "metrics.jsonl").exists()), None)
+    steps = [json.loads(line) for line in journal.read_text().splitlines()] if journal else []
+    return found | {"last_step": steps[-1] if steps else None, "validation": [step for step in steps if "valid_bits_per_byte" in step][-1:]}
 
 
 def scores(translate: Translator, test: list[dict[str, str]]) -> dict[str, Any]:
@@ -140,6 +155,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2] / "shared" / "data"))
     parser.add_argument("--steps", type=int, default=1000, help="of the translator")
+    parser.add_argument("--translator", type=Path, help="a run or checkpoint trained before, instead of training one")
     parser.add_argument("--arm-steps", type=int, default=160, help="of each language model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -148,21 +164,16 @@ def main() -> None:
     pairs = write_lines(work / "pairs.jsonl", [{"en": row["en"], "de": row["de"]} for row in training[:PAIRS]])
     captions = write_lines(work / "captions.jsonl", [{"text": row["en"] + "\n"} for row in training[PAIRS:]])
     tatoeba = arguments.data.resolve() / "parallel" / "tatoeba_en_de" / "train.jsonl.gz"
-    recipe = translator_recipe(pairs, tatoeba, work / "translator", arguments.steps)
-    stages = run_stages(recipe, recipe.directory, until="train")
-    write_atomic(work / "translator" / "stages.json", json.dumps(stages, indent=1))
-    translate = Translator.load(work / "translator")
-    result: dict[str, Any] = {
-        "translator": {key: stages["train"][key] for key in ("parameters", "steps", "tokens", "seconds", "valid_bits_per_byte", "way")},
-        "greedy": scores(translate, test),
-        "beam_4": scores(Translator.load(work / "translator", beams=4), test),
-        "paraphrases": paraphrased(translate, [row["en"] for row in training[PAIRS : PAIRS + 500]]),
-    }  # fmt: skip
+    model = arguments.translator or trained(translator_recipe(pairs, tatoeba, work / "translator", arguments.steps))
+    translate = Translator.load(model)
+    result: dict[str, Any] = {"translator": described(model), "greedy": scores(translate, test)}
+    result["paraphrases"] = paraphrased(translate, [row["en"] for row in training[PAIRS : PAIRS + 500]])
     made = {"share": SHARE}
     ways: dict[str, list[dict[str, Any]]] = {
-        "without": [], "back_translation": [made | {"method": "back_translation", "model": work / "translator"}],
+        "without": [], "back_translation": [made | {"method": "back_translation", "model": model}],
         "augment": [made | {"method": "augment"}],
     }  # fmt: skip
+    result["beam_4"] = scores(Translator.load(model, beams=4), test)
     result["arms"] = {name: arm(name, synthesis, captions, translate, work, arguments.arm_steps) for name, synthesis in ways.items()}
     base = result["arms"]["without"]["bits_per_byte"]
     result |= {
