@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import sys
 import types
 from pathlib import Path
@@ -15,8 +14,8 @@ from lmforge.errors import InputError
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.model.saved import model_tensors, write_model
 from lmforge.model.translator import HubTranslator, Translator, fingerprint, model_directory
-from lmforge.pipeline import run_stages, states
-from lmforge.recipe import load_recipe, parse_recipe
+from lmforge.pipeline import run_stages
+from lmforge.recipe import parse_recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import train_tokenizer
 
@@ -122,23 +121,3 @@ def test_a_toy_language_is_learned_through_the_ordinary_recipe(tmp_path: Path) -
     wanted = [" ".join(WORDS[word] for word in line.split()) for line in held]
     assert sum(a == b for a, b in zip(translate(held, "en", "de"), wanted, strict=True)) >= 36
     assert sum(a == b for a, b in zip(translate(wanted, "de", "en"), held, strict=True)) >= 36
-
-
-def test_a_recipe_names_the_model_and_goes_stale_with_it(run: Path, tmp_path: Path) -> None:
-    """`[[corpus.synthesis]] method = "back_translation"` from a recipe's file to labelled documents; the model is an input of the stage."""
-    shutil.copytree(run, tmp_path / "translator")
-    rng = random.Random(5)
-    texts = "".join(json.dumps({"text": f"The {' '.join(rng.choices(list(WORDS), k=4))}. {number}"}) + "\n" for number in range(60))
-    (tmp_path / "a.jsonl").write_text(texts)
-    (tmp_path / "recipe.toml").write_text(
-        f'run_dir = "{tmp_path / "run"}"\n[corpus]\nmin_chars = 1\nholdout = 0.2\nanalyse_bytes = 0\n[[corpus.sources]]\nkind = "jsonl"\n'
-        'path = "a.jsonl"\n[[corpus.synthesis]]\nmethod = "back_translation"\nmodel = "translator"\nshare = 0.2\n'
-    )
-    recipe = load_recipe(tmp_path / "recipe.toml")
-    figures = run_stages(recipe, recipe.directory, until="corpus")["corpus"]["synthetic"]
-    assert figures["methods"]["back_translation"]["documents"] > 3
-    assert figures["share"] <= 0.2
-    assert states(recipe, recipe.directory)[0].state == "done"
-    (tmp_path / "translator" / "model" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="not complete"):
-        run_stages(recipe, recipe.directory, until="corpus")
