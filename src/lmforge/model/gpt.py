@@ -122,10 +122,13 @@ class GPT(nn.Module):
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
 
     def initialise(self, seed: int) -> None:
-        """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers)."""
+        """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers).
+
+        The n-gram tables begin at zero: a row that training never met must add nothing, not noise (docs/log.md).
+        """
         generator = torch.Generator(device=next(self.parameters()).device).manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name.startswith("ngrams."):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
                 nn.init.ones_(parameter)
