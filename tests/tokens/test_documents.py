@@ -1,6 +1,7 @@
 """Documents become the same tokens in one process and in several; loss spans choose tokens by their bytes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.errors import InputError
+from lmforge.errors import InputError, LmforgeError
 from lmforge.tokens import documents as module
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.tokens.chat import render_conversation
@@ -59,6 +60,16 @@ def test_only_so_much_is_read_ahead(saved: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_error_in_a_worker_is_told(saved: Path) -> None:
     with pytest.raises(InputError, match=r"corpus document 'd7': meta\.loss_spans"):
         list(encode_lines([line("ab", loss_spans=[[0, 9]])], saved, 2))
+
+
+def test_a_worker_that_dies_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_encode", die)
+    with pytest.raises(LmforgeError, match=r"one of the 2 processes that encode died .*; set tokens\.workers lower"):
+        list(encode_lines([line("ab")], saved, 2))
+
+
+def die(_batch: list[bytes]) -> None:
+    os._exit(9)
 
 
 @given(st.text(alphabet="ab cdï日\n🙂", max_size=30), st.data())

@@ -15,13 +15,14 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmforge.errors import InputError
+from lmforge.errors import InputError, LmforgeError
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.chat import render_conversation
 from lmforge.tokens.shards import token_dtype
@@ -44,6 +45,7 @@ def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> 
 
     Raises:
         InputError: loss spans or messages that are not of their form (names the document).
+        LmforgeError: a process died.
     """
     batches = _batches(lines)
     if workers == 1:
@@ -53,8 +55,8 @@ def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> 
         return
     # "spawn": a fork would copy this process's threads in the middle of whatever they do.
     context = multiprocessing.get_context("spawn")
+    waiting: deque[Future[list[Encoded]]] = deque()
     with ProcessPoolExecutor(workers, context, _begin, (tokenizer_file,)) as pool:
-        waiting: deque[Future[list[Encoded]]] = deque()
         try:
             for batch in batches:
                 waiting.append(pool.submit(_encode, batch))
@@ -62,6 +64,8 @@ def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> 
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise LmforgeError(f"tokens: one of the {workers} processes that encode died (out of memory?); set tokens.workers lower") from error
         finally:
             for future in waiting:
                 future.cancel()

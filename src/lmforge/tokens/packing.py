@@ -2,7 +2,7 @@
 
 `Ring`: the group's N tokens are a ring, cut into R = ⌊N / context⌋ rows wherever they end, one piece a row.
 `BestFit`: rows are put together from whole documents (best fit, longest first: Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling", section 3). The ring is cut into blocks of about 256 rows, each packed alone into exactly its tokens / context rows: documents
+Modeling", section 3). The ring is cut into blocks of about 16 M tokens, each packed alone into exactly its tokens / context rows: documents
 longer than a row are cut first, and those that fit nowhere whole at the end are cut to fill the holes, so no row is padded, every block
 has equally many rows, and a row is found by packing its block alone.
 
@@ -20,11 +20,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lmforge.compiled import compiled
+from lmforge.compiled import Number, compiled
 
 Array = NDArray[np.int64]
+Words = NDArray[np.uint64]
 Starts = Callable[[int, int], Array]  # (start, stop) → the places of the documents that begin there
-BLOCK_ROWS = 256  # more rows leave fewer documents to cut (docs/log.md), fewer are packed sooner
+# Packed together and visited together: few would put neighbours into one batch and cut more documents, many take long to pack.
+BLOCK_TOKENS, LEAST_ROWS = 1 << 24, 256
 _ROUNDS = 6
 
 
@@ -64,13 +66,13 @@ class Ring:
 class BestFit:
     """Rows of `context` tokens packed from the documents of a ring of `tokens`, which `starts` finds."""
 
-    def __init__(self, tokens: int, starts: Starts, context: int, seed: int, group: int = 0, block_rows: int = BLOCK_ROWS) -> None:
+    def __init__(self, tokens: int, starts: Starts, context: int, seed: int, group: int = 0, block_rows: int = 0) -> None:
         self.tokens, self.starts, self.context, self.seed, self.group = tokens, starts, context, seed, group
         rows = max(1, tokens // context)
-        self.blocks = max(1, round(rows / block_rows))
+        self.blocks = max(1, round(rows / (block_rows or max(LEAST_ROWS, BLOCK_TOKENS // context))))
         self.block_rows = rows // self.blocks
         self.rows = self.blocks * self.block_rows  # of an epoch
-        self._plan = lru_cache(maxsize=8)(self._pack)
+        self._plan = lru_cache(maxsize=3)(self._pack)
 
     def pieces(self, numbers: Array) -> Pieces:
         """The pieces of each row, in the order they stand in it."""
@@ -179,23 +181,26 @@ def _epoch_keys(seed: int, *place: int) -> tuple[tuple[int, ...], int]:
 def permute(places: Array, size: int, keys: tuple[int, ...]) -> Array:
     """The images of `places` under the permutation of range(`size`) that `keys` choose: a balanced Feistel network over 2h bits,
     4^h < 4·size, applied again until the image is below `size` (fewer than four times on average)."""
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    words = [np.uint64(key) for key in keys]
-    result = places.astype(np.uint64)
-    outside = np.ones(result.shape, dtype=bool)
-    while outside.any():
-        left, right = result[outside] >> half, result[outside] & mask
-        for key in words:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
-        result[outside] = left << half | right
-        outside = result >= size
-    return result.astype(np.int64)
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    images = np.ascontiguousarray(places, dtype=np.int64).view(np.uint64).copy()
+    _walk(images, np.uint64(size), np.array(keys, dtype=np.uint64), np.uint64(half), np.uint64((1 << half) - 1))
+    return images.view(np.int64)
 
 
-def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014): every input bit moves every output bit."""
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    result: NDArray[np.uint64] = word ^ (word >> np.uint64(31))
-    return result
+@compiled
+def _walk(images: Words, size: Number, keys: Words, half: Number, mask: Number) -> None:
+    """`permute` in place. The rounds mix by SplitMix64's finaliser (Steele, Lea & Flood 2014): every input bit moves every output bit."""
+    for place in range(len(images)):
+        image = images[place]
+        inside = False
+        while not inside:
+            left, right = image >> half, image & mask
+            for key in keys:
+                word = right ^ key
+                word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                word ^= word >> np.uint64(31)
+                left, right = right, left ^ (word & mask)
+            image = (left << half) | right
+            inside = image < size
+        images[place] = image
