@@ -60,6 +60,8 @@ def prepare(document: Document, settings: Corpus, notices: Counter[str] | None =
     `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process. Models
     that the settings ask for are loaded (or trained on their examples) at the first document.
     """
+    if "loss_spans" in document["meta"]:  # which point into the text as it is: sentence pairs, tasks, conversations
+        return document, None if document["text"].strip() else "too_short"
     genre, text = document["genre"], clean(document["text"])
     if genre == "web" and "boilerplate" in settings.rules:
         text = _layout(without_boilerplate(text, "punctuation" in settings.rules, notices))
