@@ -1,6 +1,6 @@
 """Main content of web pages: ours against trafilatura, on pages with the text that should come out.
 
-    python bench/html.py PAGES.jsonl.gz --peer .peers/venv/bin/python --peer .peers/trafilatura/bin/python
+    python bench/extraction.py PAGES.jsonl.gz --peer .peers/venv/bin/python --peer .peers/trafilatura/bin/python
 
 PAGES holds one object a line: html, expected_text. Each peer is a Python that has trafilatura installed; it runs as a process of its
 own that is handed the pages once and then times itself, so that no transport is in its figure. Rounds alternate: ours, peer, ours,
@@ -33,7 +33,7 @@ from lmforge.corpus.web import page_text
 from lmforge.progress import say
 from lmforge.record import code_version, machine, write_atomic
 
-RESULT = Path(__file__).parent / "results" / "html.json"
+RESULT = Path(__file__).parent / "results" / "extraction.json"
 PEER = r"""
 import importlib, json, sys, time
 import trafilatura
@@ -131,7 +131,7 @@ def main() -> None:
     result = {
         "against": against, "time_over_parsing_alone": round(ours["seconds"] / table["parsing_alone"]["seconds"], 2),
         "pages": len(pages), "bytes": size, "ways": table, "machine": machine(), "code": code_version(),
-        "command": shlex.join(["python", "bench/html.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "bench/extraction.py", *sys.argv[1:]]),
     }  # fmt: skip
     write_atomic(RESULT, (json.dumps(result, indent=1) + "\n").encode())
     print(json.dumps(result, indent=1))
