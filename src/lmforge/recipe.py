@@ -152,6 +152,8 @@ class Quality(Section):
     bad: Path
     threshold: Share = 0.5  # least probability of being good
     model: Path | None = None  # where the trained classifier is kept (.npz); default: trained anew in each process
+
+
 class Synthesis(Section):
     """Documents made from those of the training split; `share` of the training text is to be of this kind."""
 

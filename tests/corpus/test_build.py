@@ -243,3 +243,14 @@ def check_planted(corpus: Path, ids: dict[str, set[str]]) -> None:
         print(f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {hits / max(1, len(found)):.4f}")
         assert hits / len(ids[kind]) >= recall
         assert hits / len(found) >= precision
+
+
+def test_trained_filters_tell_how_well_they_do(tmp_path: Path) -> None:
+    noise = [" ".join(random.Random(-number).choices(["qzx", "jjk", "vvw", "kqz", "wxz"], k=40)) + "\n" for number in range(1, 61)]
+    quality = {"good": jsonl(tmp_path / "good.jsonl", [text(1000 + number) for number in range(60)]), "bad": jsonl(tmp_path / "bad.jsonl", noise)}
+    source = jsonl(tmp_path / "a.jsonl", [text(number) for number in range(60)] + noise[:5])
+    build_corpus(recipe(source, quality=quality), tmp_path / "corpus")
+    filters = json.loads((tmp_path / "corpus" / "statistics.json").read_text())["filters"]
+    assert filters["quality_classifier"]["accuracy"] > 0.9
+    build_corpus(recipe(source), tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / "statistics.json").read_text())["filters"] == {}

@@ -192,6 +192,8 @@ def test_rope_scaling_stretches_the_slow_angles(scaling: str) -> None:
         assert (factor.diff() > -1e-4).all()
     size = rotations(dataclasses.replace(wide, rope_scaling=scaling, rope_trained=1024), 4).abs()
     assert size.mean() == pytest.approx(0.1 * math.log(4) + 1 if scaling == "yarn" else 1, rel=1e-5)
+
+
 def test_ngrams_never_met_add_nothing() -> None:
     """Tables that begin at random put noise under every n-gram that training did not show."""
     tokens = torch.arange(12).view(2, 6)

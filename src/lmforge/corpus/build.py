@@ -24,7 +24,7 @@ import orjson
 
 from lmforge.corpus import overlap, spool
 from lmforge.corpus.analyse import analyse
-from lmforge.corpus.clean import filters_fingerprint
+from lmforge.corpus.clean import filters_fingerprint, filters_report
 from lmforge.corpus.decode import lines_of
 from lmforge.corpus.decontaminate import build_index, measure_recall, read_benchmarks
 from lmforge.corpus.executors import run_tasks
@@ -215,6 +215,7 @@ class _Build:
             "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
             "notices": dict(sorted(notices.items())), "copies": sum(each["copies"] for each in splits.values()),
             "overlap": self._overlap(settled, dropped, compared, pairs, lines),
+            "filters": filters_report(self.recipe.corpus),
             **{name: value for name, value in measured.items() if name not in ("documents", "bytes", "words", "entropy")},
         }  # fmt: skip
         return figures, samples
