@@ -33,7 +33,7 @@ check: setup    ## style, types, import direction, every README command
 	$(THREADS) $(BIN)/python -m pytest tests/test_architecture.py tests/test_readme.py
 
 bench: setup    ## every benchmark that needs nothing beside the project, one after another
-	$(BIN)/python bench/int8.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/int8.py
 	$(BIN)/python bench/kneser_ney.py runs/laptop
 
 clean:          ## remove the environment and caches (runs/ stays)
