@@ -26,8 +26,12 @@ def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_giving_memory_back_is_harmless_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator.give_back_freed_memory()
 
+    asked: list[str] = []
+
     def missing(name: str) -> None:
+        asked.append(name)
         raise OSError(name)
 
     monkeypatch.setattr(allocator.ctypes, "CDLL", missing)
     allocator.give_back_freed_memory()
+    assert asked == ["libc.so.6"]

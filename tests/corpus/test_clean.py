@@ -90,7 +90,8 @@ def test_clean_keeps_python_source_parseable_and_its_names() -> None:
 @settings(deadline=None)
 def test_clean_keeps_any_string_literal_parseable(values: list[str]) -> None:
     source = "".join(f"if True:\n\tx{number} = {value!r}  \r\n" for number, value in enumerate(values))
-    ast.parse(clean(source))
+    tree = ast.parse(clean(source))
+    assert [type(node) for node in tree.body] == [ast.If] * len(values)
 
 
 @pytest.mark.parametrize(

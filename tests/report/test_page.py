@@ -84,7 +84,7 @@ def test_nothing_run_yet(tmp_path: Path) -> None:
 def test_a_part_that_is_missing_is_no_error(finished_run: Path, lost: str) -> None:
     path = finished_run / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    read(finished_run)
+    assert read(finished_run)
 
 
 def test_altered_outputs_and_earlier_inputs_show_as_such(finished_run: Path) -> None:
@@ -169,4 +169,4 @@ def test_no_content_of_the_files_is_an_exception(data: st.DataObject) -> None:
             path.write_text("\n".join(json.dumps(data.draw(damaged(json.loads(line)), label=path.name)) for line in lines))
         broken = data.draw(st.sampled_from(["record.json", "train/metrics.jsonl", "scores/kneser_ney.json", "recipe.toml"]))
         (run / broken).write_bytes(data.draw(st.binary(max_size=40)))
-        read(run)
+        assert read(run)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from lmforge.tokens.pieces import Bytes, as_bytes, classes_for, fingerprint, joi
 Integers = NDArray[np.int64]
 Short = NDArray[np.int32]
 BATCH_BYTES = 1 << 20
+Item = TypeVar("Item", str, bytes)
 LEAST_ROOM = 1 << 20  # bytes of a table, whatever the budget
 _ENTRY = 32  # bytes of a piece's entry in a table beside its own bytes: print, end, count, and two slots of 4
 
@@ -261,7 +263,7 @@ def weighted_pieces(pairs: Iterable[tuple[bytes, int]]) -> Pieces:
 def _fill(tables: list[_Table], texts: Iterable[str], superwords: bool) -> None:
     """Hand batches of texts to one thread a table."""
     if len(tables) == 1:
-        for batch in _batches(texts):
+        for batch in batches(texts, BATCH_BYTES):
             tables[0].add_texts(batch, superwords)
         return
     waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=len(tables))
@@ -279,7 +281,7 @@ def _fill(tables: list[_Table], texts: Iterable[str], superwords: bool) -> None:
     for worker in workers:
         worker.start()
     try:
-        for batch in _batches(texts):
+        for batch in batches(texts, BATCH_BYTES):
             waiting.put(batch)
     finally:
         for _ in workers:
@@ -290,13 +292,14 @@ def _fill(tables: list[_Table], texts: Iterable[str], superwords: bool) -> None:
         raise failed[0]
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def batches(items: Iterable[Item], least: int) -> Iterator[list[Item]]:
+    """Lists of items in their order, each list ended by the item that brings the sum of their lengths to `least`."""
+    batch: list[Item] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if size >= least:
             yield batch
             batch, size = [], 0
     if batch:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from lmforge.errors import InputError, LmforgeError
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.chat import render_conversation
+from lmforge.tokens.count import batches
 from lmforge.tokens.shards import token_dtype
 
 BATCH_BYTES = 1_000_000  # of lines encoded at a time: memory is about twenty times this per process
@@ -47,10 +48,10 @@ def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> 
         InputError: loss spans or messages that are not of their form (names the document).
         LmforgeError: a process died.
     """
-    batches = _batches(lines)
+    parts = batches(lines, BATCH_BYTES)
     if workers == 1:
         tokenizer = Tokenizer.load(tokenizer_file)
-        for batch in batches:
+        for batch in parts:
             yield encode_batch(batch, tokenizer)
         return
     # "spawn": a fork would copy this process's threads in the middle of whatever they do.
@@ -58,7 +59,7 @@ def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> 
     waiting: deque[Future[list[Encoded]]] = deque()
     with ProcessPoolExecutor(workers, context, _begin, (tokenizer_file,)) as pool:
         try:
-            for batch in batches:
+            for batch in parts:
                 waiting.append(pool.submit(_encode, batch))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
@@ -83,19 +84,6 @@ def _begin(tokenizer_file: Path) -> None:
 def _encode(batch: list[bytes]) -> list[Encoded]:
     assert _tokenizer is not None
     return encode_batch(batch, _tokenizer)
-
-
-def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def encode_batch(lines: Sequence[bytes], tokenizer: Tokenizer) -> list[Encoded]:
