@@ -255,14 +255,10 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = Fals
     """
     special = _special(vocab_size, chat)
     max_ram, threads = max_ram or machine_share(), threads or len(os.sched_getaffinity(0))
-    pieces = _counted(documents, False, max_ram, threads)
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
-    learned = _learn_words(pieces, first, special, progress)
-    del pieces
+    learned = _learn_words(_counted(documents, False, max_ram, threads), first, special, progress)
     if superwords:
-        lines = _counted(documents, True, max_ram, threads)
-        learned = _learn_lines(lines, learned, vocab_size, progress)
-        del lines
+        learned = _learn_lines(_counted(documents, True, max_ram, threads), learned, vocab_size, progress)
     return _finished(learned, vocab_size, special, superwords)
 
 
@@ -302,7 +298,9 @@ def _learn_words(pieces: Pieces, vocab_size: int, special: Sequence[str], progre
     tokens = [*(name.encode() for name in special), *(bytes([byte]) for byte in _ALPHABET)]
     ends = np.cumsum([len(token) for token in tokens], dtype=np.int64)
     known = Learned(as_bytes(b"".join(tokens)), ends, np.empty((0, 3), dtype=np.int32), len(special))
-    return learn(_token_of_byte(len(special))[pieces.data], pieces.ends, pieces.counts, known, vocab_size, progress)
+    symbols, ends, counts = _token_of_byte(len(special))[pieces.data], pieces.ends, pieces.counts
+    del pieces  # nobody else holds them
+    return learn(symbols, ends, counts, known, vocab_size, progress)
 
 
 def _token_of_byte(offset: int) -> NDArray[np.int32]:
@@ -315,7 +313,9 @@ def _learn_lines(lines: Pieces, learned: Learned, vocab_size: int, progress: Cal
     """Merges that cross spaces, from what the merges so far make of the lines."""
     encoder = Encoder(ranks_of(learned.merges, _token_of_byte(learned.special)), superwords=True)
     symbols, ends = encoder.encode(lines.data, lines.ends, classes_for(lines.data))
-    return learn(symbols.copy(), ends, lines.counts, learned, vocab_size, progress)
+    symbols, counts = symbols.copy(), lines.counts
+    del lines, encoder  # nobody else holds them
+    return learn(symbols, ends, counts, learned, vocab_size, progress)
 
 
 def _finished(learned: Learned, vocab_size: int, special: Sequence[str], superwords: bool) -> Tokenizer:

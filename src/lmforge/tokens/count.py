@@ -194,10 +194,14 @@ class _Table:
         if space > len(self.data) or size > len(self.data):
             self.data = np.concatenate([self.data[:held], np.empty(max(space, held + size) - held, dtype=np.uint8)])
 
+    def held(self) -> Pieces:
+        """What it holds, in the order in which it came."""
+        entries, size = self.used.tolist()
+        return Pieces(self.data[:size], self.ends[:entries], self.counts[:entries], self.prints[:entries])
+
     def pieces(self) -> Pieces:
         """What it holds, in the order of the fingerprints."""
-        entries, held = self.used.tolist()
-        found = Pieces(self.data[:held], self.ends[:entries], self.counts[:entries], self.prints[:entries])
+        found = self.held()
         return found.chosen(np.argsort(found.prints, kind="stable"))
 
     def _spill(self) -> Path:
@@ -310,24 +314,31 @@ def _together(tables: list[_Table], folder: Path, max_ram: int, weight_of: int) 
     """One list of pieces out of all tables and their runs, as many as fit."""
     runs = [_open_run(path) for table in tables for path in table.runs]
     spilled = bool(runs)
-    if len(tables) == 1 and not spilled:
-        merged = [tables[0].pieces()]
+    if not spilled:
+        first, *others = tables
+        tables.clear()
+        first.folder = None  # what fitted apart fits together
+        while others:
+            found = others.pop().held()
+            first.add_pieces(found.data, found.ends, found.counts)
+            del found
+        first.slots = first.slots[:0]
+        merged = [first.pieces()]
+        del first
     else:
         runs += [table.pieces() for table in tables]
         tables.clear()
         size = sum(len(run) * _ENTRY + len(run.data) for run in runs)
-        parts = max(1, -(-size * 4 // max_ram)) if spilled else 1
+        parts = max(1, -(-size * 4 // max_ram))
         edges = [(1 << 63) * part // parts for part in range(parts)] + [(1 << 63) - 1]
         merged = []
         for number, (low, high) in enumerate(pairwise(edges)):
             table = _Table(1 << 62, None)
             for run in runs:
                 table.add_pieces(*_part(run, low, high))
-            merged.append(table.pieces())
-            if spilled:
-                path = folder / f"merged-{number}"
-                _write_run(path, merged.pop())
-                merged.append(_open_run(path))
+            path = folder / f"merged-{number}"
+            _write_run(path, table.pieces())
+            merged.append(_open_run(path))
     return _fitting(merged, max_ram // weight_of)
 
 

@@ -4,8 +4,10 @@
 
 All pieces lie in one array, a symbol a byte at first. Each place belongs to the list of the places with its pair, linked through arrays
 as in Re-Pair (Larsson & Moffat 1999), so a place leaves one list and enters another in constant time, and no place is looked at that
-does not change. Per symbol that is 24 bytes, whatever the vocabulary; per live pair 24. A heap holds (count, pair); counts only fall
-after an entry was made, so an entry whose count is out of date is put back with the present one when it comes up.
+does not change. A token stands at its first place, the others of its places are idle; how many it has, at most 63, is noted in a byte
+at its first and last place, which finds both neighbours. Per symbol all that is 13 bytes, whatever the vocabulary; per live pair 32 to
+64 with the hash table's gaps. A heap holds (count, pair); counts only fall after an entry was made, so an entry whose count is out of
+date is put back with the present one when it comes up.
 
 Counts are those of neighbours, so "aaa" counts ("a", "a") twice and merges it once, as in `tokenizers`; they are 64-bit integers.
 Two merges may make the same bytes; they share one token, and a pair that thus comes up again keeps the place of its first merge.
@@ -32,18 +34,20 @@ _EMPTY = -1
 _DONE, _PAUSED, _MORE_PAIRS, _MORE_QUEUE, _MORE_BYTES, _EXHAUSTED = range(6)
 _FIRST_PAIRS = 1 << 17
 _PAUSE = 20_000  # merges between looks at the keyboard and the progress bar
-_TOKENS, _PAIRS, _QUEUED, _MERGES = range(4)  # what `State.used` counts
+_TOKENS, _PAIRS, _QUEUED, _MERGES = range(4)  # what `used` counts
+_SPAN, _ENDS, _BEGINS = 63, 64, 128  # the bits of `Text.spans`
+_EVERY = 5  # log2 of the places from one entry of `Text.pieces` to the next
 
 
 class Text(NamedTuple):
-    """The symbols and, for each place, its neighbours (-1: none) and the next and last place with the same pair."""
+    """For each place its symbol, the next and last place with the same pair, and `spans`: at the first and last place of a token how
+    many it has, and whether a piece begins or ends there. `pieces` numbers the piece of every 32nd place."""
 
     symbols: Short
-    before: Short
-    after: Short
     later: Short
     earlier: Short
-    owner: Short  # the piece a place is in
+    spans: Bytes
+    pieces: Short
     weights: Integers  # (pieces,)
 
 
@@ -78,6 +82,29 @@ def _slot(keys: Integers, key: Number) -> Number:
     while keys[slot] != key and keys[slot] != _EMPTY:
         slot = (slot + 1) & mask
     return slot
+
+
+@compiled
+def _after(text: Text, at: Number) -> Number:
+    """The place of the token after that at `at`; -1 at the end of its piece."""
+    last = at + (text.spans[at] & _SPAN) - 1
+    return -1 if text.spans[last] & _ENDS else last + 1
+
+
+@compiled
+def _before(text: Text, at: Number) -> Number:
+    """The place of the token before that at `at`; -1 at the beginning of its piece."""
+    return -1 if text.spans[at] & _BEGINS else at - (text.spans[at - 1] & _SPAN)
+
+
+@compiled
+def _weight(text: Text, at: Number) -> Number:
+    """How often the piece of a place occurs."""
+    block = at >> _EVERY
+    piece = text.pieces[block]
+    for place in range((block << _EVERY) + 1, at + 1):
+        piece += text.spans[place] >> 7
+    return text.weights[piece]
 
 
 @compiled
@@ -125,19 +152,20 @@ def _replace(text: Text, pairs: Pairs, ends: Integers, used: Integers, at: Numbe
              number: Number) -> Number:
     """Make one token of the place `at` and its neighbour; notes, after the first `number`, the slots of pairs that this adds to:
     of those that were nowhere before, or of `every` one."""
-    middle = text.after[at]
-    previous, following = text.before[at], text.after[middle]
+    middle = _after(text, at)
+    previous, following = _before(text, at), _after(text, middle)
     left, right = text.symbols[at], text.symbols[middle]
-    weight = text.weights[text.owner[at]]
+    weight = _weight(text, at)
     _remove(text, pairs, at, left, right, weight)
     if previous >= 0 and _size(ends, text.symbols[previous]) + _size(ends, left) < LONGEST:
         _remove(text, pairs, previous, text.symbols[previous], left, weight)
     if following >= 0 and _size(ends, right) + _size(ends, text.symbols[following]) < LONGEST:
         _remove(text, pairs, middle, right, text.symbols[following], weight)
     text.symbols[at], text.symbols[middle] = new, -1
-    text.after[at] = following
-    if following >= 0:
-        text.before[following] = at
+    places = (text.spans[at] & _SPAN) + (text.spans[middle] & _SPAN)
+    last = at + places - 1
+    text.spans[at] = places | (text.spans[at] & _BEGINS)
+    text.spans[last] = places | (text.spans[last] & _ENDS)
     if previous >= 0 and _size(ends, text.symbols[previous]) + _size(ends, new) < LONGEST:
         slot = _add(text, pairs, used, previous, text.symbols[previous], new, weight)
         if every or pairs.places[slot] == 1:
@@ -161,11 +189,11 @@ def _replace_all(text: Text, pairs: Pairs, ends: Integers, used: Integers, slot:
         if left != right:
             number = _replace(text, pairs, ends, used, at, new, every, touched, number)
             continue
-        while text.before[at] >= 0 and text.symbols[text.before[at]] == left:  # "aaa" is merged from its left
-            at = text.before[at]
-        while at >= 0 and text.symbols[at] == left and text.after[at] >= 0 and text.symbols[text.after[at]] == left:
+        while _before(text, at) >= 0 and text.symbols[_before(text, at)] == left:  # "aaa" is merged from its left
+            at = _before(text, at)
+        while at >= 0 and text.symbols[at] == left and _after(text, at) >= 0 and text.symbols[_after(text, at)] == left:
             number = _replace(text, pairs, ends, used, at, new, every, touched, number)
-            at = text.after[at]
+            at = _after(text, at)
     return number
 
 
@@ -275,7 +303,7 @@ def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merge
             else:
                 _pop(queue, used)
         room = 2 * pairs.places[slot]
-        if 4 * (used[_PAIRS] + room) > 3 * len(pairs.keys):
+        if 4 * (used[_PAIRS] + min(room, 2 * used[_TOKENS] + 2)) > 3 * len(pairs.keys):  # a new pair has one of the tokens beside the new
             return _MORE_PAIRS
         if used[_QUEUED] + room > len(queue.keys) or room > len(touched) or used[_MERGES] >= len(merges):
             return _MORE_QUEUE
@@ -304,9 +332,9 @@ def _link(text: Text, pairs: Pairs, ends: Integers, used: Integers, at: Number) 
         if 4 * (used[_PAIRS] + 1) > 3 * len(pairs.keys):
             return at
         at -= 1
-        following = text.after[at]
+        following = _after(text, at)
         if following >= 0 and _size(ends, text.symbols[at]) + _size(ends, text.symbols[following]) < LONGEST:
-            _add(text, pairs, used, at, text.symbols[at], text.symbols[following], text.weights[text.owner[at]])
+            _add(text, pairs, used, at, text.symbols[at], text.symbols[following], _weight(text, at))
     return at
 
 
@@ -332,14 +360,15 @@ def _queue_all(pairs: Pairs, queue: Queue, used: Integers) -> None:
 
 @compiled
 def _lay_out(piece_ends: Integers, text: Text) -> None:
-    """Neighbours and owners of the symbols of pieces that end at `piece_ends`."""
+    """Spans of the symbols of pieces that end at `piece_ends`, and the pieces' numbers."""
     start = 0
     for piece in range(len(piece_ends)):
-        for at in range(start, piece_ends[piece]):
-            text.before[at] = at - 1 if at > start else -1
-            text.after[at] = at + 1 if at + 1 < piece_ends[piece] else -1
-            text.owner[at] = piece
-        start = piece_ends[piece]
+        stop = piece_ends[piece]
+        for at in range(start, stop):
+            text.spans[at] = 1 | (_BEGINS if at == start else 0) | (_ENDS if at + 1 == stop else 0)
+            if at & ((1 << _EVERY) - 1) == 0:
+                text.pieces[at >> _EVERY] = piece
+        start = stop
 
 
 @dataclass(frozen=True)
@@ -374,8 +403,9 @@ class _Learner:
     """The arrays, and their growth between the compiled steps."""
 
     def __init__(self, symbols: Short, piece_ends: Integers, weights: Integers, known: Learned, vocab_size: int) -> None:
-        before, after, later, earlier, owner = (np.empty(len(symbols), dtype=np.int32) for _ in range(5))
-        self.text = Text(symbols, before, after, later, earlier, owner, weights)
+        later, earlier = np.empty_like(symbols), np.empty_like(symbols)
+        numbers = np.empty((len(symbols) >> _EVERY) + 1, dtype=np.int32)
+        self.text = Text(symbols, later, earlier, np.empty(len(symbols), dtype=np.uint8), numbers, weights)
         _lay_out(piece_ends, self.text)
         tokens = len(known.ends)
         self.used = np.array([tokens, 0, 0, len(known.merges)], dtype=np.int64)
@@ -409,7 +439,8 @@ class _Learner:
         room = 2 * int(self.pairs.places[_slot(self.pairs.keys, key)])
         if reason == _MORE_PAIRS:
             live = int(np.count_nonzero(self.pairs.places))
-            self._more_pairs(1 << int(7 * (live + room) // 4).bit_length())
+            wanted = live + min(room, 2 * int(self.used[_TOKENS]) + 2)
+            self._more_pairs(1 << int(7 * wanted // 4).bit_length())
         elif reason == _MORE_BYTES:
             self.words = self.words._replace(data=np.concatenate([self.words.data, np.empty(len(self.words.data), dtype=np.uint8)]))
         else:
