@@ -1,5 +1,6 @@
 """The whole stage: every document is accounted for, the split is stable, the order deterministic, nothing is half written."""
 
+import heapq
 import html
 import itertools
 import json
@@ -231,7 +232,10 @@ def test_planted_copies_are_found_in_real_text(tmp_path: Path) -> None:
 
 
 def check_planted(corpus: Path, ids: dict[str, set[str]]) -> None:
-    """Recall at least 0.99 / 0.95 / 0.99, precision at least 0.99 / 0.98 / 0.99; only duplicates and contamination may be a reason."""
+    """Recall of what was planted at least 0.99 / 0.95 / 0.99; precision at least 0.99 / 0.98 / 0.99. Real texts bring copies of their own:
+    removing one that is truly a copy of a document that stays is right, planted or not."""
+    with (corpus.parent / "planted.jsonl").open() as file:
+        texts = {record["id"]: record["text"].lower().split() for record in map(json.loads, file)}
     dropped: dict[str, set[str]] = {}
     for entry in dropped_lines(corpus):
         dropped.setdefault(entry["reason"], set()).add(entry["id"])
@@ -240,9 +244,31 @@ def check_planted(corpus: Path, ids: dict[str, set[str]]) -> None:
     ):  # fmt: skip
         found = dropped.get(reason, set())
         hits = len(found & ids[kind])
-        print(f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {hits / max(1, len(found)):.4f}")
+        copies = {each for each in found - ids[kind] if reason != "contaminated" and is_copy(each, reason, texts, dropped)}
+        right = (hits + len(copies)) / max(1, len(found))
+        print(f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {right:.4f}; {len(found) - hits} not planted, {len(copies)} of them copies")
         assert hits / len(ids[kind]) >= recall
-        assert hits / len(found) >= precision
+        assert right >= precision
+
+
+def is_copy(name: str, reason: str, texts: dict[str, list[str]], dropped: dict[str, set[str]]) -> bool:
+    """Whether a document that was not planted is a copy, or at most a fifth of its words edited, of one that stayed. By brute force, with
+    nothing of our own search: the ten documents that share most pairs of words with it, then the longest common subsequence of words."""
+    pairs = set(itertools.pairwise(texts[name]))
+    gone = set().union(*dropped.values())
+    like = heapq.nlargest(10, texts.keys() - gone, key=lambda other: len(pairs.intersection(itertools.pairwise(texts[other]))))
+    best = max(common_words(texts[name], texts[other]) / max(len(texts[name]), len(texts[other])) for other in like)
+    return best == 1 if reason == "exact_duplicate" else best >= 0.8
+
+
+def common_words(one: list[str], other: list[str]) -> int:
+    """Length of the longest common subsequence (Wagner & Fischer 1974)."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        corner = 0
+        for at, facing in enumerate(other, 1):
+            corner, row[at] = row[at], corner + 1 if word == facing else max(row[at], row[at - 1])
+    return row[-1]
 
 
 def test_trained_filters_tell_how_well_they_do(tmp_path: Path) -> None:

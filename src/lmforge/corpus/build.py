@@ -231,8 +231,8 @@ class _Build:
                       "cluster_sizes": settled["exact"], "definition": "the same but for white space; the first stays"},
             "near": {"documents": dropped["near_duplicate"], "share": dropped["near_duplicate"] / max(1, compared),
                      "cluster_sizes": settled["near"], "least_similarity": self.recipe.corpus.near_duplicates,
-                     "definition": "at least such a share of the words, in order, in common with one that stays: the smaller of "
-                                   "s = (2J / (1 + J))^(1/n) for the Jaccard similarities J of the runs of n = 2 and n = 4 words",
+                     "definition": "at least such a share s of the words, in order, in common with one that stays; s and r solve "
+                                   "s·r^(n-1) = 2J / (1 + J), r ≥ s, for the Jaccard similarities J of the runs of n = 2 and n = 4 words",
                      "pairs": self._shown(pairs)},
             "lines": {"least_documents": self.recipe.corpus.repeated_lines, **{
                           name: sum(each[name] for each in lines) for name in ("removed", "bytes", "documents")},

@@ -6,8 +6,8 @@
 Candidates come from locality-sensitive hashing (Broder 1997, "On the resemblance and containment of documents"): two texts whose sets
 of word pairs have Jaccard similarity J agree in each of `PERMUTATIONS` minima with probability J, and in all `ROWS` minima of at least
 one of `BANDS` bands with probability 1 - (1 - J^ROWS)^BANDS. Candidates are then compared by their pairs of words and by their runs of
-`SKETCHED` words, and the smaller of the two similarities counts: pairs alone would take long texts of the same few words for copies,
-longer runs alone texts that share a passage. A sketch holds the low bytes of the minima of the pairs (b-bit MinHash, Li & König 2010)
+`SKETCHED` words (`in_common`): pairs alone would take long texts of the same few words for copies, either alone texts that share a
+passage. A sketch holds the low bytes of the minima of the pairs (b-bit MinHash, Li & König 2010)
 and the smallest hashes of the runs (bottom-k, Cohen & Kaplan 2007: exact for texts of up to `SKETCH` words). Words are compared as
 they stand, numbers too.
 """
@@ -75,6 +75,20 @@ def jaccard_for(similarity: float, words: int) -> float:
 def similarity_for(jaccard: Any, words: Any) -> Any:
     """The inverse of `jaccard_for`: the share of words that two texts have in common, in order."""
     return (2 * jaccard / (1 + jaccard)) ** (1 / words)
+
+
+@compiled
+def in_common(pairs: Any, runs: Any) -> Any:
+    """Share of words, in order, that two texts have in common, by the Jaccard similarities of their pairs of words and of their runs of
+    `SKETCHED` words.
+
+    A share 2J / (1 + J) of a text's runs of n words is in the other text too. Let a word be in common with probability s, and with probability
+    r if the word before it is: that share is s·rⁿ⁻¹, and those of pairs and of runs together give r and s. Words edited one by one have r = s,
+    one passage in common has r near 1. As r is never below s, s is at most the n-th root of either share.
+    """
+    q, p = 2 * pairs / (1 + pairs), 2 * runs / (1 + runs)
+    bound = min(similarity_for(pairs, SHINGLE), similarity_for(runs, SKETCHED))
+    return min(bound, q * (q / p) ** ((SHINGLE - 1) / (SKETCHED - SHINGLE))) if p > 0 else 0.0
 
 
 def signature(words: Words) -> tuple[U64, NDArray[np.uint32]]:
@@ -149,7 +163,7 @@ def _similarities(ones: Any, others: Any, minima: Any, other_minima: Any) -> Any
         for index in range(PERMUTATIONS):
             equal += minima[pair, index] == other_minima[pair, index]
         paired = max((equal / PERMUTATIONS - 1 / 256) / (1 - 1 / 256), 0)  # unequal minima have equal low bytes once in 256
-        result[pair] = min(similarity_for(both / max(union, 1), SKETCHED), similarity_for(paired, SHINGLE))
+        result[pair] = in_common(paired, both / max(union, 1))
     return result
 
 
