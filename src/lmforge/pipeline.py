@@ -92,7 +92,7 @@ def _report(_recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage("corpus", lambda r: {"corpus": _without(_dump(r.corpus), *ELSEWHERE), "seed": r.seed}, (), ("corpus",), _corpus, format=2),
+    Stage("corpus", lambda r: {"corpus": _without(_dump(r.corpus), *ELSEWHERE), "seed": r.seed}, (), ("corpus",), _corpus, format=3),
     Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers")}, ("corpus",), ("tokens",),
           lambda r, run: build_tokens(r, run / "corpus", run / "tokens"), format=2),
     Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train, *HOW_NOT_WHAT), "seed": r.seed, "context": r.tokens.context,

@@ -63,3 +63,10 @@ def test_both_directions_fall_in_one_split_and_short_ones_stay(tmp_path: Path) -
             held.setdefault(document["id"].rsplit(":", 1)[0], set()).add(split)
     assert all(len(splits) == 1 for splits in held.values())
     assert {split for splits in held.values() for split in splits} == set(SPLITS)
+
+
+def test_a_pair_is_no_near_copy_of_its_other_direction(tmp_path: Path) -> None:
+    records = [{"en": " ".join(f"word{n}x{i}" for i in range(12)), "de": " ".join(f"wort{n}x{i}" for i in range(12))} for n in range(40)]
+    path = pairs(tmp_path / "p.jsonl", [*records, records[0]])
+    figures = build_corpus(parse_recipe({"corpus": {"holdout": 0.3, "sources": [source(path).model_dump(exclude_none=True)]}}), tmp_path / "corpus")
+    assert figures["dropped"] == {"exact_duplicate": 2}

@@ -41,7 +41,7 @@ from lmforge.errors import InputError, LmforgeError
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
 
-FORMAT = 2
+FORMAT = 3
 TASK_BYTES = 16 << 20  # parts are gathered into tasks of about this size
 SLICE_BYTES = 8 << 20  # records compared at once, sorted in memory
 SMALL = 48 << 20  # bytes of input below which starting worker processes takes longer than it saves

@@ -40,6 +40,7 @@ from lmforge.corpus.words import U64, read_words
 from lmforge.recipe import Recipe, parse_recipe
 
 PAIRS_SHOWN = 10
+_NO_SKETCH = np.zeros(overlap.SKETCH_WIDTH, np.uint32)  # keeps the place of a document that is compared with none
 INDEX = np.dtype([("digest", "V32"), ("place", "<f8"), ("copies", "<u4"), ("bytes", "<u8")])  # one for each document that read leaves
 
 
@@ -102,9 +103,15 @@ def document_line(document: Document) -> bytes:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
+def _is_plain(document: Document) -> bool:
+    """Whether the document is a text as it stands, not one in which places are marked by their position. Those are examples made on purpose:
+    a sentence pair has the words of its other direction and is no copy of it."""
+    return "loss_spans" not in document["meta"]
+
+
 def _has_plain_lines(document: Document) -> bool:
-    """Whether a line may be taken out: not of a program, nor of a text in which places are marked by their position."""
-    return document["genre"] != "code" and "loss_spans" not in document["meta"]
+    """Whether a line may be taken out: not of a program, nor of a text with marked places."""
+    return document["genre"] != "code" and _is_plain(document)
 
 
 class _Dropped:
@@ -185,10 +192,12 @@ class _Kept:
         self.documents.write(document_line(document)[:-1])
         self.index.append((digest, place_of(document, digest), copies, len(document["text"].encode("utf-8", "replace"))))
         self.exact.add(*(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number]))
-        if self.near:
+        if self.near and _is_plain(document):
             keys, sketch = overlap.signature(words)
             self.sketches.append(sketch)
             self.bands.add(keys, np.full(keys.size, number))
+        elif self.near:
+            self.sketches.append(_NO_SKETCH)
         if self.lines and _has_plain_lines(document):
             lines = np.unique(overlap.line_hashes(words.prefix, words.lines))
             lines = lines[lines > 0]
