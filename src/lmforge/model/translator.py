@@ -154,7 +154,9 @@ def _hub(name: str, temperature: float, seed: int) -> Callable[[Sequence[str]], 
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
-        raise InputError("corpus.synthesis: hub models need the package transformers; install it, or give model = RUN instead") from error
+        raise InputError(
+            "corpus.synthesis: hub = […] needs transformers; install the extra: pip install 'lmforge[translate]', or give model = RUN instead"
+        ) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(name).eval()
