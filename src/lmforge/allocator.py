@@ -2,6 +2,8 @@
 
 A training step frees and allocates the same large blocks over and over. glibc gives blocks above 32 MiB (its largest mmap threshold) back
 to the kernel each time, which must zero every page again: a fifth of the step's time for a small network on two cores (docs/log.md).
+
+Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once.
 """
 
 from __future__ import annotations
@@ -9,19 +11,41 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Callable, Iterator
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # mallopt(3)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # mallopt(3)
+_kept = False  # whether keep_freed_memory was called
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return None
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed blocks for the next allocation; True where that was possible (Linux with glibc), else nothing changes."""
-    if not sys.platform.startswith("linux"):
-        return False
+    global _kept
+    mallopt = _mallopt()
+    _kept = bool(mallopt and mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 64 << 20))
+    return _kept
+
+
+@contextlib.contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Inside, glibc hands arrays of 256 KiB and more back to the kernel as they are freed (it would keep up to 32 MiB each)."""
+    mallopt = _mallopt()
+    if mallopt:
+        for setting, value in ((_MMAP_MAX, 1 << 16), (_MMAP_THRESHOLD, 1 << 18), (_TRIM_THRESHOLD, 1 << 18), (_TOP_PAD, 1 << 17)):
+            mallopt(setting, value)
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 64 << 20))
+        yield
+    finally:
+        if _kept:
+            keep_freed_memory()
 
 
 def give_back_freed_memory() -> None:

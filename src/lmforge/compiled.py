@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.registry import cpu_target
 
 Number = Any  # a number inside compiled code: numba finds its type
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -22,3 +24,18 @@ def compiled(function: Function) -> Function:
 def inlined(function: Function) -> Function:
     """As `compiled`, and written into each compiled function that calls it: a call costs as much as a few bytes of work."""
     return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")(function))
+
+
+def load_without_linear_algebra() -> None:
+    """Have numba load what it needs before its first function, but not scipy's linear algebra: 18 MB that no loop of ours uses.
+
+    numba takes scipy for an optional library, so while it loads, `scipy.linalg` is made to look absent (unless it is loaded already).
+    """
+    if "scipy.linalg" in sys.modules:
+        return
+    sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # what the import system takes for "not there"
+    try:
+        cpu_target.typing_context.refresh()
+        cpu_target.target_context.refresh()
+    finally:
+        del sys.modules["scipy.linalg"]

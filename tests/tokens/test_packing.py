@@ -1,5 +1,7 @@
 """Every epoch has every token once, every row is full, and any row is found without those before it."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,3 +125,23 @@ def test_a_group_smaller_than_a_row_fills_it_by_going_round(tokens: int) -> None
         pieces = order.pieces(np.arange(3))
         assert np.bincount(pieces.row, pieces.length).tolist() == [8, 8, 8]
         assert (pieces.start < tokens).all()
+
+
+def test_memory_stays_flat_over_blocks_and_epochs() -> None:
+    """Of 8 blocks an epoch, only what the last rows asked for is held: not a plan more after 40 blocks than after one."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(4, 1, 20_000).astype(int), 2, 512).tolist()
+    order = best_fit(lengths, 64, block_rows=sum(lengths) // 64 // 8)
+    held = []
+    tracemalloc.start()
+    try:
+        for block in range(41):
+            order.pieces(np.arange(block * order.block_rows, block * order.block_rows + 8))
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert order.blocks == 8
+    plan = max(held[0], 50_000)
+    assert max(held) - held[0] < 0.2 * plan
+    assert set(order._plans) == {40}
+    order.pieces(np.array([order.block_rows - 1, order.block_rows]))  # a batch across two blocks holds both
+    assert set(order._plans) == {0, 1}

@@ -38,7 +38,8 @@ import orjson
 import psutil
 from numpy.typing import NDArray
 
-from lmforge.allocator import give_back_freed_memory
+from lmforge.allocator import freed_memory_returned, give_back_freed_memory
+from lmforge.compiled import load_without_linear_algebra
 from lmforge.errors import InputError
 from lmforge.progress import say
 from lmforge.record import write_atomic
@@ -256,10 +257,13 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = Fals
     special = _special(vocab_size, chat)
     max_ram, threads = max_ram or machine_share(), threads or len(os.sched_getaffinity(0))
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
-    learned = _learn_words(_counted(documents, False, max_ram, threads), first, special, progress)
-    if superwords:
-        learned = _learn_lines(_counted(documents, True, max_ram, threads), learned, vocab_size, progress)
-    return _finished(learned, vocab_size, special, superwords)
+    load_without_linear_algebra()
+    with freed_memory_returned():
+        learned = _learn_words(_counted(documents, False, max_ram, threads), first, special, progress)
+        if superwords:
+            learned = _learn_lines(_counted(documents, True, max_ram, threads), learned, vocab_size, progress)
+        give_back_freed_memory()
+        return _finished(learned, vocab_size, special, superwords)
 
 
 def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: int) -> Pieces:

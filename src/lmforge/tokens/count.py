@@ -29,7 +29,7 @@ from lmforge.tokens.pieces import Bytes, as_bytes, classes_for, fingerprint, joi
 
 Integers = NDArray[np.int64]
 Short = NDArray[np.int32]
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 18
 Item = TypeVar("Item", str, bytes)
 LEAST_ROOM = 1 << 20  # bytes of a table, whatever the budget
 _ENTRY = 32  # bytes of a piece's entry in a table beside its own bytes: print, end, count, and two slots of 4
@@ -188,7 +188,9 @@ class _Table:
             self._new(len(self.ends), len(self.data))
             return
         if wanted > len(self.ends):
-            self.ends, self.counts, self.prints = (np.resize(each, wanted) for each in (self.ends, self.counts, self.prints))
+            for name in ("ends", "counts", "prints"):  # one by one, each old one given back before the next
+                setattr(self, name, np.concatenate([getattr(self, name)[:entries], np.empty(wanted - entries, dtype=np.int64)]))
+            self.slots = self.slots[:0]
             self.slots = np.full(2 * wanted, -1, dtype=np.int32)
             _place(self.prints, entries, self.slots)
         if space > len(self.data) or size > len(self.data):
@@ -270,7 +272,7 @@ def _fill(tables: list[_Table], texts: Iterable[str], superwords: bool) -> None:
         for batch in batches(texts, BATCH_BYTES):
             tables[0].add_texts(batch, superwords)
         return
-    waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=len(tables))
+    waiting: queue.Queue[list[str] | None] = queue.Queue(maxsize=1)
     failed: list[BaseException] = []
 
     def work(table: _Table) -> None:
@@ -280,6 +282,7 @@ def _fill(tables: list[_Table], texts: Iterable[str], superwords: bool) -> None:
                     table.add_texts(batch, superwords)
             except BaseException as error:
                 failed.append(error)
+            del batch
 
     workers = [threading.Thread(target=work, args=(table,), daemon=True) for table in tables]
     for worker in workers:

@@ -6,7 +6,7 @@ All pieces lie in one array, a symbol a byte at first. Each place belongs to the
 as in Re-Pair (Larsson & Moffat 1999), so a place leaves one list and enters another in constant time, and no place is looked at that
 does not change. A token stands at its first place, the others of its places are idle; how many it has, at most 63, is noted in a byte
 at its first and last place, which finds both neighbours. Per symbol all that is 13 bytes, whatever the vocabulary; per live pair 32 to
-64 with the hash table's gaps. A heap holds (count, pair); counts only fall after an entry was made, so an entry whose count is out of
+42 with the hash table's gaps. A heap holds (count, pair); counts only fall after an entry was made, so an entry whose count is out of
 date is put back with the present one when it comes up.
 
 Counts are those of neighbours, so "aaa" counts ("a", "a") twice and merges it once, as in `tokenizers`; they are 64-bit integers.
@@ -77,10 +77,10 @@ class Queue(NamedTuple):
 
 @compiled
 def _slot(keys: Integers, key: Number) -> Number:
-    mask = len(keys) - 1
-    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+    size = len(keys)  # any: growing by less than doubling leaves fewer gaps
+    slot: Number = np.int64((((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
     while keys[slot] != key and keys[slot] != _EMPTY:
-        slot = (slot + 1) & mask
+        slot = slot + 1 if slot + 1 < size else 0
     return slot
 
 
@@ -440,7 +440,7 @@ class _Learner:
         if reason == _MORE_PAIRS:
             live = int(np.count_nonzero(self.pairs.places))
             wanted = live + min(room, 2 * int(self.used[_TOKENS]) + 2)
-            self._more_pairs(1 << int(7 * wanted // 4).bit_length())
+            self._more_pairs(7 * wanted // 4 + 64)
         elif reason == _MORE_BYTES:
             self.words = self.words._replace(data=np.concatenate([self.words.data, np.empty(len(self.words.data), dtype=np.uint8)]))
         else:

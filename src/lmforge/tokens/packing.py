@@ -38,6 +38,14 @@ class Pieces(NamedTuple):
     length: Array
 
 
+class Plan(NamedTuple):
+    """A packed block: bounds of each row's pieces (rows + 1), the pieces' starts in the group and lengths."""
+
+    bounds: Array
+    start: Array
+    length: Array
+
+
 class Order(Protocol):
     """An endless sequence of rows."""
 
@@ -72,17 +80,21 @@ class BestFit:
         self.blocks = max(1, round(rows / (block_rows or max(LEAST_ROWS, BLOCK_TOKENS // context))))
         self.block_rows = rows // self.blocks
         self.rows = self.blocks * self.block_rows  # of an epoch
-        self._plan = lru_cache(maxsize=3)(self._pack)
+        self._plans: dict[int, Plan] = {}  # of the blocks last asked for alone, so that memory stays flat
 
     def pieces(self, numbers: Array) -> Pieces:
         """The pieces of each row, in the order they stand in it."""
         found = []
         visits, inside = np.divmod(numbers, self.block_rows)
-        for visit in np.unique(visits).tolist():
+        wanted = np.unique(visits).tolist()
+        self._plans = plans = {visit: plan for visit in wanted if (plan := self._plans.get(visit))}
+        for visit in wanted:
             mine = np.flatnonzero(visits == visit)
             epoch, turn = divmod(visit, self.blocks)
             block = int(permute(np.array([turn]), self.blocks, _epoch_keys(self.seed, epoch, self.group)[0])[0])
-            bounds, start, length = self._plan(epoch, block)
+            if visit not in plans:
+                plans[visit] = self._pack(epoch, block)
+            bounds, start, length = plans[visit]
             at = permute(inside[mine], self.block_rows, _epoch_keys(self.seed, epoch, self.group, block + 1)[0])
             count = bounds[at + 1] - bounds[at]
             piece = np.arange(count.sum()) + np.repeat(bounds[at] - np.cumsum(count) + count, count)
@@ -91,15 +103,15 @@ class BestFit:
         order = np.argsort(row, kind="stable")
         return Pieces(row[order], start[order], length[order])
 
-    def _pack(self, epoch: int, block: int) -> tuple[Array, Array, Array]:
-        """A block of an epoch: (rows + 1) bounds of the rows' pieces, and the pieces' starts and lengths."""
+    def _pack(self, epoch: int, block: int) -> Plan:
+        """A block of an epoch, packed."""
         size = self.block_rows * self.context
         _, cut = _epoch_keys(self.seed, epoch, self.group)
         first = (cut + block * size) % self.tokens
         edges = np.concatenate(([first], self._starts_on_ring(first, first + size), [first + size]))
         edges = np.unique(edges)
         pieces = pack(edges[:-1], np.diff(edges), self.block_rows, self.context)
-        return np.searchsorted(pieces.row, np.arange(self.block_rows + 1)), pieces.start % self.tokens, pieces.length
+        return Plan(np.searchsorted(pieces.row, np.arange(self.block_rows + 1)), pieces.start % self.tokens, pieces.length)
 
     def _starts_on_ring(self, first: int, stop: int) -> Array:
         """Where documents begin between two places on the ring, counted on past its end."""
