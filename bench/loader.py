@@ -66,7 +66,7 @@ def served(loader: Loader, first: int, seconds: float = SECONDS) -> float:
     while (taken := time.perf_counter() - started) < seconds:
         step += 1
         loader.batch(step)
-    return (step - first) * loader.batch_rows * loader.context / taken
+    return (step - first) * loader.ramp.rows(0) * loader.context / taken
 
 
 def copied() -> float:
@@ -91,7 +91,7 @@ def seek(make: Callable[[], Loader]) -> float:
 def memory(loader: Loader, steps: int) -> dict[str, object]:
     """Private memory (USS, MB: without the pages of the shards, which are the system's cache) at five points of a run over `steps` steps."""
     process, seen = psutil.Process(), []
-    prefetch = Prefetch(loader, range(loader.batch_rows), 0, steps)
+    prefetch = Prefetch(loader, range(loader.ramp.rows(0)), 0, steps)
     for step in range(steps):
         prefetch.take()
         if step % (steps // 5) == steps // 5 - 1:

@@ -326,6 +326,7 @@ class Train(Section):
     steps: Positive | None = None
     tokens: Positive | None = None  # instead of steps
     batch_tokens: Positive = 8192
+    batch_schedule: tuple[tuple[Share, Positive], ...] = ()  # [share of training, batch_tokens] pairs, where it is not one size throughout
     context_schedule: tuple[tuple[Share, Positive], ...] = ()  # [share of training, context] pairs: shorter rows, as many tokens a batch
     mixture: dict[Genre, Curriculum] = {}  # how often texts of a genre are drawn, where not equally often
     micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
@@ -333,7 +334,7 @@ class Train(Section):
     optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
-    base_width: Positive | None = None  # d_model that the rates were tuned at; matrices' AdamW rate is scaled from it. Default: not scaled
+    base_width: Positive | None = None  # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)
     schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
     final_lr: Share = 0.1  # the schedule ends at this share of the peak
     warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
@@ -356,14 +357,17 @@ class Train(Section):
     def _schedules_are_in_order(self) -> Train:
         for weight in self.mixture.values():
             check_weight(weight)
-        if self.context_schedule and not _in_order(self.context_schedule):
-            raise ValueError("context_schedule is a list of [share of training, context] pairs: the first share 0, each later one larger")
+        for name, schedule in (("context", self.context_schedule), ("batch", self.batch_schedule)):
+            if schedule and not _in_order(schedule):
+                raise ValueError(f"{name}_schedule is a list of [share of training, tokens] pairs: the first share 0, each later one larger")
         return self
 
     @model_validator(mode="after")
     def _state_fits_optimizer(self) -> Train:
         if self.optimizer == "sgd" and self.optimizer_state == "8bit":
             raise ValueError("optimizer 'sgd' keeps its state in fp32; use optimizer_state = 'fp32', or adamw or muon")
+        if self.optimizer == "sgd" and self.base_width:
+            raise ValueError("base_width scales what adamw and muon do; optimizer 'sgd' would need other factors")
         return self
 
     @model_validator(mode="after")

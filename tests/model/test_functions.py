@@ -59,3 +59,17 @@ def test_tokens_that_do_not_count_change_nothing() -> None:
     assert torch.allclose(weight.grad, expected[1], atol=1e-5)
     assert not hidden.grad[::3].any()
     assert not linear_cross_entropy(hidden, weight, torch.full((30,), -1), 7).detach()
+
+
+def test_under_autocast_the_loss_multiplies_in_half_precision() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    targets = torch.randint(50, (40,))
+    exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, 16), (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets, 16)
+    found = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.dtype == torch.float32
+    for near, far in zip(found, exact, strict=True):
+        assert near.dtype == torch.float32
+        assert 0 < (near - far).abs().max() < 0.02 * far.abs().max()

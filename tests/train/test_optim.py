@@ -137,4 +137,30 @@ def test_rates_by_width() -> None:
     groups = build_optimizers(model, Train(peak_lr=0.4, base_width=16))["adamw"].param_groups
     rates = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
     assert rates[id(model.blocks[0].ff.up.weight)] == pytest.approx(0.1)
-    assert rates[id(model.embed.weight)] == rates[id(model.norm.weight)] == 0.4
+    assert rates[id(model.norm.weight)] == pytest.approx(0.1)
+    assert rates[id(model.embed.weight)] == rates[id(model.blocks[0].ff_norm.weight)] == 0.4
+
+
+@pytest.mark.parametrize(("kind", "base", "steady"), [("adamw", 64, True), ("muon", 64, True), ("adamw", None, False)])
+def test_coordinates_are_of_one_size_at_every_width(kind: str, base: int | None, steady: bool) -> None:
+    """Yang et al. 2022, appendix D.1, the coordinate check: how far a few steps move the logits and what each block gives, by width."""
+    widths, moves = (32, 64, 128, 256), []
+    tokens = torch.randint(64, (8, 17), generator=torch.Generator().manual_seed(0))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    for width in widths:
+        model = GPT(GPTConfig(vocab_size=64, context=16, layers=2, d_model=width, heads=width // 16, kv_heads=width // 16, d_ff=4 * width))
+        model.initialise(0, base)
+        optimizers = build_optimizers(model, Train(optimizer=kind, base_width=base, peak_lr=0.01, matrix_lr=0.02, weight_decay=0.0))
+        runs = []
+        for _ in range(4):
+            with torch.no_grad():
+                hidden, place = model.embed(x), model._place(x, None, None, None)
+                given = [hidden := block(hidden, place) for block in model.blocks]
+                runs.append([*given, model(x)])
+            (model.loss(x, y) / x.numel()).backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+            model.zero_grad()
+        moves.append([float((last - first).abs().mean()) for first, last in zip(runs[0], runs[-1], strict=True)])
+    growth = [math.log(wide / narrow) / math.log(widths[-1] / widths[0]) for narrow, wide in zip(moves[0], moves[-1], strict=True)]
+    assert (max(abs(exponent) for exponent in growth) < 0.25) == steady, growth

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmforge.model import halves
 from lmforge.model.banded import banded_attention
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import Norm, rotate
@@ -99,6 +100,8 @@ class Softmax(nn.Module):
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, plain: Tensor, rotations: Tensor | None) -> Tensor:
         length, groups = q.shape[1], q.shape[2] // k.shape[2]
         if self.window is None or length <= self.window:
+            if halves.suits(q, k):
+                return halves.causal_attention(q, k, v).transpose(1, 2)
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
         seen, strided, pooled = self.layout(length)

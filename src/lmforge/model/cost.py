@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from lmforge.model import banded, longrange
+from lmforge.model import banded, halves, longrange
 from lmforge.model.attention import Softmax
 from lmforge.model.config import GPTConfig
 
@@ -177,7 +177,8 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     """Bytes that autograd keeps for the backward pass, per token in flight; `half`: bfloat16 autocast over float32 weights.
 
     Counted from the network tensor by tensor (views share the storage of what they view). Scores of attention are not kept: the library's
-    kernels make them again (Dao et al. 2022). An upper bound where a fused kernel keeps less (RMSNorm on a GPU). With recomputation: what
+    kernels make them again (Dao et al. 2022), but for short rows in half precision on a CPU (`halves`). An upper bound where a fused kernel
+    keeps less (RMSNorm on a GPU). With recomputation: what
     enters each block, and the insides of one block; with reversible blocks: the two streams, and the insides of one branch.
     """
     c, width = config, config.d_model
@@ -229,7 +230,8 @@ def _attention_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
         return kept + a * width + 4 * c.heads * 2 + 8 * c.lsh_rounds * c.heads  # the queries' directions and lengths; buckets
     rule = Softmax(c, kind)
     if rule.window is None:
-        return kept
+        shares = half and c.context <= halves.LONGEST and c.heads == c.kv_heads  # kept on a CPU, instead of log-sums
+        return kept + c.heads * (2 * halves.shares_kept(c.context) - 4 if shares else 0)
     extras = (1 / rule.stride if rule.stride else 0) + (1 / rule.pool if rule.pool else 0)
     copies = width if c.heads > c.kv_heads else keys
     kept += 2 * a * copies * extras

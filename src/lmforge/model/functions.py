@@ -151,6 +151,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
         counted = targets >= 0
         if not bool(counted.all()):
             hidden, targets = hidden[counted], targets[counted]
+    if torch.is_autocast_enabled(hidden.device.type):  # cast once; products that write into what is there would not be cast at all
+        hidden, weight = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, weight))
     hidden = hidden.contiguous()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), targets, chunk, z_loss)  # type: ignore[no-untyped-call]
     return loss

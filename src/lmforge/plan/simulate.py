@@ -14,8 +14,8 @@ from lmforge.model.config import GPTConfig, network_of
 from lmforge.model.cost import TRAINING, active_parameters, flops_per_token, parameters, training_bytes
 from lmforge.plan.hardware import Hardware, detect
 from lmforge.recipe import Recipe
+from lmforge.tokens.ramp import ramp_of
 
-DEFAULT_TOKENS = 20_000_000  # what a recipe trains on that states neither steps nor tokens
 PROCESS_BYTES = 600_000_000  # Python, torch and the shards' buffers
 # Share of a device's memory that the components may fill; the rest is for what lives briefly (gradients of activations, Muon's work) or is
 # lost between blocks. Sums against measured peaks of three CPU runs, MB: 928 for 701, 1264 for 1193, 1471 for 1524.
@@ -24,9 +24,9 @@ LARGEST_GPU_MICRO_BATCH = 65_536  # tokens
 
 
 def training_length(recipe: Recipe) -> tuple[int, int]:
-    """(steps, tokens of each): whole rows of the context."""
-    batch = max(1, recipe.train.batch_tokens // recipe.tokens.context) * recipe.tokens.context
-    return recipe.train.steps or math.ceil((recipe.train.tokens or DEFAULT_TOKENS) / batch), batch
+    """(steps, tokens of each, on the average): whole rows of the context."""
+    ramp = ramp_of(recipe)
+    return ramp.steps, round(ramp.before(ramp.steps) * recipe.tokens.context / ramp.steps)
 
 
 def expected_utilization(config: GPTConfig, gpu: bool) -> float:
@@ -49,7 +49,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, tokens_available: int
     hardware = detect() if hardware is None else hardware
     config = network_of(recipe, recipe.tokens.vocab_size)
     steps, batch = training_length(recipe)
-    layout = _layout(recipe, hardware, batch)
+    layout = _layout(recipe, hardware, max(ramp_of(recipe).sizes) * recipe.tokens.context)
     half = layout["precision"] == "bf16"
     memory = training_bytes(config, layout["micro_batch_tokens"], recipe.train.optimizer, half, recipe.train.optimizer_state == "8bit")
     memory["process"] = 0 if hardware.gpu else PROCESS_BYTES

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lmforge.errors import InputError
 from lmforge.tokens.mixture import CONSTANT, Mixture, Schedule
 from lmforge.tokens.packing import BestFit, Order, Ring
+from lmforge.tokens.ramp import Ramp
 from lmforge.tokens.shards import Group, Shards
 
 Array = NDArray[np.int64]
@@ -44,25 +45,26 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """Batches of `batch_rows` rows of `context` tokens of one split."""
+    """Batches of rows of `context` tokens of one split: `batch_rows` rows each, or what a ramp says."""
 
     def __init__(
-        self, shards: Shards, context: int, batch_rows: int, seed: int, packing: Literal["ring", "best_fit"] = "ring",
+        self, shards: Shards, context: int, batch_rows: int | Ramp, seed: int, packing: Literal["ring", "best_fit"] = "ring",
         weights: Sequence[Schedule] | None = None, steps: int = 1,
     ) -> None:
-        """`weights` of the shards' groups (default: every text equally often) over the course of `steps` steps.
+        """`weights` of the shards' groups (default: every text equally often) over the course of `steps` steps (or the ramp's).
 
         Raises:
             InputError: the split is smaller than one batch, or a document index is damaged.
         """
-        needed = batch_rows * context + 1
+        self.ramp = batch_rows if isinstance(batch_rows, Ramp) else Ramp([(0.0, batch_rows)], steps)
+        needed = max(self.ramp.sizes) * context + 1
         if shards.tokens < needed:
             raise InputError(f"corpus smaller than one batch: {shards.tokens} tokens, needs {needed}; "
                              "lower train.batch_tokens or tokens.context, or add texts")
-        self.shards, self.context, self.batch_rows, self.packing = shards, context, batch_rows, packing
+        self.shards, self.context, self.packing = shards, context, packing
         self.groups = shards.groups
         weights = weights or [CONSTANT] * len(self.groups)
-        self.mixture = Mixture([group.tokens for group in self.groups], weights, steps * batch_rows)
+        self.mixture = Mixture([group.tokens for group in self.groups], weights, self.ramp.before(self.ramp.steps))
         self.orders = [self._order(number, group, seed) for number, group in enumerate(self.groups)]
 
     def _order(self, number: int, group: Group, seed: int) -> Order:
@@ -79,10 +81,11 @@ class Loader:
         Raises:
             IndexError: rows that the batch does not have, or a negative step.
         """
-        rows = self.batch_rows - row_start if rows is None else rows
-        if step < 0 or row_start < 0 or rows < 0 or row_start + rows > self.batch_rows:
-            raise IndexError(f"rows {row_start} to {row_start + rows} of step {step}; a batch has {self.batch_rows} rows")
-        numbers = np.arange(rows, dtype=np.int64) + (step * self.batch_rows + row_start)
+        size = self.ramp.rows(max(0, step))
+        rows = size - row_start if rows is None else rows
+        if step < 0 or row_start < 0 or rows < 0 or row_start + rows > size:
+            raise IndexError(f"rows {row_start} to {row_start + rows} of step {step}, where a batch has {size} rows")
+        numbers = np.arange(rows, dtype=np.int64) + (self.ramp.before(step) + row_start)
         groups, places = self.mixture.find(numbers)
         row, start, length, group = self._pieces(groups, places)
         inputs, targets = np.empty(rows * self.context, dtype=np.int64), np.empty(rows * self.context, dtype=np.int64)
@@ -113,7 +116,7 @@ class Loader:
 
     def documents(self, step: int, row: int) -> Array:
         """The numbers in the split of the documents of which row `row` of batch `step` holds a part."""
-        _, starts, lengths, groups = self._pieces(*self.mixture.find(np.array([step * self.batch_rows + row], dtype=np.int64)))
+        _, starts, lengths, groups = self._pieces(*self.mixture.find(np.array([self.ramp.before(step) + row], dtype=np.int64)))
         begins = self.shards.documents[:, 0]
         found = []
         for start, length, number in zip(starts.tolist(), lengths.tolist(), groups.tolist(), strict=True):
@@ -124,9 +127,10 @@ class Loader:
                     found.append(np.arange(np.searchsorted(begins, first, "right") - 1, np.searchsorted(begins, stop)))
         return np.unique(np.concatenate(found))
 
-    def share(self, rank: int, world: int) -> range:
-        """The rows of every batch that process `rank` of `world` takes; together the processes take each row once."""
-        return range(self.batch_rows * rank // world, self.batch_rows * (rank + 1) // world)
+    def share(self, rank: int, world: int, step: int = 0) -> range:
+        """The rows of the batch of `step` that process `rank` of `world` takes; together the processes take each row once."""
+        rows = self.ramp.rows(step)
+        return range(rows * rank // world, rows * (rank + 1) // world)
 
     def _copy(self, group: Group, start: int, inputs: Array, targets: Array) -> None:
         """One piece of a group's ring, across files or past its end."""
@@ -142,8 +146,8 @@ class Loader:
 class Prefetch:
     """One process's rows of the batches of a run, read by a thread while the step before is computed. Close it to end the thread."""
 
-    def __init__(self, loader: Loader, rows: range, first: int, last: int, ahead: int = 2) -> None:
-        """`rows` of the batches from step `first` to before `last`, at most `ahead` of them held."""
+    def __init__(self, loader: Loader, rows: range | Callable[[int], range], first: int, last: int, ahead: int = 2) -> None:
+        """`rows` (those of a step, where that is a function) of the batches from step `first` to before `last`, at most `ahead` of them held."""
         self.loader, self.rows, self.next, self.last = loader, rows, first, last
         self.waited = 0.0  # seconds that the last `take` waited
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lmforge-loader")
@@ -153,7 +157,8 @@ class Prefetch:
 
     def _ask(self) -> None:
         if self.next < self.last:
-            self._ready.append(self._pool.submit(self.loader.batch, self.next, self.rows.start, len(self.rows)))
+            rows = self.rows if isinstance(self.rows, range) else self.rows(self.next)
+            self._ready.append(self._pool.submit(self.loader.batch, self.next, rows.start, len(rows)))
             self.next += 1
 
     def take(self) -> Batch:

@@ -27,7 +27,7 @@ from lmforge.recipe import Recipe
 from lmforge.record import cache_directory, hash_json, machine, write_atomic
 from lmforge.train.precision import PROMISING, autocast, bfloat16_gain, safest_on_gpu
 
-CHOICE_FORMAT = 3  # of the kept choice
+CHOICE_FORMAT = 4  # of the kept choice
 COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/log.md)
 COMPILE_GAIN = 0.15  # the most it gained there
 HALF_GAIN = 1.1  # times as fast a step in bfloat16 must be to be taken

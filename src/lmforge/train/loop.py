@@ -39,6 +39,7 @@ from lmforge.record import atomic_directory, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.loader import Batch, Loader, Prefetch
 from lmforge.tokens.mixture import at, weights_of
+from lmforge.tokens.ramp import ramp_of
 from lmforge.tokens.shards import Shards, verify_once
 from lmforge.train.checkpoint import Checkpoints, write_snapshot
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
@@ -87,23 +88,23 @@ class TrainingRun:
         self.tokenizer_file, self.corpus = tokens_dir / "tokenizer.json", tokens_dir.parent / "corpus"
         tokenizer = Tokenizer.load(self.tokenizer_file)
         self.token_bytes = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
-        self.rows = settings.batch_tokens // context
-        if self.rows < mesh.world:
-            raise InputError(f"train.batch_tokens: {settings.batch_tokens} is less than one row of {context} tokens for each process; raise it")
-        self.batch_tokens = self.rows * context
-        self.steps = settings.steps or math.ceil((settings.tokens or 20_000_000) / self.batch_tokens)
+        self.ramp = ramp_of(recipe)
+        least = min([settings.batch_tokens] if not settings.batch_schedule else [tokens for _, tokens in settings.batch_schedule])
+        if least < mesh.world * context:
+            raise InputError(f"train.batch_tokens: {least} is less than one row of {context} tokens for each process; raise it")
+        self.steps = self.ramp.steps
         self.warmup = settings.warmup if settings.warmup is not None else min(2000, math.ceil(self.steps * 0.04))
         self.save_every = settings.checkpoint_every or math.ceil(self.steps / 5)
         self.validate_every = settings.validate_every or math.ceil(self.steps / 10)
         training, held_out = Shards.open(tokens_dir, "train"), Shards.open(tokens_dir, "valid")
         if mesh.leads:
             verify_once((training, held_out), out / "verified")
-        self.loader = Loader(training, context, self.rows, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups), self.steps)
+        self.loader = Loader(training, context, self.ramp, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups))
         self.valid = validation_rows(held_out, context, settings.validate_tokens)
         wanted = self.valid[1]
         self.valid_bytes = int(self.token_bytes[wanted[wanted >= 0].numpy()].sum())  # of text that the validation rows predict
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
-        self.model.initialise(recipe.seed)
+        self.model.initialise(recipe.seed, settings.base_width)
         self.model.to(mesh.device)
         self.optimizers = build_optimizers(self.model, settings)
         self.checkpoints = Checkpoints(out / "checkpoints", settings.keep, settings.store if mesh.leads else None)
@@ -117,7 +118,8 @@ class TrainingRun:
         self.measuring = False  # whether the present step's statistics are wanted
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         if mesh.leads:
-            say(f"train: {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.steps} steps of {self.batch_tokens} tokens")
+            say(f"train: {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.steps} steps of "
+                + " then ".join(str(rows * context) for rows in self.ramp.sizes) + " tokens")
             say(f"train: {describe(self.way)}")
 
     def restore(self) -> None:
@@ -143,9 +145,14 @@ class TrainingRun:
         """The way the run began with, so that it stays exact; measured anew at its start, on another kind of device or number of ranks."""
         here = [self.mesh.device.type, self.mesh.world]
         if self.state.get("way_on") != here:
-            way = choose(self.recipe, self.model, self.mesh.device, self.rows // self.mesh.world, self.steps, self.mesh.world)
+            rows = max(self.ramp.sizes) // self.mesh.world
+            way = choose(self.recipe, self.model, self.mesh.device, rows, self.steps, self.mesh.world)
             self.state |= {"way": dataclasses.asdict(way), "way_on": here}
         return Way(**self.state["way"])
+
+    def tokens(self, step: int) -> int:
+        """Tokens of the first `step` batches, in all ranks."""
+        return self.ramp.before(step) * self.recipe.tokens.context
 
     def close(self) -> None:
         """End the threads; a checkpoint that is being written is finished first."""
@@ -154,7 +161,7 @@ class TrainingRun:
 
     def go(self) -> None:
         """Every step that is left."""
-        with stop_signals() as stop, self.watch, Bar("train", self.steps * self.batch_tokens, "tok", self.state["step"] * self.batch_tokens) as bar:
+        with stop_signals() as stop, self.watch, Bar("train", self.tokens(self.steps), "tok", self.tokens(self.state["step"])) as bar:
             while self.state["step"] < self.steps:
                 try:
                     self.go_on(stop, bar)
@@ -169,7 +176,7 @@ class TrainingRun:
         """
         done = self.state["step"]
         journal = Journal(self.out / "metrics.jsonl", done) if self.mesh.leads else None
-        data = Prefetch(self.loader, self.loader.share(self.mesh.rank, self.mesh.world), done, self.steps)
+        data = Prefetch(self.loader, partial(self.loader.share, self.mesh.rank, self.mesh.world), done, self.steps)
         with contextlib.closing(data), contextlib.closing(journal) if journal else contextlib.nullcontext():
             before, started = self.state["seconds"], time.monotonic()
             for step in range(done, self.steps):
@@ -178,7 +185,7 @@ class TrainingRun:
                 seconds = before + time.monotonic() - started
                 self.state |= {"step": step + 1, "seconds": seconds}
                 if journal:
-                    journal.write(step=step + 1, tokens=(step + 1) * self.batch_tokens, seconds=round(seconds, 3),
+                    journal.write(step=step + 1, tokens=self.tokens(step + 1), seconds=round(seconds, 3),
                                   tokens_per_second=round(bar.rate), **figures)
                 if "skipped" in figures:
                     self.stability.check(figures["skipped"])
@@ -195,7 +202,7 @@ class TrainingRun:
                     self.watch.doing(step + 1, "saving")
                     self.save(wait=last or stopping)
                 note = f"bits/byte {figures['bits_per_byte']:.3f}" if "bits_per_byte" in figures else "skipped"
-                bar.step(self.batch_tokens, f"step {step + 1}/{self.steps} {note}")
+                bar.step(self.tokens(step + 1) - self.tokens(step), f"step {step + 1}/{self.steps} {note}")
                 if stopping and not last:
                     raise Interrupted(f"stopped after step {step + 1} of {self.steps}, saved in {self.checkpoints.path(step + 1)}; "
                                       "the same command goes on from there")
@@ -258,17 +265,18 @@ class TrainingRun:
         Where float16 overflows, the batch is computed again with a smaller loss scale; where six halvings do not help, it is not the scale.
         """
         few: list[tuple[int, float]] = []
+        size = self.ramp.rows(step) * self.recipe.tokens.context
         for _ in range(7):
             few.clear()
             self.watch.doing(step + 1, "forward and backward")
-            parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context, few), range(len(batch.inputs)))
+            parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context, size, few), range(len(batch.inputs)))
             self.watch.doing(step + 1, "summing gradients over ranks")
             self.mesh.average_gradients(self.model.parameters())
             nats, text_bytes, counted = self.mesh.total(*(sum(column) for column in zip(*parts, strict=True)))
             if self.way.precision == "fp16":
                 self.scaler.unscale(self.model.parameters())
-            if counted != self.batch_tokens:  # some tokens do not count: the mean is over those that do, in all ranks
-                self._rescale(counted)
+            if counted != size:  # some tokens do not count: the mean is over those that do, in all ranks
+                self._rescale(size / max(1.0, counted))
             norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
             if self.way.precision != "fp16" or not math.isfinite(nats) or math.isfinite(norm):
                 break
@@ -278,17 +286,18 @@ class TrainingRun:
             self.model.zero_grad(set_to_none=True)
         return nats / max(1.0, counted), counted, text_bytes, norm, few
 
-    def _rescale(self, counted: float) -> None:
-        """Gradients of a mean over the batch's tokens become those of a mean over the `counted` among them."""
+    def _rescale(self, factor: float) -> None:
+        """Gradients of a mean over the batch's tokens become those of a mean over the ones that count."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if gradients:
-            torch._foreach_mul_(gradients, self.batch_tokens / max(1.0, counted))
+            torch._foreach_mul_(gradients, factor)
 
     def gradients(
-        self, network: nn.Module, batch: Batch, rows: range, context: int, few: list[tuple[int, float]],
+        self, network: nn.Module, batch: Batch, rows: range, context: int, tokens: int, few: list[tuple[int, float]],
     ) -> tuple[float, int, int]:
-        """Forward and backward of some rows of the batch in micro-batches, each row cut to `context`; their loss in nats, and the UTF-8
-        bytes and the number of the tokens that count in it. Notes in `few` the first micro-batch's tokens and squared gradient."""
+        """Forward and backward of some rows of the batch, which has `tokens` tokens in all ranks, in micro-batches, each row cut to
+        `context`; their loss in nats, and the UTF-8 bytes and the number of the tokens that count in it. Notes in `few` the first
+        micro-batch's tokens and squared gradient."""
         size = max(1, self.way.micro_batch_tokens // self.recipe.tokens.context)
         scale = self.scaler.scale if self.way.precision == "fp16" else 1.0
         nats = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
@@ -300,10 +309,10 @@ class TrainingRun:
             with autocast(self.way.precision, self.mesh.device):
                 loss = (self.compiled or network.loss)(*self.on_device(part))  # type: ignore[operator]
             # Divided by the batch's tokens in all ranks, so that neither micro-batches, replicas nor ranks change the gradient.
-            (loss * (scale / self.batch_tokens)).backward()
+            (loss * (scale / tokens)).backward()
             nats += loss.detach()
-            if self.measuring and first == rows.start and len(part.inputs) * context < self.batch_tokens:
-                unit = self.batch_tokens / (scale * max(1, counted))  # to the gradient of the mean over these tokens
+            if self.measuring and first == rows.start and len(part.inputs) * context < tokens:
+                unit = tokens / (scale * max(1, counted))  # to the gradient of the mean over these tokens
                 few.append((counted, sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None) * unit**2))
         return float(nats), text_bytes, counted
 
@@ -325,7 +334,7 @@ class TrainingRun:
         if "times that" not in cause:
             found = (first_non_finite(self.model, partial(loss, row)) for row in (bad or range(len(losses))))
             layer = next((each for each in found if not each.startswith("nothing")), None)
-        first = self.loader.share(self.mesh.rank, self.mesh.world).start
+        first = self.loader.share(self.mesh.rank, self.mesh.world, step).start
         numbers = sorted({int(number) for row in worst for number in self.loader.documents(step, first + row)})
         found_in = self.mesh.gather({"numbers": numbers, "bad": bool(bad), "layer": layer})
         guilty = [each for each in found_in if each["bad"]] or found_in
@@ -351,7 +360,7 @@ class TrainingRun:
         with Activations(self.model) as activations:
             self.state["valid"] = float(self.nats().double().sum()) / math.log(2) / max(1, self.valid_bytes)
         if journal:
-            journal.write(step=step, tokens=step * self.batch_tokens, valid_bits_per_byte=self.state["valid"], activations=activations.found)
+            journal.write(step=step, tokens=self.tokens(step), valid_bits_per_byte=self.state["valid"], activations=activations.found)
 
     def nats(self) -> Tensor:
         """−ln p of each validation token under the weights as they are, (R, context); 0 where a token does not count."""
@@ -397,7 +406,7 @@ class TrainingRun:
         self.mesh.wait()
         tensors = model_tensors(load_model(model_out))
         ensemble = json.loads(table.read_text())
-        seconds, tokens = self.state["seconds"], self.steps * self.batch_tokens
+        seconds, tokens = self.state["seconds"], self.tokens(self.steps)
         chosen = next(each for each in ensemble["candidates"] if each["name"] == ensemble["chosen"])
         say(f"train: {in_words(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with {chosen['name']}")
         return {

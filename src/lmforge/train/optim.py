@@ -91,6 +91,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     With `train.base_width` one tuning serves all widths: Adam moves each entry of a matrix by about its rate, and a sum over `d_model` of
     such moves grows with it, so the rate of the blocks' matrices is peak_lr · base_width / d_model (Yang et al. 2022, "Tensor Programs V",
     table 8, Adam, hidden weights). Muon's moves have the same spectral norm at every width and need no scaling (Bernstein and Newhouse 2024).
+    The last norm's gain carries the output multiplier base_width / d_model (`GPT.initialise`), so it moves that much more slowly.
     """
     matrices: dict[tuple[str, torch.Size], list[Tensor]] = {}
     hidden: list[Tensor] = []
@@ -98,12 +99,15 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     plain: list[Tensor] = []
     width = model.config.d_model
     tables: list[Tensor] = []
+    output: list[Tensor] = []  # the last norm
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim == 2:
             stack = matrices.setdefault((name.split(".", 2)[2], parameter.shape), []) if settings.optimizer == "muon" else hidden
             stack.append(parameter)
         elif name.startswith("ngrams."):
             tables.append(parameter)
+        elif name.startswith("norm.") and settings.base_width:
+            output.append(parameter)
         else:
             (decayed if parameter.ndim >= 2 else plain).append(parameter)
     groups: list[dict[str, Any]] = [
@@ -111,9 +115,10 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
         {"params": tables, "weight_decay": 0.0},  # a row that no text touches should stay as it is
+        {"params": output, "weight_decay": 0.0},
     ]
-    if hidden and settings.base_width:
-        groups[0]["lr"] = settings.peak_lr * settings.base_width / width
+    if settings.base_width:
+        groups[0]["lr"] = groups[-1]["lr"] = settings.peak_lr * settings.base_width / width
     groups = [group for group in groups if group["params"]]
     packed = settings.optimizer_state == "8bit"
     optimizers: dict[str, torch.optim.Optimizer]
