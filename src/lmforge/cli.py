@@ -148,7 +148,12 @@ def _key_figure(name: str, figures: dict[str, Any]) -> str:
         return f"{last['file_bytes'] / first['file_bytes']:.3f}× the bytes, {faster:.2f}× the decoding speed"
     if name == "evaluate":
         tasks = figures["tasks"]
-        shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)" if "bits_per_byte" in tasks else f"{len(tasks)} scores"
+        shown = f"{len(tasks)} scores"
+        if "bits_per_byte" in tasks:
+            shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)"
+        elif tasks.get("answers", {}).get("value") is not None:
+            found = tasks["answers"]
+            shown = f"{found['metric']} {found['value']:.3f} ({found['items']:,} held-out examples)"
         return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
     return str(figures.get("page", ""))
 

@@ -24,6 +24,7 @@ from lmforge.compress.chain import compress
 from lmforge.corpus.build import ELSEWHERE, build_corpus, work_folder
 from lmforge.corpus.clean import filters_fingerprint
 from lmforge.corpus.decontaminate import benchmark_files
+from lmforge.corpus.labelled import build_examples
 from lmforge.corpus.sources import fingerprint
 from lmforge.corpus.translate import Translate
 from lmforge.errors import InputError
@@ -36,10 +37,13 @@ from lmforge.progress import in_words, say
 from lmforge.recipe import BackTranslation, Recipe, load_recipe, to_toml
 from lmforge.record import Record, content_hash, hash_file, hash_json, sweep_temporaries, write_atomic
 from lmforge.report.page import write_report
+from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.build import build_tokens
+from lmforge.tokens.chat import render_conversation
 from lmforge.tokens.loader import Loader
 from lmforge.tokens.mixture import curricula
-from lmforge.tokens.shards import Shards
+from lmforge.tokens.shards import TOKENIZER, Shards
+from lmforge.train.adapters import fingerprint as base_fingerprint
 from lmforge.train.loop import train
 
 CALIBRATION_ROWS = 32
@@ -59,6 +63,9 @@ class Stage:
 
 
 def _corpus(recipe: Recipe, run: Path) -> dict[str, Any]:
+    if recipe.finetune:
+        tokenizer = Tokenizer.load(recipe.finetune.base / TOKENIZER)
+        return build_examples(recipe, run / "corpus", lambda messages: len(render_conversation(messages, tokenizer).tokens))
     steps = {number: step for number, step in enumerate(recipe.corpus.synthesis) if isinstance(step, BackTranslation)}
     return build_corpus(recipe, run / "corpus", {number: _translator(step, recipe.seed) for number, step in steps.items()})
 
@@ -91,12 +98,24 @@ def _report(_recipe: Recipe, run: Path) -> dict[str, Any]:
     return {"page": str(write_report(run))}
 
 
+def _tokens(recipe: Recipe, run: Path) -> dict[str, Any]:
+    return build_tokens(recipe, run / "corpus", run / "tokens", recipe.finetune.base / TOKENIZER if recipe.finetune else None)
+
+
+def _fine(recipe: Recipe, *names: str) -> dict[str, Any]:
+    """Keys of [finetune] that a stage depends on, and what its base is now; nothing where there is none."""
+    if not recipe.finetune:
+        return {}
+    return {"finetune": recipe.finetune.model_dump(mode="json", exclude_none=True, include={*names}), "base": base_fingerprint(recipe.finetune.base)}
+
+
 STAGES = (
-    Stage("corpus", lambda r: {"corpus": _without(_dump(r.corpus), *ELSEWHERE), "seed": r.seed}, (), ("corpus",), _corpus, format=3),
-    Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers")}, ("corpus",), ("tokens",),
-          lambda r, run: build_tokens(r, run / "corpus", run / "tokens"), format=2),
+    Stage("corpus", lambda r: {"corpus": _without(_dump(r.corpus), *ELSEWHERE), "seed": r.seed,
+                               **_fine(r, "task", "fields", "label", "labels", "instruction", "long"),
+                               **({"context": r.tokens.context} if r.finetune else {})}, (), ("corpus",), _corpus, format=3),
+    Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers"), **_fine(r)}, ("corpus",), ("tokens",), _tokens, format=2),
     Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train, *HOW_NOT_WHAT), "seed": r.seed, "context": r.tokens.context,
-                              "packing": r.tokens.packing, "curricula": curricula(r)}, ("tokens",), ("model",),
+                              "packing": r.tokens.packing, "curricula": curricula(r), **_fine(r, "epochs", "lora")}, ("tokens",), ("model",),
           lambda r, run: train(r, run / "tokens", run / "train", run / "model")),
     Stage("compress", lambda r: {"compress": _dump(r.compress)}, ("tokens", "model"), ("compressed",), _compress),
     Stage("evaluate", lambda r: {"evaluate": _dump(r.evaluate), "seed": r.seed}, ("corpus", "tokens", "model", "compressed"), ("scores",),
@@ -156,6 +175,8 @@ def _stage(name: str) -> Stage:
 
 def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     if stage.name == "corpus":
+        if recipe.finetune:
+            return {path.name: hash_file(path) if path.is_file() else "missing" for path in (recipe.finetune.train, recipe.finetune.test) if path}
         sources = {f"source {i} ({source.kind})": fingerprint(source) for i, source in enumerate(recipe.corpus.sources)}
         models = {f"synthesis {i} (model)": translator.fingerprint(step.model) for i, step in enumerate(recipe.corpus.synthesis)
                   if isinstance(step, BackTranslation) and step.model}

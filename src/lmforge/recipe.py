@@ -377,6 +377,38 @@ class Train(Section):
         return self
 
 
+LoraTarget = Literal["attention.qkv", "attention.out", "ff.up", "ff.down"]
+
+
+class Lora(Section):
+    """Products of two narrow matrices, learned beside frozen matrices of every layer (Hu et al. 2021)."""
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None  # the product counts alpha / rank times; default: twice the rank
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = get_args(LoraTarget)  # matrices of each layer that get one
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return (self.alpha or 2 * self.rank) / self.rank
+
+
+class Finetune(Section):
+    """A trained model and examples → a model of these examples. Takes the place of the corpus's sources, the vocabulary and [model]."""
+
+    base: Path  # a run, a checkpoint or a model (not a compressed one)
+    task: Literal["chat", "classify", "span"]
+    train: Path  # examples, a JSON object a line (plain, gzip or Zstandard)
+    test: Path | None = None  # examples that are scored at the end; default: a part of `train`, as corpus.holdout says
+    fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)  # classify: where its text stands, or a pair's two texts
+    label: str = "label"  # classify: where its label stands
+    labels: dict[str, str] = {}  # classify: a label as the file has it → the word to answer with; default: as it is
+    instruction: str = ""  # a line before each question
+    long: Literal["refuse", "skip"] = "refuse"  # what is done with a training example longer than tokens.context
+    epochs: Annotated[float, Field(gt=0)] = 3.0  # times that each example is seen, where train.steps and train.tokens are not given
+    lora: Lora | None = None  # default: every weight is trained
+
+
 class QuantizeStep(Section):
     """8-bit weights and activations."""
 
@@ -390,7 +422,7 @@ class Compress(Section):
     budget: Annotated[float, Field(gt=0)] | None = None  # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
 
 
-TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney"]
+TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers"]
 
 
 class Evaluate(Section):
@@ -422,6 +454,7 @@ class Recipe(Section):
     compress: Compress = Compress()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
+    finetune: Finetune | None = None  # makes a model out of another one, by examples
 
     @model_validator(mode="after")
     def _contexts_divide(self) -> Recipe:
@@ -457,8 +490,47 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _apply(data, override)
+    if isinstance(data.get("finetune"), dict) and isinstance(data["finetune"].get("base"), str):
+        _take_from_base(data, path.resolve().parent)
     recipe = parse_recipe(data, where=str(path))
     return _resolve_paths(recipe, path.resolve().parent)
+
+
+OWN = ("recompute", "z_loss", "rope_scaling", "rope_trained")  # keys of [model] that may differ from those of a model it goes on from
+
+
+def _take_from_base(data: dict[str, Any], folder: Path) -> None:
+    """Complete a recipe that fine-tunes: network, vocabulary and context of its base, and defaults that suit examples.
+
+    Raises:
+        InputError: no model there; or the recipe states another network, or sources.
+    """
+    given = data["finetune"]
+    corpus, tokens, model, train, evaluate = (data.setdefault(name, {}) for name in ("corpus", "tokens", "model", "train", "evaluate"))
+    if not all(isinstance(section, dict) for section in (corpus, tokens, model, train, evaluate)):
+        return  # parsing tells what is wrong
+    base = _absolute(Path(given["base"]), folder)
+    base = base if (base / "config.json").is_file() else base / "model"
+    try:
+        config = json.loads((base / "config.json").read_text())
+        shape, compression = dict(config["architecture"]), config["compression"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"finetune.base: {given['base']}: no model there; give a run that is trained, a checkpoint or a model") from error
+    if compression:
+        raise InputError(f"finetune.base: {given['base']}: a compressed model, which cannot be trained; give the model that it was made from")
+    given["base"] = str(base)
+    if corpus.setdefault("sources", []):
+        raise InputError("corpus.sources: a recipe with [finetune] learns from finetune.train alone; leave the sources out")
+    for section, stated, key in [("model", model, key) for key in Model.model_fields if key in shape] + [("tokens", tokens, "vocab_size")]:
+        value = [stated[key]] if key == "attention" and isinstance(stated.get(key), str) else stated.setdefault(key, shape[key])
+        if value != shape[key] and key not in OWN:
+            raise InputError(f"{section}.{key}: {value} is not {shape[key]}, that of finetune.base; leave it out, it is taken from there")
+    if tokens.setdefault("context", shape["context"]) != shape["context"] and shape["positions"] == "learned":
+        raise InputError(f"tokens.context: {tokens['context']}; the learned positions of finetune.base need {shape['context']}")
+    tokens.setdefault("packing", "best_fit")  # whole examples
+    train.setdefault("peak_lr", 2e-3 if given.get("lora") is not None else 3e-4)
+    train.setdefault("weight_decay", 0.0)
+    evaluate.setdefault("tasks", ["answers", "generation_speed"])
 
 
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -484,7 +556,11 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         if section := getattr(corpus, name):
             paths = {key: _absolute(getattr(section, key), base) for key in keys if getattr(section, key)}
             changed[name] = section.model_copy(update=paths)
-    return recipe.model_copy(update={"corpus": corpus.model_copy(update=changed)})
+    finetune = recipe.finetune
+    if finetune:
+        found = {key: _absolute(path, base) for key in ("base", "train", "test") if (path := getattr(finetune, key))}
+        finetune = finetune.model_copy(update=found)
+    return recipe.model_copy(update={"corpus": corpus.model_copy(update=changed), "finetune": finetune})
 
 
 def _absolute(path: Path, base: Path) -> Path:
@@ -564,11 +640,15 @@ def to_toml(recipe: Recipe) -> str:
         nested = {key: value for key, value in section.items() if isinstance(value, dict)}
         lines += [f"{key} = {_toml(value)}" for key, value in section.items() if key not in tables and key not in nested]
         for key, value in nested.items():
-            lines += ["", f"[{name}.{key}]", *(f"{inner} = {_toml(each)}" for inner, each in value.items())]
+            lines += ["", f"[{name}.{key}]", *(f"{_toml_key(inner)} = {_toml(each)}" for inner, each in value.items())]
         for key, entries in tables.items():
             for entry in entries:
                 lines += ["", f"[[{name}.{key}]]", *(f"{inner} = {_toml(value)}" for inner, value in entry.items())]
     return "\n".join(lines) + "\n"
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _toml(value: Any) -> str:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.recipe import parse_recipe
-from lmforge.tokens.ramp import Ramp, ramp_of
+from lmforge.recipe import Recipe, parse_recipe
+from lmforge.tokens.ramp import Ramp, ramp_of, with_length
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 50)), max_size=4, unique_by=lambda pair: pair[0]), st.integers(1, 200))
@@ -35,3 +35,11 @@ def test_a_schedule_out_of_order_is_refused(schedule: list[list[float]]) -> None
 
     with pytest.raises(InputError, match="batch_schedule is a list of"):
         parse_recipe({"train": {"batch_schedule": schedule}})
+
+
+def test_epochs_give_a_fine_tuning_its_length() -> None:
+    given = {"finetune": {"base": "b", "task": "chat", "train": "t", "epochs": 1.5}}
+    assert with_length(Recipe.model_validate(given), 1000).train.tokens == 1500
+    assert with_length(Recipe.model_validate(given | {"train": {"tokens": 5}}), 1000).train.tokens == 5
+    assert with_length(Recipe.model_validate(given | {"train": {"steps": 5}}), 1000).train.tokens is None
+    assert with_length(Recipe(), 1000).train.tokens is None

@@ -17,6 +17,7 @@ import torch
 
 from lmforge.compress.chain import load
 from lmforge.errors import InputError
+from lmforge.evaluate.answers import answers
 from lmforge.evaluate.baseline import kneser_ney
 from lmforge.evaluate.code import completions_parse
 from lmforge.evaluate.language import bits_per_byte
@@ -37,6 +38,7 @@ TASKS = {
         Task("completions_parse", completions_parse),
         Task("generation_speed", generation_speed),
         Task("kneser_ney", kneser_ney, per_model=False),
+        Task("answers", answers),
     )
 }
 FIGURES = ("metric", "value", "low", "high", "items", "fingerprint")

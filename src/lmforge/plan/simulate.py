@@ -14,13 +14,14 @@ from lmforge.model.config import GPTConfig, network_of
 from lmforge.model.cost import TRAINING, active_parameters, flops_per_token, parameters, training_bytes
 from lmforge.plan.hardware import Hardware, detect
 from lmforge.recipe import Recipe
-from lmforge.tokens.ramp import ramp_of
+from lmforge.tokens.ramp import ramp_of, with_length
 
 PROCESS_BYTES = 600_000_000  # Python, torch and the shards' buffers
 # Share of a device's memory that the components may fill; the rest is for what lives briefly (gradients of activations, Muon's work) or is
 # lost between blocks. Sums against measured peaks of three CPU runs, MB: 928 for 701, 1264 for 1193, 1471 for 1524.
 USABLE = 0.8
 LARGEST_GPU_MICRO_BATCH = 65_536  # tokens
+FOLDED, BYTES_PER_TOKEN = 3, 3  # of a file of examples: about how much smaller compression makes it, and bytes of a token, marks included
 
 
 def training_length(recipe: Recipe) -> tuple[int, int]:
@@ -47,6 +48,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, tokens_available: int
     `tokens_available`, where given), assumptions (in words).
     """
     hardware = detect() if hardware is None else hardware
+    recipe = with_length(recipe, _tokens_of_examples(recipe))
     config = network_of(recipe, recipe.tokens.vocab_size)
     steps, batch = training_length(recipe)
     layout = _layout(recipe, hardware, max(ramp_of(recipe).sizes) * recipe.tokens.context)
@@ -77,6 +79,14 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, tokens_available: int
         **({"epochs": steps * batch / tokens_available} if tokens_available else {}),
         "assumptions": _assumptions(hardware, half),
     }
+
+
+def _tokens_of_examples(recipe: Recipe) -> int:
+    """About how many tokens a recipe fine-tunes on, by the size of its file."""
+    if not recipe.finetune or not recipe.finetune.train.is_file():
+        return 0
+    unfolded = FOLDED if recipe.finetune.train.suffix in (".gz", ".zst") else 1
+    return max(1, recipe.finetune.train.stat().st_size * unfolded // BYTES_PER_TOKEN)
 
 
 def _layout(recipe: Recipe, hardware: Hardware, batch: int) -> dict[str, Any]:

@@ -149,6 +149,8 @@ def key_figure(stage: str, figures: dict[str, object]) -> str:
     if stage == "evaluate":
         tasks = mapping(figures, "tasks")
         bits, baseline = at(tasks, "bits_per_byte", "value"), at(tasks, "kneser_ney", "value")
-        shown = f"{figure(bits)} bits per byte (test)" if number(bits) is not None else f"{len(tasks)} scores"
+        answers = mapping(tasks, "answers")
+        shown = f"{answers.get('metric')} {figure(answers, 'value')}" if number(answers, "value") is not None else f"{len(tasks)} scores"
+        shown = f"{figure(bits)} bits per byte (test)" if number(bits) is not None else shown
         return shown + (f"; 5-gram Kneser-Ney {figure(baseline)}" if number(baseline) is not None else "")
     return ""

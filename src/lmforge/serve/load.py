@@ -3,6 +3,7 @@
     runs/laptop                                   a run: its compressed model if there is one, else its chosen model
     runs/laptop/train/checkpoints/step-00000500   a checkpoint
     runs/laptop/compressed                        any saved model
+    runs/reviews/model/adapter                    an adapter, with the model that it belongs to
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lmforge.model.saved import CONFIG, TOKENIZER, read_config
 from lmforge.record import MANIFEST, content_hash, hash_file
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.chat import STOP, has_chat_tokens, render_chat, stop_tokens
+from lmforge.train.adapters import ADAPTER_CONFIG, base_of, load_with_adapter
 
 Which = Literal["auto", "model", "compressed"]
 CHAT_STOP = (*(f"\n{text}" for text in STOP), *STOP)  # of a transcript; the blank line before the next turn goes too
@@ -87,12 +89,13 @@ def resolve(path: Path, which: Which = "auto") -> Path:
 
 
 def load_served(path: Path, which: Which = "auto") -> Served:
-    """Load what `path` means (see `resolve`), every file checked against its manifest.
+    """Load what `path` means (see `resolve`; or the folder of an adapter, merged into its base), every file checked against its manifest.
 
     Raises:
         InputError: no model there, a file was altered, or the tokenizer is not the one the model was trained with.
     """
-    directory = resolve(path, which)
+    adapter = path if (path / ADAPTER_CONFIG).is_file() else None
+    directory = base_of(adapter) if adapter else resolve(path, which)
     config = read_config(directory)
     tokenizer_file = directory / TOKENIZER
     if not tokenizer_file.is_file():
@@ -108,6 +111,9 @@ def load_served(path: Path, which: Which = "auto") -> Served:
         raise InputError(f"{tokenizer_file}: {tokenizer.vocab_size} tokens, but the model knows {known}; make the model again")
     methods = tuple(str(entry.get("method", "unknown")) for entry in config["compression"])
     fingerprint = (content_hash(directory) or "")[:12]
+    if adapter:
+        fingerprint = (content_hash(adapter) or "")[:12]
+        return Served(load_with_adapter(adapter), tokenizer, _name(adapter.resolve()), adapter, methods, fingerprint)
     return Served(load(directory), tokenizer, _name(directory.resolve()), directory, methods, fingerprint)
 
 

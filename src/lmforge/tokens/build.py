@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -31,8 +32,8 @@ from lmforge.tokens.writer import Names, TokenWriter
 WORKER_BYTES = 100_000_000  # of text that make another process worth its start (a few seconds)
 
 
-def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
-    """Learn the vocabulary from the training split alone, encode every split into `out`, return the figures.
+def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None = None) -> dict[str, Any]:
+    """Learn the vocabulary from the training split alone (or take `known`, a tokenizer's file), encode every split into `out`, return the figures.
 
     Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text and
     bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre (all splits);
@@ -49,11 +50,12 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
         training = _Training(corpus_dir)
         sample = Sample(training, recipe.tokens.sample_bytes)
         train_bytes = sample.total
-        say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sample.bytes / 1e6:.1f} MB of {train_bytes / 1e6:.1f} MB")
-        chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
-        with Bar("merges", recipe.tokens.vocab_size, "merge") as bar:
-            tokenizer = train_tokenizer(sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step)
-        tokenizer.save(folder / TOKENIZER)
+        if known is None:
+            tokenizer = _learned(recipe, training, sample)
+            tokenizer.save(folder / TOKENIZER)
+        else:
+            shutil.copyfile(known, folder / TOKENIZER)
+            tokenizer = Tokenizer.load(folder / TOKENIZER)
         workers = recipe.tokens.workers or min(_cores(), 1 + train_bytes // WORKER_BYTES)
         names, writers = Names(), {}
         with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:
@@ -78,6 +80,13 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path) -> dict[str, Any]:
         held_out = (document for split in SPLITS if split != "train" for document in read_documents(corpus_dir, split))
         measured = quality(tokenizer, shards, held_out)
     return {**_figures(tokenizer, writers), "sample_bytes": sample.bytes, "quality": measured}
+
+
+def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
+    say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sample.bytes / 1e6:.1f} MB of {sample.total / 1e6:.1f} MB")
+    chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
+    with Bar("merges", recipe.tokens.vocab_size, "merge") as bar:
+        return train_tokenizer(sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step)
 
 
 def _cores() -> int:

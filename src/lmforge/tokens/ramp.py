@@ -41,6 +41,14 @@ class Ramp:
         return self.taken[part] + (step - self.begins[part]) * self.sizes[part]
 
 
+def with_length(recipe: Recipe, training_tokens: int) -> Recipe:
+    """A recipe that fine-tunes and states no length, with the length of its epochs over so many tokens; any other as it is."""
+    if not recipe.finetune or recipe.train.steps or recipe.train.tokens:
+        return recipe
+    tokens = math.ceil(recipe.finetune.epochs * training_tokens)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"tokens": tokens})})
+
+
 def ramp_of(recipe: Recipe) -> Ramp:
     """The batches of a recipe's training, in whole rows of its context; how many from `train.steps` or `train.tokens`."""
     train, context = recipe.train, recipe.tokens.context

@@ -3,6 +3,7 @@
     train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json, config.json, tokenizer.json,
                                      manifest.json}        average: the moving average of the weights, once it has begun
     train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone, to average
+    Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them apart.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import model_tensors, write_model
+from lmforge.model.saved import write_model
 from lmforge.progress import say
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
+from lmforge.train.adapters import ADAPTER, adapter_tensors, load_adapters, merged
 from lmforge.train.store import fetch_newest, put, remove
 
 Weights = dict[str, Tensor]
@@ -71,7 +73,9 @@ def write_snapshot(directory: Path, model: GPT, step: int, tokenizer: Path) -> N
         LmforgeError: the disk is full.
     """
     with atomic_directory(directory) as temporary, full_disk_as_os_error():
-        write_model(temporary, model.config, model_tensors(model), tokenizer, notes={"step": step})
+        write_model(temporary, model.config, merged(model), tokenizer, notes={"step": step})
+        if adapters := adapter_tensors(model):
+            save_file({name: tensor.cpu() for name, tensor in adapters.items()}, temporary / ADAPTER)
 
 
 class Checkpoints:
@@ -126,26 +130,29 @@ class Checkpoints:
             LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay usable.
         """
         self.settle()
-        tensors, moments = model_tensors(model), optimizer_tensors(optimizers)
-        averaged = {name: weight.detach().cpu() for name, weight in (average or {}).items()}
+        tensors, moments = merged(model), optimizer_tensors(optimizers)
+        averaged, adapters = ({name: weight.detach().cpu() for name, weight in each.items()} for each in (average or {}, adapter_tensors(model)))
         content = json.dumps(dict(state), indent=1) + "\n"
         if not wait:
-            tensors, moments, averaged = ({name: tensor.clone() for name, tensor in each.items()} for each in (tensors, moments, averaged))
+            tensors, moments, averaged, adapters = (
+                {name: tensor.clone() for name, tensor in each.items()} for each in (tensors, moments, averaged, adapters)
+            )
         config, best = model.config, state.get("best_step")
-        writing = self._writer.submit(self._write, step, config, tensors, moments, averaged, content, tokenizer, best)
+        parts = {"optimizer.safetensors": moments, AVERAGE: averaged, ADAPTER: adapters}
+        writing = self._writer.submit(self._write, step, config, tensors, parts, content, tokenizer, best)
         if wait:
             writing.result()
         else:
             self._writing = writing
 
     def _write(
-        self, step: int, config: GPTConfig, tensors: Weights, moments: Weights, averaged: Weights, state: str, tokenizer: Path, best: int | None,
+        self, step: int, config: GPTConfig, tensors: Weights, parts: dict[str, Weights], state: str, tokenizer: Path, best: int | None,
     ) -> None:
         with atomic_directory(self.path(step)) as temporary, full_disk_as_os_error():
             write_model(temporary, config, tensors, tokenizer, notes={"step": step})
-            save_file(moments, temporary / "optimizer.safetensors")
-            if averaged:
-                save_file(averaged, temporary / AVERAGE)
+            for name, part in parts.items():
+                if part or name.startswith("optimizer"):
+                    save_file(part, temporary / name)
             (temporary / "state.json").write_text(state)
         if self.store:
             put(self.path(step), self.store)
@@ -184,10 +191,13 @@ class Checkpoints:
             earlier = f"; or remove {path} to go on from step {steps[-2]}" if len(steps) > 1 else f"; or remove {path} to start again"
             raise InputError(f"{error}{earlier}") from error
         tensors = load_file(path / "model.safetensors")
-        current = model_tensors(model)
+        current = merged(model)
         if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in current.items()}:
             raise InputError(f"{path}: made with another [model]; run with --fresh or another name")
-        model.load_state_dict({**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})})
+        if adapter_tensors(model):
+            load_adapters(model, load_file(path / ADAPTER) if (path / ADAPTER).exists() else {})
+        else:
+            model.load_state_dict({**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})})
         restore_optimizers(optimizers, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         say(f"train: going on from step {state['step']} ({path})")

@@ -47,7 +47,7 @@ class MovingAverage:
             return
         parameters = dict(self.model.named_parameters())
         if not self.weights:
-            self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items() if parameter.requires_grad}
             return
         share = 1 / min(step - self.begins, self.horizon)
         torch._foreach_lerp_(list(self.weights.values()), [parameters[name] for name in self.weights], share)

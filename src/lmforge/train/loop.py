@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lmforge.errors import InputError, Interrupted, LmforgeError
@@ -39,11 +40,13 @@ from lmforge.record import atomic_directory, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.loader import Batch, Loader, Prefetch
 from lmforge.tokens.mixture import at, weights_of
-from lmforge.tokens.ramp import ramp_of
+from lmforge.tokens.ramp import ramp_of, with_length
 from lmforge.tokens.shards import Shards, verify_once
+from lmforge.train.adapters import ADAPTER, adapter_tensors, averaged, hold, merged, write_adapter
 from lmforge.train.checkpoint import Checkpoints, write_snapshot
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
 from lmforge.train.fastest import Way, choose, describe
+from lmforge.train.finetune import example_rows, start_from
 from lmforge.train.journal import Journal
 from lmforge.train.optim import build_optimizers, rate, set_rate
 from lmforge.train.precision import LossScaler, autocast
@@ -83,6 +86,8 @@ class TrainingRun:
     """One training run on one rank: what it holds and what it does at each step."""
 
     def __init__(self, recipe: Recipe, tokens_dir: Path, out: Path, mesh: Mesh) -> None:
+        training, held_out = Shards.open(tokens_dir, "train"), Shards.open(tokens_dir, "valid")
+        recipe = with_length(recipe, training.tokens)
         self.recipe, self.mesh, self.out = recipe, mesh, out
         settings, context = recipe.train, recipe.tokens.context
         self.tokenizer_file, self.corpus = tokens_dir / "tokenizer.json", tokens_dir.parent / "corpus"
@@ -96,15 +101,19 @@ class TrainingRun:
         self.warmup = settings.warmup if settings.warmup is not None else min(2000, math.ceil(self.steps * 0.04))
         self.save_every = settings.checkpoint_every or math.ceil(self.steps / 5)
         self.validate_every = settings.validate_every or math.ceil(self.steps / 10)
-        training, held_out = Shards.open(tokens_dir, "train"), Shards.open(tokens_dir, "valid")
         if mesh.leads:
             verify_once((training, held_out), out / "verified")
         self.loader = Loader(training, context, self.ramp, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups))
-        self.valid = validation_rows(held_out, context, settings.validate_tokens)
+        self.valid: tuple[Tensor, ...] = (
+            example_rows(held_out, context, settings.validate_tokens, recipe.seed) if recipe.finetune
+            else validation_rows(held_out, context, settings.validate_tokens)
+        )
         wanted = self.valid[1]
         self.valid_bytes = int(self.token_bytes[wanted[wanted >= 0].numpy()].sum())  # of text that the validation rows predict
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
         self.model.initialise(recipe.seed, settings.base_width)
+        if recipe.finetune:
+            start_from(self.model, recipe.finetune, recipe.seed)
         self.model.to(mesh.device)
         self.optimizers = build_optimizers(self.model, settings)
         self.checkpoints = Checkpoints(out / "checkpoints", settings.keep, settings.store if mesh.leads else None)
@@ -118,8 +127,9 @@ class TrainingRun:
         self.measuring = False  # whether the present step's statistics are wanted
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         if mesh.leads:
-            say(f"train: {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.steps} steps of "
-                + " then ".join(str(rows * context) for rows in self.ramp.sizes) + " tokens")
+            trained, frozen = (sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False))
+            sizes = " then ".join(str(rows * context) for rows in self.ramp.sizes)
+            say(f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, {self.steps} steps of {sizes} tokens")
             say(f"train: {describe(self.way)}")
 
     def restore(self) -> None:
@@ -364,14 +374,15 @@ class TrainingRun:
 
     def nats(self) -> Tensor:
         """−ln p of each validation token under the weights as they are, (R, context); 0 where a token does not count."""
-        inputs, targets = self.valid
-
         def work(network: nn.Module, rows: range) -> list[Tensor]:
+            found = []
             with autocast(self.way.precision, self.mesh.device):
-                return [token_nats(network, inputs[piece].to(self.mesh.device), targets[piece].to(self.mesh.device)).cpu()  # type: ignore[arg-type]
-                        for piece in (slice(first, min(first + 16, rows.stop)) for first in range(rows.start, rows.stop, 16))]
+                for first in range(rows.start, rows.stop, 16):
+                    inputs, targets, *documents = (each[first : min(first + 16, rows.stop)].to(self.mesh.device) for each in self.valid)
+                    found.append(token_nats(network, inputs, targets, documents=documents[0] if documents else None).cpu())  # type: ignore[arg-type]
+            return found
 
-        return torch.cat([piece for part in self.networks.run(work, range(len(inputs))) for piece in part])
+        return torch.cat([piece for part in self.networks.run(work, range(len(self.valid[0]))) for piece in part])
 
     def keep_for_averaging(self, step: int) -> None:
         """What the ensembles of the end need of the weights after `step` steps."""
@@ -383,6 +394,10 @@ class TrainingRun:
     def snapshot(self, step: int) -> Path:
         """Where the weights of a step stand alone."""
         return self.out / "snapshots" / self.checkpoints.path(step).name
+
+    def saved(self, step: int) -> Path:
+        """Where the weights of a step that was kept are."""
+        return self.snapshot(step) if step in self.snapshots else self.checkpoints.path(step)
 
     def save(self, wait: bool) -> None:
         """Checkpoint now, or from now on while the steps go on; the best so far is remembered in it."""
@@ -402,6 +417,8 @@ class TrainingRun:
             with atomic_directory(model_out) as temporary:
                 write_model(temporary, self.model.config, weights, self.tokenizer_file,
                             notes={"made_from": best.row(), "valid_bits_per_byte": best.bits_per_byte})
+                if self.recipe.finetune and self.recipe.finetune.lora:
+                    write_adapter(temporary / "adapter", self.adapter_of(best), self.recipe.finetune.base, self.recipe.finetune.lora)
             write_atomic(table, json.dumps({"chosen": best.name, "candidates": [each.row() for each in candidates]}, indent=1) + "\n")
         self.mesh.wait()
         tensors = model_tensors(load_model(model_out))
@@ -413,23 +430,28 @@ class TrainingRun:
             "steps": self.steps, "tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9)),
             "valid_bits_per_byte": chosen["bits_per_byte"], "weights_sha256": hash_weights(tensors), "best_step": self.state["best_step"],
             "parameters": sum(tensor.numel() for tensor in tensors.values()), "way": describe(self.way), **ensemble,
+            "trained_parameters": sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad),
         }
+
+    def adapter_of(self, chosen: Candidate) -> dict[str, Tensor]:
+        """The adapter that gives the chosen model."""
+        if not chosen.members:
+            assert self.moving
+            return self.moving.weights
+        return averaged([load_file(self.saved(step) / ADAPTER) for step in chosen.members])
 
     def choose(self) -> tuple[Candidate, dict[str, Tensor], list[Candidate]]:
         """The best candidate, its weights, and all of them. Afterwards the network holds some candidate's weights."""
-        def load(step: int) -> dict[str, Tensor]:
-            path = self.snapshot(step) if step in self.snapshots else self.checkpoints.path(step)
-            return model_tensors(load_model(path))
-
         def score(weights: dict[str, Tensor]) -> Tensor:
-            for name, parameter in self.model.state_dict().items():
-                if name in weights:
-                    parameter.copy_(weights[name])
+            hold(self.model, weights)
             return self.nats()
 
         last = {self.steps} if self.recipe.train.ensemble else set()
-        choice = Choice(load, score, self.valid_bytes)
-        moving = {**model_tensors(self.model), **{name: weight.cpu() for name, weight in self.moving.weights.items()}} if self.moving else None
+        choice = Choice(lambda step: model_tensors(load_model(self.saved(step))), score, self.valid_bytes)
+        moving = None
+        if self.moving:
+            weights = {name: weight.cpu() for name, weight in self.moving.weights.items()}
+            moving = merged(self.model, weights) if adapter_tensors(self.model) else {**model_tensors(self.model), **weights}
         best, weights = choice.choose([*({self.state["best_step"]} | last | self.snapshots)], moving)
         return best, weights, choice.table
 

@@ -101,6 +101,8 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     tables: list[Tensor] = []
     output: list[Tensor] = []  # the last norm
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("blocks.") and parameter.ndim == 2:
             stack = matrices.setdefault((name.split(".", 2)[2], parameter.shape), []) if settings.optimizer == "muon" else hidden
             stack.append(parameter)
