@@ -1,125 +1,162 @@
-"""Can a small model trained at 30,000 tokens find a key planted anywhere in them?
+"""Can a small model trained at 30,000 tokens find a key planted anywhere in them? Training, then the evaluation task `passkey`.
 
-    python bench/passkey.py --kind sparse --minutes 25        (one thread; adds to bench/results/passkey.json)
+    python bench/passkey.py --kind sparse --minutes 25        (one thread; adds to bench/results/passkey.json and to --run, with a report)
 
-A row is random filler with `MARK d1 d2 d3 d4` planted at a random place, and ends with `ASK d1 d2 d3 d4`; only the last four digits count.
-Lengths grow as they are learned (256, 1,024, 4,096, 16,384, 30,000 tokens). Accuracy: all four digits right, by length and depth of the key.
+A training row is filler with a key in it, sometimes two, stated from 2 to 100 times: "The key of bak is 4 7 1 1.". The loss counts the digits
+of all statements but the first, so that a row asks for the same key many times over distances of all sizes; the test is the case of two
+statements, the second one at the end. Lengths grow as they are learned (256, 1,024, 4,096, 16,384, 30,000 tokens).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from lmforge.evaluate.harness import evaluate
+from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.model.saved import model_tensors, write_model
+from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
+from lmforge.record import atomic_directory, code_version, machine, write_atomic
+from lmforge.report.page import write_report
+from lmforge.tokens.bpe import Tokenizer, train_tokenizer
+from lmforge.train.optim import build_optimizers, set_rate
 
-DIGITS, MARK, ASK, FILLER, VOCABULARY = 10, 10, 11, 12, 32
 LENGTHS = (256, 1024, 4096, 16_384, 30_000)
-STEP_TOKENS = 16_384
+STEP_TOKENS, PER_STATEMENT, MOST = 4096, 20, 100  # tokens of a step; at most a statement in so many tokens, and so many of one key in a row
+LEARNED = 0.1  # nats a digit at which a length is known
 RESULTS = Path(__file__).parent / "results" / "passkey.json"
-KINDS = {
-    "sparse": {"attention": ("sparse",), "window": 128, "stride": 1024, "pool": 64},
-    "pooled": {"attention": ("pooled",), "pool": 128},
-    "lsh": {"attention": ("lsh",), "lsh_span": 32, "lsh_rounds": 4},
-    "linear": {"attention": ("linear",), "feature_map": "learned"},
-    "window": {"attention": ("window",), "window": 128},
+KINDS: dict[str, dict[str, Any]] = {
+    "sparse": {"attention": ("sparse",), "window": 64, "stride": 64, "pool": 64},
+    "pooled": {"attention": ("pooled",), "pool": 64},
+    "lsh": {"attention": ("window", "lsh", "lsh"), "window": 64, "lsh_span": 64, "lsh_rounds": 4},
+    "linear": {"attention": ("window", "linear", "linear"), "window": 64, "feature_map": "learned"},
+    "window": {"attention": ("window",), "window": 64},
 }
 
 
-def rows_of(count: int, length: int, generator: torch.Generator, depth: float | None = None) -> tuple[Tensor, Tensor]:
-    """Tokens and targets (count, length−1); depth 0: the key stands at the beginning, 1: just before the question."""
-    tokens = torch.randint(FILLER, VOCABULARY, (count, length), generator=generator)
-    key = torch.randint(0, DIGITS, (count, 4), generator=generator)
-    room = length - 5 - 5
-    at = torch.randint(0, room + 1, (count,), generator=generator) if depth is None else torch.full((count,), round(depth * room))
-    places = at[:, None] + torch.arange(5)
-    tokens.scatter_(1, places, torch.cat((torch.full((count, 1), MARK), key), 1))
-    tokens[:, -5] = ASK
-    tokens[:, -4:] = key
-    targets = torch.full((count, length - 1), -1)
-    targets[:, -4:] = key
-    return tokens[:, :-1], targets
+def vocabulary() -> Tokenizer:
+    """A token for each word of the task; seen twice, a pair of characters is worth one."""
+    texts = [*FILLER, *(f" The key of {name} is 0 1 2 3 4 5 6 7 8 9." for name in NAMES)]
+    return train_tokenizer([text for text in texts for _ in range(3)], 551, threads=1)
 
 
-def network(kind: str) -> GPT:
-    """About 0.2 M parameters."""
-    model = GPT(GPTConfig(
-        vocab_size=VOCABULARY, context=30_000, layers=3, d_model=64, heads=2, kv_heads=2, d_ff=256, norm="layernorm", rope_base=1e7, **KINDS[kind],
-    ))  # fmt: skip
+def training_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list[int], list[int]]:
+    """Tokens and targets of `length` tokens: one key, seldom two, each stated again and again at random places of the filler."""
+    most = max(2, min(MOST, length // (2 * PER_STATEMENT)))
+    order = []
+    for name in rng.sample(NAMES, 1 if rng.random() < 0.75 else 2):
+        stated = makes.questions[name], makes.answer([rng.randrange(10) for _ in range(4)])
+        order += [stated] * round(2 * (most / 2) ** rng.random())
+    rng.shuffle(order)
+    filler = list(itertools.chain(*makes.filler(rng, length + 1 - sum(len(q) + len(a) + len(makes.stop) for q, a in order))))
+    cuts = sorted(rng.randint(0, len(filler)) for _ in order)
+    tokens, targets, seen, begin = [], [], [], 0
+    for (question, answer), cut in zip(order, cuts, strict=True):
+        tokens += filler[begin:cut] + question + answer + makes.stop
+        known = question in seen
+        targets += [-1] * (cut - begin + len(question)) + (answer if known else [-1] * len(answer)) + [-1] * len(makes.stop)
+        seen.append(question)
+        begin = cut
+    tokens += filler[begin:]
+    targets += [-1] * (len(filler) - begin)
+    return tokens[:-1], targets[1:]
+
+
+def network(kind: str, vocab_size: int, changes: dict[str, Any]) -> GPT:
+    """About 0.15 M parameters. So large a base of RoPE leaves most of a head's pairs unturned over 30,000 tokens: content can be compared
+    at any distance, and the quick pairs still tell neighbours apart."""
+    shape = {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 4, "d_ff": 128, "norm": "layernorm", "qk_norm": True, "rope_base": 1e12}
+    model = GPT(GPTConfig(vocab_size=vocab_size, context=LENGTHS[-1], **(shape | KINDS[kind] | changes)))
     model.initialise(1)
     return model
 
 
-@torch.no_grad()
-def right(model: GPT, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Which rows have all four digits likeliest."""
-    hidden = model.hidden(tokens)[:, -4:]
-    assert model.head is not None
-    return (model.head(hidden).argmax(-1) == targets[:, -4:]).all(-1)
-
-
-def train(model: GPT, minutes: float) -> list[dict[str, Any]]:
-    """AdamW; the next length comes when nine of ten training keys are found, or with its share of the time."""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    journal, started, stage, found, step = [], time.process_time(), 0, 0.0, 0
+def train(model: GPT, makes: Passkeys, minutes: float, longest: int) -> list[dict[str, Any]]:
+    """Muon and AdamW; the next length comes when this one is learned. The rate falls over the last fifth of the time."""
+    rng = random.Random(0)
+    optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3, matrix_lr=0.02, weight_decay=0.0))
+    journal: list[dict[str, Any]] = []
+    started, stage, mean, step, at_length = time.process_time(), 0, 3.0, 0, 0
     while (spent := (time.process_time() - started) / 60) < minutes:
-        length = LENGTHS[stage]
-        tokens, targets = rows_of(max(1, STEP_TOKENS // length), length, generator)
-        rate = min(1.0, (step + 1) / 100) * (1.0 if spent < 0.8 * minutes else max(0.05, (minutes - spent) / (0.2 * minutes)))
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * rate
+        length = min(LENGTHS[stage], longest)
+        rows = [training_row(makes, rng, length) for _ in range(max(1, STEP_TOKENS // length))]
+        tokens, targets = (torch.tensor(part) for part in zip(*rows, strict=True))
+        set_rate(optimizers, min(1.0, (step + 1) / 50, max(0.02, (minutes - spent) / (0.2 * minutes))))
         loss = model.loss(tokens, targets) / (targets >= 0).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        found = 0.95 * found + 0.05 * (loss.item() < 0.15)
-        if step % 50 == 0:
-            journal.append({"step": step, "length": length, "loss": round(loss.item(), 4), "minutes": round(spent, 2)})
-            print(journal[-1], f"found {found:.2f}", flush=True)
-        if stage + 1 < len(LENGTHS) and found > 0.9:
-            stage, found = stage + 1, 0.0
+        for optimizer in optimizers.values():
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        step, at_length, mean = step + 1, at_length + 1, mean + (loss.item() - mean) / min(at_length + 1, 20)
+        grows = mean < LEARNED and at_length >= 20 and length < longest
+        if step % 50 == 0 or grows:
+            journal.append({"step": step, "length": length, "loss": round(mean, 4), "minutes": round(spent, 2)})
+            print(journal[-1], flush=True)
+        if grows:
+            stage, at_length = stage + 1, 0
+    journal.append({"step": step, "length": length, "loss": round(mean, 4), "minutes": round(spent, 2)})
     return journal
 
 
+def score_file(recipe: Recipe, run: Path, kind: str, tokenizer: Tokenizer) -> Path:
+    """The evaluation task on one model, beside the kinds scored before in the run's scores/passkey.json; their scores, one a kind."""
+    if not (run / "tokens").exists():
+        with atomic_directory(run / "tokens") as folder:
+            tokenizer.save(folder / "tokenizer.json")
+    evaluate(recipe, {kind: run / "models" / kind}, run / "corpus", run / "tokens", run / "kinds" / kind)
+    scores = {name: json.loads((run / "kinds" / name / "passkey.json").read_text()) for name in KINDS if (run / "kinds" / name).exists()}
+    (run / "scores").mkdir(exist_ok=True)
+    write_atomic(run / "scores" / "passkey.json", json.dumps({"models": scores}, indent=1) + "\n")
+    return run / "kinds" / kind / "passkey.json"
+
+
 def main() -> None:
-    """Train one kind, test it at every length and depth, add it to the results."""
+    """Train one kind, test it at every length and depth, add it to the results and to the run's report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--minutes", type=float, default=25.0, help="processor minutes of training")
     parser.add_argument("--keys", type=int, default=20, help="keys tried for each length and depth")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="length to stop growing at (to try things; writes no results)")
+    parser.add_argument("--set", type=json.loads, default={}, help="changes of the network, as JSON (to try things)")
+    parser.add_argument("--run", type=Path, default=Path("runs/passkey"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = network(arguments.kind)
-    journal = train(model, arguments.minutes)
-    generator = torch.Generator().manual_seed(123)
-    depths = [(i + 0.5) / 10 for i in range(10)]
-    table: dict[str, list[float]] = {}
-    for length in LENGTHS[1:]:
-        table[str(length)] = []
-        for depth in depths:
-            found = [right(model, *rows_of(1, length, generator, depth + 0.1 * (i / arguments.keys - 0.5))) for i in range(arguments.keys)]
-            table[str(length)].append(float(torch.cat(found).float().mean()))
-        print(arguments.kind, length, table[str(length)], flush=True)
+    tokenizer = vocabulary()
+    model, makes = network(arguments.kind, tokenizer.vocab_size, arguments.set), Passkeys(tokenizer)
+    journal = train(model, makes, arguments.minutes, arguments.longest)
+    if arguments.longest < LENGTHS[-1]:
+        return
+    trained, peak = journal[-1]["minutes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    recipe = parse_recipe({"name": "passkey", "run_dir": str(arguments.run), "evaluate": {"tasks": ["passkey"], "items": 10 * arguments.keys},
+                           "train": {"threads": 1}, "tokens": {"vocab_size": tokenizer.vocab_size, "context": LENGTHS[-1]}})  # fmt: skip
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    write_atomic(arguments.run / "recipe.toml", to_toml(recipe))
+    with atomic_directory(arguments.run / "models" / arguments.kind) as folder:
+        tokenizer.save(folder / "vocabulary.json")
+        write_model(folder, model.config, model_tensors(model), folder / "vocabulary.json")
+    score = json.loads(score_file(recipe, arguments.run, arguments.kind, tokenizer).read_text())
+    longest = score["accuracy"][score["lengths"].index(LENGTHS[-1])]
+    print(arguments.kind, score["lengths"], score["accuracy"], flush=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
-    results |= {"command": "python bench/passkey.py --kind KIND", "machine": machine(), "code": code_version(), "depths": depths}
+    results |= {"command": "python bench/passkey.py --kind KIND --minutes MINUTES", "machine": machine(), "depths": score["depths"]}
     results["kinds"][arguments.kind] = {
-        "parameters": sum(p.numel() for p in model.parameters()), "settings": KINDS[arguments.kind], "minutes": arguments.minutes,
-        "keys": arguments.keys, "accuracy": table, "mean_at_30000": sum(table["30000"]) / 10, "steps": journal[-1]["step"],
-        "longest_trained": max(entry["length"] for entry in journal), "steps_at_30000": sum(entry["length"] == 30_000 for entry in journal) * 50,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "journal": journal[::10],
+        "parameters": sum(p.numel() for p in model.parameters()), "settings": KINDS[arguments.kind] | arguments.set, "minutes_of_training": trained,
+        "keys_per_cell": score["keys_per_cell"], "accuracy": dict(zip(map(str, score["lengths"]), score["accuracy"], strict=True)),
+        "mean_at_30000": sum(longest) / len(longest), "worst_depth_at_30000": min(longest), "steps": journal[-1]["step"],
+        "longest_trained": journal[-1]["length"], "peak_bytes_of_training": peak, "code": code_version(), "journal": journal,
     }  # fmt: skip
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
+    print(write_report(arguments.run))
 
 
 if __name__ == "__main__":

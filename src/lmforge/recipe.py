@@ -422,7 +422,7 @@ class Compress(Section):
     budget: Annotated[float, Field(gt=0)] | None = None  # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
 
 
-TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers"]
+TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers", "passkey"]
 
 
 class Evaluate(Section):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.report.plots import HEIGHT, WIDTH, Series, bar_chart, line_chart, logarithmic, share_bar, thin, ticks
+from lmforge.report.plots import HEIGHT, WIDTH, Series, bar_chart, line_chart, logarithmic, share_bar, share_map, thin, ticks
 
 finite = st.floats(-1e14, 1e14)
 
@@ -75,3 +75,11 @@ def test_logarithmic_labels_and_bars_of_shares() -> None:
     assert 'width="12.5"' in str(share_bar(0.125))
     assert share_bar(None) is None
     assert share_bar(1.5) is None
+
+
+def test_a_map_of_shares() -> None:
+    markup = share_map("<found>", ["5%", "95%"], [("1,024", [1, 0.5]), ("broken", [2, 0]), ("short", [1])], "depth")
+    assert markup.count('class="cell"') == 2
+    assert "&lt;found&gt;: 1,024: 100%, 50%" in markup
+    assert ">50</text>" in markup
+    assert "nothing to show" in share_map("none", [], [], "")

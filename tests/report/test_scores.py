@@ -34,3 +34,11 @@ def test_samples_in_the_score_itself(finished_run: Path) -> None:
     assert "a time" in scores(Run(finished_run))
     (finished_run / "scores/stories.json").write_text(json.dumps({**task, "samples": ["once upon"]}))
     assert "once upon" in scores(Run(finished_run))
+
+
+def test_keys_found_by_length_and_depth_are_a_map_a_model(finished_run: Path) -> None:
+    row = {"metric": "share of keys found", "value": 0.9, "items": 40, "lengths": [256, 1024], "depths": [0.25, 0.75], "accuracy": [[1, 1], [0.5, 1]]}
+    (finished_run / "scores/passkey.json").write_text(json.dumps({**row, "models": {"pooled": row, "broken": {"lengths": 3, "accuracy": [None]}}}))
+    page = scores(Run(finished_run))
+    assert page.count("Keys found, ") == 4  # a caption and a description for each of two models
+    assert "<title>1,024, 25%: 50.0%</title>" in page

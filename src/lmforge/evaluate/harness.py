@@ -21,6 +21,7 @@ from lmforge.evaluate.answers import answers
 from lmforge.evaluate.baseline import kneser_ney
 from lmforge.evaluate.code import completions_parse
 from lmforge.evaluate.language import bits_per_byte
+from lmforge.evaluate.passkey import passkey
 from lmforge.evaluate.speed import generation_speed
 from lmforge.evaluate.task import SEED, Context, Score, Task
 from lmforge.model.gpt import GPT
@@ -39,6 +40,7 @@ TASKS = {
         Task("generation_speed", generation_speed),
         Task("kneser_ney", kneser_ney, per_model=False),
         Task("answers", answers),
+        Task("passkey", passkey),
     )
 }
 FIGURES = ("metric", "value", "low", "high", "items", "fingerprint")

@@ -1,6 +1,6 @@
 """Experts: each token goes through the few feed-forward networks that a router picks for it; none is ever dropped.
 
-    x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ sorted by expert ─▶ one product after another ─▶ weighted sum (N,D)
+    x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert ─▶ grouped products ─▶ weighted sum (N,D)
 
 X experts share a layer's `d_ff` units. There is no capacity: an expert takes as many tokens as choose it. What keeps the load even is one of
   bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"). It is a parameter whose
@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lmforge.model.attention import Place
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import FeedForward
-from lmforge.model.packing import rearrange
 
 BALANCE_LOSS, ROUTER_Z_LOSS = 0.01, 0.001  # weights per token, against nats (Fedus et al. 2021; Zoph et al. 2022)
 BIAS_GRADIENT = 1e-3  # AdamW does not see the size of a gradient; the clip does, so it is kept small
@@ -31,14 +31,76 @@ Dispatch = Callable[[Tensor, Tensor, Tensor, Sequence[nn.Module]], Tensor]
 
 def dispatch_here(x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[nn.Module]) -> Tensor:
     """x (N,D), the experts chosen for each token (N,k) and their weights → Σ weight · expert(x) (N,D), all experts on this device."""
-    tokens, active = chosen.shape
-    order = chosen.flatten().argsort(stable=True)
+    picks = chosen.flatten()
+    order = picks.argsort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-    counts = torch.bincount(chosen.flatten(), minlength=len(experts)).tolist()
-    copies = rearrange(x.repeat_interleave(active, 0), order, back)
-    results = [expert(piece) for expert, piece in zip(experts, copies.split(counts), strict=True) if len(piece)]
-    y = rearrange(torch.cat(results), back, order).view(tokens, active, -1)
-    return (y * weights.unsqueeze(-1).to(y.dtype)).sum(1)
+    copies: Tensor = _Spread.apply(x, order, back, chosen.shape[1])  # type: ignore[no-untyped-call]
+    results = run_experts(copies, torch.bincount(picks, minlength=len(experts)), experts)
+    y: Tensor = _Gather.apply(results, weights.to(results.dtype), order, back)  # type: ignore[no-untyped-call]
+    return y
+
+
+def run_experts(copies: Tensor, load: Tensor, experts: Sequence[nn.Module]) -> Tensor:
+    """Tokens sorted by expert (M,D), of which expert i takes load[i] → (M,D).
+
+    Ordinary experts share one pass over the units: their products one after another on neighbouring slices (on a GPU one grouped
+    product), the activation once. Experts that something has replaced are called one by one.
+    """
+    parts = [part for part in experts if type(part) is FeedForward and type(part.up) is type(part.down) is nn.Linear]
+    if len(parts) < len(experts):
+        pieces = copies.split(load.tolist())
+        return torch.cat([expert(piece) for expert, piece in zip(experts, pieces, strict=True) if len(piece)])
+    hidden = grouped_linear(copies, load, [part.up for part in parts])
+    return grouped_linear(parts[0].activated(hidden), load, [part.down for part in parts])
+
+
+def grouped_linear(x: Tensor, load: Tensor, layers: Sequence[nn.Linear], fused: bool | None = None) -> Tensor:
+    """x (M,I), of whose rows layer i takes the next load[i] → (M,O). `fused` (default: bfloat16 on a GPU, for which the library has its
+    grouped product) leaves the loads on the device; the library asks for widths of whole 16 bytes."""
+    biases = [layer.bias for layer in layers]
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    if fused is None:
+        wide = layers[0].in_features % 8 == layers[0].out_features % 8 == 0
+        fused = x.is_cuda and dtype == torch.bfloat16 and wide and biases[0] is None and hasattr(F, "grouped_mm")
+    if fused:
+        weights = torch.stack([layer.weight for layer in layers]).to(dtype)
+        result: Tensor = F.grouped_mm(x.to(dtype), weights.transpose(1, 2), offs=load.cumsum(0).to(torch.int32))
+        return result
+    pieces = x.split(load.tolist())
+    return torch.cat([F.linear(piece, layer.weight, layer.bias) for piece, layer in zip(pieces, layers, strict=True) if len(piece)])
+
+
+class _Spread(torch.autograd.Function):
+    """x (N,D) → the copies that experts take, sorted by expert (N·k,D): x[order // k]. The gradient gathers too, instead of adding by index."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, active: int) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.active = active
+        return x[order // active]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradient[back].view(-1, ctx.active, gradient.shape[-1]).sum(1), None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    """Results sorted by expert (N·k,D) and weights (N,k) → Σ weight · result of each token (N,D)."""
+
+    @staticmethod
+    def forward(ctx: Any, results: Tensor, weights: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(results, weights, order, back)
+        return (weights.unsqueeze(1) @ results[back].view(*weights.shape, -1))[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        results, weights, order, back = ctx.saved_tensors
+        spread = gradient[order // weights.shape[1]]
+        slope = (results * spread).sum(-1)[back].view_as(weights)
+        return spread.mul_(weights.flatten()[order].unsqueeze(-1)), slope, None, None
 
 
 def leave_scale(loss: Tensor, place: Place) -> Tensor:

@@ -66,18 +66,19 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…,D) → (…,D)."""
-        hidden = self.up(x)
-        if self.activation == "relu":
-            hidden = F.relu(hidden)
-        elif self.activation == "relu2":
-            hidden = relu_squared(hidden)
-        elif self.activation == "swiglu":
-            gate, hidden = hidden.chunk(2, -1)
-            hidden = F.silu(gate) * hidden
-        else:
-            hidden = F.gelu(hidden)
-        result: Tensor = self.down(hidden)
+        result: Tensor = self.down(self.activated(self.up(x)))
         return result
+
+    def activated(self, hidden: Tensor) -> Tensor:
+        """What `up` gave → what `down` takes: (…,F), or with swiglu (…,2F), → (…,F)."""
+        if self.activation == "relu":
+            return F.relu(hidden)
+        if self.activation == "relu2":
+            return relu_squared(hidden)
+        if self.activation == "swiglu":
+            gate, hidden = hidden.chunk(2, -1)
+            return F.silu(gate) * hidden
+        return F.gelu(hidden)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

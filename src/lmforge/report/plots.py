@@ -1,4 +1,4 @@
-"""Line and bar charts as small inline SVG.
+"""Line and bar charts and maps as small inline SVG.
 
 Text stays text, colours follow the page's theme, and a title says in words what the chart shows.
 """
@@ -88,6 +88,28 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], x_label: str, unit:
     largest = max(bars, key=lambda bar: bar[1])
     words = f"{title}: {len(bars)} bars, the highest {largest[0]} with {largest[1]:,.6g} {unit}."
     return tag("figure", tag("figcaption", title), _svg(words, frame, x_label, None, _plain, marks))
+
+
+def share_map(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], x_label: str) -> Html:
+    """Shares (0 to 1) over two things: a cell for each row and column, the fuller its colour the larger, with its percentage."""
+    rows = [(label, shares) for label, shares in rows if len(shares) == len(columns) and all(0 <= share <= 1 for share in shares)]
+    if not rows or not columns:
+        return tag("figure", tag("figcaption", title), tag("p", "nothing to show", class_="missing"))
+    height, width = 30, (WIDTH - _LEFT - _RIGHT) / len(columns)
+    floor, marks = _TOP + height * len(rows), []
+    for line, (label, shares) in enumerate(rows):
+        top, middle = _TOP + height * line, _TOP + height * (line + 0.5)
+        marks.append(tag("text", label, x=_LEFT - 7, y=_px(middle), dy="0.32em", text_anchor="end"))
+        for place, (column, share) in enumerate(zip(columns, shares, strict=True)):
+            left = _LEFT + width * place
+            marks.append(tag("rect", tag("title", f"{label}, {column}: {100 * share:.1f}%"), class_="cell", x=_px(left + 1), y=_px(top + 1),
+                             width=_px(width - 2), height=_px(height - 2), rx="2", fill_opacity=f"{0.06 + 0.7 * share:.3f}"))
+            marks.append(tag("text", f"{100 * share:.0f}", x=_px(left + width / 2), y=_px(middle), dy="0.32em", text_anchor="middle", class_="in"))
+    for place, column in enumerate(columns):
+        marks.append(tag("text", column, x=_px(_LEFT + width * (place + 0.5)), y=_px(floor + 16), text_anchor="middle"))
+    marks.append(tag("text", x_label, x=(_LEFT + WIDTH - _RIGHT) / 2, y=_px(floor + 37), text_anchor="middle", class_="label"))
+    words = f"{title}: " + "; ".join(f"{label}: {', '.join(f'{100 * share:.0f}%' for share in shares)}" for label, shares in rows)
+    return tag("figure", tag("figcaption", title), tag("svg", tag("title", words), *marks, viewBox=f"0 0 {WIDTH} {floor + _BOTTOM}", role="img"))
 
 
 def share_bar(share: float | None) -> Html | None:

@@ -18,9 +18,11 @@ from lmforge.report.markup import (
     mapping,
     not_run,
     number,
+    percent,
     table,
     tag,
 )
+from lmforge.report.plots import share_map
 
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 2000
@@ -57,8 +59,25 @@ def scores(run: Run) -> Html:
     words = "Scores compare only where fingerprints are equal: same texts, same prompts, same counting."
     return join(
         table(head, rows, (3, 4, 5)), tag("ul", *told) if told else None, tag("p", words, class_="lead"),
-        *(_samples(run, name) for name in tasks),
+        _passkeys(mapping(tasks.get("passkey"))), *(_samples(run, name) for name in tasks),
     )  # fmt: skip
+
+
+def _passkeys(task: dict[str, Any]) -> Html | None:
+    """Where keys were found, one map a model: depth × length."""
+    maps = []
+    for model, row in score_rows(task):
+        lines = zip(_list(row.get("lengths")), _list(row.get("accuracy")), strict=False)
+        table = [(count(length), [number(share) for share in _list(shares)]) for length, shares in lines]
+        shown = [(label, [share for share in shares if share is not None]) for label, shares in table if shares]
+        if shown:
+            depths = [percent(number(depth)).replace(".0%", "%") for depth in _list(row.get("depths"))]
+            maps.append(share_map(f"Keys found, {model}: % by length (tokens) and depth", depths, shown, "depth of the key; 0% is the beginning"))
+    return tag("div", *maps, class_="plots") if maps else None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _beside(row: dict[str, Any]) -> str:

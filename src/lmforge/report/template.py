@@ -48,7 +48,7 @@ svg text { fill: var(--soft); } .grid { stroke: var(--line); } .axis { stroke: v
 .flat { stroke-dasharray: 6 4; }
 .line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); } .line.s3 { stroke: var(--s3); }
 .dot.s0 { fill: var(--s0); } .dot.s1 { fill: var(--s1); } .dot.s2 { fill: var(--s2); } .dot.s3 { fill: var(--s3); }
-.bar { fill: var(--s0); opacity: .85; }
+.bar { fill: var(--s0); opacity: .85; } .cell { fill: var(--s0); } svg text.in { fill: var(--ink); }
 .legend { font-size: .82rem; color: var(--soft); margin: .15rem 0 0; display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; }
 .legend i { display: inline-block; width: 1.3rem; border-top: 3px solid; margin-right: .4rem; vertical-align: .25em; }
 .legend i.flat { border-top-style: dashed; }
