@@ -140,12 +140,7 @@ def _mixing(c: GPTConfig, kind: str, length: int) -> float:
     rule = Softmax(c, kind)
     if rule.window is None or length <= rule.window:
         return 4.0 * c.d_model * length * (length + 1) / 2
-    blocks, window = math.ceil(length / rule.window), rule.window
-    pairs = blocks * window * (window + 1) / 2 + (blocks - 1) * (window - 1) * window / 2
-    seen = rule.layout(length)[0]
-    for begin in range(int(seen[0]) if len(seen) else length, length, banded.CHUNK):
-        end = min(begin + banded.CHUNK, length)
-        pairs += (end - begin) * int((seen < end).sum())
+    pairs = sum(piece.pairs for piece in banded.pieces(length, rule.window, rule.layout(length)[0].tolist()))
     return 4.0 * c.d_model * pairs
 
 
@@ -232,6 +227,7 @@ def _attention_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
     if rule.window is None:
         shares = half and c.context <= halves.LONGEST and c.heads == c.kv_heads  # kept on a CPU, instead of log-sums
         return kept + c.heads * (2 * halves.shares_kept(c.context) - 4 if shares else 0)
+    kept -= 4 * c.heads  # the band makes its softmax again without it
     extras = (1 / rule.stride if rule.stride else 0) + (1 / rule.pool if rule.pool else 0)
     copies = width if c.heads > c.kv_heads else keys
     kept += 2 * a * copies * extras
