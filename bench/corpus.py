@@ -74,9 +74,9 @@ def ours(what: str, source: Path, work: Path) -> None:
         build_corpus(parse_recipe({"corpus": corpus}), work / "corpus")
     else:
         keys, sketches = zip(*(overlap.signature(read_words(document["text"])) for document in read), strict=True)
-        np.save(work / "sketches.npy", np.stack(sketches))
+        np.stack(sketches).tofile(work / "sketches.bin")
         records = np.stack([np.concatenate(keys), np.repeat(np.arange(len(read), dtype=np.uint64), overlap.BANDS)])
-        where = overlap.Sketches([work / "sketches.npy"])
+        where = overlap.Sketches([work / "sketches.bin"])
         pairs = overlap.verified_pairs(overlap.candidate_pairs(records[:, np.lexsort(records[::-1])]), where, 0.75)
         lost = set(overlap.settle(pairs, where, 0.75).dropped.tolist())
     seconds = time.perf_counter() - started

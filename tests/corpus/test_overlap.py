@@ -107,9 +107,9 @@ def test_words_in_common_are_counted_alike_whether_edited_one_by_one_or_in_a_pas
 def near(texts: list[list[str]], tmp_path: Path, similarity: float = 0.75) -> overlap.Clusters:
     """What of these texts goes."""
     keys, sketches = zip(*(signature(read_words(" ".join(words))) for words in texts), strict=True)
-    np.save(tmp_path / "sketches.npy", np.stack(sketches))
+    np.stack(sketches).tofile(tmp_path / "sketches.bin")
     records = np.stack([np.concatenate(keys), np.repeat(np.arange(len(texts), dtype=np.uint64), overlap.BANDS)])
-    where = Sketches([tmp_path / "sketches.npy"])
+    where = Sketches([tmp_path / "sketches.bin"])
     pairs = verified_pairs(candidate_pairs(records[:, np.lexsort(records[::-1])]), where, similarity)
     return settle(pairs, where, similarity)
 

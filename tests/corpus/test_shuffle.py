@@ -25,7 +25,7 @@ def test_order_is_the_keys_whatever_the_runs(tmp_path_factory: pytest.TempPathFa
             (folder / str(task)).mkdir()
             scatter = Scatter(folder / str(task), shards.total)
             for entry in entries[task::2]:
-                scatter.add(shards.number("train", entry.key), entry)
+                scatter.add(shards.part("train", entry.key), entry)
             scatter.close()
     found = [entry for shard in range(count) for entry in gathered([folder / "0", folder / "1"], shard)]
     assert found == sorted(entries)
@@ -37,7 +37,7 @@ def test_shards_are_numbered_split_after_split() -> None:
     assert [shards.file_name(number) for number in (0, 9, 10, 12)] == [
         "train-00000.jsonl.zst", "train-00009.jsonl.zst", "valid-00000.jsonl.zst", "test-00001.jsonl.zst",
     ]  # fmt: skip
-    assert [shards.number(split, key) for split, key in (("train", bytes(16)), ("train", b"\xff" * 16), ("test", b"\x80" + bytes(15)))] == [0, 9, 12]
+    assert [shards.part(split, key) // shuffle.PARTS for split, key in (("train", bytes(16)), ("train", b"\xff" * 16), ("test", b"\x80" + bytes(15)))] == [0, 9, 12]
 
 
 def test_a_shard_holds_its_lines(tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ def test_a_recipe_paraphrases_through_a_run_and_goes_stale_with_it(toy: tuple[Pa
     texts = [". ".join(" ".join(rng.choices(["large", "ancient", "dog", "cat", "tree"], k=4)) for _ in range(4)) + "." for _ in range(80)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "recipe.toml").write_text(
-        f'run_dir = "{tmp_path / "run"}"\n[corpus]\nmin_chars = 1\nholdout = 0.2\nanalyse_bytes = 0\nnear_duplicates = 1.0\n[[corpus.sources]]\nkind = "jsonl"\n'
-        'path = "a.jsonl"\n[[corpus.synthesis]]\nmethod = "back_translation"\nmodel = "translator"\nshare = 0.2\n'
+        f'run_dir = "{tmp_path / "run"}"\n[corpus]\nmin_chars = 1\nholdout = 0.2\nanalyse_bytes = 0\nnear_duplicates = 1.0\n'
+        '[[corpus.sources]]\nkind = "jsonl"\npath = "a.jsonl"\n[[corpus.synthesis]]\nmethod = "back_translation"\nmodel = "translator"\nshare = 0.2\n'
     )
     recipe = load_recipe(tmp_path / "recipe.toml")
     figures = run_stages(recipe, recipe.directory, until="corpus")["corpus"]["synthetic"]

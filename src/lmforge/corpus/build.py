@@ -42,8 +42,10 @@ from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
 
 FORMAT = 3
-TASK_BYTES = 16 << 20  # parts are gathered into tasks of about this size
-SLICE_BYTES = 8 << 20  # records compared at once, sorted in memory
+TASK_BYTES = 16 << 20  # parts are gathered into tasks of about this size, larger ones above MOST of them
+SLICE_BYTES = 2 << 20  # records compared at once, sorted in memory
+MOST = 1024  # tasks, and slices: each slice opens a file of each task, so more of both would take time with the square of the corpus
+LARGEST = 64  # times these sizes at most
 SMALL = 48 << 20  # bytes of input below which starting worker processes takes longer than it saves
 CARRIERS = 100  # documents of the corpus into which benchmark texts are planted to measure recall
 ELSEWHERE = {"executor", "workers", "slurm"}  # keys of the recipe that say where the work is done, not what
@@ -115,7 +117,7 @@ class _Build:
         sources = recipe.corpus.sources
         read = [(number, source) for number, source in enumerate(sources) if source.kind != "procedural"]  # those are made
         pieces = [(number, part) for number, source in read for part in parts(source, self.notices)]
-        self.plan = Plan(recipe, tuple(map(tuple, _gathered(pieces))))
+        self.plan = Plan(recipe, tuple(map(tuple, _gathered(pieces, _scaled(TASK_BYTES, sum(part.bytes for _, part in pieces))))))
         self.sizes = [sum(part.bytes for _, part in task) for task in self.plan.tasks]
         self.benchmarks = {**{name: list(texts) for name, texts in benchmarks.items()}, **read_benchmarks(recipe.corpus.decontaminate)}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -160,7 +162,8 @@ class _Build:
         """Sizes of as many slices of hashes as can each be held in memory."""
         read = self._folders("read")
         most = max(spool.spooled_bytes(read, name) for name in names)
-        return [most // count for count in [max(1, -(-most // SLICE_BYTES))] for _ in range(count)]
+        count = max(1, -(-most // _scaled(SLICE_BYTES, most)))
+        return [most // count] * count
 
     def _folders(self, name: str) -> list[Path]:
         return sorted((self.work / name).glob("[0-9]*"))
@@ -267,12 +270,17 @@ class _Build:
         }  # fmt: skip
 
 
-def _gathered(pieces: list[tuple[int, Part]]) -> Iterator[list[tuple[int, Part]]]:
-    """Neighbouring parts together, up to about `TASK_BYTES`."""
+def _scaled(size: int, total: int) -> int:
+    """`size` bytes, or as many more as make at most `MOST` pieces of `total`, within bounds."""
+    return min(max(size, total // MOST), LARGEST * size)
+
+
+def _gathered(pieces: list[tuple[int, Part]], most: int) -> Iterator[list[tuple[int, Part]]]:
+    """Neighbouring parts together, up to about `most` bytes."""
     held: list[tuple[int, Part]] = []
     size = 0
     for piece in pieces:
-        if held and size + piece[1].bytes > TASK_BYTES:
+        if held and size + piece[1].bytes > most:
             yield held
             held, size = [], 0
         held.append(piece)

@@ -23,6 +23,8 @@ from lmforge.corpus.vocabulary import Integers, Reals, Vocabulary, growth
 
 SAMPLE_BYTES = 4_000_000  # text compressed for the entropy estimate (level 19 takes 1 to 2 s)
 TOP_WORDS = 100
+# Level 19 with smaller tables: 14 MB instead of 52, 1.3% larger results.
+_PACKING = zstandard.ZstdCompressionParameters.from_level(19, window_log=22, chain_log=21, hash_log=20)
 SIZES = ("documents", "bytes", "characters", "words", "lines")
 
 
@@ -126,7 +128,7 @@ class Statistics:
 
     def _entropy(self, total: dict[str, int], counts: Integers, weights: Reals) -> dict[str, Any]:
         sample = [data for _, data in self._sample.kept()]
-        sample_bytes, packed = sum(map(len, sample)), len(zstandard.ZstdCompressor(level=19).compress(b"".join(sample)))
+        sample_bytes, packed = sum(map(len, sample)), len(zstandard.ZstdCompressor(compression_params=_PACKING).compress(b"".join(sample)))
         per_byte = total["words"] / max(1, total["bytes"])
         word = grassberger(counts, weights)
         byte = miller_madow(self.byte_counts)
@@ -148,7 +150,7 @@ class Statistics:
             },
             "compression_bits_per_byte": {
                 "value": packed_bits,
-                "definition": "size under Zstandard level 19 of the sample's documents, one after another: an upper bound",
+                "definition": "size under Zstandard level 19 (tables of 14 MB) of the sample's documents, one after another: an upper bound",
                 "bits_per_word": packed_bits / per_byte if per_byte else 0.0, "bits_per_byte": packed_bits,
                 "sample_bytes": sample_bytes, "sample_documents": len(sample),
             },

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.compiled import compiled
+from lmforge.corpus.spool import rows_of
 from lmforge.corpus.words import MULTIPLIER, U64, Words, mixed, run_hash
 
 ROWS, BANDS = 4, 80  # at J = 0.47 (a fifth of the words replaced, one by one) a pair is a candidate with probability 0.98
@@ -35,6 +36,7 @@ SKETCH_WIDTH = SKETCH + PERMUTATIONS // 4  # 32-bit numbers: the runs' hashes, t
 _NONE = np.uint32(0xFFFFFFFF)  # fills the sketch of a shorter text
 ROW_BITS = 32  # a document's number: its task above these bits, its row in the task below
 LINE_LETTERS = 24  # a shorter line ("return None", "* * *") is repeated without being a copy
+BATCH = 2048  # sketches, 1.3 KB each, held at once
 LEADERS = 1000  # kept documents of one cluster that a member is compared with
 _random = np.random.default_rng(0x0E1A)
 _FACTORS = _random.integers(0, 2**32, PERMUTATIONS, dtype=np.uint32) | np.uint32(1)
@@ -195,7 +197,7 @@ def candidate_pairs(records: U64) -> U64:
 
 
 class Sketches:
-    """The sketches of all documents, where the tasks left them: `files[task]` holds (documents, SKETCH_WIDTH)."""
+    """The sketches of all documents, where the tasks left them: `files[task]` holds (documents, SKETCH_WIDTH), as a `RowWriter` wrote them."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
@@ -206,11 +208,11 @@ class Sketches:
         tasks, rows = documents >> np.uint64(ROW_BITS), documents & np.uint64((1 << ROW_BITS) - 1)
         for task in np.unique(tasks):
             here = tasks == task
-            found[here] = np.load(self.files[int(task)], mmap_mode="r")[rows[here].astype(np.int64)]
+            found[here] = rows_of(self.files[int(task)], np.dtype(np.uint32), SKETCH_WIDTH)[rows[here].astype(np.int64)]
         return found
 
 
-def verified_pairs(pairs: U64, sketches: Sketches, least: float, batch: int = 8192) -> U64:
+def verified_pairs(pairs: U64, sketches: Sketches, least: float, batch: int = BATCH) -> U64:
     """Those of the pairs whose estimated similarity is at least `least`."""
     kept = [
         part[:, similarities(sketches[part[0]], sketches[part[1]]) >= least]
@@ -266,7 +268,7 @@ def settle(pairs: U64, sketches: Sketches, least: float) -> Clusters:
     dropped, kept, similar = [], [], []
     for start, stop in itertools.pairwise(bounds):
         cluster = members[order[start:stop]]
-        leaders, best = _lead(sketches[cluster], least)
+        leaders, best = _lead(cluster, sketches, least)
         below = leaders >= 0
         dropped.append(cluster[below])
         kept.append(cluster[leaders[below]])
@@ -296,17 +298,19 @@ def _connected(ones: Any, others: Any, parents: Any) -> Any:
     return parents
 
 
-def _lead(sketches: NDArray[np.uint32], least: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each row of one cluster the earlier row that stands for it (-1: it stays) and their similarity."""
-    leaders = np.full(len(sketches), -1)
-    best = np.zeros(len(sketches))
-    staying = [0]
-    for row in range(1, len(sketches)):
-        leading = sketches[staying[:LEADERS]]
-        similar = similarities(leading, np.broadcast_to(sketches[row], leading.shape))
-        nearest = int(similar.argmax())
-        if similar[nearest] >= least:
-            leaders[row], best[row] = staying[nearest], similar[nearest]
-        else:
-            staying.append(row)
+def _lead(cluster: U64, sketches: Sketches, least: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each document of one cluster the row of the earlier one that stands for it (-1: it stays) and their similarity."""
+    leaders, best = np.full(cluster.size, -1), np.zeros(cluster.size)
+    leading = np.empty((min(LEADERS, cluster.size), SKETCH_WIDTH), np.uint32)
+    staying: list[int] = []
+    for start in range(0, cluster.size, BATCH):
+        for row, sketch in enumerate(sketches[cluster[start : start + BATCH]], start):
+            ahead = leading[: len(staying)]
+            similar = similarities(ahead, np.broadcast_to(sketch, ahead.shape))
+            if staying and similar.max() >= least:
+                nearest = int(similar.argmax())
+                leaders[row], best[row] = staying[nearest], similar[nearest]
+            elif len(staying) < LEADERS:
+                leading[len(staying)] = sketch
+                staying.append(row)
     return leaders, best

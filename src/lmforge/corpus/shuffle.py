@@ -1,7 +1,8 @@
 """Put documents in an order that depends on their texts and the seed alone, and write them as compressed shards.
 
 A document's place is a uniform 16-byte key. Each shard of a split takes an equal range of keys, so shards are sorted one by one, in any
-order, by any process: tasks leave the entries of each shard in a frame of their runs, the shard's writer reads its frame of each run.
+order, by any process. A shard's range is cut into `PARTS`: tasks leave the entries of each part in a frame of their runs, and the shard's
+writer reads one part's frames at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import zstandard
 
 SHARD_BYTES = 32_000_000  # text per shard: small enough to read again after a fault, large enough to compress well
-RUN_BYTES = 64_000_000  # entries held by a task before they are written
+PARTS = 8  # of a shard: what its writer holds at once is one of them
+RUN_BYTES = 8_000_000  # entries held by a task before they are written
 _FAST = 1  # zstd level of what is read once more and thrown away
 _HEADER = struct.Struct("<16sQQ")
 
@@ -39,10 +41,10 @@ class Shards(NamedTuple):
         """Shards of about `SHARD_BYTES` for splits of so many bytes."""
         return cls(tuple(text_bytes), tuple(max(1, round(size / SHARD_BYTES)) for size in text_bytes.values()))
 
-    def number(self, split: str, key: bytes) -> int:
-        """The shard of a document."""
+    def part(self, split: str, key: bytes) -> int:
+        """The part of a shard that a document lies in: the shard's number times `PARTS`, and which of its parts."""
         at = self.splits.index(split)
-        return sum(self.counts[:at]) + (int.from_bytes(key[:8], "big") * self.counts[at] >> 64)
+        return PARTS * sum(self.counts[:at]) + (int.from_bytes(key[:8], "big") * PARTS * self.counts[at] >> 64)
 
     def file_name(self, shard: int) -> str:
         """Its file's name: train-00000.jsonl.zst."""
@@ -59,17 +61,17 @@ class Shards(NamedTuple):
 
 
 class Scatter:
-    """Gathers entries and writes them as runs FOLDER/entries-000.bin with FOLDER/entries-000.npy, (shards, 2): offset and size of
-    each shard's frame."""
+    """Gathers entries and writes them as runs FOLDER/entries-000.bin with FOLDER/entries-000.npy, (parts, 2): offset and size of
+    each part's frame."""
 
     def __init__(self, folder: Path, shards: int) -> None:
         self.folder = folder
-        self.frames: list[list[bytes]] = [[] for _ in range(shards)]
+        self.frames: list[list[bytes]] = [[] for _ in range(PARTS * shards)]
         self._held = self._runs = 0
 
-    def add(self, shard: int, entry: Entry) -> None:
-        """Take an entry of a shard."""
-        self.frames[shard] += (_HEADER.pack(entry.key, entry.text_bytes, len(entry.line)), entry.line)
+    def add(self, part: int, entry: Entry) -> None:
+        """Take an entry of a part."""
+        self.frames[part] += (_HEADER.pack(entry.key, entry.text_bytes, len(entry.line)), entry.line)
         self._held += _HEADER.size + len(entry.line)
         if self._held >= RUN_BYTES:
             self.close()
@@ -81,26 +83,28 @@ class Scatter:
         places = np.zeros((len(self.frames), 2), np.int64)
         packer = zstandard.ZstdCompressor(level=_FAST)
         with (self.folder / f"entries-{self._runs:03d}.bin").open("wb") as file:
-            for shard, frame in enumerate(self.frames):
+            for part, frame in enumerate(self.frames):
                 if frame:
-                    places[shard] = file.tell(), file.write(packer.compress(b"".join(frame)))
+                    places[part] = file.tell(), file.write(packer.compress(b"".join(frame)))
                     frame.clear()
         np.save(self.folder / f"entries-{self._runs:03d}.npy", places)
         self._held, self._runs = 0, self._runs + 1
 
 
-def gathered(folders: Iterable[Path], shard: int) -> list[Entry]:
+def gathered(folders: Sequence[Path], shard: int) -> Iterator[Entry]:
     """The entries of one shard from all tasks' runs, in order of their keys."""
     unpacker = zstandard.ZstdDecompressor()
-    entries: list[Entry] = []
-    for folder in folders:
-        for path in sorted(folder.glob("entries-*.bin")):
-            offset, size = np.load(path.with_suffix(".npy"), mmap_mode="r")[shard]
+    paths = [path for folder in folders for path in sorted(folder.glob("entries-*.bin"))]
+    places = [np.load(path.with_suffix(".npy"))[PARTS * shard : PARTS * (shard + 1)].tolist() for path in paths]
+    for part in range(PARTS):
+        entries: list[Entry] = []
+        for path, place in zip(paths, places, strict=True):
+            offset, size = place[part]
             if size:
                 with path.open("rb") as file:
                     file.seek(offset)
                     entries += _entries(unpacker.decompress(file.read(size)))
-    return sorted(entries)
+        yield from sorted(entries)
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
@@ -144,9 +148,13 @@ class ShardWriter:
             self._file = None
 
 
-def write_shard(path: Path, entries: Sequence[Entry]) -> None:
-    """Write entries as one compressed JSONL file."""
-    packer = zstandard.ZstdCompressor(level=3, write_checksum=True)
+def write_shard(path: Path, entries: Iterable[Entry]) -> int:
+    """Write entries as one compressed JSONL file, none for no entries; returns how many."""
+    packer, count = zstandard.ZstdCompressor(level=3, write_checksum=True), 0
     with path.open("wb") as file, packer.stream_writer(file, closefd=False) as writer:
         for entry in entries:
+            count += 1
             writer.write(entry.line)
+    if not count:
+        path.unlink()
+    return count

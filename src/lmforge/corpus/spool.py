@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
 
-RUN_BYTES = 32 << 20  # records gathered in memory before they are sorted and written
-_BLOCK_BYTES = 4 << 20  # documents compressed together
+RUN_BYTES = 4 << 20  # records gathered in memory before they are sorted and written
+_BLOCK_BYTES = 1 << 20  # documents compressed together
 _FAST = 1  # zstd level of what is read once more and thrown away
 
 
@@ -45,25 +46,27 @@ class Runs:
     """Writes records of `width` 64-bit columns as FOLDER/NAME-000.npy, …: each (width, records), sorted by column 0, then 1, …"""
 
     def __init__(self, folder: Path, name: str, width: int) -> None:
-        self.folder, self.name, self.width = folder, name, width
-        self._held: list[U64] = []
-        self._bytes = self._runs = 0
+        self.folder, self.name = folder, name
+        self._buffer = np.empty((width, max(1, RUN_BYTES // (8 * width))), np.uint64)
+        self._held = self._runs = 0
 
     def add(self, *columns: U64) -> None:
         """Take records given as columns of equal length."""
-        records = np.stack(columns)
-        self._held.append(records)
-        self._bytes += records.nbytes
-        if self._bytes >= RUN_BYTES:
-            self.close()
+        taken, count = 0, columns[0].size
+        while taken < count:
+            room = min(count - taken, self._buffer.shape[1] - self._held)
+            for place, column in zip(self._buffer, columns, strict=True):
+                place[self._held : self._held + room] = column[taken : taken + room]
+            taken, self._held = taken + room, self._held + room
+            if self._held == self._buffer.shape[1]:
+                self.close()
 
     def close(self) -> None:
         """Write what is held."""
         if self._held:
-            records = np.concatenate(self._held, axis=1)
-            order = np.argsort(records[0], kind="stable") if self.width == 1 else np.lexsort(records[::-1])
-            np.save(self.folder / f"{self.name}-{self._runs:03d}.npy", np.ascontiguousarray(records[:, order]))
-            self._held, self._bytes, self._runs = [], 0, self._runs + 1
+            records = self._buffer[:, : self._held]
+            np.save(self.folder / f"{self.name}-{self._runs:03d}.npy", np.ascontiguousarray(records[:, np.lexsort(records[::-1])]))
+            self._held, self._runs = 0, self._runs + 1
 
 
 def read_slice(folders: Iterable[Path], name: str, width: int, part: int, parts: int) -> U64:
@@ -82,6 +85,30 @@ def read_slice(folders: Iterable[Path], name: str, width: int, part: int, parts:
 def spooled_bytes(folders: Iterable[Path], name: str) -> int:
     """Bytes of the records called `name` in all `folders`."""
     return sum(path.stat().st_size for folder in folders for path in folder.glob(f"{name}-*.npy"))
+
+
+class RowWriter:
+    """Appends rows of one type to a file, to be read again by `rows_of`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.rows = 0
+
+    def write(self, row: NDArray[Any]) -> None:
+        """Append one row."""
+        self._file.write(row.tobytes())
+        self.rows += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def rows_of(path: Path, kind: np.dtype[Any], *shape: int) -> NDArray[Any]:
+    """(rows, *shape) of `kind` that a `RowWriter` wrote, mapped, not read."""
+    if not path.stat().st_size:
+        return np.empty((0, *shape), kind)  # nothing to map
+    return np.memmap(path, kind, mode="r").reshape(-1, *shape)
 
 
 class LineWriter:
@@ -118,8 +145,3 @@ def read_lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while head := file.read(8):
             yield from unpacker.decompress(file.read(int.from_bytes(head, "little"))).split(b"\n")
-
-
-def concatenated(paths: Sequence[Path]) -> NDArray[np.void]:
-    """Arrays of one type, one after another, from their files; none: an empty array of no fields."""
-    return np.concatenate([np.load(path) for path in paths]) if paths else np.empty(0, np.dtype([]))

@@ -35,7 +35,7 @@ from lmforge.corpus.samples import SHOWN_DROPPED, Samples
 from lmforge.corpus.shuffle import Entry, Scatter, Shards, ShardWriter, gathered, write_shard
 from lmforge.corpus.sources import Document, read_part
 from lmforge.corpus.splits import SPLITS, place_of, split_at, split_bounds, unit
-from lmforge.corpus.spool import LineWriter, Runs, read_lines, read_slice, task_folder
+from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_lines, read_slice, rows_of, task_folder
 from lmforge.corpus.words import U64, read_words
 from lmforge.recipe import Recipe, parse_recipe
 
@@ -167,7 +167,7 @@ class Read(Step):
         kept.close()
         counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
         (folder / "counts.json").write_text(json.dumps({**counts, "samples": dropped.samples.state()}), "utf-8", "replace")
-        return {"documents": documents, "kept": len(kept.index), **dropped.counts}
+        return {"documents": documents, "kept": kept.index.rows, **dropped.counts}
 
 
 @functools.lru_cache(maxsize=1)
@@ -180,35 +180,32 @@ class _Kept:
     """The documents that one task of `read` leaves, and their records."""
 
     def __init__(self, folder: Path, rank: int, near: bool, lines: bool) -> None:
-        self.folder, self.near, self.lines = folder, near, lines
+        self.near, self.lines = near, lines
         self.number = rank << overlap.ROW_BITS
-        self.index: list[tuple[bytes, float, int, int]] = []
-        self.sketches: list[NDArray[np.uint32]] = []
+        self.index, self.sketches = RowWriter(folder / "index.bin"), RowWriter(folder / "sketches.bin")
         self.documents = LineWriter(folder / "documents.bin")
         self.exact, self.bands, self.line_runs = Runs(folder, "exact", 3), Runs(folder, "bands", 2), Runs(folder, "lines", 2)
 
     def add(self, document: Document, digest: bytes, copies: int, words: Any) -> None:
-        number = np.uint64(self.number + len(self.index))
+        number = np.uint64(self.number + self.index.rows)
         self.documents.write(document_line(document)[:-1])
-        self.index.append((digest, place_of(document, digest), copies, len(document["text"].encode("utf-8", "replace"))))
+        size = len(document["text"].encode("utf-8", "replace"))
+        self.index.write(np.array((digest, place_of(document, digest), copies, size), INDEX))
         self.exact.add(*(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number]))
         if self.near and _is_plain(document):
             keys, sketch = overlap.signature(words)
-            self.sketches.append(sketch)
+            self.sketches.write(sketch)
             self.bands.add(keys, np.full(keys.size, number))
         elif self.near:
-            self.sketches.append(_NO_SKETCH)
+            self.sketches.write(_NO_SKETCH)
         if self.lines and _has_plain_lines(document):
             lines = np.unique(overlap.line_hashes(words.prefix, words.lines))
             lines = lines[lines > 0]
             self.line_runs.add(lines, np.full(lines.size, number))
 
     def close(self) -> None:
-        for writer in (self.documents, self.exact, self.bands, self.line_runs):
+        for writer in (self.documents, self.index, self.sketches, self.exact, self.bands, self.line_runs):
             writer.close()
-        np.save(self.folder / "index.npy", np.array(self.index, INDEX))
-        sketches = np.stack(self.sketches) if self.sketches else np.empty((0, overlap.SKETCH_WIDTH), np.uint32)
-        np.save(self.folder / "sketches.npy", sketches)
 
 
 class Match(Step):
@@ -223,7 +220,7 @@ class Match(Step):
         np.save(folder / "exact.npy", exact)
         pairs = overlap.candidate_pairs(read_slice(read, "bands", 2, rank, tasks))
         least = plan.recipe.corpus.near_duplicates
-        near = overlap.verified_pairs(pairs, overlap.Sketches([each / "sketches.npy" for each in read]), least)
+        near = overlap.verified_pairs(pairs, overlap.Sketches([each / "sketches.bin" for each in read]), least)
         np.save(folder / "near.npy", near)
         return {"exact": exact.shape[1], "candidates": pairs.shape[1], "near": near.shape[1]}
 
@@ -241,7 +238,7 @@ class Settle(Step):
         pairs = np.concatenate([np.load(each / "near.npy") for each in match], axis=1)
         pairs = _of_firsts(pairs, exact)
         least = plan.recipe.corpus.near_duplicates
-        near = overlap.settle(pairs, overlap.Sketches([each / "sketches.npy" for each in read]), least)
+        near = overlap.settle(pairs, overlap.Sketches([each / "sketches.bin" for each in read]), least)
         np.savez(folder / "exact.npz", dropped=exact[0], kept=exact[1])
         np.savez(folder / "near.npz", dropped=near.dropped, kept=near.kept, similarity=near.similarity)
         dropped = np.union1d(exact[0], near.dropped)
@@ -285,7 +282,7 @@ def _kept(read: Sequence[Path], dropped: U64) -> Iterator[NDArray[np.void]]:
     """The index of the documents that stay, task by task."""
     for task, folder in enumerate(read):
         first, last = np.searchsorted(dropped, np.array([task << overlap.ROW_BITS, (task + 1) << overlap.ROW_BITS], np.uint64))
-        yield np.delete(np.load(folder / "index.npy"), (dropped[first:last] & np.uint64((1 << overlap.ROW_BITS) - 1)).astype(np.int64))
+        yield np.delete(rows_of(folder / "index.bin", INDEX), (dropped[first:last] & np.uint64((1 << overlap.ROW_BITS) - 1)).astype(np.int64))
 
 
 def _split_bytes(indexes: Iterable[NDArray[np.void]], bounds: tuple[float, float]) -> dict[str, int]:
@@ -330,7 +327,7 @@ class Apply(Step):
         dropped = _Dropped(folder, samples)
         scatter = Scatter(folder, shards.total)
         splits = {split: Counter(documents=0, bytes=0, copies=0) for split in SPLITS}
-        for row, (line, entry) in enumerate(zip(read_lines(source / "documents.bin"), np.load(source / "index.npy"), strict=True)):
+        for row, (line, entry) in enumerate(zip(read_lines(source / "documents.bin"), rows_of(source / "index.bin", INDEX), strict=True)):
             digest = bytes(entry["digest"])
             reason = fates.reason(row)
             document: Document = orjson.loads(line)
@@ -348,7 +345,7 @@ class Apply(Step):
             split = split_at(place, bounds)
             for copy in range(int(entry["copies"]) if split == "train" else 1):
                 key = hashlib.sha256(b"%d %d %s" % (plan.recipe.seed, copy, digest)).digest()[:16]
-                scatter.add(shards.number(split, key), Entry(key, size, line + b"\n"))
+                scatter.add(shards.part(split, key), Entry(key, size, line + b"\n"))
                 splits[split].update(documents=1, bytes=size, copies=copy > 0)
         scatter.close()
         dropped.writer.close()
@@ -431,7 +428,5 @@ class Write(Step):
     def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Sort and write shard `rank`."""
         settled = json.loads((self.work / "settle" / "00000" / "settled.json").read_text())
-        entries = gathered(self.folders("apply"), rank)
-        if entries:
-            write_shard(folder / Shards.holding(settled["bytes"]).file_name(rank), entries)
-        return {"documents": len(entries)}
+        path = folder / Shards.holding(settled["bytes"]).file_name(rank)
+        return {"documents": write_shard(path, gathered(self.folders("apply"), rank))}
