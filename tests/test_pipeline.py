@@ -35,7 +35,7 @@ def test_a_finished_run_has_every_file_and_is_up_to_date(run: Path) -> None:
 
 
 def test_how_training_is_run_makes_no_other_run(run: Path) -> None:
-    assert set(found(run, "train.max_seconds=5", "train.store=s3://bucket/run").values()) == {"done"}
+    assert set(found(run, "train.max_seconds=5", "train.store=s3://bucket/run", "train.tensorboard=true", "train.profile=3").values()) == {"done"}
     assert found(run, "train.clip=0.5")["train"] == "stale"
 
 

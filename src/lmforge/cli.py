@@ -51,15 +51,18 @@ def _read(path: Path, overrides: list[str] | None, dial: str | None = None) -> R
 def new(
     texts: Annotated[Path, typer.Argument(help="a folder of texts, a .jsonl or a .parquet file")],
     recipe: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.toml"),
+    dial: Dial = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a recipe sized to these texts and to this machine."""
+    """Write a recipe sized to these texts and to this machine, or by a dial."""
+    from lmforge.plan.dial import dialled_text
     from lmforge.plan.hardware import detect
     from lmforge.plan.size import recipe_for
 
     if recipe.exists():
         raise InputError(f"{recipe}: exists already; name another file, or remove it")
     text = recipe_for(texts, detect())
+    text = text if dial is None else dialled_text(text, dial)
     write_atomic(recipe, text)
     _print_json({"recipe": str(recipe)}) if as_json else print(f"wrote {recipe}; next: lmforge plan {recipe}, then lmforge run {recipe}")
 
@@ -183,10 +186,20 @@ _stage_command("evaluate", "Models → scores.")
 
 
 @app.command()
-def status(directory: RunPath, as_json: AsJson = False) -> None:
+def status(
+    directory: RunPath,
+    watch: Annotated[bool, typer.Option("--watch", help="draw the training's curves until it is done (Ctrl-C leaves it running)")] = False,
+    as_json: AsJson = False,
+) -> None:
     """What is done, from what, how long it took, what is stale."""
-    from lmforge.pipeline import find_recipe, states
+    from lmforge.pipeline import find_recipe, is_trained, states
 
+    if watch and not as_json:
+        from lmforge.report.watch import watch as draw
+
+        find_recipe(directory)
+        draw(directory, lambda: is_trained(directory))
+        return
     found = states(find_recipe(directory), directory)
     if as_json:
         _print_json({"run": str(directory), "stages": [

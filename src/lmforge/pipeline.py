@@ -47,7 +47,7 @@ from lmforge.train.adapters import fingerprint as base_fingerprint
 from lmforge.train.loop import train
 
 CALIBRATION_ROWS = 32
-HOW_NOT_WHAT = ("max_seconds", "store")  # keys of [train] that change nothing of what is made
+HOW_NOT_WHAT = ("max_seconds", "store", "tensorboard", "profile")  # keys of [train] that change nothing of what is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +264,12 @@ def _drop_foreign_checkpoints(directory: Path, key: str, fresh: bool) -> None:
     if directory.exists() and (fresh or not mark.exists() or mark.read_text() != key):
         shutil.rmtree(directory)
     write_atomic(mark, key)
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the training of a run has ended, by its record."""
+    entry = Record(run).stages.get("train")
+    return entry is not None and (run / "train" / "key").is_file() and (run / "train" / "key").read_text() == entry["key"]
 
 
 def find_recipe(run: Path) -> Recipe:

@@ -293,7 +293,6 @@ class Model(Section):
     tied: bool = True  # the output matrix is the embedding
     residual: Literal["plain", "reversible"] = "plain"  # reversible: activations are made again from the last ones, whatever the depth
     recompute: bool = False  # keep only what enters each block, and make the rest again in the backward pass
-    z_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
     ahead: Annotated[int, Field(ge=0)] = 0  # further tokens predicted in training
     experts: Annotated[int, Field(ge=0)] = 0  # networks that share a layer's d_ff; 0: one
     experts_active: Positive = 2  # of which each token uses so many
@@ -341,6 +340,7 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     weight_decay_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the run
     betas: tuple[float, float] = (0.9, 0.95)
+    z_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
     clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"  # auto: the fastest safe one, measured at start-up on a CPU
     compile: Literal["auto", "on", "off"] = "auto"  # auto: measured at start-up, its compile time counted
@@ -351,6 +351,8 @@ class Train(Section):
     keep: Positive = 2  # newest checkpoints kept, beside the best
     store: str | None = None  # an object store's address that each checkpoint is copied to (s3://bucket/run)
     max_seconds: Annotated[float, Field(gt=0)] | None = None  # after these a checkpoint is saved and the command ends, to be run again
+    tensorboard: bool = False  # metrics in TensorBoard's file format too, in train/tensorboard
+    profile: Annotated[int, Field(ge=0)] = 0  # steps recorded operation by operation, in train/profile, once the run has settled
     ensemble: Annotated[int, Field(ge=0)] = 4  # weights kept near the end, to average and to choose from; 0: the best checkpoint alone
 
     @model_validator(mode="after")
@@ -496,7 +498,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _resolve_paths(recipe, path.resolve().parent)
 
 
-OWN = ("recompute", "z_loss", "rope_scaling", "rope_trained")  # keys of [model] that may differ from those of a model it goes on from
+OWN = ("recompute", "rope_scaling", "rope_trained")  # keys of [model] that may differ from those of a model it goes on from
 
 
 def _take_from_base(data: dict[str, Any], folder: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from lmforge.errors import InputError
-from lmforge.plan.dial import NAMED, dialled
-from lmforge.recipe import Recipe, load_recipe
+from lmforge.plan.dial import NAMED, dialled, dialled_text
+from lmforge.plan.hardware import Hardware
+from lmforge.plan.size import recipe_for
+from lmforge.recipe import Recipe, load_recipe, parse_recipe
+from tests.conftest import tiny_texts
 
 
 def family(path: Path) -> dict[str, Recipe]:
@@ -36,3 +40,17 @@ def test_each_member_sees_twenty_tokens_a_parameter(tmp_path: Path, length: str)
 def test_other_dials_are_refused(dial: str) -> None:
     with pytest.raises(InputError, match="give tiny, small, medium, large, huge, or a number of layers"):
         dialled(Recipe(), dial)
+
+
+def test_a_new_recipe_is_written_with_the_dials_keys(tmp_path: Path) -> None:
+    text = recipe_for(tiny_texts(tmp_path / "texts"), Hardware(2, 8 << 30, matrix_flops=1e11))
+    plain = parse_recipe(tomllib.loads(text))
+    written = dialled_text(text, "medium")
+    (tmp_path / "plain.toml").write_text(text)
+    asked = load_recipe(tmp_path / "plain.toml", dialled(plain, "medium"))
+    found = parse_recipe(tomllib.loads(written))
+    assert (found.model, found.train, found.name) == (asked.model, asked.train, asked.name)
+    assert found.tokens == plain.tokens
+    assert written.startswith("# Sized by --dial medium")
+    assert "largest network" not in written
+    assert parse_recipe(tomllib.loads(dialled_text("[train]\nsteps = 5\n[serve]\nport = 1\n", "2"))).train.steps != 5

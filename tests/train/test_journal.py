@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmforge.train.journal import Journal, read_lines
+import pytest
+import torch
+
+from lmforge.train import journal as module
+from lmforge.train.events import EventFile
+from lmforge.train.journal import Journal, Meter, matrix_peak, read_lines
+from tests.train.test_events import scalars
 
 
 def test_going_on_drops_what_came_after(tmp_path: Path) -> None:
@@ -24,3 +30,20 @@ def test_going_on_drops_what_came_after(tmp_path: Path) -> None:
 
 def test_no_file_is_no_lines(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_numbers_go_to_the_event_file_too(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl", 0, EventFile(tmp_path / "tb", 0))
+    journal.write(step=1, loss=0.5, skipped="no")
+    journal.close()
+    (path,) = (tmp_path / "tb").iterdir()
+    assert scalars(path) == [(1, "loss", 0.5)]
+
+
+def test_utilisation_is_the_share_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1e9 < matrix_peak() < 1e17
+    monkeypatch.setattr(module, "matrix_peak", lambda: 1e6)
+    read = Meter(lambda context: 10.0 * context, torch.device("cpu"), 2).read(1000.4, 50)
+    assert read["tokens_per_second"] == 1000
+    assert read["utilization"] == pytest.approx(500 * 1000.4 / 2e6, abs=1e-4)
+    assert 1e7 < read["memory_bytes"] < 1e11

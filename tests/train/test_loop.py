@@ -38,6 +38,7 @@ from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, hash_weights, network_of, train, validation_rows
 from lmforge.train.precision import LossScaler
 from tests.tokens.conftest import write_documents
+from tests.train.test_events import scalars
 
 
 def recipe_of(tiny_run: Path, **train_keys: object) -> Recipe:
@@ -449,6 +450,28 @@ def test_statistics_are_in_the_metrics(tiny_run: Path, tmp_path: Path) -> None:
     assert set(layers[4]) == {"embed", "blocks.0", "blocks.1", "norm"}
     assert all("noise_scale_tokens" in line for line in lines if "layers" in line)
     assert all(set(line["activations"]) == set(layers[4]) for line in lines if "valid_bits_per_byte" in line)
+
+
+def test_events_and_profile_are_written_and_change_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    plain = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
+    watched = train(recipe_of(tiny_run, tensorboard=True, profile=2), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    assert watched["weights_sha256"] == plain["weights_sha256"]
+    (events,) = (tmp_path / "b" / "tensorboard").iterdir()
+    found = scalars(events)
+    assert [(step, pytest.approx(value)) for step, tag, value in found if tag == "loss"] == losses(tmp_path / "b")
+    assert {"lr", "grad_norm", "tokens_per_second", "utilization", "memory_bytes", "data_wait", "valid_bits_per_byte"} <= {tag for _, tag, _ in found}
+    assert len([*(tmp_path / "b" / "profile").glob("step-00000004.*")]) == 2
+    lines = [line for line in read_lines(tmp_path / "b" / "metrics.jsonl") if "loss" in line]
+    assert all(line["utilization"] > 0 and line["memory_bytes"] > 1e7 for line in lines)
+    assert not (tmp_path / "a" / "tensorboard").exists()
+
+
+def test_frozen_weights_cost_no_gradients(tiny_run: Path, tmp_path: Path) -> None:
+    with contextlib.closing(TrainingRun(recipe_of(tiny_run), tiny_run / "tokens", tmp_path, Mesh(0, 1, torch.device("cpu")))) as run:
+        whole = run.flops_per_token(32)
+        run.model.embed.requires_grad_(False)
+        assert run.flops_per_token(32) == pytest.approx(whole * 2 / 3)
+        assert run.flops_per_token(16) < run.flops_per_token(32)
 
 
 def test_when_its_time_is_over_it_saves_and_the_same_command_goes_on(tiny_run: Path, tmp_path: Path) -> None:

@@ -125,5 +125,6 @@ def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
     """
     m = recipe.model
     shape = {name: value for name, value in m.model_dump().items() if value is not None}
-    derived = {"kv_heads": m.kv_heads or m.heads, "d_ff": m.d_ff or 4 * m.d_model, "vocab_size": vocab_size, "context": recipe.tokens.context}
+    derived = {"kv_heads": m.kv_heads or m.heads, "d_ff": m.d_ff or 4 * m.d_model, "vocab_size": vocab_size, "context": recipe.tokens.context,
+               "z_loss": recipe.train.z_loss}  # fmt: skip
     return GPTConfig(**(shape | derived))

@@ -8,11 +8,13 @@ follows: nanochat. What the recipe says of texts, vocabulary, context and kinds 
 
 from __future__ import annotations
 
+import json
 import math
+import tomllib
 from collections.abc import Sequence
 
 from lmforge.errors import InputError
-from lmforge.recipe import Recipe
+from lmforge.recipe import Recipe, parse_recipe
 
 NAMED = {"tiny": 2, "small": 4, "medium": 8, "large": 12, "huge": 24}
 WIDTH, HEAD = 64, 64  # width a layer; width of a head
@@ -46,3 +48,31 @@ def dialled(recipe: Recipe, dial: str) -> Sequence[str]:
         f"name={recipe.name}-{dial}", f"model.layers={depth}", f"model.d_model={width}", f"model.heads={width // HEAD}",
         f"train.batch_tokens={batch}", length, f"train.peak_lr={3e-3 * min(1.0, TUNED_WIDTH / width):.3g}", "train.matrix_lr=0.02",
     )  # fmt: skip
+
+
+def dialled_text(text: str, dial: str) -> str:
+    """A recipe's TOML with the keys of a dial in place of its own; comments that told of those go.
+
+    Raises:
+        InputError: no such dial.
+    """
+    keys = dialled(parse_recipe(tomllib.loads(text)), dial)
+    changes = {name: value for name, _, value in (key.partition("=") for key in keys)}
+    sections = {name.rpartition(".")[0] for name in changes}
+    lines: list[str] = [f"# Sized by --dial {dial}: {TOKENS_PER_PARAMETER} tokens for each parameter of the blocks' matrices."]
+    section = ""
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("["):
+            lines += [_stated(name, changes.pop(name)) for name in [*changes] if name.rpartition(".")[0] == section]
+            section = stripped.strip("[]")
+            while section in sections and lines[-1].startswith("#"):
+                lines.pop()
+        name = f"{section}.{stripped.partition('=')[0].strip()}".lstrip(".")
+        lines.append(_stated(name, changes.pop(name)) if name in changes and not stripped.startswith("#") else line)
+    return "\n".join([*lines, *(_stated(name, value) for name, value in changes.items() if name.rpartition(".")[0] == section)]) + "\n"
+
+
+def _stated(name: str, value: str) -> str:
+    key = name.rpartition(".")[2]
+    return f"{key} = {json.dumps(value)}" if key == "name" else f"{key} = {value}"

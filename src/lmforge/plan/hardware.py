@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,24 +102,36 @@ def _core_limit(folder: Path) -> int | None:
 
 
 def _speeds(hardware: Hardware) -> tuple[float, float]:
-    """(operations/s of matrix products, bytes/s of a copy): best of a few repetitions each, so that a busy moment does not count."""
+    """(operations/s of matrix products, bytes/s of a copy)."""
     device = torch.device("cuda" if hardware.gpu else "cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(hardware.cores)
-    try:
-        side, kind = (8 * _SIDE, torch.bfloat16) if hardware.gpu else (_SIDE, torch.float32)
-        a = torch.randn(side, side, device=device, dtype=kind)
-        source = torch.ones(_COPIED // 4, device=device)
-        target = torch.empty_like(source)
-        product = _fastest(lambda: a @ a, device)
+    source = torch.ones(_COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    with _all_cores(hardware.cores):
         copy = _fastest(lambda: target.copy_(source), device)
+    return matrix_speed(), 2 * _COPIED / copy
+
+
+def matrix_speed() -> float:
+    """Operations a second of matrix products: on all cores that this process may use in fp32, or on one GPU in bf16."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    side, kind = (8 * _SIDE, torch.bfloat16) if device.type == "cuda" else (_SIDE, torch.float32)
+    a = torch.randn(side, side, device=device, dtype=kind, generator=torch.Generator(device).manual_seed(0))
+    with _all_cores(cores()):
+        return 2 * side**3 / _fastest(lambda: a @ a, device)
+
+
+@contextlib.contextmanager
+def _all_cores(count: int) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return 2 * side**3 / product, 2 * _COPIED / copy
 
 
 def _fastest(work: Callable[[], Any], device: torch.device, seconds: float = 0.15) -> float:
-    """Seconds of the fastest call among as many as fit in about `seconds`, at least three after one to warm up."""
+    """Seconds of the fastest call among as many as fit in about `seconds`, at least three after one to warm up: a busy moment does not count."""
     work()
     best, spent, calls = math.inf, 0.0, 0
     while calls < 3 or spent < seconds:

@@ -98,6 +98,7 @@ def training(run: Run) -> Html:
         _by_tokens("Learning rate", _points(steps, "tokens", "lr")),
         _by_tokens("Tokens per second", _speed(steps)),
         _by_tokens("Gradient norm before clipping", _points(steps, "tokens", "grad_norm")),
+        *(_by_tokens(title, points) for title, key in _MORE if (points := _points(steps, "tokens", key)) and any(y for _, y in points)),
     )
     ran = tag("p", "Run with ", way, ".", class_="lead") if way else None
     return join(tag("p", f"{words}."), ran, tag("div", *charts, class_="plots"), _ensembles(figures))
@@ -117,6 +118,12 @@ def _ensembles(figures: dict[str, Any]) -> Html | None:
                      figure(row, "bits_per_byte", digits=5), f"{100 * (against - 1):+.2f}%" if against is not None else MISSING))
     head = ("model", "weights after steps", "networks", "bits per byte, validation", "against the best single")
     return join(tag("h3", "Models that the run's weights give"), table(head, rows, (2, 3, 4)))
+
+
+_MORE = (  # curves of what only some runs note
+    ("Utilisation: share of the matrix peak", "utilization"), ("Memory, bytes", "memory_bytes"),
+    ("Seconds of each step waiting for data", "data_wait"), ("Loss scale of float16", "loss_scale"),
+)
 
 
 def _by_tokens(title: str, points: list[Point]) -> Html:

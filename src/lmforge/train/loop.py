@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.model.config import network_of
+from lmforge.model.cost import TRAINING, training_flops_per_token
 from lmforge.model.gpt import GPT
 from lmforge.model.saved import load_model, model_tensors, write_model
 from lmforge.model.score import token_nats
@@ -45,11 +46,13 @@ from lmforge.tokens.shards import Shards, verify_once
 from lmforge.train.adapters import ADAPTER, adapter_tensors, averaged, hold, merged, write_adapter
 from lmforge.train.checkpoint import Checkpoints, write_snapshot
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
+from lmforge.train.events import EventFile
 from lmforge.train.fastest import Way, choose, describe
 from lmforge.train.finetune import example_rows, start_from
-from lmforge.train.journal import Journal
+from lmforge.train.journal import Journal, Meter
 from lmforge.train.optim import build_optimizers, rate, set_rate
 from lmforge.train.precision import LossScaler, autocast
+from lmforge.train.profile import Profile
 from lmforge.train.stability import (
     MOST_NAMED,
     MOST_RETURNS,
@@ -126,6 +129,7 @@ class TrainingRun:
         self.deadline = time.monotonic() + (settings.max_seconds or math.inf)
         self.measuring = False  # whether the present step's statistics are wanted
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
+        self.meter = Meter(cache(self.flops_per_token), mesh.device, mesh.world if mesh.device.type == "cuda" else 1)
         if mesh.leads:
             trained, frozen = (sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False))
             sizes = " then ".join(str(rows * context) for rows in self.ramp.sizes)
@@ -164,6 +168,15 @@ class TrainingRun:
         """Tokens of the first `step` batches, in all ranks."""
         return self.ramp.before(step) * self.recipe.tokens.context
 
+    def context_at(self, step: int) -> int:
+        """The length of rows in step `step` (from 0)."""
+        return int(at(self.recipe.train.context_schedule or ((0.0, self.recipe.tokens.context),), step / self.steps))
+
+    def flops_per_token(self, context: int) -> float:
+        """Operations of a step for each token; where most weights are frozen, without the products for their gradients."""
+        frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        return training_flops_per_token(self.model.config, context) * ((TRAINING - 1) / TRAINING if frozen else 1)
+
     def close(self) -> None:
         """End the threads; a checkpoint that is being written is finished first."""
         self.networks.close()
@@ -185,18 +198,23 @@ class TrainingRun:
             Diverged: several in a row would have harmed the network.
         """
         done = self.state["step"]
-        journal = Journal(self.out / "metrics.jsonl", done) if self.mesh.leads else None
+        events = EventFile(self.out / "tensorboard", done) if self.mesh.leads and self.recipe.train.tensorboard else None
+        journal = Journal(self.out / "metrics.jsonl", done, events) if self.mesh.leads else None
+        profile = Profile(self.out / "profile", self.recipe.train.profile if self.mesh.leads else 0, self.mesh.device)
         data = Prefetch(self.loader, partial(self.loader.share, self.mesh.rank, self.mesh.world), done, self.steps)
-        with contextlib.closing(data), contextlib.closing(journal) if journal else contextlib.nullcontext():
+        with contextlib.closing(data), contextlib.closing(profile), contextlib.closing(journal) if journal else contextlib.nullcontext():
             before, started = self.state["seconds"], time.monotonic()
             for step in range(done, self.steps):
                 self.watch.doing(step + 1, "reading the batch")
                 figures = self.step(step, data.take()) | {"data_wait": round(data.waited, 6)}
                 seconds = before + time.monotonic() - started
+                note = f"bits/byte {figures['bits_per_byte']:.3f}" if "bits_per_byte" in figures else "skipped"
+                bar.step(self.tokens(step + 1) - self.tokens(step), f"step {step + 1}/{self.steps} {note}")
                 self.state |= {"step": step + 1, "seconds": seconds}
                 if journal:
                     journal.write(step=step + 1, tokens=self.tokens(step + 1), seconds=round(seconds, 3),
-                                  tokens_per_second=round(bar.rate), **figures)
+                                  **self.meter.read(bar.rate, self.context_at(step)), **figures)
+                profile.step_ended(step + 1)
                 if "skipped" in figures:
                     self.stability.check(figures["skipped"])
                 self.keep_for_averaging(step + 1)
@@ -211,8 +229,6 @@ class TrainingRun:
                 if saving:
                     self.watch.doing(step + 1, "saving")
                     self.save(wait=last or stopping)
-                note = f"bits/byte {figures['bits_per_byte']:.3f}" if "bits_per_byte" in figures else "skipped"
-                bar.step(self.tokens(step + 1) - self.tokens(step), f"step {step + 1}/{self.steps} {note}")
                 if stopping and not last:
                     raise Interrupted(f"stopped after step {step + 1} of {self.steps}, saved in {self.checkpoints.path(step + 1)}; "
                                       "the same command goes on from there")
@@ -249,7 +265,7 @@ class TrainingRun:
         settings = self.recipe.train
         share = rate(step, self.steps, self.warmup, settings.final_lr, settings.schedule)
         set_rate(self.optimizers, share, 1 - step / self.steps if settings.weight_decay_schedule == "linear" else 1.0)
-        context = int(at(self.recipe.train.context_schedule or ((0.0, self.recipe.tokens.context),), step / self.steps))
+        context = self.context_at(step)
         self.measuring = self.validates_after(step)
         mean, counted, text_bytes, norm, few = self.gradient(step, batch, context)
         cause = self.stability.judge(step, mean, norm)
