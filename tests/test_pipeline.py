@@ -10,6 +10,7 @@ import pytest
 
 from lmforge import pipeline
 from lmforge.errors import InputError
+from lmforge.evaluate.passkey import passage
 from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, states
 from lmforge.recipe import load_recipe
 from lmforge.record import Record
@@ -120,3 +121,16 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_no_run_here(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run here \(recipe\.toml is missing\)"):
         find_recipe(tmp_path)
+
+
+def test_a_corpus_holds_nothing_that_its_model_is_scored_by(tmp_path: Path) -> None:
+    texts = tiny_texts(tmp_path / "texts", 40)
+    (texts / "essay.txt").write_text(f"It says somewhere:\n{passage().upper()}\nand so on, for long contexts are measured by that.\n")
+    recipe = load_recipe(tiny_recipe(tmp_path / "recipe.toml", texts, tmp_path / "run"), ['evaluate.tasks=["passkey"]', "corpus.analyse_bytes=0"])
+    figures = run_stages(recipe, tmp_path / "run", until="corpus")["corpus"]
+    assert figures["dropped"]["contaminated"] == 1
+    assert figures["decontamination"]["found"] == {"task passkey": 1}
+    assert states(recipe, tmp_path / "run")[0].state == "done"
+    other = load_recipe(tmp_path / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]', "corpus.analyse_bytes=0"])
+    assert states(other, tmp_path / "run")[0].state == "stale"  # scored by other texts, another corpus
+    assert states(other, tmp_path / "run")[0].inputs.keys() < states(recipe, tmp_path / "run")[0].inputs.keys()

@@ -28,7 +28,7 @@ from lmforge.corpus.labelled import build_examples
 from lmforge.corpus.sources import fingerprint
 from lmforge.corpus.translate import Translate
 from lmforge.errors import InputError
-from lmforge.evaluate.harness import evaluate
+from lmforge.evaluate.harness import benchmark_texts, evaluate
 from lmforge.evaluate.language import quick_bits_per_byte
 from lmforge.model import translator
 from lmforge.model.config import network_of
@@ -67,7 +67,8 @@ def _corpus(recipe: Recipe, run: Path) -> dict[str, Any]:
         tokenizer = Tokenizer.load(recipe.finetune.base / TOKENIZER)
         return build_examples(recipe, run / "corpus", lambda messages: len(render_conversation(messages, tokenizer).tokens))
     steps = {number: step for number, step in enumerate(recipe.corpus.synthesis) if isinstance(step, BackTranslation)}
-    return build_corpus(recipe, run / "corpus", {number: _translator(step, recipe.seed) for number, step in steps.items()})
+    translators = {number: _translator(step, recipe.seed) for number, step in steps.items()}
+    return build_corpus(recipe, run / "corpus", translators, {f"task {name}": texts for name, texts in benchmark_texts(recipe).items()})
 
 
 def _translator(step: BackTranslation, seed: int) -> Translate:
@@ -181,7 +182,8 @@ def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
         models = {f"synthesis {i} (model)": translator.fingerprint(step.model) for i, step in enumerate(recipe.corpus.synthesis)
                   if isinstance(step, BackTranslation) and step.model}
         benchmarks = {f"benchmark {file.name}": f"{file.size} {file.mtime_ns}" for file in benchmark_files(recipe.corpus.decontaminate)}
-        return sources | models | filters_fingerprint(recipe.corpus) | benchmarks
+        tasks = {f"task {name} (texts kept out)": hash_json(texts) for name, texts in benchmark_texts(recipe).items()}
+        return sources | models | filters_fingerprint(recipe.corpus) | benchmarks | tasks
     return {path: _output_hash(run / path) or "missing" for path in stage.needs}
 
 

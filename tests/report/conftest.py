@@ -47,6 +47,18 @@ def statistics() -> dict[str, Any]:
                  "points": [[10**power, 200_000 // 10**power] for power in range(5)]},
         "vocabulary_growth": [{"words": 1000 << power, "distinct": int(50 * (1000 << power) ** 0.6)} for power in range(12)],
         "analysis": analysis(),
+        "overlap": {"compared": 4824, "exact": {"documents": 61, "share": 0.0126, "cluster_sizes": {"2": 40, "3": 9, "4": 1}, "definition": "alike"},
+                    "near": {"documents": 212, "share": 0.0439, "cluster_sizes": {"2": 190, "25": 1}, "definition": "words in common",
+                             "pairs": [{"similarity": 0.871, "kept": {"text": "a tale of\ntwo cities"}, "dropped": {"text": "the tale of two"}}]},
+                    "lines": {"least_documents": 10, "removed": 97, "bytes": 4100, "documents": 55,
+                              "examples": [{"documents": 31, "line": "Sign up now!"}]}},
+        "decontamination": {"benchmarks": 2, "texts": {"windowed": 1319, "short": 7, "lines": 3, "too_short": 1}, "documents": 5,
+                            "found": {"gsm8k/test.jsonl": 4, "short texts": 1},
+                            "planted": {"rewrapped": {"items": 200, "found": 199, "recall": 0.995, "precision": 1.0, "definition": "in lines"}}},
+        "filters": {"quality_classifier": {"accuracy": 0.9312, "held_out": 120}},
+        "synthetic": {"documents": 300, "bytes": 90_000, "share": 0.05, "methods": {"back_translation": {
+            "documents": 300, "bytes": 90_000, "share": 0.05, "skipped": {"unchanged": 12},
+            "likeness": {"pairs": 300, "chrf": 46.12, "novel_2": 0.61}}}},
         "entropy": {"unigram_bits_per_word": {"value": 12.31, "definition": "entropy of words", "sample_words": 3_010_000},
                     "compression_bits_per_byte": {"value": 1.93, "definition": "under Zstandard", "sample_bytes": 4_000_000}},
     }  # fmt: skip

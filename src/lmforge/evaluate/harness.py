@@ -21,7 +21,7 @@ from lmforge.evaluate.answers import answers
 from lmforge.evaluate.baseline import kneser_ney
 from lmforge.evaluate.code import completions_parse
 from lmforge.evaluate.language import bits_per_byte
-from lmforge.evaluate.passkey import passkey
+from lmforge.evaluate.passkey import passage, passkey
 from lmforge.evaluate.speed import generation_speed
 from lmforge.evaluate.task import SEED, Context, Score, Task
 from lmforge.model.gpt import GPT
@@ -40,10 +40,16 @@ TASKS = {
         Task("generation_speed", generation_speed),
         Task("kneser_ney", kneser_ney, per_model=False),
         Task("answers", answers),
-        Task("passkey", passkey),
+        Task("passkey", passkey, texts=lambda recipe: [passage()]),
     )
 }
 FIGURES = ("metric", "value", "low", "high", "items", "fingerprint")
+
+
+def benchmark_texts(recipe: Recipe) -> dict[str, list[str]]:
+    """What the recipe's tasks ask, by task, for the corpus stage to keep out; tasks that score held-out text of the corpus itself have none."""
+    asked = {name: TASKS[name].texts for name in dict.fromkeys(recipe.evaluate.tasks)}
+    return {name: list(texts(recipe)) for name, texts in asked.items() if texts is not None}
 
 
 def evaluate(recipe: Recipe, models: Mapping[str, Path], corpus_dir: Path, tokens_dir: Path, out: Path) -> dict[str, Any]:

@@ -32,6 +32,11 @@ FILLER = (
 NAMES = tuple(a + b + c for a, b, c in itertools.product("bdgklmnp", "aeiou", "dlnt"))
 
 
+def passage() -> str:
+    """The filler in the order of the paper, for a corpus to keep out."""
+    return "".join(FILLER).strip()
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """tokens: filler, key, filler, question, and the answer without its last token; answer: what is wanted after the question."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,12 @@ def device_of(model: GPT) -> torch.device:
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A named way to score. `per_model` is False for a baseline: it is run once, after all models. `format` is raised whenever the
-    same model on the same texts would come out differently.
+    same model on the same texts would come out differently. `texts` gives what the task asks of a model, where that stands in files or in
+    the task itself: a corpus whose model is scored by it must not hold them.
     """
 
     name: str
     run: Callable[[Context], Score]
     per_model: bool = True
     format: int = 1
+    texts: Callable[[Recipe], Iterable[str]] | None = None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from lmforge.report.duplicates import contamination, duplicates, synthetic, trained_filters
 from lmforge.report.loaded import Run
 from lmforge.report.markup import (
     MISSING,
@@ -19,8 +20,12 @@ from lmforge.report.markup import (
     mapping,
     metric,
     not_run,
+    note,
     number,
+    ordered,
+    part,
     percent,
+    plain,
     ratio,
     size,
     table,
@@ -32,7 +37,6 @@ from lmforge.report.scores import score
 CLAIMED_BITS_PER_WORD = 5.11  # what the description of the model that lmforge is planned after says of its test text; not measured here
 ORDERS = range(1, 6)
 ENTITIES = {"person": "people", "place": "places", "organisation": "organisations", "date": "dates"}
-_MOST_ROWS = 40
 _MOST_LABELS = 12
 _LEAST_SHARE = 0.005  # of a language that is named
 _POWERS = frozenset(map(str, range(50)))
@@ -45,26 +49,28 @@ def corpus(run: Run) -> Html:
         return not_run("corpus")
     numbers = f"{count(found, 'documents_in')} documents in, {count(found, 'documents_out')} out"
     link = tag("a", "Samples of what was kept and dropped", href="corpus/samples.html")
-    notices = [(name, count(amount)) for name, amount in _ordered(found.get("notices"))]
+    notices = [(name, count(amount)) for name, amount in ordered(found.get("notices"))]
     analysis = mapping(found, "analysis")
     return join(
         tag("p", f"{numbers}: {size(found, 'bytes_out')}, {count(found, 'words')} words."),
         tag("p", link) if run.exists("corpus", "samples.html") else None,
         _sizes(found), _genres(found, mapping(analysis, "genres")), _entropy(run, found, analysis), _vocabulary(found, analysis),
-        _prose(analysis), _topics(mapping(analysis, "topics")), _entities(mapping(analysis, "entities")), _sampled(analysis),
+        _prose(analysis), _topics(mapping(analysis, "topics")), _entities(mapping(analysis, "entities")), duplicates(mapping(found, "overlap")),
+        contamination(mapping(found, "decontamination")), trained_filters(mapping(found, "filters")), synthetic(mapping(found, "synthetic")),
+        _sampled(analysis),
         details("Passed over or repaired while reading", table(("what", "files"), notices, (1,))) if notices else None,
     )  # fmt: skip
 
 
 def _sizes(found: dict[str, Any]) -> Html:
     total = found.get("documents_in")
-    reasons = [(_words(name), count(amount), percent(ratio(amount, total))) for name, amount in _ordered(found.get("dropped"))]
+    reasons = [(plain(name), count(amount), percent(ratio(amount, total))) for name, amount in ordered(found.get("dropped"))]
     splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(found, "splits").items()]
     dropped = table(("reason", "documents", "share"), reasons, (1, 2)) if reasons else tag("p", "nothing was dropped")
     return tag(
         "div",
         bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
-        tag("div", tag("h3", "Dropped, by reason"), dropped, _part("Split by hash", ("split", "documents", "text"), splits, (1, 2))),
+        tag("div", tag("h3", "Dropped, by reason"), dropped, part("Split by hash", ("split", "documents", "text"), splits, (1, 2))),
         class_="plots",
     )
 
@@ -74,7 +80,7 @@ def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
     text = found.get("bytes_out")
     shares = [(name, row, ratio(at(row, "bytes"), text)) for name, row in mapping(found, "genres").items()]
     rows = [(name, count(row, "documents"), size(row, "bytes"), percent(share), share_bar(share)) for name, row, share in shares]
-    first = _part("Genres", ("genre", "documents", "text", "share", ""), rows, (1, 2, 3))
+    first = part("Genres", ("genre", "documents", "text", "share", ""), rows, (1, 2, 3))
     accuracy = number(told, "accuracy")
     if accuracy is None:
         return first
@@ -127,7 +133,7 @@ def _both(row: object) -> tuple[str, str]:
 
 
 def _entropy_name(name: str) -> str:
-    return _words(name.replace("_order_", ", order ")).replace("lzma", "LZMA")
+    return plain(name.replace("_order_", ", order ")).replace("lzma", "LZMA")
 
 
 def _orders(rows: dict[str, Any], what: str, unit: str) -> list[Point]:
@@ -167,7 +173,7 @@ def _vocabulary(found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
         ("Zipf's exponent", figure(zipf, "value"), at(zipf, "definition"), _sample(zipf)),
         ("Heaps' exponent", figure(heaps, "value"), at(heaps, "definition"), _sample(heaps)),
         ("types per token", figure(types, "value", digits=3), at(types, "definition"), _sample(types)),
-        *((_words(name), percent(number(row, "value")), at(row, "definition"), _sample(row)) for name, row in repeated.items()),
+        *((plain(name), percent(number(row, "value")), at(row, "definition"), _sample(row)) for name, row in repeated.items()),
     ]  # fmt: skip
     return join(tag("h3", "Words"), tag("div", *charts, class_="plots"), table(("figure", "value", "definition", "measured on"), rows, (1,)))
 
@@ -193,9 +199,9 @@ def _prose(analysis: dict[str, Any]) -> Html | None:
     shares = sorted(((name, number(share) or 0.0) for name, share in mapping(languages, "shares").items()), key=lambda pair: -pair[1])
     spoken = [(name, percent(share), share_bar(share)) for name, share in shares[:_MOST_LABELS] if share >= _LEAST_SHARE]
     head = ("", "Flesch ease", "Kincaid grade", "ARI", "words a sentence", "syllables a word", "words")
-    left = _part("Readability", head, rows, range(1, 7)) if rows else None
-    right = _part("Languages", ("language", "share", ""), spoken, (1,)) if spoken else None
-    return join(left, _note(told) if rows else None, right, _note(languages, f"{count(languages, 'sample_pieces')} pieces") if spoken else None)
+    left = part("Readability", head, rows, range(1, 7)) if rows else None
+    right = part("Languages", ("language", "share", ""), spoken, (1,)) if spoken else None
+    return join(left, note(told) if rows else None, right, note(languages, f"{count(languages, 'sample_pieces')} pieces") if spoken else None)
 
 
 def _topics(found: dict[str, Any]) -> Html | None:
@@ -207,8 +213,8 @@ def _topics(found: dict[str, Any]) -> Html | None:
         rows.append((tag("b", topic.get("name")), percent(share), share_bar(share), listed, *coherent))
     head = ("topic", "share", "", "heaviest words", "NPMI", "UMass")
     means = f"mean NPMI {figure(found, 'npmi', digits=2)}, UMass {figure(found, 'umass', digits=3)}"
-    note = _note(found, f"{count(found, 'sample_pieces')} pieces; {means}")
-    return join(_part("Topics", head, rows, (1, 4, 5)), note) if rows else None
+    told = note(found, f"{count(found, 'sample_pieces')} pieces; {means}")
+    return join(part("Topics", head, rows, (1, 4, 5)), told) if rows else None
 
 
 def _entities(found: dict[str, Any]) -> Html | None:
@@ -221,27 +227,19 @@ def _entities(found: dict[str, Any]) -> Html | None:
         if row:
             rows.append((plural, count(row, "distinct"), count(row, "mentions"), count(row, "at_least"), most))
     head = ("named", "distinct", "mentions", "at least, in endless text", "most frequent")
-    return join(_part("Entities", head, rows, (1, 2, 3)), _note(found, f"{size(found, 'sample_bytes')} of prose")) if rows else None
+    return join(part("Entities", head, rows, (1, 2, 3)), note(found, f"{size(found, 'sample_bytes')} of prose")) if rows else None
 
 
 def _sampled(analysis: dict[str, Any]) -> Html | None:
     sample = mapping(analysis, "sample")
-    parts = [f"{_words(name)}: {size(row, 'bytes')} in {count(row, 'pieces')} pieces of {count(row, 'documents')} documents"
+    parts = [f"{plain(name)}: {size(row, 'bytes')} in {count(row, 'pieces')} pieces of {count(row, 'documents')} documents"
              for name, row in sample.items() if mapping(row)]  # fmt: skip
     return tag("p", tag("small", f"Sampled — {'; '.join(parts)}. {sample.get('definition', '')}")) if parts else None
 
 
-def _note(row: object, extra: str = "") -> Html:
-    return tag("p", tag("small", " — ".join(part for part in (str(at(row, "definition") or ""), extra) if part)))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _sample(row: object) -> str:
     sizes = (pair for pair in mapping(row).items() if pair[0].startswith("sample_"))
-    return ", ".join(f"{count(value)} {_words(name.removeprefix('sample_'))}" for name, value in sizes)
+    return ", ".join(f"{count(value)} {plain(name.removeprefix('sample_'))}" for name, value in sizes)
 
 
 def _lengths(found: dict[str, Any]) -> list[tuple[str, float]]:
@@ -252,12 +250,3 @@ def _lengths(found: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _power(power: int) -> str:
     return f"{1 << power % 10} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power // 10]}"
-
-
-def _ordered(counts: object) -> list[tuple[str, Any]]:
-    """The items of a dictionary of counts, the largest first, at most `_MOST_ROWS`."""
-    return sorted(mapping(counts).items(), key=lambda pair: (-(number(pair[1]) or 0), pair[0]))[:_MOST_ROWS]
-
-
-def _part(title: str, head: tuple[str, ...], rows: list[Any], numeric: Iterable[int]) -> Html | None:
-    return join(tag("h3", title), table(head, rows[:_MOST_ROWS], tuple(numeric))) if rows else None

@@ -13,6 +13,7 @@ from typing import Any
 
 Child = object  # a piece of Html, anything else (shown as escaped text), or None (shown as nothing)
 MISSING = "–"
+MOST_ROWS = 40
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _VOID = frozenset(("meta", "link", "br", "hr"))
 
@@ -50,6 +51,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Child]], numeric: Sequenc
 
     body = join(*(row("td", cells) for cells in rows))
     return tag("div", tag("table", tag("thead", row("th", head)), tag("tbody", body)), class_="wide")
+
+
+def part(title: str, head: tuple[str, ...], rows: Sequence[Sequence[Child]], numeric: Iterable[int]) -> Html | None:
+    """A table under its heading, of its first rows; nothing for none."""
+    return join(tag("h3", title), table(head, rows[:MOST_ROWS], tuple(numeric))) if rows else None
+
+
+def note(row: object, extra: str = "") -> Html:
+    """The definition of a figure, and what else is to be said of it, in small print."""
+    return tag("p", tag("small", " — ".join(each for each in (str(at(row, "definition") or ""), extra) if each)))
+
+
+def plain(name: str) -> str:
+    """near_duplicate → 'near duplicate'."""
+    return name.replace("_", " ")
 
 
 def details(summary: Child, *children: Child, opened: bool = False) -> Html:
@@ -94,6 +110,11 @@ def entries(value: object, *path: str) -> list[dict[str, Any]]:
     """The dictionaries in the value there where it is a list, else none."""
     found = at(value, *path)
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def ordered(counts: object) -> list[tuple[str, Any]]:
+    """The items of a dictionary of counts, the largest first, at most `MOST_ROWS`."""
+    return sorted(mapping(counts).items(), key=lambda pair: (-(number(pair[1]) or 0), pair[0]))[:MOST_ROWS]
 
 
 # Numbers in words
