@@ -42,7 +42,7 @@ def test_bits_per_word_and_per_byte_are_one_quantity() -> None:
     train, held_out = ["the cat sat on the mat and the dog ran " * 50], ["the cat sat on the mat and the dog ran " * 12]
     found = entropies(train, held_out)
     words, size = 120, len(held_out[0])
-    assert {f"{what}_order_{order}" for what in ("words", "bytes") for order in range(1, 6)} | {"lzma"} == set(found)
+    assert {f"{what}_order_{order}" for what in ("words", "bytes") for order in range(1, 6)} | {"lzma", "context_mixing"} == set(found)
     for row in found.values():
         assert row["bits_per_word"] * words == pytest.approx(row["bits_per_byte"] * size)
     assert found["words_order_3"]["value"] < found["words_order_1"]["value"]

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from lmforge.corpus import steps
+from lmforge.corpus import clean, steps
 from lmforge.corpus.build import build_corpus, read_documents
+from lmforge.corpus.classify import classifier
 from lmforge.corpus.decode import lines_of
 from lmforge.corpus.decontaminate import PLANTED
 from lmforge.corpus.splits import SPLITS
@@ -271,12 +272,17 @@ def common_words(one: list[str], other: list[str]) -> int:
     return row[-1]
 
 
-def test_trained_filters_tell_how_well_they_do(tmp_path: Path) -> None:
+def test_trained_filters_tell_how_well_they_do_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = [" ".join(random.Random(-number).choices(["qzx", "jjk", "vvw", "kqz", "wxz"], k=40)) + "\n" for number in range(1, 61)]
     quality = {"good": jsonl(tmp_path / "good.jsonl", [text(1000 + number) for number in range(60)]), "bad": jsonl(tmp_path / "bad.jsonl", noise)}
     source = jsonl(tmp_path / "a.jsonl", [text(number) for number in range(60)] + noise[:5])
     build_corpus(recipe(source, quality=quality), tmp_path / "corpus")
     filters = json.loads((tmp_path / "corpus" / "statistics.json").read_text())["filters"]
     assert filters["quality_classifier"]["accuracy"] > 0.9
+    monkeypatch.setattr(clean, "classifier", lambda _: pytest.fail("trained twice"))
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    clean.Trained(None, classifier(recipe(source, quality=quality).corpus.quality)).save(folder)
+    assert clean.Trained.load(folder).quality.report == {name: filters["quality_classifier"][name] for name in filters["quality_classifier"]}
     build_corpus(recipe(source), tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / "statistics.json").read_text())["filters"] == {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lmforge.corpus.perplexity import unlikeness
+from lmforge.corpus.perplexity import Unlikeness, unlikeness
 from lmforge.errors import InputError
 from lmforge.recipe import Perplexity
 
@@ -37,6 +37,15 @@ def test_likeness_and_bound(reference: Path) -> None:
     strict = unlikeness(Perplexity(reference=reference, percentile=50))
     assert strict.bound < model.bound
     assert unlikeness(Perplexity(reference=reference, most_bits_per_byte=0.01)).is_unlike(prose(1))
+
+
+def test_it_is_the_same_after_it_was_kept(reference: Path, tmp_path: Path) -> None:
+    model = unlikeness(Perplexity(reference=reference, percentile=90))
+    model.save(tmp_path / "model.npz")
+    loaded = Unlikeness.load(tmp_path / "model.npz")
+    assert (loaded.bound, loaded.trained_bytes, loaded.held_out) == (model.bound, model.trained_bytes, model.held_out)
+    for text in (prose(1), prose(1001), "01101001 " * 99):
+        assert loaded.bits_per_byte(text) == model.bits_per_byte(text)
 
 
 def test_a_reference_too_small_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmforge.corpus import conditional
+from lmforge.corpus import conditional, mixing
 from lmforge.corpus.entities import entity_figures
 from lmforge.corpus.genres import genre_figures
 from lmforge.corpus.lexical import heaps, measured_growth, repetition, type_token
@@ -95,6 +95,14 @@ def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
         "value": bits, "bits_per_word": bits / per_byte if per_byte else 0.0, "bits_per_byte": bits,
         "definition": "size under LZMA (preset 6) of pieces of the training text, one after another: an upper bound",
         "sample_bytes": len(packed),
+    }  # fmt: skip
+    told = packed[: BYTES // 2]
+    bits = mixing.bits_per_byte(told)
+    found["context_mixing"] = {
+        "value": bits, "bits_per_word": bits / per_byte if per_byte else 0.0, "bits_per_byte": bits,
+        "definition": "code length of the same pieces, told once from their beginning by a mixture of contexts of 0 to 6 bytes and of words "
+                      "that learns as it reads (PAQ's scheme): an upper bound",
+        "sample_bytes": len(told),
     }  # fmt: skip
     return found
 

@@ -24,7 +24,7 @@ import orjson
 
 from lmforge.corpus import overlap, spool
 from lmforge.corpus.analyse import analyse
-from lmforge.corpus.clean import filters_fingerprint, filters_report
+from lmforge.corpus.clean import Trained, filters_fingerprint, filters_report
 from lmforge.corpus.decode import lines_of
 from lmforge.corpus.decontaminate import build_index, measure_recall, read_benchmarks
 from lmforge.corpus.executors import run_tasks
@@ -152,6 +152,7 @@ class _Build:
             self.work.mkdir(parents=True)
             if self.benchmarks:
                 build_index(self.benchmarks).save(self.work / "benchmarks.npz")
+            Trained.of(self.recipe.corpus).save(self.work)
             self.plan.save(self.work / "plan.json")
             mark.write_text(key)
 

@@ -76,7 +76,7 @@ def load(path: Path) -> Classifier:
 
 @functools.lru_cache(maxsize=4)
 def classifier(settings: Quality) -> Classifier:
-    """The classifier of these examples: the one kept at `settings.model` if they are unchanged, else trained (once for each process).
+    """The classifier of these examples: the one kept at `settings.model` if they are unchanged, else trained.
 
     Raises:
         InputError: the examples cannot be read or are too few.

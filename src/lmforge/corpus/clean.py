@@ -12,19 +12,19 @@ import string
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates
 
-from lmforge.corpus.classify import classifier
+from lmforge.corpus.classify import Classifier, classifier, load
 from lmforge.corpus.decode import unreadable
 from lmforge.corpus.document import Document
 from lmforge.corpus.examples import examples_hash
 from lmforge.corpus.language import language_of
-from lmforge.corpus.perplexity import unlikeness
+from lmforge.corpus.perplexity import Unlikeness, unlikeness
 from lmforge.corpus.private import NEVER_MASKED, mask_private
 from lmforge.corpus.quality import FEWEST_STOP_WORDS, PROSE, WRAPPED, broken_rule, has_lorem_ipsum, has_toxic_words, toxic_words, without_boilerplate
 from lmforge.corpus.scan import scan
@@ -51,14 +51,45 @@ LEAST_LETTERS = 0.2  # share of the visible characters
 MOST_UNREADABLE = 0.05  # share of all characters
 
 
-def prepare(document: Document, settings: Corpus, notices: Counter[str] | None = None) -> tuple[Document, str | None]:
+class Trained(NamedTuple):
+    """The filters of a corpus that are learned from examples; None for those that its settings do not ask for."""
+
+    perplexity: Unlikeness | None
+    quality: Classifier | None
+
+    @classmethod
+    def of(cls, settings: Corpus) -> Trained:
+        """Trained here, or kept from before.
+
+        Raises:
+            InputError: examples cannot be read or are too few.
+        """
+        unlike = unlikeness(settings.perplexity) if settings.perplexity else None
+        return cls(unlike, classifier(settings.quality) if settings.quality else None)
+
+    def save(self, folder: Path) -> None:
+        """Write them, for the tasks of all processes to load."""
+        for name, model in self._asdict().items():
+            if model is not None:
+                model.save(folder / f"filter-{name}.npz")
+
+    @classmethod
+    def load(cls, folder: Path) -> Trained:
+        """Read what `save` wrote."""
+        perplexity, quality = (folder / f"filter-{name}.npz" for name in cls._fields)
+        return cls(Unlikeness.load(perplexity) if perplexity.exists() else None, load(quality) if quality.exists() else None)
+
+
+def prepare(
+    document: Document, settings: Corpus, notices: Counter[str] | None = None, trained: Trained | None = None
+) -> tuple[Document, str | None]:
     """Everything that concerns one document alone: the document with its text cleaned, and the reason to leave it out, or None.
 
         repair ─▶ boilerplate lines (web) ─▶ personal data masked ─▶ length, letters, repetition ─▶ language ─▶ word list
                ─▶ quality rules (prose) ─▶ perplexity ─▶ classifier
 
-    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process. Models
-    that the settings ask for are loaded (or trained on their examples) at the first document.
+    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process. `trained` are
+    the filters that the settings ask for; without it they are trained at the first document.
     """
     if "loss_spans" in document["meta"]:  # which point into the text as it is: sentence pairs, tasks, conversations
         return document, None if document["text"].strip() else "too_short"
@@ -70,10 +101,10 @@ def prepare(document: Document, settings: Corpus, notices: Counter[str] | None =
     document = {**document, "text": text}
     if settings.languages and genre != "code" and len(text) >= settings.min_chars:
         document["meta"] = {**document["meta"], "language": language_of(text)}
-    return document, _why_left_out(document, settings)
+    return document, _why_left_out(document, settings, trained)
 
 
-def _why_left_out(document: Document, settings: Corpus) -> str | None:
+def _why_left_out(document: Document, settings: Corpus, trained: Trained | None) -> str | None:
     genre, text = document["genre"], document["text"]
     prose = genre in PROSE and bool(settings.rules)
     reason = _unfit(text, settings) if prose and "repetition" in settings.rules else why_dropped(text, settings)
@@ -83,10 +114,12 @@ def _why_left_out(document: Document, settings: Corpus) -> str | None:
         reason = "toxic_words"
     if reason is None and prose:
         reason = _broken_rule(text, genre, settings, document["meta"].get("language"))
-    if reason is None and settings.perplexity and unlikeness(settings.perplexity).is_unlike(text):
-        reason = "perplexity"
-    if reason is None and settings.quality and classifier(settings.quality).probability(text) < settings.quality.threshold:
-        reason = "quality_classifier"
+    if reason is None and (settings.perplexity or settings.quality):
+        unlike, judge = trained or Trained.of(settings)
+        if unlike and unlike.is_unlike(text):
+            reason = "perplexity"
+        elif judge and settings.quality and judge.probability(text) < settings.quality.threshold:
+            reason = "quality_classifier"
     return reason
 
 

@@ -17,8 +17,9 @@ A history is packed into a uint64, 9 bits a symbol, so 7 symbols at most: hence 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,19 @@ class KneserNey:
     def __init__(self, order: int, modified: bool, levels: list[_Level], discounts: list[Discounts]) -> None:
         self.order, self.modified, self.discounts = order, modified, discounts
         self._levels = levels
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything of it, as named arrays; `of_arrays` makes it again."""
+        levels = {f"{name} {number}": array for number, level in enumerate(self._levels) for name, array in vars(level).items()}
+        return {"discounts": np.array(self.discounts), "modified": np.array(self.modified), **levels}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> KneserNey:
+        """The model that gave these `arrays`."""
+        discounts = [(float(one), float(two), float(three)) for one, two, three in arrays["discounts"]]
+        names = [field.name for field in fields(_Level)]
+        levels = [_Level(**{name: arrays[f"{name} {number}"] for name in names}) for number in range(len(discounts))]
+        return cls(len(discounts), bool(arrays["modified"]), levels, discounts)
 
     @classmethod
     def train(cls, documents: Iterable[bytes], order: int = 5, modified: bool = False) -> KneserNey:

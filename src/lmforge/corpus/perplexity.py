@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,19 @@ class Unlikeness:
     trained_bytes: int
     held_out: int  # documents that the bound was read from
 
+    def save(self, path: Path) -> None:
+        """Write it as an .npz file, for other processes to load."""
+        figures = {"bound": np.array(self.bound), "trained_bytes": np.array(self.trained_bytes), "held_out": np.array(self.held_out)}
+        np.savez(path, allow_pickle=False, **figures, **self.model.arrays())
+
+    @classmethod
+    def load(cls, path: Path) -> Unlikeness:
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        bound, trained, held = (arrays.pop(name).item() for name in ("bound", "trained_bytes", "held_out"))
+        return cls(KneserNey.of_arrays(arrays), bound, trained, held)
+
     def bits_per_byte(self, text: str) -> float:
         """Of the middle `SCORED` bytes of `text`; 0 for an empty text."""
         data = _middle(text)
@@ -48,7 +62,7 @@ def _middle(text: str) -> bytes:
 
 @functools.lru_cache(maxsize=4)
 def unlikeness(settings: Perplexity) -> Unlikeness:
-    """Trained on the reference, once for each process: about five seconds.
+    """Trained on the reference: about five seconds.
 
     Raises:
         InputError: the reference cannot be read or is too small.

@@ -27,7 +27,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from lmforge.corpus import overlap
-from lmforge.corpus.clean import prepare
+from lmforge.corpus.clean import Trained, prepare
 from lmforge.corpus.decontaminate import Index, contamination
 from lmforge.corpus.files import File, Part
 from lmforge.corpus.measure import Statistics
@@ -140,6 +140,7 @@ class Read(Step):
         corpus = plan.recipe.corpus
         index_file = self.work / "benchmarks.npz"
         benchmarks = load_index(index_file, index_file.stat().st_mtime_ns) if index_file.exists() else None
+        trained = load_filters(self.work, (self.work / "plan.json").stat().st_mtime_ns)
         notices: Counter[str] = Counter()
         found: Counter[str] = Counter()
         dropped = _Dropped(folder, Samples())
@@ -149,7 +150,7 @@ class Read(Step):
             weight = corpus.sources[number].copies
             for raw in read_part(corpus.sources[number], part, notices):
                 documents += 1
-                document, reason = prepare(raw, corpus, notices)
+                document, reason = prepare(raw, corpus, notices, trained)
                 digest = overlap.text_digest(document["text"])
                 # Independent parts of one digest: bytes 0-7 split, 8-15 weight, 16-23 examples shown, 24-31 sample measured.
                 copies = int(weight) + (unit(digest[8:16]) < weight % 1)
@@ -168,6 +169,12 @@ class Read(Step):
         counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
         (folder / "counts.json").write_text(json.dumps({**counts, "samples": dropped.samples.state()}), "utf-8", "replace")
         return {"documents": documents, "kept": kept.index.rows, **dropped.counts}
+
+
+@functools.lru_cache(maxsize=1)
+def load_filters(work: Path, written_ns: int) -> Trained:
+    """The trained filters, kept in memory for the tasks of this process."""
+    return Trained.load(work)
 
 
 @functools.lru_cache(maxsize=1)

@@ -118,7 +118,7 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
     words = [Series("words, n-gram", _orders(rows, "words", "bits_per_word"), dots=True), *_level("the trained model", own),
              *_level("claimed elsewhere", CLAIMED_BITS_PER_WORD)]  # fmt: skip
     data = [Series("bytes, n-gram", _orders(rows, "bytes", "bits_per_byte"), dots=True), *_level("the trained model", bits),
-            *_level("LZMA", number(rows, "lzma", "value"))]  # fmt: skip
+            *_level("LZMA", number(rows, "lzma", "value")), *_level("context mixing", number(rows, "context_mixing", "value"))]  # fmt: skip
     charts = [line_chart(f"Bits per {what}, by how many before it are known", lines, f"order (1: no {what} before)", _whole, _short, from_zero=True)
               for what, lines in (("word", words), ("byte", data))]  # fmt: skip
     head = ("measure", "bits per word", "bits per byte", "definition", "measured on")
