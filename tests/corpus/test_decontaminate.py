@@ -99,3 +99,13 @@ def test_benchmarks_are_read_from_files_folders_and_patterns(tmp_path: Path) -> 
     (tmp_path / "bad.jsonl").write_text("{}\n{oops\n")
     with pytest.raises(InputError, match=r"bad\.jsonl:2: not valid JSON"):
         read_benchmarks([tmp_path / "bad.jsonl"])
+
+
+def test_labels_of_an_item_are_no_text_of_it(tmp_path: Path) -> None:
+    label = "irregular_plural_subject_verb_agreement_1_of_the_set_and_more"
+    record = {"text": LONG, "uid": label, "task_id": "Quiz/3", "answer": "小明有3个苹果小红有5个他们一共有几个苹果请用一句话回答这个问题谢谢你们大家"}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(record) + "\n")
+    texts = read_benchmarks((tmp_path / "quiz.jsonl",))["quiz.jsonl"]
+    index = build_index({"quiz": texts})
+    assert contamination(read_words(f"see {label} there"), index) is None
+    assert contamination(read_words(LONG), index) == contamination(read_words(record["answer"]), index) == "quiz"

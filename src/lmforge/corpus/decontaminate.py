@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ SHORTEST = 16  # letters: a sentence such as "The mechanical doll wriggled" of a
 LEAST_DISTINCT = 8  # different letters in a window: a run of zeros or of "ha ha" tells nothing
 ITEMS = 200  # planted in each way to measure recall
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+_LABEL = re.compile(r"(?=.*[\d_/:])[!-~]*")  # one piece of ASCII that is no word
 _FILTER_BITS = 24  # a first look into 2 MB that stay in the processor's cache
 
 
@@ -191,7 +193,7 @@ def benchmark_files(paths: Sequence[Path]) -> list[File]:
 def read_benchmarks(paths: Sequence[Path]) -> dict[str, list[str]]:
     """The texts in the files that `corpus.decontaminate` names, by the file's name.
 
-    A line of JSON gives all strings in it, each by itself, and the record's strings one after another (so that a question with its answers
+    A line of JSON gives all strings in it that are no labels, each by itself, and the record's strings one after another (so that a question with its answers
     is found though each is short); only the longest string and the record count as short texts. A .txt file is one text.
 
     Raises:
@@ -218,8 +220,10 @@ def _texts(path: Path) -> Iterable[str]:
 
 
 def _leaves(value: Any) -> Iterable[str]:
+    """The strings in a value, without labels ("subject_verb_agreement_1", "HumanEval/3"): they name an item, and many texts may hold them."""
     if isinstance(value, str):
-        yield value
+        if not _LABEL.fullmatch(value.strip()):
+            yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _leaves(inner)
