@@ -193,8 +193,8 @@ def benchmark_files(paths: Sequence[Path]) -> list[File]:
 def read_benchmarks(paths: Sequence[Path]) -> dict[str, list[str]]:
     """The texts in the files that `corpus.decontaminate` names, by the file's name.
 
-    A line of JSON gives all strings in it that are no labels, each by itself, and the record's strings one after another (so that a question with its answers
-    is found though each is short); only the longest string and the record count as short texts. A .txt file is one text.
+    A line of JSON gives all strings in it that are no labels, each by itself, and the record's strings one after another (so that a question
+    with its answers is found though each is short); only the longest string and the record count as short texts. A .txt file is one text.
 
     Raises:
         InputError: a file is not there, cannot be read, or a line is not JSON.
