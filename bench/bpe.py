@@ -2,11 +2,12 @@
 
     python bench/bpe.py --times 1 --vocab 32768                 one case: ours, tokenizers, rustbpe, alternating
     python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers
+    python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers --more      one more round for that case, added to those measured before
     python bench/bpe.py --five-million                          5,000,000 tokens with merges across spaces: learned, loaded, round-tripped
 
 The text is LMFORGE_DATA/pretrain (or ../shared/data/pretrain); ten times it is as many documents as ten times its number, drawn with
-replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is that of the whole process. Merges are
-compared one by one. Results gather in bench/results/bpe.json. bpeasy is taken from the Python that --bpeasy names.
+replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is that of the whole process. Figures and
+ratios are of medians over all rounds. Merges are compared one by one. Results gather in bench/results/bpe.json. bpeasy is taken from the Python that --bpeasy names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import platform
 import random
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from typing import Any
 
 RESULT = Path(__file__).parent / "results" / "bpe.json"
 SEED = 1
+MEASURED = ("seconds", "peak_bytes")
 LONGEST = 64
 
 
@@ -151,25 +154,34 @@ def merges_of(path: Path) -> list[tuple[str, str]]:
     return [(left, right) for left, right in json.loads(path.read_text())["model"]["merges"]]
 
 
-def case(path: Path, size: int, times: int, vocab_size: int, peers: list[str], rounds: int, bpeasy: str) -> dict[str, Any]:
-    """Ours and the peers, alternating `rounds` times; medians, ratios to `tokenizers`, and whether the merges are the same."""
+def case(path: Path, size: int, times: int, vocab_size: int, peers: list[str], rounds: int, bpeasy: str,
+         before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ours and the peers, alternating `rounds` times; medians, ratios to `tokenizers`, and whether the merges are the same.
+
+    `before`: the result of earlier rounds of the same case, to which these are added.
+    """
     names = ["ours", *peers]
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    earlier = {row["trainer"]: row["runs"] for row in before["trainers"]} if before else {}
+    rows: dict[str, list[dict[str, Any]]] = {name: [*earlier.get(name, [])] for name in names}
     files = {name: path.with_name(f"{name}.json") for name in names}
     compile_once(path)
     for _ in range(rounds):
         for name in names:
             rows[name].append(in_a_process(name, path, times, vocab_size, files[name], bpeasy if name == "bpeasy" else sys.executable))
-    best = {name: {**runs[0], "seconds": sorted(run["seconds"] for run in runs)[rounds // 2]} for name, runs in rows.items()}
+    best: dict[str, dict[str, Any]] = {
+        name: {"trainer": name, "vocab_size": runs[-1]["vocab_size"], **{key: statistics.median(run[key] for run in runs) for key in MEASURED},
+               "runs": [{key: run[key] for key in ("vocab_size", *MEASURED)} for run in runs]} for name, runs in rows.items()
+    }  # fmt: skip
     floor = times * size / copy_speed()
     result: dict[str, Any] = {
-        "times": times, "vocab_size": vocab_size, "text_bytes": times * size, "rounds": rounds, "trainers": list(best.values()),
+        "times": times, "vocab_size": vocab_size, "text_bytes": times * size, "rounds": len(rows["ours"]), "trainers": list(best.values()),
         "floor_seconds": round(floor, 3), "seconds_to_floor": round(best["ours"]["seconds"] / floor, 1),
     }
     if "tokenizers" in best:
         result |= {f"{what}_ratio": round(best["ours"][key] / best["tokenizers"][key], 3)
                    for what, key in (("time", "seconds"), ("memory", "peak_bytes"))}
-        result["same_merges"] = merges_of(files["ours"]) == merges_of(files["tokenizers"])
+        same = merges_of(files["ours"]) == merges_of(files["tokenizers"])
+        result["same_merges"] = same and (before or {}).get("same_merges", True)
     return result
 
 
@@ -253,6 +265,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--peers", nargs="*", default=["tokenizers", "rustbpe"], choices=["tokenizers", "rustbpe", "bpeasy"])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--more", action="store_true", help="add the rounds to those of the same case in the results")
     parser.add_argument("--bpeasy", default=sys.executable, help="a Python that has bpeasy")
     parser.add_argument("--five-million", action="store_true")
     parser.add_argument("--text", type=Path, help="a file this command unpacked before, to unpack it once for several cases")
@@ -263,8 +276,9 @@ def main() -> None:
         if arguments.five_million:
             record("five_million", five_million(path, arguments.times, 5_000_000, Path(folder) / "tokenizer.json"))
         else:
-            found = case(path, size, arguments.times, arguments.vocab, arguments.peers, arguments.rounds, arguments.bpeasy)
-            record(f"{arguments.times}x {arguments.vocab}", found)
+            key = f"{arguments.times}x {arguments.vocab}"
+            before = json.loads(RESULT.read_text()).get(key) if arguments.more and RESULT.exists() else None
+            record(key, case(path, size, arguments.times, arguments.vocab, arguments.peers, arguments.rounds, arguments.bpeasy, before))
 
 
 if __name__ == "__main__":
