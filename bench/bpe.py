@@ -6,8 +6,9 @@
     python bench/bpe.py --five-million                          5,000,000 tokens with merges across spaces: learned, loaded, round-tripped
 
 The text is LMFORGE_DATA/pretrain (or ../shared/data/pretrain); ten times it is as many documents as ten times its number, drawn with
-replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is that of the whole process. Figures and
-ratios are of medians over all rounds. Merges are compared one by one. Results gather in bench/results/bpe.json. bpeasy is taken from the Python that --bpeasy names.
+replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is that of the whole process. Figures and ratios are
+of medians over all rounds. Merges are compared one by one. Results gather in bench/results/bpe.json. bpeasy is taken from the Python that
+--bpeasy names.
 """
 
 from __future__ import annotations
