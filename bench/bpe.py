@@ -3,7 +3,8 @@
     python bench/bpe.py --times 1 --vocab 32768                 one case: ours, tokenizers, rustbpe, alternating
     python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers
     python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers --more      one more round for that case, added to those measured before
-    python bench/bpe.py --five-million                          5,000,000 tokens with merges across spaces: learned, loaded, round-tripped
+    python bench/bpe.py --times 10 --five-million FILE          5,000,000 tokens with merges across spaces: learned and written to FILE,
+                                                                or, where FILE is there, loaded and round-tripped
 
 The text is LMFORGE_DATA/pretrain (or ../shared/data/pretrain); ten times it is as many documents as ten times its number, drawn with
 replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is that of the whole process. Figures and ratios are
@@ -196,14 +197,14 @@ def copy_speed() -> float:
     return len(block) / (time.perf_counter() - started)
 
 
-def five_million(path: Path, times: int, vocab_size: int, out: Path) -> dict[str, Any]:
-    """Learn with superwords, write, load with both programs, encode and decode a hundredth of the documents with both."""
-    import tokenizers
+def peak() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 
-    def peak() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def learn_many(path: Path, times: int, vocab_size: int, out: Path) -> dict[str, Any]:
+    """Learn with superwords and write."""
+    from lmforge.tokens.bpe import train_tokenizer
 
     class Again:
         def __iter__(self) -> Iterator[str]:
@@ -212,8 +213,15 @@ def five_million(path: Path, times: int, vocab_size: int, out: Path) -> dict[str
     started = time.perf_counter()
     tokenizer = train_tokenizer(Again(), vocab_size, superwords=True)
     tokenizer.save(out)
-    learned, learn_peak = time.perf_counter() - started, peak()
-    del tokenizer
+    return {"learn_and_save_seconds": round(time.perf_counter() - started, 1), "learn_peak_bytes": peak(), "file_bytes": out.stat().st_size}
+
+
+def load_many(path: Path, out: Path) -> dict[str, Any]:
+    """Load with both programs, encode and decode a hundredth of the documents with both."""
+    import tokenizers
+
+    from lmforge.tokens.bpe import Tokenizer
+
     started = time.perf_counter()
     loaded = Tokenizer.load(out)
     load_seconds = time.perf_counter() - started
@@ -231,8 +239,7 @@ def five_million(path: Path, times: int, vocab_size: int, out: Path) -> dict[str
     library.encode_special_tokens = True
     same = all(found.ids == each for found, each in zip(library.encode_batch_fast(texts, add_special_tokens=False), tokens, strict=True))
     return {
-        "vocab_size": loaded.vocab_size, "learn_and_save_seconds": round(learned, 1), "learn_peak_bytes": learn_peak, "peak_bytes": peak(),
-        "file_bytes": out.stat().st_size, "load_seconds": round(load_seconds, 1), "peak_with_loaded_bytes": ours_peak,
+        "vocab_size": loaded.vocab_size, "load_seconds": round(load_seconds, 1), "peak_with_loaded_bytes": ours_peak,
         "tokenizers_load_seconds": round(library_load, 1), "text_comes_back": back, "same_ids_as_tokenizers": same,
         "bytes_per_token": round(size / sum(map(len, tokens)), 3), "encode_mb_per_second": round(size / 1e6 / encode_seconds, 2),
     }  # fmt: skip
@@ -251,7 +258,8 @@ def record(key: str, found: dict[str, Any]) -> None:
             versions[name] = version(name)
         except ImportError:
             continue
-    results[key] = {**found, "machine": machine(), "versions": versions, "command": shlex.join(["python", "bench/bpe.py", *sys.argv[1:]])}
+    command = shlex.join(["python", "bench/bpe.py", *sys.argv[1:]])
+    results[key] = {**results.get(key, {}), **found, "machine": machine(), "versions": versions, "command": command}
     write_atomic(RESULT, json.dumps(results, indent=1) + "\n")
     print(json.dumps({key: found}, indent=1))
 
@@ -268,14 +276,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--more", action="store_true", help="add the rounds to those of the same case in the results")
     parser.add_argument("--bpeasy", default=sys.executable, help="a Python that has bpeasy")
-    parser.add_argument("--five-million", action="store_true")
+    parser.add_argument("--five-million", type=Path, metavar="FILE")
     parser.add_argument("--text", type=Path, help="a file this command unpacked before, to unpack it once for several cases")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.text or Path(folder) / "text.jsonl"
         size = unpack(path) if not path.exists() else sum(len(text.encode()) for text in documents(path, 1))
         if arguments.five_million:
-            record("five_million", five_million(path, arguments.times, 5_000_000, Path(folder) / "tokenizer.json"))
+            file = arguments.five_million
+            record("five_million", load_many(path, file) if file.exists() else learn_many(path, arguments.times, 5_000_000, file))
         else:
             key = f"{arguments.times}x {arguments.vocab}"
             before = json.loads(RESULT.read_text()).get(key) if arguments.more and RESULT.exists() else None

@@ -2,6 +2,8 @@
 
     python bench/encode.py                      learns 32,768 tokens from the shared English text, then times three times five encodings
     python bench/encode.py --strings 1000000    and compares ids with `tokenizers` on random strings, edge cases and random bytes
+    python bench/encode.py --strings 20000 --transformers PYTHON --tokenizer FILE    compares a tokenizer.json (not timed) with what
+                                                PreTrainedTokenizerFast of `transformers`, in that Python, makes of the file
 
 Speeds are of UTF-8 bytes a second of one thread, medians of alternating rounds; lists of Python integers are what all three give, arrays
 is our form for shards. The text is LMFORGE_DATA/pretrain (or ../shared/data/pretrain). Writes bench/results/encode.json.
@@ -16,7 +18,9 @@ import platform
 import random
 import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +75,56 @@ def timed(vocab: Tokenizer, texts: list[str], rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def random_strings(rng: random.Random, texts: list[str], number: int) -> list[str]:
+    """Of odd characters, of any characters, and cut from texts."""
+    batch = []
+    for _ in range(number):
+        kind, length = rng.randrange(3), rng.randint(1, 24)
+        if kind == 0:
+            batch.append("".join(rng.choices(ODD, k=length)))
+        elif kind == 1:
+            points = [rng.choice([rng.randrange(0x250), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]) for _ in range(length)]
+            batch.append("".join(map(chr, points)))
+        else:
+            text = rng.choice(texts)
+            start = rng.randrange(len(text))
+            batch.append(text[start : start + rng.randint(1, 80)])
+    return batch
+
+
+IN_TRANSFORMERS = """
+import json, sys
+import transformers
+given = json.load(open(sys.argv[2]))
+both = {}
+for as_text in (True, False):
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=sys.argv[1], split_special_tokens=as_text)
+    both[str(as_text)] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given]
+back = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in both["True"]]
+json.dump({"version": transformers.__version__, "size": len(tokenizer), "ids": both["True"], "back": back,
+           "with_special": both["False"], "end": tokenizer.convert_tokens_to_ids("<|endoftext|>")}, open(sys.argv[3], "w"))
+"""
+
+
+def by_transformers(vocab: Tokenizer, texts: list[str], strings: int, python: str) -> dict[str, Any]:
+    """The same strings through `transformers`: ids where special tokens in a text are text, and the text that its decoder gives back."""
+    given = [*random_strings(random.Random(2), texts, strings), *texts[:20]]
+    with tempfile.TemporaryDirectory() as name:
+        files = [Path(name) / each for each in ("tokenizer.json", "given.json", "found.json")]
+        vocab.save(files[0])
+        files[1].write_text(json.dumps(given))
+        subprocess.run([python, "-c", IN_TRANSFORMERS, *map(str, files)], check=True)
+        found = json.loads(files[2].read_text())
+    ours = vocab.encode_batch(given)
+    plain = [number for number, text in enumerate(given) if "<|" not in text]  # elsewhere `transformers` may read special tokens
+    return {
+        "transformers": found["version"], "strings": len(given), "same_size": found["size"] == vocab.vocab_size, "end_of_text": found["end"],
+        "differing": sum(one != other for one, other in zip(ours, found["ids"], strict=True)),
+        "differing_by_default": sum(ours[number] != found["with_special"][number] for number in plain),
+        "not_coming_back": sum(one != other for one, other in zip(given, found["back"], strict=True)),
+    }  # fmt: skip
+
+
 def compared(vocab: Tokenizer, texts: list[str], strings: int) -> dict[str, Any]:
     """Random strings of odd characters, of any characters, and cut from texts: the ids of `tokenizers`; random bytes: they come back."""
     library = tokenizers.Tokenizer.from_str(vocab._content)
@@ -78,18 +132,7 @@ def compared(vocab: Tokenizer, texts: list[str], strings: int) -> dict[str, Any]
     rng = random.Random(1)
     differing = lost = done = 0
     while done < strings:
-        batch = []
-        for _ in range(min(20_000, strings - done)):
-            kind, length = rng.randrange(3), rng.randint(1, 24)
-            if kind == 0:
-                batch.append("".join(rng.choices(ODD, k=length)))
-            elif kind == 1:
-                points = [rng.choice([rng.randrange(0x250), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]) for _ in range(length)]
-                batch.append("".join(map(chr, points)))
-            else:
-                text = rng.choice(texts)
-                start = rng.randrange(len(text))
-                batch.append(text[start : start + rng.randint(1, 80)])
+        batch = random_strings(rng, texts, min(20_000, strings - done))
         found = vocab.encode_batch(batch)
         differing += sum(theirs.ids != ours for theirs, ours in zip(library.encode_batch_fast(batch, add_special_tokens=False), found, strict=True))
         lost += sum(vocab.decode(ours) != text for ours, text in zip(found, batch, strict=True))
@@ -108,6 +151,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--strings", type=int, default=0)
     parser.add_argument("--superwords", action="store_true", help="compare (not time) a vocabulary with merges across spaces")
+    parser.add_argument("--transformers", metavar="PYTHON", help="a Python that has transformers")
+    parser.add_argument("--tokenizer", type=Path, help="compare this file instead of learning one")
     arguments = parser.parse_args()
     if not arguments.text.exists():
         arguments.text.parent.mkdir(parents=True, exist_ok=True)
@@ -115,14 +160,19 @@ def main() -> None:
     everything = list(documents(arguments.text, 1))
     texts = everything[:: max(1, round(sum(map(len, everything)) / 1e6 / arguments.megabytes))]
     learning = everything[::8] if arguments.superwords else everything
-    vocab = train_tokenizer(learning, arguments.vocab, superwords=arguments.superwords)
+    del everything
+    vocab = (Tokenizer.load(arguments.tokenizer) if arguments.tokenizer else
+             train_tokenizer(learning, arguments.vocab, superwords=arguments.superwords))
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    pattern = {"pattern": SUPERWORDS if arguments.superwords else WORDS, "vocab_size": vocab.vocab_size}
+    pattern = {"pattern": SUPERWORDS if vocab._superwords else WORDS, "vocab_size": vocab.vocab_size}
     command = shlex.join(["python", "bench/encode.py", *sys.argv[1:]])
-    if not arguments.superwords:
+    if not arguments.superwords and not arguments.transformers:
         results["speed"] = {**pattern, **timed(vocab, texts, arguments.rounds), "command": command}
         say(json.dumps(results["speed"]["mb_per_second"]))
-    if arguments.strings:
+    if arguments.transformers:
+        found = by_transformers(vocab, texts, arguments.strings, arguments.transformers)
+        results[f"in transformers, {vocab.vocab_size}"] = {"vocab_size": vocab.vocab_size, **found, "command": command}
+    elif arguments.strings:
         key = "identity, superwords" if arguments.superwords else "identity"
         results[key] = {**pattern, **compared(vocab, texts, arguments.strings), "command": command}
     versions = {"lmforge": code_version(), "python": platform.python_version()}

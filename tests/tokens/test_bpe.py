@@ -214,6 +214,24 @@ def test_the_file_works_in_the_library_alone(tmp_path: Path) -> None:
     assert library.encode(END_OF_TEXT).ids == [0]  # it alone reads the special token, as other programs expect
 
 
+@pytest.mark.parametrize("superwords", [False, True])
+def test_transformers_loads_the_file_and_encodes_alike(superwords: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra `translate` brings it)")
+    ours = SUPER if superwords else TOKENIZER
+    ours.save(tmp_path / "tokenizer.json")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), split_special_tokens=True)
+    assert len(theirs) == ours.vocab_size
+    assert theirs.convert_tokens_to_ids(END_OF_TEXT) == ours.end_of_text == 0
+    generator = random.Random(4)
+    given = ["".join(generator.choices([*WORDS, *PARTS, END_OF_TEXT, "\0", "\x85", "\u2028", "\U00020000"], k=20)) for _ in range(300)]
+    for text in [*given, *SENTENCES]:
+        tokens = theirs(text, add_special_tokens=False)["input_ids"]
+        assert tokens == ours.encode(text)
+        assert theirs.decode(tokens, clean_up_tokenization_spaces=False) == text
+    as_others_do = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert as_others_do(f"a{END_OF_TEXT}", add_special_tokens=False)["input_ids"] == [*ours.encode("a"), 0]
+
+
 def test_more_vocabulary_than_the_texts_support_is_refused_with_the_most_they_do() -> None:
     few = ["abab abab abab"] * 4
     with pytest.raises(InputError, match=r"tokens\.vocab_size: 5000 is more than these texts support \((\d+) merges found\); "
