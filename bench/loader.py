@@ -1,6 +1,7 @@
 """How fast batches are served, how long a far step takes to find, whether memory stays flat, and how long training waits for data.
 
     python bench/loader.py [--metrics RUN/train/metrics.jsonl] [--steps 100000]
+    python bench/loader.py --memory        the memory alone again; the other results stay
 
 One core. Shards of 128 M tokens in 3 files (uint16, documents of log-normal length; where masks are measured, 32 M tokens, a quarter of
 them not counting) are made in a temporary folder. Each figure is the median of 7 rounds that alternate between the ways measured; a round
@@ -32,6 +33,7 @@ from lmforge.train.journal import read_lines
 
 TOKENS, CONTEXT, ROWS = 128_000_000, 1024, 64
 ROUNDS, SECONDS = 7, 2.0
+RESULT = Path(__file__).parent / "results" / "loader.json"
 
 
 def make_shards(folder: Path, tokens: int, masked: bool) -> Shards:
@@ -100,6 +102,17 @@ def memory(loader: Loader, steps: int) -> dict[str, object]:
     return {"steps": steps, "uss_mb": seen, "growth_mb": round(seen[-1] - seen[0], 1)}
 
 
+def memory_alone(tokens: int, steps: int) -> None:
+    """Measure memory and enter it into the results."""
+    result = json.loads(RESULT.read_text())
+    with tempfile.TemporaryDirectory(prefix="lmforge-bench-") as name:
+        shards = make_shards(Path(name) / "plain", tokens, False)
+        result["memory"] = {way: memory(Loader(shards, 64, 8, 1, way), steps) for way in ("ring", "best_fit")}
+    result["memory"]["command"] = "python bench/loader.py --memory"
+    write_atomic(RESULT, json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["memory"], indent=1))
+
+
 def waits(metrics: Path) -> dict[str, float]:
     """The share of a training run's time that went into waiting for data, from its metrics.jsonl."""
     lines = [line for line in read_lines(metrics) if "data_wait" in line]
@@ -114,7 +127,11 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
+    if arguments.memory:
+        memory_alone(arguments.tokens, arguments.steps)
+        return
     with tempfile.TemporaryDirectory(prefix="lmforge-bench-") as name:
         shards = {"plain": make_shards(Path(name) / "plain", arguments.tokens, False),
                   "masked": make_shards(Path(name) / "masked", arguments.tokens // 4, True)}
@@ -145,7 +162,7 @@ def main() -> None:
             "seek_to_step_1000000_seconds": seeks, "memory": small,
             "data_wait": waits(arguments.metrics) if arguments.metrics else None,
         }
-    write_atomic(Path(__file__).parent / "results" / "loader.json", json.dumps(result, indent=1) + "\n")
+    write_atomic(RESULT, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
