@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lmforge.corpus import build
+from lmforge.corpus import build, steps
 from lmforge.corpus.build import build_corpus, read_documents
 from lmforge.corpus.files import File, Part
 from lmforge.corpus.splits import SPLITS
@@ -89,3 +92,11 @@ def test_benchmark_texts_are_kept_out(tmp_path: Path) -> None:
     assert measured["found"] == {"other": 2, "quiz.jsonl": 1}
     assert measured["benchmarks"] == 2
     assert all(each["recall"] == 1.0 for each in measured["planted"].values())
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6), max_size=8))
+def test_pairs_of_many_parts_stand_once(parts: list[list[tuple[int, int]]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "PAIRS_WAITING", 3)
+        found = steps._distinct(np.array(part, np.uint64).reshape(-1, 2).T for part in parts)
+    assert found.T.tolist() == sorted(map(list, {pair for part in parts for pair in part}))

@@ -40,6 +40,7 @@ from lmforge.corpus.words import U64, read_words
 from lmforge.recipe import Recipe, parse_recipe
 
 PAIRS_SHOWN = 10
+PAIRS_WAITING = 1 << 18  # pairs of near duplicates, 4 MB, that wait to be made distinct
 _NO_SKETCH = np.zeros(overlap.SKETCH_WIDTH, np.uint32)  # keeps the place of a document that is compared with none
 INDEX = np.dtype([("digest", "V32"), ("place", "<f8"), ("copies", "<u4"), ("bytes", "<u8")])  # one for each document that read leaves
 
@@ -242,8 +243,7 @@ class Settle(Step):
         match, read = self.folders("match"), self.folders("read")
         exact = np.concatenate([np.load(each / "exact.npy") for each in match], axis=1)
         exact = exact[:, np.argsort(exact[0])]
-        pairs = np.concatenate([np.load(each / "near.npy") for each in match], axis=1)
-        pairs = _of_firsts(pairs, exact)
+        pairs = _of_firsts(_distinct(np.load(each / "near.npy") for each in match), exact)
         least = plan.recipe.corpus.near_duplicates
         near = overlap.settle(pairs, overlap.Sketches([each / "sketches.bin" for each in read]), least)
         np.savez(folder / "exact.npz", dropped=exact[0], kept=exact[1])
@@ -257,6 +257,18 @@ class Settle(Step):
         settled = {"bounds": bounds, "bytes": _split_bytes(_kept(read, dropped), bounds), "exact": _sizes(exact), "near": _histogram(near.sizes)}
         (folder / "settled.json").write_text(json.dumps(settled))
         return {"exact": exact.shape[1], "near": int(near.dropped.size)}
+
+
+def _distinct(parts: Iterable[U64]) -> U64:
+    """(2, pairs) of all parts, each pair once. A pair of near duplicates shares many bands, so it stands in many parts: they are thinned out
+    whenever as many have come in as are held."""
+    held, waiting, size = np.empty((2, 0), np.uint64), [np.empty((2, 0), np.uint64)], 0
+    for part in parts:
+        waiting.append(part)
+        size += part.shape[1]
+        if size > max(PAIRS_WAITING, held.shape[1]):
+            held, waiting, size = np.unique(np.concatenate([held, *waiting], axis=1), axis=1), [], 0
+    return np.unique(np.concatenate([held, *waiting], axis=1), axis=1)
 
 
 def _of_firsts(pairs: U64, exact: U64) -> U64:
