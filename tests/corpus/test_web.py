@@ -11,6 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmforge.corpus import files, web
 from lmforge.corpus.document import Document
 from lmforge.corpus.sources import iter_documents
 from lmforge.corpus.web import DEEPEST, LARGEST_PAGE, Unfit, decoded, page_text
@@ -172,3 +173,24 @@ def test_any_bytes_changed_end_no_run(tmp_path_factory: pytest.TempPathFactory, 
     path.write_bytes(whole[:place] + noise + whole[place + len(noise) :])
     documents, _ = read("warc", path)
     assert len(documents) <= 3
+
+
+@pytest.mark.parametrize("size", [200, 1000, 5000])
+def test_a_large_archive_is_read_in_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    pages = [warc([(200, "text/html", PAGE.replace("forge", f"forge {number} {'iron ' * (number * 7)}").encode())]) for number in range(30)]
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(map(gzip.compress, pages)))
+    (tmp_path / "b.warc.gz").write_bytes(gzip.compress(b"".join(pages)))  # one member: read whole by the first range
+    whole = [document["text"] for document in read("warc", tmp_path)[0]]
+    monkeypatch.setattr(web, "SPLIT_ABOVE", size)
+    monkeypatch.setattr(files, "SPLIT_ABOVE", size)
+    assert len(web.warc_parts(Source(kind="warc", path=tmp_path), Counter())) > 2
+    documents, notices = read("warc", tmp_path)
+    assert [document["text"] for document in documents] == whole
+    assert len(whole) == 60
+    assert not any("skipped" in notice for notice in notices)
+    data = bytearray((tmp_path / "a.warc.gz").read_bytes())
+    data[-300:-200] = bytes(100)
+    (tmp_path / "a.warc.gz").write_bytes(data)
+    documents, notices = read("warc", tmp_path / "a.warc.gz")
+    assert 20 < len(documents) < 30
+    assert notices["skipped: rest of a damaged archive"] == 1

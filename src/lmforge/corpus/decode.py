@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import io
 import tokenize
 import zlib
@@ -17,6 +18,7 @@ from lmforge.errors import InputError
 
 FALLBACK = "latin-1"
 _BLOCK = 1 << 20
+_GZIP, _HEAD = b"\x1f\x8b\x08", 1 << 16  # how a gzip member begins; so many of its bytes are enough to unfold its first few
 _COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12, "bzip2": 1 << 16}  # small: a block may unfold a thousandfold, 32,768-fold
 COMPRESSED = (".gz", ".zst", ".bz2")
 LONGEST_LINE = 64 << 20  # bytes; a longer one is no document, and memory is to stay bounded
@@ -218,7 +220,46 @@ def blocks_of(path: Path, start: int = 0) -> Iterator[bytes]:
                 yield block
 
 
-def _unfold(file: io.BufferedReader, kind: str) -> Iterator[bytes]:
+def members_of(path: Path, start: int, stop: int, head: bytes) -> Iterator[bytes]:
+    """The unfolded bytes of a gzip file's members that begin at byte `start` to `stop` - 1, each of which unfolds to `head` and more, in
+    blocks; ranges that follow each other give each member once. Nothing where none begins there. Damage raises EOFError."""
+    with path.open("rb") as file:
+        first = _member(file, start, stop, head)
+        if first is not None:
+            last = _member(file, stop, path.stat().st_size, head)
+            file.seek(first)
+            yield from _unfold(file if last is None else _Range(file, last), "gzip")
+
+
+def _member(file: io.BufferedReader, start: int, stop: int, head: bytes) -> int | None:
+    """Where the first member begins from `start` on and before `stop`."""
+    file.seek(start)
+    held = b""
+    while start < stop and (block := file.read(_BLOCK)):
+        held += block
+        at = held.find(_GZIP)
+        while at >= 0 and start + at < stop:
+            if len(held) - at < _HEAD and (more := file.read(_HEAD)):
+                held += more
+            with contextlib.suppress(zlib.error):
+                if zlib.decompressobj(wbits=31).decompress(held[at : at + _HEAD], len(head)) == head:
+                    return start + at
+            at = held.find(_GZIP, at + 1)
+        start, held = start + max(0, len(held) - len(_GZIP) + 1), held[-len(_GZIP) + 1 :]
+    return None
+
+
+class _Range:
+    """A file that ends at byte `stop`."""
+
+    def __init__(self, file: io.BufferedReader, stop: int) -> None:
+        self._file, self._stop = file, stop
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(max(0, min(size, self._stop - self._file.tell())))
+
+
+def _unfold(file: io.BufferedReader | _Range, kind: str) -> Iterator[bytes]:
     """Decompress one member or frame after another. (zstandard's own stream reader takes a truncated file for a whole one.)"""
     reader, packed, unfolded = _decompressor(kind), 0, 0
     while block := file.read(_COMPRESSED_BLOCK[kind]):

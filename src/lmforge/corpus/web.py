@@ -17,9 +17,9 @@ from typing import Any
 
 import zstandard
 
-from lmforge.corpus.decode import blocks_of, unreadable
+from lmforge.corpus.decode import blocks_of, members_of, unreadable
 from lmforge.corpus.document import Document, Reading
-from lmforge.corpus.files import File, Part, files_of, gathered
+from lmforge.corpus.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of, gathered
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
@@ -127,8 +127,9 @@ def warc_files(source: Source, notices: Counter[str]) -> list[File]:
 
 
 def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
-    """Files, gathered; crawls come in files of about 1 GB, which are not cut."""
-    return gathered(warc_files(source, notices))
+    """Files, gathered; crawls come in files of about 1 GB of gzip members, one a record, which are read in ranges."""
+    files = warc_files(source, notices)
+    return cut(files, [(file, byte_ranges(file)) for file in files if file.size > SPLIT_ABOVE and file.name.endswith(".gz")])
 
 
 def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
@@ -136,7 +137,7 @@ def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
     for file in part.files:
         count = [0]
         try:
-            yield from _records(reading, file, count)
+            yield from _records(reading, file, part, count)
         except (EOFError, zlib.error, zstandard.ZstdError) as error:
             reading.damaged(_REST, _not_warc(file, count[0], str(error)))
         except OSError as error:  # fastwarc reports records that it cannot parse as OSError without an errno
@@ -153,16 +154,16 @@ def _not_warc(file: File, count: int, cause: str) -> InputError:
     return InputError(f"{file.path}: {cause}; readable up to record {count}; fetch the archive again")
 
 
-def _records(reading: Reading, file: File, count: list[int]) -> Iterator[Document]:
+def _records(reading: Reading, file: File, part: Part, count: list[int]) -> Iterator[Document]:
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     wanted = WarcRecordType.response | WarcRecordType.conversion
-    stream = _Stream(blocks_of(file.path))
+    stream = _Stream(blocks_of(file.path) if part.stop is None else members_of(file.path, part.start, part.stop, b"WARC/"))
     for record in ArchiveIterator(stream, record_types=wanted, parse_http=True, auto_decode="all", stream_detect=False):
         count[0] += 1
         length = record.content_length
         data = record.reader.read(LARGEST_PAGE + 1)
-        name = (record.record_id or "").strip("<>").removeprefix("urn:uuid:") or f"{file.name}:{count[0]}"
+        name = (record.record_id or "").strip("<>").removeprefix("urn:uuid:") or f"{file.name}{f'@{part.start}' if part.start else ''}:{count[0]}"
         meta = {key: value for key, header in (("url", "WARC-Target-URI"), ("date", "WARC-Date"))
                 if (value := (record.headers.get(header) or "").strip("<>"))}  # fmt: skip
         encoded = record.http_headers is not None and ("Content-Encoding" in record.http_headers or "Transfer-Encoding" in record.http_headers)
