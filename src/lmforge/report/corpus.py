@@ -36,6 +36,8 @@ from lmforge.report.scores import score
 
 CLAIMED_BITS_PER_WORD = 5.11  # what the description of the model that lmforge is planned after says of its test text; not measured here
 ORDERS = range(1, 6)
+CORRECTIONS = {"plug_in": "without correction", "miller_madow": "Miller 1955: too low where half of the words are seen once",
+               "chao_shen": "Chao and Shen 2003: for what was not seen"}
 ENTITIES = {"person": "people", "place": "places", "organisation": "organisations", "date": "dates"}
 _MOST_LABELS = 12
 _LEAST_SHARE = 0.005  # of a language that is named
@@ -104,9 +106,13 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
     bits = score(run, "bits_per_byte")
     bytes_per_word = ratio(at(rows, "words_order_1", "bits_per_word"), at(rows, "words_order_1", "bits_per_byte"))
     own = bits * bytes_per_word if bits is not None and bytes_per_word is not None else None
-    shown: list[tuple[object, ...]] = [
-        (_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)) for name, row in rows.items() if mapping(row)
-    ]
+    shown: list[tuple[object, ...]] = []
+    for name, row in rows.items():
+        if mapping(row):
+            shown.append((_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)))
+            per_byte = ratio(at(row, "bits_per_byte"), at(row, "bits_per_word"))
+            shown += [(tag("small", plain(other)), figure(row, other), figure(_times(number(row, other), per_byte)), definition, "")
+                      for other, definition in CORRECTIONS.items() if number(row, other) is not None]
     if bits is not None:
         shown.append(("the trained model", figure(own), figure(bits),
                       "bits per byte of the test split; per word: times the bytes per word of the held-out sample, white space included",
@@ -124,6 +130,10 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
     head = ("measure", "bits per word", "bits per byte", "definition", "measured on")
     return join(tag("h3", "Entropy"), tag("div", *charts, class_="plots") if words[0].points else None,
                 details("Every estimate, with its definition and sample", table(head, shown, (1, 2)), opened=True))  # fmt: skip
+
+
+def _times(value: float | None, factor: float | None) -> float | None:
+    return None if value is None or factor is None else value * factor
 
 
 def _both(row: object) -> tuple[str, str]:
