@@ -24,6 +24,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,24 @@ def translator_recipe(pairs: Path, tatoeba: Path, run: Path, steps: int) -> Reci
         "model": NETWORK,
         "train": TRAINING | {"steps": steps, "batch_tokens": 4096, "micro_batch_tokens": 2048, "keep": 1, "checkpoint_every": max(1, steps // 10)},
     })  # fmt: skip
+
+
+class Parts:
+    """What was measured with one translator, kept in a file, so that a command that was stopped goes on."""
+
+    def __init__(self, path: Path, translator: dict[str, Any]) -> None:
+        self.path = path
+        self.kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        if self.kept.get("translator") != json.loads(json.dumps(translator)):
+            self.kept = {"translator": translator}
+
+    def get(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The part of this name: kept, or measured now."""
+        if name not in self.kept:
+            self.kept[name] = measure()
+            write_atomic(self.path, json.dumps(self.kept, ensure_ascii=False))
+        found: dict[str, Any] = self.kept[name]
+        return found
 
 
 def trained(recipe: Recipe) -> Path:
@@ -166,15 +185,20 @@ def main() -> None:
     tatoeba = arguments.data.resolve() / "parallel" / "tatoeba_en_de" / "train.jsonl.gz"
     model = arguments.translator or trained(translator_recipe(pairs, tatoeba, work / "translator", arguments.steps))
     translate = Translator.load(model)
-    result: dict[str, Any] = {"translator": described(model), "greedy": scores(translate, test)}
-    result["paraphrases"] = paraphrased(translate, [row["en"] for row in training[PAIRS : PAIRS + 500]])
+    done = Parts(work / "parts.json", described(model))
+    result: dict[str, Any] = {"translator": described(model), "greedy": done.get("greedy", lambda: scores(translate, test))}
+    held = [row["en"] for row in training[PAIRS : PAIRS + 500]]
+    result["paraphrases"] = done.get("paraphrases", lambda: paraphrased(translate, held))
     made = {"share": SHARE}
     ways: dict[str, list[dict[str, Any]]] = {
         "without": [], "back_translation": [made | {"method": "back_translation", "model": model}],
         "augment": [made | {"method": "augment"}],
     }  # fmt: skip
-    result["beam_4"] = scores(Translator.load(model, beams=4), test)
-    result["arms"] = {name: arm(name, synthesis, captions, translate, work, arguments.arm_steps) for name, synthesis in ways.items()}
+    result["arms"] = {
+        name: done.get(f"{name}, {arguments.arm_steps} steps", lambda n=name, s=synthesis: arm(n, s, captions, translate, work, arguments.arm_steps))
+        for name, synthesis in ways.items()
+    }
+    result["beam_4"] = done.get("beam_4", lambda: scores(Translator.load(model, beams=4), test))
     base = result["arms"]["without"]["bits_per_byte"]
     result |= {
         "relative_bits": {name: found["bits_per_byte"] / base for name, found in result["arms"].items()},
