@@ -105,10 +105,11 @@ def their_tokens(peer: Path, folder: Path) -> Path:
     return folder
 
 
-def run_theirs(python: Path, folder: Path) -> dict[str, float]:
+def run_theirs(python: Path, folder: Path, threads: int) -> dict[str, float]:
     """One run of nanoGPT's command."""
     started = time.perf_counter()
-    done = subprocess.run([python, "train.py", *COMMAND], cwd=folder, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([python, "train.py", *COMMAND], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     whole = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"error: nanoGPT failed: {done.stderr[-500:]}")
@@ -163,9 +164,10 @@ def beside(arguments: argparse.Namespace, folder: Path, tokens: Path) -> dict[st
     theirs = their_tokens(arguments.peer, folder / "nanoGPT")
     rows: dict[str, list[dict[str, Any]]] = {"nanoGPT": [], "ours": []}
     for turn in range(arguments.rounds):
-        rows["nanoGPT"].append(run_theirs(arguments.peer_python, theirs))
+        rows["nanoGPT"].append(run_theirs(arguments.peer_python, theirs, arguments.peer_threads))
+        print(json.dumps(rows["nanoGPT"][-1]), flush=True)
         rows["ours"].append(run_ours(HERE / "speedrun.toml", tokens, {"train.threads": arguments.threads}, arguments.threads, folder / f"ours{turn}"))
-        print(json.dumps({side: row[-1] for side, row in rows.items()}), flush=True)
+        print(json.dumps(rows["ours"][-1]), flush=True)
     pairs = [*zip(rows["ours"], rows["nanoGPT"], strict=True)]
     ratio = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in ("seconds", "process_seconds")}
     return {"rows": rows, "ours_over_nanogpt": ratio, "reached": all(row["loss"] <= 1.886 for row in rows["ours"])}
@@ -200,7 +202,8 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for it")
     parser.add_argument("--nanochat", type=Path, default=Path(".peers/nanochat"), help="a checkout of karpathy/nanochat (texts)")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of ours: so many networks side by side, one thread each")
+    parser.add_argument("--peer-threads", type=int, default=1, help="of nanoGPT; two took more than twice as long here as one")
     parser.add_argument("--seconds", type=float, default=300, help="processor time of each side (texts)")
     parser.add_argument("--text", choices=["python-library", "english"], action="append", help="(texts; default: both)")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="of nanochat (texts): bfloat16, float32 or both")

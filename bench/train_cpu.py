@@ -1,10 +1,11 @@
-"""Training speed on this CPU beside nanoGPT, same architecture, same batch, same threads, alternately in one run.
+"""Training speed on this CPU beside nanoGPT, litgpt and transformers' Trainer: same architecture, batch, threads, alternately in one run.
 
-    python bench/train_cpu.py --peer .peers/nanoGPT        (a checkout of karpathy/nanoGPT; not part of this project)
+    python bench/train_cpu.py --peer .peers/nanoGPT --peer-python .peers/venv/bin/python --litgpt-python .peers/litgpt/bin/python
 
-Each way (ours eager, ours compiled, nanoGPT eager, nanoGPT compiled) is a process of its own that waits while the others are timed. All
-start from the same weights and see the same batches, so the losses can be compared step by step. The best way of each side counts.
-The floor is the matrix products alone at this machine's measured fp32 peak.
+Each way (a side and a precision, such as ours-bf16) is a process of its own that waits while the others are timed. Ours and nanoGPT start
+from the same weights, and these two see the same batches, so their losses can be compared step by step; litgpt has rotary for learned
+positions, and the Trainer's GPT-2 has biases. nanoGPT trains in fp32 on a CPU: nanogpt-bf16 is its step under autocast, which it does not do
+itself. The best way of each side counts. The floor is the matrix products alone at this machine's measured fp32 peak, which bfloat16 can pass.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ SIZES = {  # name: d_model, layers, context, heads, rows
     "d768": (768, 12, 512, 12, 4),
 }
 RATE, DECAY, BETAS, CLIP = 6e-4, 0.1, (0.9, 0.95), 1.0
+WAYS = ("ours-fp32", "nanogpt-fp32", "litgpt-fp32", "trainer-fp32", "ours-bf16", "nanogpt-bf16", "litgpt-bf16", "trainer-bf16")
+OTHERS = ("ours-compiled", "nanogpt-compiled")  # in fp32; slower than eager at all sizes here (docs/log.md), so only on request
 
 
 def batches(vocab: int, rows: int, context: int, step: int) -> Any:
@@ -49,7 +53,7 @@ def our_network(size: str, vocab: int) -> Any:
     return model
 
 
-def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
+def ours(size: str, vocab: int, threads: int, mode: str) -> Any:
     """A function step(i) → loss that runs our training step."""
     import torch
 
@@ -58,12 +62,14 @@ def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
     from lmforge.recipe import parse_recipe
     from lmforge.train.fastest import choose, describe
     from lmforge.train.optim import build_optimizers
+    from lmforge.train.precision import autocast
 
     keep_freed_memory()
     _, _, context, _, rows = SIZES[size]
     model = our_network(size, vocab)
     recipe = parse_recipe({"tokens": {"context": context}, "train": {
-        "threads": threads, "compile": "on" if compiled else "off", "peak_lr": RATE, "weight_decay": DECAY, "precision": "fp32"}})
+        "threads": threads, "compile": "on" if mode == "compiled" else "off", "peak_lr": RATE, "weight_decay": DECAY,
+        "precision": "bf16" if mode == "bf16" else "fp32"}})
     way = choose(recipe, model, torch.device("cpu"), rows, 1000)
     networks = Replicas(model, way.replicas, way.threads)
     optimizers = build_optimizers(model, recipe.train)
@@ -75,9 +81,10 @@ def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
         total = torch.zeros(())
         for first in range(mine.start, mine.stop, piece):
             part = slice(first, min(first + piece, mine.stop))
-            loss = (compiled_loss or network.loss)(inputs[part], targets[part]) / inputs.numel()
-            loss.backward()
-            total += loss.detach()
+            with autocast(way.precision, inputs.device):
+                loss = (compiled_loss or network.loss)(inputs[part], targets[part])
+            (loss / inputs.numel()).backward()
+            total += loss.detach() / inputs.numel()
         return float(total)
 
     def step(index: int) -> float:
@@ -92,7 +99,7 @@ def ours(size: str, vocab: int, threads: int, compiled: bool) -> Any:
     return step
 
 
-def peers(size: str, vocab: int, threads: int, compiled: bool, directory: Path) -> Any:
+def nanogpt(size: str, vocab: int, threads: int, mode: str, directory: Path) -> Any:
     """A function step(i) → loss that runs nanoGPT's own model and optimizer, from our initial weights."""
     import torch
 
@@ -119,11 +126,12 @@ def peers(size: str, vocab: int, threads: int, compiled: bool, directory: Path) 
             theirs[f"{stem}.weight"].copy_(tensor)
     torch.set_num_threads(threads)
     optimizer = model.configure_optimizers(DECAY, RATE, BETAS, "cpu")
-    run = torch.compile(model) if compiled else model
+    run = torch.compile(model) if mode == "compiled" else model
 
     def step(index: int) -> float:
         inputs, targets = batches(vocab, rows, context, index)
-        _, loss = run(inputs, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16"):
+            _, loss = run(inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -133,13 +141,88 @@ def peers(size: str, vocab: int, threads: int, compiled: bool, directory: Path) 
     return step
 
 
+def litgpt(size: str, vocab: int, threads: int, mode: str) -> Any:
+    """A function step(i) → loss: litgpt's network and the step of its pretrain.py, through Fabric."""
+    import lightning
+    import torch
+    from litgpt.model import GPT, Config
+    from litgpt.utils import chunked_cross_entropy
+
+    width, layers, context, heads, rows = SIZES[size]
+    torch.set_num_threads(threads)
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if mode == "bf16" else "32-true")
+    config = Config(block_size=context, vocab_size=vocab, padded_vocab_size=vocab, n_layer=layers, n_head=heads, n_embd=width, bias=False,
+                    intermediate_size=4 * width, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", rotary_percentage=1.0,
+                    parallel_residual=False)
+    model = fabric.setup(GPT(config))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True))
+
+    def step(index: int) -> float:
+        inputs, targets = batches(vocab, rows, context, index)
+        loss = chunked_cross_entropy(model(inputs), targets, chunk_size=0)
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def trainer(size: str, vocab: int, threads: int, mode: str, out: Any) -> None:
+    """transformers' own loop over its GPT-2; it answers the lines on stdin between its steps."""
+    import torch
+    import transformers
+
+    width, layers, context, heads, rows = SIZES[size]
+    torch.set_num_threads(threads)
+
+    class Rows(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 64 * rows
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            inputs, _ = batches(vocab, 1, context, index)
+            return {"input_ids": inputs[0], "labels": inputs[0]}
+
+    class Turns(transformers.TrainerCallback):
+        left, started = 0, 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not self.left:
+                line = sys.stdin.readline()
+                control.should_training_stop = not line
+                self.left, self.started = int(line or 1), time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.left -= 1
+            if not self.left and not control.should_training_stop:
+                out.write(json.dumps({"seconds": time.perf_counter() - self.started, "losses": []}) + "\n")
+                out.flush()
+
+    config = transformers.GPT2Config(vocab_size=vocab, n_positions=context, n_embd=width, n_layer=layers, n_head=heads, activation_function="gelu",
+                                     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = transformers.TrainingArguments(
+            output_dir=folder, use_cpu=True, bf16=mode == "bf16", per_device_train_batch_size=rows, max_steps=1_000_000, learning_rate=RATE,
+            weight_decay=DECAY, adam_beta1=BETAS[0], adam_beta2=BETAS[1], max_grad_norm=CLIP, lr_scheduler_type="constant",
+            optim="adamw_torch_fused", logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True)
+        run = transformers.Trainer(transformers.GPT2LMHeadModel(config), settings, train_dataset=Rows(), callbacks=[Turns()])
+        out.write("ready\n")
+        out.flush()
+        run.train()
+
+
 def worker(way: str, size: str, vocab: int, threads: int, peer: Path) -> None:
     """Answer each line `STEPS` on stdin with seconds and losses on stdout."""
     side, mode = way.split("-")
     out = sys.stdout
     sys.stdout = sys.stderr
-    compiled = mode == "compiled"
-    step = ours(size, vocab, threads, compiled) if side == "ours" else peers(size, vocab, threads, compiled, peer)
+    if side == "trainer":
+        trainer(size, vocab, threads, mode, out)
+        return
+    step = (ours(size, vocab, threads, mode) if side == "ours" else litgpt(size, vocab, threads, mode) if side == "litgpt" else
+            nanogpt(size, vocab, threads, mode, peer))
     out.write("ready\n")
     out.flush()
     done = 0
@@ -149,6 +232,35 @@ def worker(way: str, size: str, vocab: int, threads: int, peer: Path) -> None:
         out.write(json.dumps({"seconds": time.perf_counter() - started, "losses": losses}) + "\n")
         out.flush()
         done += int(line)
+
+
+GROUPS = {  # of operations by name, for the profile
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention_for_cpu_backward", "aten::bmm",
+                  "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
+    "activation": ("aten::gelu", "aten::gelu_backward"),
+    "normalisation": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    "loss beside its products": ("aten::_log_softmax", "aten::gather", "aten::scatter_add_", "aten::exp_", "aten::sum", "_LinearCrossEntropy"),
+    "optimizer and clipping": ("aten::_fused_adamw_", "aten::_foreach_norm", "aten::_foreach_mul_", "aten::linalg_vector_norm"),
+    "copies, casts and sums": ("aten::copy_", "aten::add", "aten::add_", "aten::mul", "aten::mul_", "aten::cat", "aten::fill_", "aten::zero_",
+                               "aten::embedding", "aten::embedding_dense_backward"),
+}
+
+
+def profile(size: str, vocab: int, mode: str) -> dict[str, float]:
+    """Shares of the time of our step on one thread, by kind of operation; what no operation accounts for is Python's and autograd's."""
+    import torch
+
+    step = ours(size, vocab, 1, mode)
+    step(0)
+    step(1)
+    with torch.profiler.profile() as found:
+        started = time.perf_counter()
+        step(2)
+        whole = time.perf_counter() - started
+    own = {each.key: each.self_cpu_time_total / 1e6 for each in found.key_averages()}
+    shares = {group: sum(own.get(name, 0.0) for name in names) / whole for group, names in GROUPS.items()}
+    return shares | {"Python, autograd and the rest": 1 - sum(shares.values())}
 
 
 def matrix_peak(threads: int) -> float:
@@ -171,13 +283,14 @@ def flops_per_token(size: str, vocab: int) -> float:
     return 6 * (layers * 12 * width * width + vocab * width) + layers * 6 * context * width
 
 
-def measure(size: str, vocab: int, threads: int, peer: Path, rounds: int, steps: int) -> dict[str, Any]:
-    """All four ways in turn, `rounds` times."""
-    ways = ["ours-eager", "peer-eager", "ours-compiled", "peer-compiled"]
-    command = [sys.executable, __file__, "--size", size, "--vocab", str(vocab), "--threads", str(threads), "--peer", str(peer), "--worker"]
+def measure(size: str, vocab: int, arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """All ways in turn, `rounds` times."""
+    ways, threads, peer, rounds = arguments.way or WAYS, arguments.threads, arguments.peer, arguments.rounds
+    command = [__file__, "--size", size, "--vocab", str(vocab), "--threads", str(threads), "--peer", str(peer), "--worker"]
     workers = {}
     for way in ways:  # one after another: each measures its fastest way alone
-        workers[way] = process = subprocess.Popen([*command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        python = {"litgpt": arguments.litgpt_python, "trainer": arguments.peer_python}.get(way.split("-")[0], Path(sys.executable))
+        workers[way] = process = subprocess.Popen([python, *command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout
         assert process.stdout.readline() == "ready\n", f"{way} did not start"
     times: dict[str, list[float]] = {way: [] for way in ways}
@@ -200,16 +313,24 @@ def measure(size: str, vocab: int, threads: int, peer: Path, rounds: int, steps:
         process.wait()
     _, _, context, _, rows = SIZES[size]
     speed = {way: rows * context / statistics.median(t) for way, t in times.items()}
-    best = {side: max((way for way in ways if way.startswith(side)), key=lambda way: speed[way]) for side in ("ours", "peer")}
-    ratios = [b / a for a, b in zip(times[best["ours"]], times[best["peer"]], strict=True)]
+    sides = list(dict.fromkeys(way.split("-")[0] for way in ways))
+    best = {side: max((way for way in ways if way.startswith(side)), key=lambda way: speed[way]) for side in sides}
+
+    def ratio(a: str, b: str) -> dict[str, float]:
+        found = [theirs / mine for mine, theirs in zip(times[a], times[b], strict=True)]
+        return {"ratio": statistics.median(found), "low": min(found), "high": max(found)}
+
     peak = max(peaks)
-    apart = max(abs(a - b) / b for a, b in zip(losses[best["ours"]], losses[best["peer"]], strict=True))
+    pairs = [(way, way.replace("ours", "nanogpt")) for way in ways if way.startswith("ours") and way.replace("ours", "nanogpt") in ways]
+    apart = {mine: max(abs(a - b) / b for a, b in zip(losses[mine], losses[theirs], strict=True)) for mine, theirs in pairs}
     return {
         "size": size, "vocab": vocab, "tokens_per_second": {way: round(value) for way, value in speed.items()}, "best": best,
-        "ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios),
+        "best_over": {side: ratio(best["ours"], best[side]) for side in sides if side != "ours"},
+        "same_precision": {theirs: ratio(mine, theirs) for mine in ways if mine.startswith("ours") for theirs in ways
+                           if theirs != mine and theirs.split("-")[1] == mine.split("-")[1]},
         "matrix_peak_gflops": peak / 1e9,
-        "share_of_peak": {side: speed[way] * flops_per_token(size, vocab) / peak for side, way in best.items()},
-        "largest_relative_loss_difference": apart, "last_losses": {way: values[-1] for way, values in losses.items()},
+        "share_of_peak": {way: value * flops_per_token(size, vocab) / peak for way, value in speed.items()},
+        "largest_relative_loss_difference_to_nanogpt": apart,
     }
 
 
@@ -217,11 +338,15 @@ def main() -> None:
     """Measure every size, print a table, write bench/results/train_cpu.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"))
+    parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with transformers and accelerate")
+    parser.add_argument("--litgpt-python", type=Path, default=Path(".peers/litgpt/bin/python"), help="a Python with litgpt")
+    parser.add_argument("--way", choices=[*WAYS, *OTHERS], action="append", help="default: all but the compiled ones")
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--vocab", type=int, action="append", help="default: 65 (characters, as nanoGPT's CPU command) and 4096 (BPE)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, help="steps a turn (default: by size)")
+    parser.add_argument("--profile", action="store_true", help="instead: where the time of our step goes, on one thread")
     parser.add_argument("--worker")
     arguments = parser.parse_args()
     if not (arguments.peer / "model.py").is_file():
@@ -233,20 +358,24 @@ def main() -> None:
     from lmforge.record import code_version, machine, write_atomic
 
     path = Path(__file__).parent / "results" / "train_cpu.json"
+    if arguments.profile:
+        for size in arguments.size or SIZES:
+            for mode in ("fp32", "bf16"):
+                shares = profile(size, vocabularies[-1], mode)
+                print(f"{size} vocab {vocabularies[-1]} {mode}: " + ", ".join(f"{group} {share:.0%}" for group, share in shares.items()), flush=True)
+        return
     about = {"machine": machine(), "code": code_version(), "threads": arguments.threads}
     earlier = json.loads(path.read_text()) if path.exists() else {}
     kept = earlier.get("results", []) if earlier.get("machine") == about["machine"] else []  # sizes may be measured one by one
     results = []
     for size in arguments.size or SIZES:
         for vocab in vocabularies:
-            row = measure(size, vocab, arguments.threads, arguments.peer, arguments.rounds,
+            row = measure(size, vocab, arguments,
                           arguments.steps or {"d128": 12, "d384": 2, "d768": 1}[size])
             results.append(row)
-            share = row["share_of_peak"]
-            print(f"{size} vocab {vocab}: ours {row['tokens_per_second'][row['best']['ours']]:,} tok/s ({row['best']['ours']}, "
-                  f"{share['ours']:.0%} of peak), nanoGPT {row['tokens_per_second'][row['best']['peer']]:,} ({row['best']['peer']}, "
-                  f"{share['peer']:.0%}); ratio {row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f}); losses within "
-                  f"{row['largest_relative_loss_difference']:.1e}", flush=True)
+            rates = ", ".join(f"{way} {rate:,} ({row['share_of_peak'][way]:.0%})" for way, rate in row["tokens_per_second"].items())
+            beside = ", ".join(f"{side} {found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})" for side, found in row["best_over"].items())
+            print(f"{size} vocab {vocab}: tok/s (share of the fp32 peak) {rates}; {row['best']['ours']} over the best of {beside}", flush=True)
     commit = arguments.peer / "COMMIT"
     peer = "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit")
     measured = {(row["size"], row["vocab"]): row for row in [*kept, *results]}

@@ -33,6 +33,19 @@ def test_orthogonalising_keeps_directions() -> None:
     assert (found * expected).sum() / (found.norm() * expected.norm()) > 0.97
 
 
+@pytest.mark.parametrize("shape", [(128, 128), (256, 64), (64, 256)])
+@pytest.mark.parametrize("units", [True, False])
+def test_large_matrices_are_orthogonalised_whatever_they_are_multiplied_in(
+    shape: tuple[int, int], units: bool, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    for seed in range(4):
+        u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), full_matrices=False)
+        found = orthogonalise((u @ torch.diag(torch.linspace(0.05, 1, min(shape))) @ v)[None])[0]
+        assert (found * (u @ v)).sum() / (found.norm() * (u @ v).norm()) > 0.99
+        assert torch.linalg.svdvals(found).max() < 1.3
+
+
 def test_stacked_projections_are_orthogonalised_one_by_one() -> None:
     weight = torch.nn.Parameter(torch.zeros(12, 4))
     weight.grad = torch.randn(12, 4)

@@ -1,0 +1,75 @@
+"""One tuning for all widths: the best AdamW rate at widths 64, 128 and 256, with `train.base_width` and without; on one thread, some minutes.
+
+    python bench/transfer.py [--steps 80]
+
+tinyshakespeare by characters, two layers, heads of 32, 1,024 tokens a step; the loss is the mean over the last eighth of the steps. With µP (Yang
+et al. 2022) the best rate should stay where it is; without, it should fall as the width grows. Writes bench/results/transfer.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmforge.allocator import keep_freed_memory
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.recipe import Train
+from lmforge.record import code_version, machine, write_atomic
+from lmforge.train.optim import build_optimizers, rate, set_rate
+from speedrun_cpu import parts
+
+WIDTHS, RATES, CONTEXT, ROWS, BASE = (64, 128, 256), tuple(2.0**-power for power in range(10, 3, -1)), 64, 16, 64
+
+
+def loss_after(text: torch.Tensor, width: int, peak: float, base: int | None, steps: int) -> float:
+    """Mean training loss of the last eighth; the same batches for all."""
+    heads = width // 32
+    model = GPT(GPTConfig(vocab_size=256, context=CONTEXT, layers=2, d_model=width, heads=heads, kv_heads=heads, d_ff=4 * width, norm="layernorm",
+                          activation="relu2", qk_norm=True))
+    model.initialise(1, base)
+    optimizers = build_optimizers(model, Train(peak_lr=peak, base_width=base, weight_decay=0.0))
+    generator, losses = torch.Generator().manual_seed(0), []
+    for step in range(steps):
+        starts = torch.randint(len(text) - CONTEXT - 1, (ROWS,), generator=generator)
+        rows = torch.stack([text[start : start + CONTEXT + 1] for start in starts.tolist()])
+        loss = model.loss(rows[:, :-1], rows[:, 1:].contiguous()) / (ROWS * CONTEXT)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        set_rate(optimizers, rate(step, steps, steps // 10, 0.1))
+        for optimizer in optimizers.values():
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+    last = sum(losses[-(steps // 8) :]) / (steps // 8)
+    return last if math.isfinite(last) else math.inf
+
+
+def main() -> None:
+    """All widths, rates and both parametrisations."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=80)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    text = torch.from_numpy(np.frombuffer(parts()["train"].encode(), dtype=np.uint8).astype(np.int64))
+    rows: list[dict[str, Any]] = []
+    for name, base in (("µP", BASE), ("not scaled", None)):
+        for width in WIDTHS:
+            losses = {f"2^{math.log2(peak):.0f}": loss_after(text, width, peak, base, arguments.steps) for peak in RATES}
+            best = min(losses, key=losses.__getitem__)
+            rows.append({"what": name, "width": width, "best_rate": best, "losses": losses})
+            print(f"{name} width {width}: best {best}; " + ", ".join(f"{peak} {loss:.3f}" for peak, loss in losses.items()), flush=True)
+    write_atomic(Path(__file__).parent / "results" / "transfer.json", json.dumps({
+        "command": " ".join(["python", "bench/transfer.py", *sys.argv[1:]]), "machine": machine(), "code": code_version(), "rows": rows,
+    }, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
