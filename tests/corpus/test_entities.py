@@ -89,3 +89,7 @@ def test_figures_count_distinct_names() -> None:
     assert figures["place"]["at_least"] >= figures["place"]["distinct"]
     assert figures["place"]["top"][0][1] >= figures["place"]["top"][-1][1]
     assert entity_figures([])["person"]["distinct"] == 0
+
+
+def test_a_contraction_is_no_name(recogniser: Recogniser) -> None:
+    assert found(recogniser, "and then I’m told that I'll go, and It's late, and They'd left") == []

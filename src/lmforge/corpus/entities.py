@@ -114,7 +114,7 @@ def entity_figures(texts: Sequence[str]) -> dict[str, Any]:
             names[mention.type][" ".join(mention.name.split())] += 1
     figures: dict[str, Any] = {
         "definition": "distinct names by a recogniser that learns from the sample (capitals, a seed gazetteer, contexts; accuracy in "
-                      "docs/corpus.md); at_least: lower bound for endless text of this kind (Chao 1984); English, code left out",
+                      "docs/measure.md); at_least: lower bound for endless text of this kind (Chao 1984); English, code left out",
         "sample_bytes": sum(len(text.encode()) for text in texts),
     }  # fmt: skip
     for kind, counts in names.items():
@@ -170,7 +170,8 @@ def _candidates(text: str, capitalised: Counter[str], lower: Counter[str]) -> It
         if not token[0].isupper() or token == "I" or token.rstrip(".") in _CALENDAR:
             return False
         word = token.lower()
-        if word in gazetteer.SMALL_WORDS:
+        stem = word.replace("’", "'").split("'")[0]  # of "I'm", "they'd"
+        if word in gazetteer.SMALL_WORDS or (stem != word and (stem == "i" or stem in gazetteer.SMALL_WORDS)):
             return False
         up, down = capitalised[word], lower[word]
         if opens:

@@ -40,6 +40,7 @@ CORRECTIONS = {"plug_in": "without correction", "miller_madow": "Miller 1955: to
                "chao_shen": "Chao and Shen 2003: for what was not seen"}
 ENTITIES = {"person": "people", "place": "places", "organisation": "organisations", "date": "dates"}
 _MOST_LABELS = 12
+_MOST_REASONS = 12
 _LEAST_SHARE = 0.005  # of a language that is named
 _POWERS = frozenset(map(str, range(50)))
 
@@ -68,13 +69,16 @@ def _sizes(found: dict[str, Any]) -> Html:
     total = found.get("documents_in")
     reasons = [(plain(name), count(amount), percent(ratio(amount, total))) for name, amount in ordered(found.get("dropped"))]
     splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(found, "splits").items()]
-    dropped = table(("reason", "documents", "share"), reasons, (1, 2)) if reasons else tag("p", "nothing was dropped")
+    head = ("reason", "documents", "share")
+    dropped = table(head, reasons[:_MOST_REASONS], (1, 2)) if reasons else tag("p", "nothing was dropped")
+    rest = details("Rarer reasons", table(head, reasons[_MOST_REASONS:], (1, 2))) if reasons[_MOST_REASONS:] else None
     return tag(
         "div",
-        bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
-        tag("div", tag("h3", "Dropped, by reason"), dropped, part("Split by hash", ("split", "documents", "text"), splits, (1, 2))),
+        tag("div", bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
+            part("Split by hash", ("split", "documents", "text"), splits, (1, 2))),
+        tag("div", tag("h3", "Dropped, by reason"), dropped, rest),
         class_="plots",
-    )
+    )  # fmt: skip
 
 
 def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
@@ -98,7 +102,7 @@ def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
     )
     second = tag("div", tag("h3", "Genre classifier: true (rows) and told (columns)"), table(("", *names), cells, range(1, len(names) + 1)),
                  tag("p", tag("small", words)))  # fmt: skip
-    return tag("div", tag("div", first), second, class_="plots")
+    return join(first, second)
 
 
 def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
