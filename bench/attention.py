@@ -1,11 +1,13 @@
 """Every kind of attention in a whole model of 6 layers: a training step and decoding, from 1,024 to 30,000 tokens of context.
 
-    python bench/attention.py                                   (all kinds, about 8 minutes on two cores; --kinds full sparse … for some)
+    python bench/attention.py                                   (all kinds and lengths; --kinds full sparse … --lengths 8192 … for some)
+    python bench/attention.py --memory                          (peak memory of a step at 30,000 tokens, and what fills it)
     python bench/attention.py --peers .peers/venv/bin/python    (one layer of Longformer, BigBird and Reformer in `transformers`, beside ours)
 
-Each kind is measured in a process of its own, lengths in ascending order; memory is the process's peak above what it held before its
-first step. `full` is the library's own scaled_dot_product_attention. The exponent is log(seconds at 30,000 / at 8,192) / log(30,000/8,192).
-The floor is the step's operations (`cost.training_flops_per_token`) at this machine's measured matrix peak.
+Each part adds to the same results, so that the whole can be made piece by piece. `full` is the library's own scaled_dot_product_attention.
+Each kind runs in a process of its own, with freed memory kept as `lmforge` does. The exponent is log(seconds at 30,000 / at 8,192) /
+log(30,000 / 8,192). The floor of a step is its operations (`cost.training_flops_per_token`) at this machine's measured matrix peak, or the
+bytes that autograd keeps, written and read once, at its measured copying speed, whichever is longer.
 """
 
 from __future__ import annotations
@@ -23,43 +25,55 @@ from typing import Any
 
 LENGTHS = (1024, 2048, 4096, 8192, 16_384, 30_000)
 RESULTS = Path(__file__).parent / "results" / "attention.json"
-SHAPE = {"vocab_size": 512, "context": 30_000, "layers": 6, "d_model": 128, "heads": 2, "kv_heads": 2, "d_ff": 512, "norm": "layernorm"}
+SHAPE = {"vocab_size": 4096, "context": 30_000, "layers": 6, "d_model": 128, "heads": 2, "kv_heads": 2, "d_ff": 512, "norm": "layernorm"}
+RECOMPUTE, REVERSIBLE = {"recompute": True}, {"residual": "reversible"}
 KINDS: dict[str, dict[str, Any]] = {
-    "full": {}, "sparse": {"attention": ("sparse",)}, "sparse-recompute": {"attention": ("sparse",), "recompute": True},
-    "sparse-reversible": {"attention": ("sparse",), "residual": "reversible"}, "linear": {"attention": ("linear",)},
+    "full": {}, "full-recompute": RECOMPUTE, "full-reversible": REVERSIBLE,
     "window": {"attention": ("window",)}, "strided": {"attention": ("strided",)}, "pooled": {"attention": ("pooled",)},
-    "lsh": {"attention": ("lsh",)},
+    "pooled max": {"attention": ("pooled",), "pooling": "max"}, "pooled conv": {"attention": ("pooled",), "pooling": "conv"},
+    "sparse": {"attention": ("sparse",)}, "sparse-recompute": {"attention": ("sparse",)} | RECOMPUTE,
+    "sparse-reversible": {"attention": ("sparse",)} | REVERSIBLE,
+    "lsh": {"attention": ("lsh",)}, "linear": {"attention": ("linear",)}, "linear-recompute": {"attention": ("linear",)} | RECOMPUTE,
 }  # fmt: skip
 PEERS = ("longformer", "bigbird", "reformer")
 
 
-def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
-    """All lengths of one kind: seconds of a training step, its peak bytes, seconds of a decoded token."""
+def network(kind: str, threads: int) -> Any:
+    """The model of a kind, warmed up."""
     import torch
 
-    from lmforge.model.attention import KVCache
-    from lmforge.model.cost import training_flops_per_token
+    from lmforge.allocator import keep_freed_memory
     from lmforge.model.gpt import GPT, GPTConfig
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     model = GPT(GPTConfig(**SHAPE, **KINDS[kind]))
     model.initialise(1)
     model.loss(torch.zeros(1, 64, dtype=torch.long), torch.zeros(1, 64, dtype=torch.long)).backward()
+    return model
+
+
+def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
+    """Seconds of a training step and of a decoded token of one kind, by length."""
+    import torch
+
+    from lmforge.model.attention import KVCache
+    from lmforge.model.cost import activation_bytes_per_token, training_flops_per_token
+
+    model, rows = network(kind, threads), {}
     clock = time.process_time if threads == 1 else time.perf_counter  # one thread: processor seconds, right on a shared machine too
-    before, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
     for length in lengths:
-        tokens = torch.randint(0, 512, (1, length))
-        times = []
-        for _ in range(1 if kind == "full" and length > 16_000 else 2 if length > 16_000 else 3 if length > 4000 else 4):
+        tokens, times = torch.randint(0, SHAPE["vocab_size"], (1, length)), []
+        for _ in range(5 if length < 9000 else 1 if kind.startswith("full") and length > 16_384 else 3):
             started = clock()
             model.loss(tokens, tokens).backward()
             times.append(clock() - started)
             model.zero_grad()
         rows[str(length)] = {
             "step_seconds": statistics.median(times[1:] or times), "flops": length * training_flops_per_token(model.config, length),
-            "peak_bytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024,
+            "kept_bytes": length * activation_bytes_per_token(model.config),
         }  # fmt: skip
-        if "-" not in kind and length in (1024, 30_000):
+        if "-" not in kind:
             with torch.inference_mode():
                 cache = KVCache(model.config, 1, 30_000, torch.device("cpu"))
                 model.hidden(tokens[:, : length - 101], cache)
@@ -72,12 +86,32 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
     return rows
 
 
+def memory(kind: str, threads: int, length: int) -> dict[str, int]:
+    """One step: the process's peak above what it held before, and the most that the library's tensors held at once."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    model = network(kind, threads)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (1, length))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model.loss(tokens, tokens).backward()
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    held = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    return {"process_peak_bytes": process * 1024, "tensors_peak_bytes": most}
+
+
 def peer_child(name: str, threads: int) -> dict[str, float]:
-    """Seconds of forward and backward of one layer of a peer: width 128, 2 heads, a window (or chunks) of 256."""
+    """Seconds of forward and backward of one layer of a peer, width 128, 2 heads. Longformer looks 256 tokens back and 256 ahead, BigBird at
+    blocks of 64 (3 near, 2 at the ends, 1 at random), Reformer at chunks of 64 and the one before in 4 rounds, as ours."""
     import torch
     import transformers as t
 
     torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     common = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 512, "vocab_size": 512}
     found = {}
     for length in (1024, 4096, 16_384):
@@ -94,9 +128,9 @@ def peer_child(name: str, threads: int) -> dict[str, float]:
         tokens = torch.randint(5, 500, (1, length))
         times = []
         for _ in range(4 if length < 16_000 else 2):
-            started = time.perf_counter()
+            started = clock()
             model(tokens).last_hidden_state.sum().backward()
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
         found[str(length)] = statistics.median(times[1:])
     return found
 
@@ -108,6 +142,7 @@ def our_layer(kind: str, threads: int) -> dict[str, float]:
     from lmforge.model.gpt import GPT, GPTConfig
 
     torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     found = {}
     for length in (1024, 4096, 16_384):
         shape = SHAPE | {"layers": 1, "context": length, "window": 256, "lsh_span": 64}
@@ -116,9 +151,9 @@ def our_layer(kind: str, threads: int) -> dict[str, float]:
         tokens = torch.randint(5, 500, (1, length))
         times = []
         for _ in range(4 if length < 16_000 else 3):
-            started = time.perf_counter()
+            started = clock()
             model.hidden(tokens).sum().backward()
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
         found[str(length)] = statistics.median(times[1:])
     return found
 
@@ -131,6 +166,7 @@ def flex_forward(threads: int) -> dict[str, Any]:
     from lmforge.model.banded import banded_attention, visible
 
     torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     compiled, found = torch.compile(flex_attention), {}
     none, seen = torch.empty(1, 2, 0, 64), torch.empty(0, dtype=torch.long)
     for length in (4096, 16_384):
@@ -141,9 +177,9 @@ def flex_forward(threads: int) -> dict[str, Any]:
             times = []
             with torch.no_grad():
                 for _ in range(7):
-                    started = time.perf_counter()
+                    started = clock()
                     call()
-                    times.append(time.perf_counter() - started)
+                    times.append(clock() - started)
             found.setdefault(name, {})[str(length)] = statistics.median(times[1:])
     return found
 
@@ -156,47 +192,54 @@ def ask(python: str, *arguments: str) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def matrix_peak(threads: int) -> float:
-    """FLOP/s of the best of several large fp32 products."""
+def peaks(threads: int) -> dict[str, float]:
+    """FLOP/s of the best of several large fp32 products, bytes/s read and written by the best of several large copies."""
     import torch
 
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
-    a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
-    times = []
-    for _ in range(8):
-        started = clock()
-        a @ b
-        times.append(clock() - started)
-    return 2 * 1536**3 / min(times)
+    a, source = torch.randn(1536, 1536), torch.ones(1 << 25)
+    target = torch.empty_like(source)
+
+    def best(work: Any) -> float:
+        times = []
+        for _ in range(8):
+            started = clock()
+            work()
+            times.append(clock() - started)
+        return min(times)
+
+    return {"matrix_peak_flops": 2 * 1536**3 / best(lambda: a @ a), "copy_bytes_per_second": 8 * len(source) / best(lambda: target.copy_(source))}
 
 
 def summarise(results: dict[str, Any]) -> None:
     """Ratios from what was measured so far; prints them."""
-    kinds, full = results["kinds"], results["kinds"].get("full", {})
+    kinds, full = results["kinds"], results["kinds"].get("full", {}).get("30000")
     results["ratios"] = {}
     for kind, rows in kinds.items():
-        if "failed" in rows or not {"8192", "30000"} <= set(rows):
-            continue
-        last = rows["30000"]
-        ratios = {"exponent_8192_30000": math.log(last["step_seconds"] / rows["8192"]["step_seconds"]) / math.log(30_000 / 8192),
-                  "share_of_matrix_peak": last["flops"] / last["step_seconds"] / results["matrix_peak_flops"]}
-        if "30000" in full:
-            whole = full["30000"]
-            ratios |= {"step_faster_than_full": whole["step_seconds"] / last["step_seconds"],
-                       "memory_of_full": last["peak_bytes"] / whole["peak_bytes"]}
-        if "decode_seconds" in last:
-            ratios["decode_30000_over_1024"] = last["decode_seconds"] / rows["1024"]["decode_seconds"]
+        ratios = {}
+        if {"8192", "30000"} <= set(rows):
+            last = rows["30000"]
+            floor = max(last["flops"] / results["matrix_peak_flops"], 2 * last["kept_bytes"] / results["copy_bytes_per_second"])
+            ratios |= {"exponent_8192_30000": math.log(last["step_seconds"] / rows["8192"]["step_seconds"]) / math.log(30_000 / 8192),
+                       "floor_seconds": floor, "over_floor": last["step_seconds"] / floor}
+            if full:
+                ratios["step_faster_than_full"] = full["step_seconds"] / last["step_seconds"]
+            if "decode_seconds" in last and "1024" in rows:
+                ratios["decode_30000_over_1024"] = last["decode_seconds"] / rows["1024"]["decode_seconds"]
+        taken, all_of_it = results.get("memory", {}).get(kind), results.get("memory", {}).get("full")
+        if taken and all_of_it:
+            ratios |= {f"{name}_of_full": taken[name] / all_of_it[name] for name in taken}
         results["ratios"][kind] = ratios
-        words = ", ".join(f"{name} {value:.3f}" for name, value in ratios.items())
-        print(f"{kind:18s} step {last['step_seconds']:6.2f} s, {last['peak_bytes'] / 1e6:6.0f} MB; {words}", flush=True)
+        print(f"{kind:18s} " + ", ".join(f"{name} {value:.3f}" for name, value in ratios.items()), flush=True)
 
 
 def main() -> None:
     """Measure, add to the results, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS), help="with 1024, 8192 and 30000 among them")
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
+    parser.add_argument("--memory", action="store_true", help="measure memory instead, at 30,000 tokens")
     parser.add_argument("--peers", help="a Python that has transformers")
     parser.add_argument("--threads", type=int, default=1, help="1 times processor seconds, more the clock on the wall")
     parser.add_argument("--child", choices=KINDS)
@@ -207,7 +250,8 @@ def main() -> None:
     if arguments.child or arguments.peer_child or arguments.layer or arguments.flex:
         answer: Any
         if arguments.child:
-            answer = child(arguments.child, arguments.threads, arguments.lengths)
+            answer = memory(arguments.child, arguments.threads, 30_000) if arguments.memory else child(
+                arguments.child, arguments.threads, arguments.lengths)
         elif arguments.layer:
             answer = our_layer(arguments.layer, arguments.threads)
         else:
@@ -217,8 +261,10 @@ def main() -> None:
     from lmforge.record import code_version, machine, write_atomic
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}, "peers": {}}
-    results |= {"command": "python bench/attention.py", "machine": machine(), "code": code_version(), "threads": arguments.threads, "shape": SHAPE,
-                "matrix_peak_flops": matrix_peak(arguments.threads)}
+    results |= {"command": "python bench/attention.py (in parts: see its head)", "machine": machine(), "code": code_version(),
+                "threads": arguments.threads, "shape": SHAPE}
+    for name, value in peaks(arguments.threads).items():
+        results[name] = max(value, results.get(name, 0))  # a busy moment must not lower the floor
     threads = ("--threads", str(arguments.threads))
     lengths = ("--lengths", *map(str, arguments.lengths))
     if arguments.peers:
@@ -228,10 +274,12 @@ def main() -> None:
             results["peers"][f"ours-{kind}"] = ask(sys.executable, "--layer", kind, *threads)
         results["peers"]["window_forward"] = ask(sys.executable, "--flex", *threads)
         print(json.dumps(results["peers"], indent=1))
-    else:
-        for kind in arguments.kinds:
-            results["kinds"][kind] = ask(sys.executable, "--child", kind, *threads, *lengths)
-            write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
+    for kind in () if arguments.peers else arguments.kinds:
+        if arguments.memory:
+            results.setdefault("memory", {})[kind] = ask(sys.executable, "--child", kind, *threads, "--memory")
+        else:
+            results["kinds"][kind] = results["kinds"].get(kind, {}) | ask(sys.executable, "--child", kind, *threads, *lengths)
+        write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
     summarise(results)
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
 

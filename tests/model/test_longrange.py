@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,11 +11,11 @@ from hypothesis import strategies as st
 
 from lmforge.model import longrange
 from lmforge.model.functions import rotations
-from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.gpt import GPTConfig
 from lmforge.model.longrange import ITSELF, LSH, Linear, bucket_sides
 from tests.model import reference
 from tests.model.test_attention import inputs
-from tests.model.test_gpt import PLAIN, SHAPES, network, tokens
+from tests.model.test_gpt import PLAIN
 
 
 def shape(**changes: object) -> GPTConfig:
@@ -86,43 +85,3 @@ def test_linear_equals_its_plain_form(length: int, features: str, groups: int, t
         turns = rotations(config, 200)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
         x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
         compare(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
-
-
-@pytest.mark.parametrize("config", [*SHAPES, shape(attention=("sparse", "lsh"), window=8, pool=4, lsh_span=4), shape(experts=4, activation="swiglu")])
-def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network(dataclasses.replace(config, residual="reversible", layers=4)).double()
-    x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7
-    model.loss(x, y, documents).backward()
-    ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    monkeypatch.setattr(longrange, "reversible", None)
-    monkeypatch.setattr("lmforge.model.gpt.reversible", lambda x, blocks, place: longrange._run(x, blocks, place)[2])
-    model.loss(x, y, documents).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
-
-
-@pytest.mark.parametrize("changes", [{"recompute": True}, {"recompute": True, "experts": 4}], ids=str)
-def test_recomputed_gradients_equal_the_stored_ones(changes: dict[str, object]) -> None:
-    again, stored = (network(shape(layers=3, **{**changes, "recompute": recompute})) for recompute in (True, False))
-    for model in (again, stored):
-        model.loss(tokens(2, 20), tokens(2, 20, 1)).backward()
-    for a, b in zip(again.parameters(), stored.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
-
-
-def test_what_is_kept_of_a_reversible_stack_does_not_grow_with_depth() -> None:
-    def kept(layers: int, residual: str) -> int:
-        model, found = GPT(dataclasses.replace(PLAIN, layers=layers, residual=residual)), {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = model.loss(tokens(4, 24), tokens(4, 24))
-        assert loss.requires_grad
-        return sum(found.values())
-
-    assert kept(8, "reversible") < 1.1 * kept(2, "reversible")
-    assert kept(8, "plain") > 3 * kept(2, "plain")

@@ -56,8 +56,8 @@ class Place:
 class Mixer(Protocol):
     """One kind of attention: q (B,T,H,E), k and v (B,T,kv_heads,E), none rotated yet → (B,H,T,E)."""
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
-        """Rows that are whole texts."""
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+        """Rows that are whole texts. `known` (B,H,T,E): the result, where only its gradient is wanted."""
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: LayerCache) -> Tensor:
         """Rows that go on from what `cache` holds, which takes them in."""
@@ -90,14 +90,14 @@ class Softmax(nn.Module):
         slots[order] = torch.arange(len(order))
         return seen, slots[: len(strided)], slots[len(strided) :]
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `Mixer`."""
         plain = k
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
-        return self._whole(q, k, v, plain, rotations)
+        return self._whole(q, k, v, plain, rotations, known)
 
-    def _whole(self, q: Tensor, k: Tensor, v: Tensor, plain: Tensor, rotations: Tensor | None) -> Tensor:
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, plain: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         length, groups = q.shape[1], q.shape[2] // k.shape[2]
         if self.window is None or length <= self.window:
             if halves.suits(q, k):
@@ -119,7 +119,7 @@ class Softmax(nn.Module):
         q, k, v, extra_k, extra_v = (x.transpose(1, 2) for x in (q, k, v, extra_k, extra_v))
         if groups > 1:
             k, v, extra_k, extra_v = (x.repeat_interleave(groups, 1) for x in (k, v, extra_k, extra_v))
-        return banded_attention(q, k, v, self.window, extra_k, extra_v, seen)
+        return banded_attention(q, k, v, self.window, extra_k, extra_v, seen, known)
 
     def pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (before rotation) and values (B,T,kv_heads,E) → one of each for every complete block (B,T//pool,kv_heads,E)."""
@@ -160,6 +160,15 @@ class Softmax(nn.Module):
             keys, values, mask = cache.beside(k, v, place)
             cache.write_band(k, v, place)
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask, enable_gqa=groups > 1)
+
+
+def recalls(config: GPTConfig, kind: str) -> bool:
+    """Whether what a layer mixed is kept where activations are made again: it spares the banded kinds their softmax, which takes longer
+    than their projections (4·D·keys operations against 8·D²) where a query meets more than 2·D keys."""
+    rule = Softmax(config, kind) if kind not in ("lsh", "linear") else None
+    if rule is None or rule.window is None:
+        return False
+    return rule.window + sum(config.context // each for each in (rule.stride, rule.pool) if each) > 2 * config.d_model
 
 
 class SoftmaxCache:
@@ -357,6 +366,7 @@ class Attention(nn.Module):
         self.config, self.layer = config, layer
         kind = config.kind_of(layer)
         self.shared = kind == "lsh"  # queries are keys too
+        self.recalls = recalls(config, kind)
         self.kv_width = config.kv_heads * config.head_width
         self.qkv = nn.Linear(config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.biases)
@@ -368,17 +378,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """x (B,T,D) → (B,T,D)."""
-        qkv = self.qkv(x)
-        if place.packing is None:
-            y = self._attend(qkv, place.rotations, place)
-        else:
-            parts = place.packing.apart(qkv)
-            rotations = [None if place.rotations is None else place.rotations[: part.shape[1]] for part in parts]
-            y = place.packing.together([self._attend(part, turns, place) for part, turns in zip(parts, rotations, strict=True)])
-        merged: Tensor = self.out(y)
+        merged: Tensor = self.out(self.mix(x, place))
         return merged
 
-    def _attend(self, qkv: Tensor, rotations: Tensor | None, place: Place) -> Tensor:
+    def mix(self, x: Tensor, place: Place, known: Tensor | None = None) -> Tensor:
+        """What `out` takes: x (B,T,D) → (B,T,D). `known`: the result, where only its gradient is wanted."""
+        qkv = self.qkv(x)
+        if place.packing is None:
+            return self._attend(qkv, place.rotations, place, known)
+        parts = place.packing.apart(qkv)
+        results = [None] * len(parts) if known is None else place.packing.apart(known)
+        rotations = [None if place.rotations is None else place.rotations[: part.shape[1]] for part in parts]
+        mixed = [self._attend(part, turns, place, result) for part, turns, result in zip(parts, rotations, results, strict=True)]
+        return place.packing.together(mixed)
+
+    def _attend(self, qkv: Tensor, rotations: Tensor | None, place: Place, known: Tensor | None = None) -> Tensor:
         """(B,T,D+2K) → (B,T,D), each row a text of its own."""
         config = self.config
         rows, length, _ = qkv.shape
@@ -389,5 +403,9 @@ class Attention(nn.Module):
             q = self.q_norm(q)
         k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
         cache = place.cache
-        y = self.mixer.whole(q, k, v, rotations) if cache is None else self.mixer.extend(q, k, v, place, cache.layers[self.layer])
+        if cache is None:
+            result = None if known is None else known.view(rows, length, config.heads, config.head_width).transpose(1, 2)
+            y = self.mixer.whole(q, k, v, rotations, result)
+        else:
+            y = self.mixer.extend(q, k, v, place, cache.layers[self.layer])
         return y.transpose(1, 2).reshape(rows, length, config.d_model)

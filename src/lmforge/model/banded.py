@@ -25,16 +25,19 @@ kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, extra_k: Tensor, extra_v: Tensor, seen_from: Tensor) -> Tensor:
+def banded_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, extra_k: Tensor, extra_v: Tensor, seen_from: Tensor, known: Tensor | None = None
+) -> Tensor:
     """Query t over keys t − window < j ≤ t and over the extras m with seen_from[m] ≤ t.
 
-    q, k, v (B,H,T,E); extra_k, extra_v (B,H,M,E); seen_from (M,) ascending, none below `window`. → (B,H,T,E)
+    q, k, v (B,H,T,E); extra_k, extra_v (B,H,M,E); seen_from (M,) ascending, none below `window`. → (B,H,T,E); `known`: that
+    result, where only its gradient is wanted.
     """
     if q.device.type != "cpu":
         return masked_attention(q, k, v, window, extra_k, extra_v, seen_from)
-    exact = torch.promote_types(q.dtype, torch.float32)  # half precision is slower than single on a CPU, and sums need single anyway
+    exact = torch.promote_types(q.dtype, torch.float32)
     parts = [x.to(exact) for x in (q, k, v, extra_k, extra_v)]
-    result: Tensor = _Banded.apply(*parts, window, seen_from)  # type: ignore[no-untyped-call]
+    result: Tensor = _Banded.apply(*parts, window, seen_from, known)  # type: ignore[no-untyped-call]
     return result.to(q.dtype)
 
 
@@ -188,7 +191,13 @@ class _Banded(torch.autograd.Function):
     """See the head of this file."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window: int, seen_from: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window: int, seen_from: Tensor, known: Tensor | None
+    ) -> Tensor:
+        ctx.window = window
+        ctx.save_for_backward(q, k, v, extra_k, extra_v, seen_from)
+        if known is not None:
+            return known.to(q.dtype).detach()
         scratch, scale = _Scratch(q, window, seen_from, 2), 1 / math.sqrt(q.shape[-1])
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
         with torch.autocast("cpu", enabled=False):
@@ -201,8 +210,6 @@ class _Banded(torch.autograd.Function):
                     if piece.extras:
                         torch.addmm(y, weights.flatten(0, 1)[:, piece.band :], far_v[: piece.extras], out=y)
                     result[rows] = y
-        ctx.window = window
-        ctx.save_for_backward(q, k, v, extra_k, extra_v, seen_from)
         return out
 
     @staticmethod
@@ -214,7 +221,7 @@ class _Banded(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for row, head in np.ndindex(*gradient.shape[:2]):
                 _head_backward(scratch, gradient[row, head], *(x[row, head] for x in (*inputs, *slopes)))
-        return *slopes, None, None
+        return *slopes, None, None, None
 
 
 def _head_backward(

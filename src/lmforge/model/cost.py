@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from lmforge.model import banded, halves, longrange
-from lmforge.model.attention import Softmax
+from lmforge.model.attention import Softmax, recalls
 from lmforge.model.config import GPTConfig
 
 TRAINING = 3  # times the forward pass: the backward pass makes two products (for inputs and for weights) of each one
@@ -106,8 +106,8 @@ def training_flops_per_token(config: GPTConfig, context: int) -> float:
     total = TRAINING * sum(forward.values()) + (KERNEL_TRAINING - TRAINING) * (kernel - hashes) - (TRAINING - 1) * hashes
     if c.recompute or c.residual == "reversible":
         total += sum(forward.values()) - forward["head"]
-    if c.recompute and not c.experts:  # stops when everything needed is there, before each block's last product
-        total -= 2.0 * c.layers * c.d_model * c.d_ff
+    if c.recompute and c.residual != "reversible":  # what is kept of attention need not be made again
+        total -= sum(_mixing(c, kind, context) for kind in map(c.kind_of, range(c.layers)) if recalls(c, kind)) / context
     if c.ahead:
         kind = c.kind_of(c.layers - 1)
         one = _forward(dataclasses.replace(c, layers=1, attention=(kind,), experts=0), [_mixing(c, kind, context) / context])

@@ -122,7 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(slope, weight, out=d_hidden[start : start + chunk])
             if d_weight is not None:
                 if d_weight.dtype == slope.dtype:
-                    d_weight.addmm_(slope.t(), piece)
+                    torch.addmm(d_weight, slope.t(), piece, out=d_weight)
                 else:
                     d_weight += slope.t() @ piece
         ctx.save_for_backward(d_hidden, d_weight)

@@ -15,14 +15,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lmforge.errors import InputError
+from lmforge.model.again import recomputed, reversible
 from lmforge.model.attention import Attention, KVCache, Place
 from lmforge.model.config import GPTConfig
 from lmforge.model.experts import Experts, leave_scale
 from lmforge.model.functions import FeedForward, Norm, linear_cross_entropy, rotations
-from lmforge.model.longrange import reversible
 from lmforge.model.packing import Packing
 from lmforge.model.vision import PatchEmbedding, place_patches
 
@@ -216,7 +215,7 @@ class GPT(nn.Module):
             x = reversible(x, list(self.blocks), place)
         elif self.config.recompute and torch.is_grad_enabled() and cache is None:
             for block in self.blocks:
-                x = checkpoint(block, x, place, use_reentrant=False, preserve_rng_state=False)
+                x = recomputed(x, block, place)
         else:
             for block in self.blocks:
                 x = block(x, place)

@@ -1,4 +1,4 @@
-"""Attention whose cost grows with the text's length only linearly: Reformer's hashing (LSH) and linear attention; reversible blocks.
+"""Attention whose cost grows with the text's length only linearly: Reformer's hashing (LSH) and linear attention.
 
 LSH (Kitaev et al. 2020, section 2): queries are keys too. In each round a token falls into a bucket by random rotations, and looks at the
 last `lsh_span` tokens of its bucket up to itself. Reformer cuts the tokens sorted by bucket into chunks, and where the cuts fall depends on
@@ -53,7 +53,7 @@ class LSH(nn.Module):
             found = found * side + (torch.cat((turned, -turned), -1).argmax(-1) if side > 1 else 0)
         return found
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `attention.Mixer`; `k` is `q`."""
         if rotations is not None:
             q = rotate(q, rotations)
@@ -267,7 +267,7 @@ class Linear(nn.Module):
         mapped = x @ weight.to(x.dtype)
         return torch.cat((mapped, -mapped), -1).softmax(-1)
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
+    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `attention.Mixer`."""
         return self._whole(q, k, v, rotations, None, None)[0]
 
@@ -323,61 +323,3 @@ class LinearCache:
     def nbytes(self) -> int:
         """Bytes held."""
         return self.state.nbytes
-
-
-def reversible(x: Tensor, blocks: list[Any], place: Any) -> Tensor:
-    """Blocks over two streams: a ← a + Attention(b), b ← b + FF(a), from a = b = x to their mean (Gomez et al. 2017, eq. 6 and 7).
-
-    Each step can be undone, so the backward pass makes the activations again from the last ones, and memory does not grow with depth.
-    """
-    parameters = [parameter for block in blocks for parameter in block.parameters() if parameter.requires_grad]
-    if not torch.is_grad_enabled() or place.cache is not None:
-        return _run(x, blocks, place)[2]
-    result: Tensor = _Reversible.apply(x, blocks, place, *parameters)  # type: ignore[no-untyped-call]
-    return result
-
-
-def _run(x: Tensor, blocks: list[Any], place: Any) -> tuple[Tensor, Tensor, Tensor]:
-    a = b = x
-    for block in blocks:
-        a = a + block.attend(b, place)
-        b = b + block.feed(a, place)
-    return a, b, (a + b) / 2
-
-
-class _Reversible(torch.autograd.Function):
-    """See `reversible`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, blocks: list[Any], place: Any, *parameters: Tensor) -> Tensor:
-        a, b, mean = _run(x, blocks, place)
-        ctx.save_for_backward(a, b)
-        ctx.blocks, ctx.place, ctx.parameters = blocks, place, parameters
-        kind = x.device.type
-        ctx.cast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        return mean
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b = ctx.saved_tensors
-        da = db = gradient / 2
-        found: dict[int, Tensor] = {}
-        for block in reversed(ctx.blocks):
-            change, slope = _undo(ctx, block.feed, (block.ff_norm, block.ff), a, db, found)
-            b, da = b - change, da + slope
-            change, slope = _undo(ctx, block.attend, (block.attention_norm, block.attention), b, da, found)
-            a, db = a - change, db + slope
-        return da + db, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
-
-
-def _undo(ctx: Any, branch: Any, parts: tuple[nn.Module, ...], x: Tensor, gradient: Tensor, found: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Run a branch again on x: what it added, and the gradient of x; those of the parts' parameters go to `found`."""
-    wanted = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-    kind, dtype, on = ctx.cast
-    with torch.enable_grad(), torch.autocast(kind, dtype, enabled=on):
-        x = x.detach().requires_grad_()
-        change = branch(x, ctx.place)
-    slope, *rest = torch.autograd.grad(change, [x, *wanted], gradient, allow_unused=True)
-    found.update({id(parameter): g for parameter, g in zip(wanted, rest, strict=True) if g is not None})
-    return change.detach(), slope

@@ -1,0 +1,168 @@
+"""Activations made again in the backward pass, so that they need not be kept: recomputed blocks and reversible blocks.
+
+    recomputed   kept of a block: what enters it and what its attention mixed (not for kinds that cannot use it); attention is not run again,
+                 only its projections, norms and the feed-forward part (selective recomputation: Korthikanti et al. 2022, section 5)
+    reversible   kept of the whole stack: its last activations; each block is undone (Gomez et al. 2017)
+
+The feed-forward part looks at one token at a time, so both run it, and its gradient, `TOKENS` at a time (Kitaev et al. 2020, section 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lmforge.model.experts import Experts
+
+TOKENS = 2048  # of the feed-forward part at once: its hidden layer then stays near the processor
+Found = dict[int, Tensor]  # gradients by parameter
+
+
+def recomputed(x: Tensor, block: Any, place: Any) -> Tensor:
+    """`block(x, place)`, keeping as little as said above: x (B,T,D) → (B,T,D)."""
+    result: Tensor = _Recomputed.apply(x, block, place, *_trained(block))  # type: ignore[no-untyped-call]
+    return result
+
+
+def reversible(x: Tensor, blocks: list[Any], place: Any) -> Tensor:
+    """Blocks over two streams: a ← a + Attention(b), b ← b + FF(a), from a = b = x to their mean (Gomez et al. 2017, eq. 6 and 7).
+
+    Each step can be undone, so the backward pass makes the activations again from the last ones, and memory does not grow with depth.
+    """
+    if not torch.is_grad_enabled() or place.cache is not None:
+        return _run(x, blocks, place)[2]
+    result: Tensor = _Reversible.apply(x, blocks, place, *_trained(*blocks))  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Recomputed(torch.autograd.Function):
+    """See `recomputed`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: Any, place: Any, *parameters: Tensor) -> Tensor:
+        mixed = block.attention.mix(block.attention_norm(x), place)
+        ctx.save_for_backward(x, mixed if block.attention.recalls else None)
+        ctx.block, ctx.place, ctx.parameters, ctx.cast = block, place, parameters, _cast_of(x)
+        y: Tensor = x + block.attention.out(mixed)
+        for some in _pieces(y, block):
+            some += block.feed(some, place)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, mixed = ctx.saved_tensors
+        block, place, found = ctx.block, ctx.place, Found()
+        with _as_before(ctx):
+            inner = x.detach().requires_grad_()
+            again: Any = block.attention.mix(block.attention_norm(_beyond(inner)), place) if mixed is None else None
+            mixed = (mixed if again is None else again).detach().requires_grad_()
+            added = block.attention.out(_beyond(mixed))
+        slope = gradient.clone(memory_format=torch.contiguous_format)
+        for some, into in zip(_pieces(x + added.detach(), block), _pieces(slope, block), strict=True):
+            into += _branch(ctx, block.feed, (block.ff_norm, block.ff), some, into, found)[1]
+        down = _gradients(added, mixed, (block.attention.out,), slope, found)
+        del added
+        if again is None:
+            with _as_before(ctx):
+                again = block.attention.mix(block.attention_norm(_beyond(inner)), place, mixed.detach())
+        parts = [part for name, part in block.attention.named_children() if name != "out"]
+        slope += _gradients(again, inner, (block.attention_norm, *parts), down, found)
+        return slope, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
+
+
+def _run(x: Tensor, blocks: list[Any], place: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = b = x
+    for block in blocks:
+        a = a + block.attend(b, place)
+        b = b + block.feed(a, place)
+    return a, b, (a + b) / 2
+
+
+class _Reversible(torch.autograd.Function):
+    """See `reversible`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: list[Any], place: Any, *parameters: Tensor) -> Tensor:
+        a, b = x.clone(), x.clone()
+        for block in blocks:
+            a += block.attend(b, place)
+            for some, other in zip(_pieces(a, block), _pieces(b, block), strict=True):
+                other += block.feed(some, place)
+        ctx.save_for_backward(a, b)
+        ctx.blocks, ctx.place, ctx.parameters, ctx.cast = blocks, place, parameters, _cast_of(x)
+        return (a + b) / 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = (x.clone() for x in ctx.saved_tensors)
+        da, db = gradient / 2, gradient / 2
+        found = Found()
+        for block in reversed(ctx.blocks):
+            for some, other, slope, above in zip(*(_pieces(x, block) for x in (a, b, da, db)), strict=True):
+                change, more = _branch(ctx, block.feed, (block.ff_norm, block.ff), some, above, found)
+                other -= change
+                slope += more
+            change, more = _branch(ctx, block.attend, (block.attention_norm, block.attention), b, da, found)
+            a -= change
+            db += more
+            del change, more
+        return da + db, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
+
+
+def _pieces(x: Tensor, block: Any) -> Iterator[Tensor]:
+    """x (B,T,D), contiguous, `TOKENS` tokens at a time, as views (1,t,D); whole where a token's part depends on the others (routers)."""
+    flat = x.view(1, -1, x.shape[-1])
+    yield from (x,) if isinstance(block.ff, Experts) else flat.split(TOKENS, 1)
+
+
+def _branch(
+    ctx: Any, branch: Callable[[Tensor, Any], Tensor], parts: tuple[nn.Module, ...], x: Tensor, gradient: Tensor, found: Found
+) -> tuple[Tensor, Tensor]:
+    """Run a branch again on x: what it added, and the gradient of x; those of the parts' parameters are added to `found`."""
+    with _as_before(ctx):
+        x = x.detach().requires_grad_()
+        change = branch(_beyond(x), ctx.place)
+    slope = _gradients(change, x, parts, gradient, found)
+    return change.detach(), slope
+
+
+def _gradients(y: Tensor, x: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:
+    """The gradient of x; those of the parts' parameters are added to `found`."""
+    wanted = _trained(*parts)
+    slope, *rest = torch.autograd.grad(y, [x, *wanted], gradient.to(y.dtype), allow_unused=True)
+    for parameter, new in zip(wanted, rest, strict=True):
+        if new is not None and id(parameter) in found:
+            found[id(parameter)] += new
+        elif new is not None:
+            found[id(parameter)] = new
+    return slope
+
+
+def _beyond(leaf: Tensor) -> Tensor:
+    """The same, one node of the graph further: hooks that follow modules cannot be put on leaves inside a backward pass."""
+    return leaf.view_as(leaf)
+
+
+def _trained(*modules: Any) -> list[Tensor]:
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _cast_of(x: Tensor) -> tuple[str, torch.dtype, bool]:
+    """Whether autocast is on where x is, and to what."""
+    kind = x.device.type
+    return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+
+
+@contextlib.contextmanager
+def _as_before(ctx: Any) -> Iterator[None]:
+    """Gradients on, and autocast as it was in the forward pass."""
+    kind, dtype, on = ctx.cast
+    with torch.enable_grad(), torch.autocast(kind, dtype, enabled=on):
+        yield
