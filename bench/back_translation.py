@@ -1,6 +1,6 @@
 """Back-translation from end to end: a translator trained here, its BLEU, its paraphrases, and what they are worth in training.
 
-    python bench/back_translation.py WORK [--data DATA] [--steps 1000 | --translator MODEL]
+    python bench/back_translation.py WORK [--data DATA] [--steps 1000 | --translator MODEL] [--short]
 
 1. One small prefix language model learns English→German and German→English from 25,000 pairs of Multi30k and a tenth of 47,502 pairs of
    Tatoeba, through the ordinary recipe (recipe.toml of WORK/translator), on one thread.
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of the translator")
     parser.add_argument("--translator", type=Path, help="a run or checkpoint trained before, instead of training one")
     parser.add_argument("--arm-steps", type=int, default=160, help="of each language model")
+    parser.add_argument("--short", action="store_true", help="without the augmentation and the beams")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work, multi30k = arguments.work.resolve(), arguments.data.resolve() / "parallel" / "multi30k"
@@ -185,20 +186,23 @@ def main() -> None:
     tatoeba = arguments.data.resolve() / "parallel" / "tatoeba_en_de" / "train.jsonl.gz"
     model = arguments.translator or trained(translator_recipe(pairs, tatoeba, work / "translator", arguments.steps))
     translate = Translator.load(model)
-    done = Parts(work / "parts.json", described(model))
-    result: dict[str, Any] = {"translator": described(model), "greedy": done.get("greedy", lambda: scores(translate, test))}
-    held = [row["en"] for row in training[PAIRS : PAIRS + 500]]
-    result["paraphrases"] = done.get("paraphrases", lambda: paraphrased(translate, held))
     made = {"share": SHARE}
     ways: dict[str, list[dict[str, Any]]] = {
         "without": [], "back_translation": [made | {"method": "back_translation", "model": model}],
         "augment": [made | {"method": "augment"}],
     }  # fmt: skip
+    if arguments.short:
+        del ways["augment"]
+    done = Parts(work / "parts.json", described(model))
+    result: dict[str, Any] = {"translator": described(model), "greedy": done.get("greedy", lambda: scores(translate, test))}
+    held = [row["en"] for row in training[PAIRS : PAIRS + 500]]
+    result["paraphrases"] = done.get("paraphrases", lambda: paraphrased(translate, held))
     result["arms"] = {
         name: done.get(f"{name}, {arguments.arm_steps} steps", lambda n=name, s=synthesis: arm(n, s, captions, translate, work, arguments.arm_steps))
         for name, synthesis in ways.items()
     }
-    result["beam_4"] = done.get("beam_4", lambda: scores(Translator.load(model, beams=4), test))
+    if not arguments.short:
+        result["beam_4"] = done.get("beam_4", lambda: scores(Translator.load(model, beams=4), test))
     base = result["arms"]["without"]["bits_per_byte"]
     result |= {
         "relative_bits": {name: found["bits_per_byte"] / base for name, found in result["arms"].items()},
