@@ -71,11 +71,11 @@ ensemble = 0
 """
 TASKS = {
     "sst2": ('task = "classify"\nfields = ["sentence"]\nlabels = { 0 = "negative", 1 = "positive" }\n', "glue/sst2/train.jsonl.gz",
-             "glue/sst2/dev.jsonl", {"steps": 150, "batch_tokens": 8192}),
+             "glue/sst2/dev.jsonl", {"steps": 100, "batch_tokens": 8192}),
     "mrpc": ('task = "classify"\nfields = ["sentence1", "sentence2"]\nlabels = { 0 = "different", 1 = "same" }\n', "glue/mrpc/train.jsonl.gz",
-             "glue/mrpc/dev.jsonl", {"steps": 150, "batch_tokens": 4096}),
+             "glue/mrpc/dev.jsonl", {"steps": 100, "batch_tokens": 4096}),
     "squad": ('task = "span"\nlong = "skip"\n', "squad/train_v1.1_articles.jsonl.gz", "squad/dev_v1.1_articles.jsonl.gz",
-              {"steps": 200, "batch_tokens": 8192}),
+              {"steps": 120, "batch_tokens": 8192}),
 }  # fmt: skip
 RATES = {"full": 1e-3, "lora": 5e-3}
 

@@ -342,7 +342,7 @@ class Train(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     z_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
     clip: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"  # auto: the fastest safe one, measured at start-up on a CPU
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "auto"] = "auto"  # auto: the fastest safe one, measured at start-up on a CPU
     compile: Literal["auto", "on", "off"] = "auto"  # auto: measured at start-up, its compile time counted
     threads: Positive | None = None  # default: measured at start-up
     validate_every: Positive | None = None  # steps; default: a tenth of the run

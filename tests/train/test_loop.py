@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError, Interrupted, LmforgeError
@@ -464,6 +465,31 @@ def test_events_and_profile_are_written_and_change_nothing(tiny_run: Path, tmp_p
     lines = [line for line in read_lines(tmp_path / "b" / "metrics.jsonl") if "loss" in line]
     assert all(line["utilization"] > 0 and line["memory_bytes"] > 1e7 for line in lines)
     assert not (tmp_path / "a" / "tensorboard").exists()
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the host reads a number of the device, and so waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), more: Any = None) -> Any:
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*arguments, **(more or {}))
+
+
+def test_the_host_waits_for_the_device_once_a_step_and_not_for_micro_batches(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the loss asks whether all tokens count on a CPU alone
+    found = []
+    for micro in (256, 32):
+        recipe = recipe_of(tiny_run, micro_batch_tokens=micro, optimizer="muon")
+        with contextlib.closing(TrainingRun(recipe, tiny_run / "tokens", tmp_path / str(micro), Mesh(0, 1, torch.device("cpu")))) as run:
+            batch = run.loader.batch(0)
+            with Reads() as reads:
+                run.step(0, batch)
+        found.append(reads.count)
+    assert found[0] == found[1] <= 3  # the loss and the gradient's norm, which decide whether there is an update at all
 
 
 def test_frozen_weights_cost_no_gradients(tiny_run: Path, tmp_path: Path) -> None:

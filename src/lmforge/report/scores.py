@@ -26,6 +26,7 @@ from lmforge.report.plots import share_map
 
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 2000
+_MORE = ("exact", "macro_f1", "matthews")  # other measures of a fine-tuned model's answers
 _PROMPTS, _COMPLETIONS = ("prompt", "context", "input"), ("completion", "text", "output", "generated", "written")
 
 
@@ -84,7 +85,8 @@ def _beside(row: dict[str, Any]) -> str:
     """Why there is no value, or what the task sets beside it: what is easy to get, and what could be had."""
     if row.get("not_applicable"):
         return f"not applicable: {row['not_applicable']}"
-    return ", ".join(f"{name.replace('_', ' ')} {figure(value, digits=3)}" for name, value in mapping(row, "baselines").items())
+    more = {name: row[name] for name in _MORE if number(row, name) is not None}
+    return ", ".join(f"{name.replace('_', ' ')} {figure(value, digits=3)}" for name, value in (more | mapping(row, "baselines")).items())
 
 
 def _samples(run: Run, task: str) -> Html | None:

@@ -92,6 +92,9 @@ def training(run: Run) -> Html:
     words = f"{count(last, 'step')} steps, {count(last, 'tokens')} tokens, {in_words(longest)}"
     if best is not None:
         words += f"; best on validation text {figure(figures, 'valid_bits_per_byte')} bits per byte, at step {count(best)}"
+    trained, all_of_them = number(figures, "trained_parameters"), number(figures, "parameters")
+    if trained is not None and all_of_them is not None and trained < all_of_them:
+        words += f"; {count(figures, 'trained_parameters')} parameters were learned beside {count(figures, 'parameters')} of its base"
     charts = (
         loss("Bits per byte, by tokens", "tokens", "tokens", 1, metric),
         loss("Bits per byte, by time", "seconds", unit, scale, short),

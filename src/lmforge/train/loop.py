@@ -43,8 +43,10 @@ from lmforge.tokens.loader import Batch, Loader, Prefetch
 from lmforge.tokens.mixture import at, weights_of
 from lmforge.tokens.ramp import ramp_of, with_length
 from lmforge.tokens.shards import Shards, verify_once
+from lmforge.train import fp8
 from lmforge.train.adapters import ADAPTER, adapter_tensors, averaged, hold, merged, write_adapter
 from lmforge.train.checkpoint import Checkpoints, write_snapshot
+from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
 from lmforge.train.events import EventFile
 from lmforge.train.fastest import Way, choose, describe
@@ -89,6 +91,8 @@ class TrainingRun:
     """One training run on one rank: what it holds and what it does at each step."""
 
     def __init__(self, recipe: Recipe, tokens_dir: Path, out: Path, mesh: Mesh) -> None:
+        if recipe.train.precision == "fp8":
+            fp8.require(mesh.device)
         training, held_out = Shards.open(tokens_dir, "train"), Shards.open(tokens_dir, "valid")
         recipe = with_length(recipe, training.tokens)
         self.recipe, self.mesh, self.out = recipe, mesh, out
@@ -122,7 +126,10 @@ class TrainingRun:
         self.checkpoints = Checkpoints(out / "checkpoints", settings.keep, settings.store if mesh.leads else None)
         self.excluded = Excluded(out / "excluded.json")
         self.restore()
+        kept = keep_compiled_code()
         self.way = self.chosen_way()
+        if self.way.precision == "fp8":
+            fp8.use_fp8(self.model)
         self.compiled = torch.compile(self.model.loss) if self.way.compiled else None
         self.snapshots = set(snapshot_steps(self.steps, settings.ensemble)) - {self.steps}  # the last is a checkpoint
         self.watch = Watchdog(mesh.rank)
@@ -134,7 +141,7 @@ class TrainingRun:
             trained, frozen = (sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False))
             sizes = " then ".join(str(rows * context) for rows in self.ramp.sizes)
             say(f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, {self.steps} steps of {sizes} tokens")
-            say(f"train: {describe(self.way)}")
+            say(f"train: {describe(self.way)}" + (f"; compiled code is kept in {kept}" if self.way.compiled else ""))
 
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or as it is before the first step."""

@@ -18,12 +18,12 @@ from torch import nn
 from lmforge.errors import LmforgeError
 from lmforge.model.gpt import GPTConfig
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}  # fp8: of what is no matrix of a block
 PROMISING = 1.5  # times as fast a product in bfloat16 must be before whole steps in it are measured
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Arithmetic in `precision` ("fp32", "bf16" or "fp16") over float32 weights. It holds in the thread that enters it."""
+    """Arithmetic in `precision` ("fp32", "bf16", "fp16", or "fp8", see `fp8`) over float32 weights. It holds in the thread that enters it."""
     dtype = DTYPES.get(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
