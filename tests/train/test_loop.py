@@ -477,7 +477,7 @@ class Reads(TorchDispatchMode):
         return operation(*arguments, **(more or {}))
 
 
-def test_the_host_waits_for_the_device_once_a_step_and_not_for_micro_batches(
+def test_the_host_waits_for_the_device_by_the_step_and_not_by_the_micro_batch(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the loss asks whether all tokens count on a CPU alone
@@ -489,7 +489,8 @@ def test_the_host_waits_for_the_device_once_a_step_and_not_for_micro_batches(
             with Reads() as reads:
                 run.step(0, batch)
         found.append(reads.count)
-    assert found[0] == found[1] <= 3  # the loss and the gradient's norm, which decide whether there is an update at all
+    # The loss and the gradient's norm, which decide whether there is an update at all; and three numbers that are on the host already.
+    assert found[0] == found[1] <= 5
 
 
 def test_frozen_weights_cost_no_gradients(tiny_run: Path, tmp_path: Path) -> None:
