@@ -171,10 +171,10 @@ def _vocabulary(found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
     zipf, heaps, types = mapping(found, "zipf"), mapping(analysis, "heaps"), mapping(analysis, "type_token")
     if not (zipf or heaps):
         return None
-    measured = [pair for pair in map(_pair, heaps.get("points") or []) if pair]
+    listed = (each.get("points") for each in (heaps, zipf))
+    measured, ranks = ([pair for pair in map(_pair, points if isinstance(points, list) else []) if pair] for points in listed)
     drawn = [(x, y) for row in entries(found, "vocabulary_growth") if (x := number(row, "words")) and (y := number(row, "distinct"))]
     growth = [Series("documents read one after another", _powers(measured)), Series("words drawn at random from all", _powers(drawn))]
-    ranks = [pair for pair in map(_pair, zipf.get("points") or []) if pair]
     labels = logarithmic(metric)
     charts = (line_chart("Vocabulary growth (Heaps)", growth, "words read", labels, labels),
               line_chart("Words by rank (Zipf)", [Series("count", _powers(ranks))], "rank", labels, labels))  # fmt: skip
