@@ -44,21 +44,20 @@ EVALUATES = 250  # steps between nanoGPT's evaluations, which are not counted as
 ABLATIONS: dict[str, dict[str, Any]] = {  # what stands in for the ingredient
     "as it is": {},
     "no n-gram tables": {"model.ngram_rows": 0},
-    "no n-gram tables, 4 layers of 128": {"model.ngram_rows": 0, "model.layers": 4, "model.d_model": 128, "model.heads": 4},
+    "no n-gram tables, 4 layers of 128, 200 steps": {
+        "model.ngram_rows": 0, "model.layers": 4, "model.d_model": 128, "model.heads": 4, "train.steps": 200,
+    },
     "tied output": {"model.tied": True},
     "AdamW alone": {"train.optimizer": "adamw", "train.peak_lr": 0.005},
     "relu": {"model.activation": "relu"},
-    "gelu": {"model.activation": "gelu"},
     "no query and key norms": {"model.qk_norm": False},
     "learned positions": {"model.positions": "learned"},
     "rates a third": {"train.peak_lr": 0.0067, "train.matrix_lr": 0.01},
     "betas 0.9, 0.95": {"train.betas": [0.9, 0.95]},
     "constant rate": {"train.final_lr": 1.0},
-    "wsd": {"train.schedule": "wsd"},
     "batch 512 then 1024 then 2048": {"train.batch_schedule": [[0, 512], [0.4, 1024], [0.7, 2048]]},
     "batch 768, as nanoGPT": {"train.batch_tokens": 768, "train.steps": 147},
     "context 16 then 32 then 64": {"train.context_schedule": [[0, 16], [0.5, 32], [0.8, 64]]},
-    "context 128": {"tokens.context": 128},
     "two layers": {"model.layers": 2},
     "fp32": {"train.precision": "fp32"},
 }
@@ -132,14 +131,14 @@ def run_ours(recipe: Path, tokens: Path, changes: dict[str, Any], threads: int, 
     return figures | {"process_seconds": whole}
 
 
-def worker(recipe: str, tokens: str, out: str, changes: str) -> None:
-    """Train and print the figures; the processor time is that of the steps, with validation and saving at the end left out."""
+def worker(recipe: str, tokens: str, out: str, *variants: str) -> None:
+    """Train each variant and print its figures; the processor time is that of the steps, with validation and saving at the end left out."""
     from lmforge.allocator import keep_freed_memory
     from lmforge.recipe import load_recipe
     from lmforge.train import loop
 
     keep_freed_memory()
-    spent = []
+    spent: list[float] = []
 
     class Timed(loop.TrainingRun):
         def go(self) -> None:
@@ -152,11 +151,14 @@ def worker(recipe: str, tokens: str, out: str, changes: str) -> None:
             super().validate(step, journal)
 
     loop.TrainingRun = Timed  # type: ignore[misc]
-    settings = load_recipe(Path(recipe), [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()])
-    figures = loop.train(settings, Path(tokens), Path(out) / "train", Path(out) / "model")
-    loss = figures["valid_bits_per_byte"] * math.log(2)
-    kept = {key: figures[key] for key in ("steps", "tokens", "seconds", "parameters", "chosen", "way")}
-    print(json.dumps({"loss": loss, "cpu_seconds": spent[1] - spent[0], **kept}))
+    for number, changes in enumerate(variants):
+        spent.clear()
+        settings = load_recipe(Path(recipe), [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()])
+        place = Path(out) / str(number)
+        figures = loop.train(settings, Path(tokens), place / "train", place / "model")
+        loss = figures["valid_bits_per_byte"] * math.log(2)
+        kept = {key: figures[key] for key in ("steps", "tokens", "seconds", "parameters", "chosen", "way")}
+        print(json.dumps({"loss": loss, "cpu_seconds": spent[1] - spent[0], **kept}), flush=True)
 
 
 def beside(arguments: argparse.Namespace, folder: Path, tokens: Path) -> dict[str, Any]:
@@ -181,13 +183,19 @@ def lowest(arguments: argparse.Namespace, folder: Path, tokens: Path) -> dict[st
 
 
 def ablations(arguments: argparse.Namespace, folder: Path, tokens: Path) -> list[dict[str, Any]]:
-    """One row for each ingredient taken away."""
+    """One row for each ingredient taken away, all in one process, one after another."""
     rows = []
-    for name, changes in ABLATIONS.items():
-        one = {"train.threads": 1, "train.micro_batch_tokens": 1024, **changes}
-        row = run_ours(HERE / "speedrun.toml", tokens, one, 1, folder / name.replace(" ", "-"))
-        rows.append({"what": name, "changes": changes, **row})
-        print(f"{name}: {row['loss']:.4f} nats a character, {row['cpu_seconds']:.1f} s, {row['parameters']:,} parameters", flush=True)
+    alone = {"train.threads": 1, "train.micro_batch_tokens": 1024}
+    variants = [json.dumps({**alone, **changes}) for changes in ABLATIONS.values()]
+    command = [sys.executable, str(HERE / "speedrun_cpu.py"), "--worker", str(HERE / "speedrun.toml"), str(tokens), str(folder / "rows"), *variants]
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for (name, changes), line in zip(ABLATIONS.items(), process.stdout, strict=False):
+            row = json.loads(line)
+            rows.append({"what": name, "changes": changes, **row})
+            print(f"{name}: {row['loss']:.4f} nats a character, {row['cpu_seconds']:.1f} s, {row['parameters']:,} parameters", flush=True)
+    if len(rows) < len(ABLATIONS):
+        sys.exit(f"error: ours failed at: {[*ABLATIONS][len(rows)]}")
     return rows
 
 
