@@ -1,6 +1,6 @@
 """What each kind of attention costs in quality: the same model, text and steps, context 4,096.
 
-    python bench/attention_quality.py --tokens RUN/tokens --train-tokens 2000000     (adds to bench/results/attention_quality.json; --kinds for some)
+    python bench/attention_quality.py --tokens RUN/tokens --train-tokens 400000     (adds to bench/results/attention_quality.json; --kinds for some)
 
 One table: bits per byte of held-out text, seconds of training, of a decoded token after 4,000, peak bytes. Each kind in a process of its own.
 """
@@ -23,11 +23,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "pooled": {"attention": ("pooled",)}, "pooled-conv": {"attention": ("pooled",), "pooling": "conv"}, "lsh": {"attention": ("lsh",)},
     "linear": {"attention": ("linear",)}, "linear-learned": {"attention": ("linear",), "feature_map": "learned"},
 }  # fmt: skip
-CONTEXT, VALID_ROWS = 4096, 24
+CONTEXT, VALID_ROWS = 4096, 16
+SHAPE = {"layers": 3, "d_model": 96, "heads": 3, "kv_heads": 3, "d_ff": 384, "norm": "layernorm", "activation": "relu2", "qk_norm": True}
 RESULTS = Path(__file__).parent / "results" / "attention_quality.json"
 
 
-def child(kind: str, directory: Path, train_tokens: int) -> dict[str, float]:
+def child(kind: str, directory: Path, train_tokens: int, seed: int) -> dict[str, float]:
     """Train one kind and measure it, on one thread."""
     import numpy as np
     import torch
@@ -49,14 +50,13 @@ def child(kind: str, directory: Path, train_tokens: int) -> dict[str, float]:
         text = torch.from_numpy(np.asarray(shards.read(at, CONTEXT + 1)).astype(np.int64))[None]
         return text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, context=CONTEXT, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, norm="layernorm",
-                          activation="relu2", **KINDS[kind]))  # fmt: skip
-    model.initialise(1)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, context=CONTEXT, **(SHAPE | KINDS[kind])))
+    model.initialise(seed)
     optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3, matrix_lr=0.02, weight_decay=0.0))
     steps, started = train_tokens // CONTEXT, time.process_time()
     for step in range(steps):
         set_rate(optimizers, rate(step, steps, 20, 0.0))
-        tokens, targets = row(train, step, 1)
+        tokens, targets = row(train, step, seed)
         (model.loss(tokens, targets) / CONTEXT).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers.values():
@@ -65,7 +65,7 @@ def child(kind: str, directory: Path, train_tokens: int) -> dict[str, float]:
     seconds, nats, count = time.process_time() - started, 0.0, 0
     with torch.inference_mode():
         for index in range(VALID_ROWS):
-            tokens, targets = row(valid, index, 2)
+            tokens, targets = row(valid, index, 0)
             nats, count = nats + float(model.loss(tokens, targets)), count + int(lengths[targets].sum())
         cache, times = KVCache(model.config, 1, CONTEXT, torch.device("cpu")), []
         model.hidden(tokens[:, :4000], cache)
@@ -81,22 +81,24 @@ def main() -> None:
     """Each kind in turn; adds to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=Path, required=True)
-    parser.add_argument("--train-tokens", type=int, default=2_000_000)
+    parser.add_argument("--train-tokens", type=int, default=400_000)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=1, help="of the network and the order of the text; others than 1 stand under KIND@SEED")
     parser.add_argument("--child", choices=KINDS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(arguments.child, arguments.tokens, arguments.train_tokens)))
+        print(json.dumps(child(arguments.child, arguments.tokens, arguments.train_tokens, arguments.seed)))
         return
     from lmforge.record import code_version, machine, write_atomic
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
     results |= {"command": "python bench/attention_quality.py --tokens RUN/tokens", "machine": machine(), "code": code_version(),
-                "train_tokens": arguments.train_tokens, "context": CONTEXT}  # fmt: skip
+                "train_tokens": arguments.train_tokens, "context": CONTEXT, "shape": SHAPE}  # fmt: skip
     for kind in arguments.kinds:
-        command = [sys.executable, __file__, "--tokens", str(arguments.tokens), "--train-tokens", str(arguments.train_tokens), "--child", kind]
+        command = [sys.executable, __file__, "--tokens", str(arguments.tokens), "--train-tokens", str(arguments.train_tokens), "--seed",
+                   str(arguments.seed), "--child", kind]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-        results["kinds"][kind] = row
+        results["kinds"][kind if arguments.seed == 1 else f"{kind}@{arguments.seed}"] = row
         print(f"{kind:14s} {row['bits_per_byte']:.4f} bits/byte, {row['train_seconds']:.0f} s, {1000 * row['decode_seconds']:.2f} ms/token, "
               f"{row['peak_bytes'] / 1e6:.0f} MB", flush=True)  # fmt: skip
         write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")

@@ -2,9 +2,9 @@
 
     python bench/passkey.py --kind sparse --minutes 25        (one thread; adds to bench/results/passkey.json and to --run, with a report)
 
-A training row is filler with a key in it, sometimes two, stated from 2 to 100 times: "The key of bak is 4 7 1 1.". The loss counts the digits
+A training row is filler with a key in it, sometimes two, stated from 2 to 375 times: "The key of bak is 4 7 1 1.". The loss counts the digits
 of all statements but the first, so that a row asks for the same key many times over distances of all sizes; the test is the case of two
-statements, the second one at the end. Lengths grow as they are learned (256, 1,024, 4,096, 16,384, 30,000 tokens).
+statements, the second one at the end. Lengths grow as they are learned (128, 256, 1,024, 4,096, 30,000 tokens).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import json
 import random
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lmforge.compress.chain import load
 from lmforge.evaluate.harness import evaluate
-from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys
+from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys, found
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.model.saved import model_tensors, write_model
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
@@ -30,9 +32,10 @@ from lmforge.report.page import write_report
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.train.optim import build_optimizers, set_rate
 
-LENGTHS = (256, 1024, 4096, 16_384, 30_000)
-STEP_TOKENS, PER_STATEMENT, MOST = 4096, 20, 100  # tokens of a step; at most a statement in so many tokens, and so many of one key in a row
-LEARNED = 0.1  # nats a digit at which a length is known
+LENGTHS = (128, 256, 1024, 4096, 30_000)
+BY = (0.2, 0.5, 0.65, 0.8)  # shares of the time by which each length but the last is left at the latest
+STEP_TOKENS, DENSE, SPARSE = 4096, 40, 80  # tokens of a step; a statement in so many tokens; at most a statement in so many
+EVERY, LEARNED = 0.25, 0.4  # minutes between tests; nats a digit at which a length is known
 RESULTS = Path(__file__).parent / "results" / "passkey.json"
 KINDS: dict[str, dict[str, Any]] = {
     "sparse": {"attention": ("sparse",), "window": 64, "stride": 64, "pool": 64},
@@ -51,11 +54,12 @@ def vocabulary() -> Tokenizer:
 
 def training_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list[int], list[int]]:
     """Tokens and targets of `length` tokens: one key, seldom two, each stated again and again at random places of the filler."""
-    most = max(2, min(MOST, length // (2 * PER_STATEMENT)))
+    dense = length == LENGTHS[0]  # all within the window: what a key is can be learned first, and fast
+    most = length // (DENSE if dense else SPARSE)
     order = []
-    for name in rng.sample(NAMES, 1 if rng.random() < 0.75 else 2):
+    for name in rng.sample(NAMES, 1 if rng.random() < 0.9 else 2):
         stated = makes.questions[name], makes.answer([rng.randrange(10) for _ in range(4)])
-        order += [stated] * round(2 * (most / 2) ** rng.random())
+        order += [stated] * (most if dense else round(2 * (most / 2) ** rng.random()))
     rng.shuffle(order)
     filler = list(itertools.chain(*makes.filler(rng, length + 1 - sum(len(q) + len(a) + len(makes.stop) for q, a in order))))
     cuts = sorted(rng.randint(0, len(filler)) for _ in order)
@@ -80,15 +84,16 @@ def network(kind: str, vocab_size: int, changes: dict[str, Any]) -> GPT:
     return model
 
 
-def train(model: GPT, makes: Passkeys, minutes: float, longest: int) -> list[dict[str, Any]]:
+def train(model: GPT, makes: Passkeys, minutes: float, longest: int, save: Callable[[GPT], None]) -> list[dict[str, Any]]:
     """Muon and AdamW; the next length comes when this one is learned. The rate falls over the last fifth of the time."""
     rng = random.Random(0)
     optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3, matrix_lr=0.02, weight_decay=0.0))
     journal: list[dict[str, Any]] = []
-    started, stage, mean, step, at_length = time.process_time(), 0, 3.0, 0, 0
+    started, stage, mean, step, at_length, told = time.process_time(), 0, 3.0, 0, 0, EVERY
     while (spent := (time.process_time() - started) / 60) < minutes:
         length = min(LENGTHS[stage], longest)
-        rows = [training_row(makes, rng, length) for _ in range(max(1, STEP_TOKENS // length))]
+        size = max(1, STEP_TOKENS // length)
+        rows = [training_row(makes, rng, length) for _ in range(size)]
         tokens, targets = (torch.tensor(part) for part in zip(*rows, strict=True))
         set_rate(optimizers, min(1.0, (step + 1) / 50, max(0.02, (minutes - spent) / (0.2 * minutes))))
         loss = model.loss(tokens, targets) / (targets >= 0).sum()
@@ -98,10 +103,15 @@ def train(model: GPT, makes: Passkeys, minutes: float, longest: int) -> list[dic
             optimizer.step()
         model.zero_grad(set_to_none=True)
         step, at_length, mean = step + 1, at_length + 1, mean + (loss.item() - mean) / min(at_length + 1, 20)
-        grows = mean < LEARNED and at_length >= 20 and length < longest
-        if step % 50 == 0 or grows:
-            journal.append({"step": step, "length": length, "loss": round(mean, 4), "minutes": round(spent, 2)})
+        late = stage < len(BY) and spent > BY[stage] * minutes
+        grows = (late or (mean < LEARNED and at_length >= 20)) and length < longest
+        if spent > told or grows:
+            told = spent + EVERY
+            tested = [row for number in range(10) if (row := makes.row(rng, length, number / 9))]
+            hits = [hit for begin in range(0, 10, size) for hit in found(model, tested[begin : begin + size])]
+            journal.append({"step": step, "length": length, "loss": round(mean, 4), "found": sum(hits) / 10, "minutes": round(spent, 2)})
             print(journal[-1], flush=True)
+            save(model)
         if grows:
             stage, at_length = stage + 1, 0
     journal.append({"step": step, "length": length, "loss": round(mean, 4), "minutes": round(spent, 2)})
@@ -128,22 +138,28 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=20, help="keys tried for each length and depth")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="length to stop growing at (to try things; writes no results)")
     parser.add_argument("--set", type=json.loads, default={}, help="changes of the network, as JSON (to try things)")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in --run, the lengths from the first")
     parser.add_argument("--run", type=Path, default=Path("runs/passkey"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = vocabulary()
     model, makes = network(arguments.kind, tokenizer.vocab_size, arguments.set), Passkeys(tokenizer)
-    journal = train(model, makes, arguments.minutes, arguments.longest)
+
+    def save(network: GPT) -> None:
+        with atomic_directory(arguments.run / "models" / arguments.kind) as folder:
+            tokenizer.save(folder / "vocabulary.json")
+            write_model(folder, network.config, model_tensors(network), folder / "vocabulary.json")
+
+    if arguments.resume:
+        model.load_state_dict(load(arguments.run / "models" / arguments.kind).state_dict())
+    journal = train(model, makes, arguments.minutes, arguments.longest, save)
+    save(model)
     if arguments.longest < LENGTHS[-1]:
         return
     trained, peak = journal[-1]["minutes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     recipe = parse_recipe({"name": "passkey", "run_dir": str(arguments.run), "evaluate": {"tasks": ["passkey"], "items": 10 * arguments.keys},
                            "train": {"threads": 1}, "tokens": {"vocab_size": tokenizer.vocab_size, "context": LENGTHS[-1]}})  # fmt: skip
-    arguments.run.mkdir(parents=True, exist_ok=True)
     write_atomic(arguments.run / "recipe.toml", to_toml(recipe))
-    with atomic_directory(arguments.run / "models" / arguments.kind) as folder:
-        tokenizer.save(folder / "vocabulary.json")
-        write_model(folder, model.config, model_tensors(model), folder / "vocabulary.json")
     score = json.loads(score_file(recipe, arguments.run, arguments.kind, tokenizer).read_text())
     longest = score["accuracy"][score["lengths"].index(LENGTHS[-1])]
     print(arguments.kind, score["lengths"], score["accuracy"], flush=True)

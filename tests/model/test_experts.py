@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.model.attention import Place
-from lmforge.model.experts import BIAS_GRADIENT, Experts
+from lmforge.model.experts import BIAS_GRADIENT, BIAS_STEP, ROUTER_SCALE, Experts, dispatch_here, grouped_linear
 from lmforge.model.gpt import GPTConfig
 from tests.model.test_gpt import PLAIN, network, tokens
 
@@ -26,8 +27,8 @@ def plain(part: Experts, x: torch.Tensor) -> torch.Tensor:
     """Token by token."""
     rows = []
     for token in x.flatten(0, -2):
-        scores = (part.router(token)).float().softmax(-1)
-        ranking = scores if part.choice_bias is None else scores.log() + part.choice_bias
+        scores = (part.router(token).float() * ROUTER_SCALE / math.sqrt(len(token))).softmax(-1)
+        ranking = scores if part.choice_bias is None else scores.log() + BIAS_STEP * part.choice_bias
         chosen = ranking.topk(part.active).indices
         weights = scores[chosen] / scores[chosen].sum()
         y = sum((w * part.experts[int(i)](token) for w, i in zip(weights.to(x.dtype), chosen, strict=True)), torch.zeros_like(token))
@@ -96,3 +97,21 @@ def test_an_uneven_router_becomes_even(balance: str) -> None:
         uneven.append(float(place.loads[0].max() / place.loads[0].float().mean()))
     assert uneven[0] > 1.5
     assert sum(uneven[-20:]) / 20 < 1.2
+
+
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=3), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_one_grouped_product_equals_slices(load: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = [torch.nn.Linear(16, 8, bias=False) for _ in load]
+    x, counts = torch.randn(sum(load) + 1, 16), torch.tensor([*load[:2], load[2] + 1])
+    torch.testing.assert_close(grouped_linear(x, counts, layers, fused=True), grouped_linear(x, counts, layers, fused=False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_replaced_experts_are_called_one_by_one_and_give_the_same(biases: bool) -> None:
+    part = experts(dataclasses.replace(EXPERTS, biases=biases))
+    x = torch.randn(9, 16, dtype=torch.float64)
+    chosen, weights = torch.randint(0, 4, (9, 2)), torch.rand(9, 2, dtype=torch.float64)
+    wrapped = [torch.nn.Sequential(expert) for expert in part.experts]
+    torch.testing.assert_close(dispatch_here(x, chosen, weights, list(part.experts)), dispatch_here(x, chosen, weights, wrapped))

@@ -3,15 +3,16 @@
     x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert ─▶ grouped products ─▶ weighted sum (N,D)
 
 X experts share a layer's `d_ff` units. There is no capacity: an expert takes as many tokens as choose it. What keeps the load even is one of
-  bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"). It is a parameter whose
-         gradient is its load above the mean, so AdamW moves it by about its rate each step, and micro-batches, replicas and ranks
-         sum its gradient like any other;
+  bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"), beside the loss below.
+         It is a parameter whose gradient is its load above the mean, so AdamW moves it by BIAS_STEP times its rate each step, and
+         micro-batches, replicas and ranks sum its gradient like any other;
   loss   X·Σ f_i P_i (Fedus et al. 2021, eq. 4).
 A z-loss keeps the router's logits small (Zoph et al. 2022, eq. 5). Router losses add gradients to a step and nothing to the loss it reports.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from lmforge.model.functions import FeedForward
 
 BALANCE_LOSS, ROUTER_Z_LOSS = 0.01, 0.001  # weights per token, against nats (Fedus et al. 2021; Zoph et al. 2022)
 BIAS_GRADIENT = 1e-3  # AdamW does not see the size of a gradient; the clip does, so it is kept small
+ROUTER_SCALE = 3.0  # of logits over √D: AdamW moves a sum over D by up to D times its rate a step
+BIAS_STEP = 32.0  # what AdamW's rate is to the bias, so that it can follow a router whose every weight moves by that rate
 Dispatch = Callable[[Tensor, Tensor, Tensor, Sequence[nn.Module]], Tensor]
 
 
@@ -138,10 +141,10 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """(B,T,D) → (B,T,D)."""
         flat = x.flatten(0, -2)
-        logits = self.router(flat).float()
+        logits = self.router(flat).float() * ROUTER_SCALE / math.sqrt(flat.shape[-1])
         scores = logits.softmax(-1)
         bias = self.choice_bias
-        chosen = (logits if bias is None else logits + bias.float()).detach().topk(self.active, -1).indices
+        chosen = (logits if bias is None else logits + BIAS_STEP * bias.float()).detach().topk(self.active, -1).indices
         weights = scores.gather(-1, chosen)
         weights = weights / weights.sum(-1, keepdim=True)
         y = self.dispatch(flat, chosen, weights, list(self.experts))
@@ -152,7 +155,7 @@ class Experts(nn.Module):
         if torch.is_grad_enabled():
             share = load * (len(self.experts) / self.active)  # what each expert's load would be a part of, were all equal: N
             losses = ROUTER_Z_LOSS * logits.logsumexp(-1).square().sum()
-            if self.balance == "loss":
+            if self.balance != "none":
                 losses = losses + BALANCE_LOSS * (share / len(flat) * scores.sum(0)).sum()
             y = _AlsoLearn.apply(y, losses, bias, BIAS_GRADIENT * (share - len(flat)), place)  # type: ignore[no-untyped-call]
         return y.view(x.shape)
