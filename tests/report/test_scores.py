@@ -13,6 +13,7 @@ def test_models_of_a_task_stand_side_by_side(finished_run: Path) -> None:
     assert [(name, row["value"]) for name, row in rows] == [("model", 1.658), ("compressed", 1.661)]
     assert score(run, "kneser_ney") == 1.821
     assert score(run, "absent") is None
+    assert score_rows({"models": {"sparse": {"value": 1.0}}}) == [("sparse", {"value": 1.0})]
 
 
 def test_the_table_says_what_a_score_rests_on(finished_run: Path) -> None:

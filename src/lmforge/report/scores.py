@@ -37,8 +37,9 @@ def score(run: Run, task: str) -> float | None:
 
 
 def score_rows(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(model's name, its score) in a task's file: the first model's own, then those of `models`."""
-    return [(name, row) for name, row in (("model", task), *mapping(task, "models").items()) if mapping(row)]
+    """(model's name, its score) in a task's file: the first model's own where there is one, then those of `models`."""
+    own = {} if set(task) == {"models"} else task
+    return [(name, row) for name, row in (("model", own), *mapping(task, "models").items()) if mapping(row)]
 
 
 def scores(run: Run) -> Html:
