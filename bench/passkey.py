@@ -35,7 +35,7 @@ from lmforge.train.optim import build_optimizers, set_rate
 LENGTHS = (128, 256, 1024, 4096, 30_000)
 BY = (0.2, 0.5, 0.65, 0.8)  # shares of the time by which each length but the last is left at the latest
 STEP_TOKENS, DENSE, SPARSE = 4096, 40, 80  # tokens of a step; a statement in so many tokens; at most a statement in so many
-EVERY, LEARNED = 0.25, 0.4  # minutes between tests; nats a digit at which a length is known
+EVERY, LEARNED = 0.25, 0.05  # minutes between tests; nats a digit at which a length is known
 RESULTS = Path(__file__).parent / "results" / "passkey.json"
 KINDS: dict[str, dict[str, Any]] = {
     "sparse": {"attention": ("sparse",), "window": 64, "stride": 64, "pool": 64},
