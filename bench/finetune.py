@@ -1,14 +1,15 @@
 """Fine-tuning on real data: every weight against low-rank adapters, on a text, a pair of texts, and questions about a text.
 
-    python bench/finetune.py WORK [--data DATA] [--base RUN] [--only sst2 mrpc squad]
+    python bench/finetune.py WORK [--data DATA] [--base RUN] [--only sst2 mrpc squad] [--ways full lora]
 
 1. A small language model (4 layers of width 128, context 256, chat tokens) learns TinyStories and Wikipedia articles, on one thread; or --base.
 2. SST-2 (67,349 phrases of film reviews), MRPC (3,668 pairs of sentences) and SQuAD 1.1 (articles of Wikipedia), each with every weight and
    with LoRA of rank 8, each in a process of its own; scored on the held-out parts of the same sets.
 
-DATA is the folder with pretrain and benchmarks; by default LMFORGE_DATA or ../shared/data. What is done in WORK is not done again. Prints one
-JSON object, also written to bench/results/finetune.json: score with its 95% interval, the most frequent label's, trained parameters, seconds
-of processor time, and how much resident memory training added. SQuAD's articles are among those that the base learned; its held-out articles are not.
+DATA is the folder with pretrain and benchmarks; by default LMFORGE_DATA or ../shared/data. What is done in WORK is not done again, and what
+--only and --ways leave out keeps its earlier result. Prints one JSON object, also written to bench/results/finetune.json: score with its 95%
+interval, the most frequent label's, trained parameters, seconds of processor time, and how much resident memory training added. SQuAD's
+articles are among those that the base learned; its held-out articles are not.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("LMFORGE_DATA", Path(__file__).parents[2] / "shared" / "data")))
     parser.add_argument("--base", type=Path, help="a run to begin with")
     parser.add_argument("--only", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--ways", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -131,9 +133,9 @@ def main() -> None:
         write_atomic(work / "base.toml", BASE.format(data=data))
         recipe = load_recipe(work / "base.toml", [f"run_dir={base}"])
         run_stages(recipe, base, until="train")
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     for task in given.only:
-        for way in RATES:
+        for way in given.ways:
             say(f"══ {task}, {way}")
             path = recipe_of(work, data, base, task, way)
             found = path.with_suffix(".json")
