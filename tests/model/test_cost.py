@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmforge.model.config import KINDS, network_of
@@ -22,6 +23,7 @@ from lmforge.model.cost import (
     parameters,
     training_bytes,
     training_flops_per_token,
+    working_bytes_per_token,
 )
 from lmforge.model.gpt import GPT, GPTConfig, KVCache
 from lmforge.recipe import load_recipe
@@ -183,6 +185,33 @@ def test_activations_of_every_kind_are_what_autograd_keeps(changes: dict[str, ob
 def test_activations_are_what_autograd_keeps(changes: dict[str, object], half: bool) -> None:
     config = dataclasses.replace(SMALL, **changes)  # type: ignore[arg-type]
     assert 5 * 64 * activation_bytes_per_token(config, half) == pytest.approx(kept_bytes(config, 5, half), rel=0.03)
+
+
+def peak_bytes(config: GPTConfig, rows: int) -> int:
+    """The most that the library's tensors hold at once in a step, above weights and their gradients: the allocator's own account."""
+    model = GPT(config)
+    model.initialise(1)
+    tokens = torch.randint(0, config.vocab_size, (rows, config.context))
+    model.loss(tokens[:, :8], tokens[:, :8]).backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model.loss(tokens, tokens).backward()
+    held = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"norm": "rmsnorm", "activation": "swiglu"}, {"attention": ("sparse",)}, {"attention": ("lsh",)}, {"attention": ("linear",)},
+    {"experts": 4, "d_ff": 512}, {"recompute": True}, {"residual": "reversible"},
+], ids=str)  # fmt: skip
+def test_activation_bytes_are_the_measured_peaks(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmforge.model.banded.SCRATCH", 1 << 15)
+    monkeypatch.setattr("lmforge.model.again.TOKENS", 256)
+    config = dataclasses.replace(SMALL, context=1024, layers=6, **({"d_ff": 256, "norm": "layernorm", "lsh_span": 32} | changes))  # type: ignore[arg-type]
+    ours = 4 * 1024 * (activation_bytes_per_token(config) + working_bytes_per_token(config)) + training_bytes(config, 4096)["logits"]
+    assert ours == pytest.approx(peak_bytes(config, 4), rel=0.1)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

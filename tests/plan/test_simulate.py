@@ -1,6 +1,8 @@
 """Plans: the stable keys, right in size and in time, far beyond the machine without touching its memory."""
 
 import resource
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from lmforge.model.gpt import GPT
 from lmforge.plan.hardware import Hardware
 from lmforge.plan.simulate import expected_utilization, network_of, plan
-from lmforge.recipe import Model, Parallel, Recipe, Tokens, Train
+from lmforge.recipe import Model, Parallel, Recipe, Tokens, Train, load_recipe
 
 LAPTOP = Hardware(cores=2, memory_bytes=8 * 2**30, matrix_flops=1e11, bytes_per_second=1e10)
 CARD = Hardware(cores=16, memory_bytes=2**37, gpu="Example GPU", gpu_memory_bytes=80 * 2**30, gpus=8, matrix_flops=6e14)
@@ -98,3 +100,15 @@ def test_every_recipe_has_a_plan(layers, heads, context, vocab, batch, micro, da
     assert all(isinstance(value, int) and value >= 0 for value in found["memory_bytes_per_device"].values())
     assert found["hours"] > 0
     assert found["active_parameters"] <= found["parameters"]
+
+
+def test_the_target_recipe_is_planned_in_seconds_by_the_formulas() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "gpt4.toml", [])
+    started = time.monotonic()
+    found = plan(recipe, Hardware(cores=2, memory_bytes=24 << 30, matrix_flops=3e11))
+    assert time.monotonic() - started < 20
+    assert found["parameters"] == pytest.approx(1.199e12, rel=1e-3)
+    assert found["train_flops"] == pytest.approx(9.35e24, rel=0.01)  # 6·N·D
+    assert found["memory_bytes_per_device"]["weights"] == 4 * found["parameters"]
+    assert found["memory_bytes_per_device"]["optimizer"] == 8 * found["parameters"]
+    assert not found["fits"]

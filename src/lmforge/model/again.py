@@ -101,7 +101,7 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b = (x.clone() for x in ctx.saved_tensors)
+        a, b = ctx.saved_tensors  # written to: a second backward pass over the same graph is refused by autograd
         da, db = gradient / 2, gradient / 2
         found = Found()
         for block in reversed(ctx.blocks):

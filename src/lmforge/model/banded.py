@@ -1,4 +1,4 @@
-"""One softmax over a band of recent keys and a list of earlier ones, in blocks that stay in the cache: the fast path of the sparse kinds.
+"""One softmax over a band of recent keys and a list of earlier ones, in blocks that stay near the processor: the fast path of the sparse kinds.
 
     some blocks of queries ─┬─ each × the `window` keys before it and its own, a view of them ─┐
                             └─ all together × the extras that the last of them sees ───────────┴─ one softmax ─▶ y
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SCRATCH = 1 << 19  # scores that exist at once: with their gradients they stay in a core's second-level cache
+SCRATCH = 1 << 19  # scores that exist at once: fewer are slower for the calls they take, more for the cache (docs/log.md)
 kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

@@ -173,8 +173,8 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
 
     Counted from the network tensor by tensor (views share the storage of what they view). Scores of attention are not kept: the library's
     kernels make them again (Dao et al. 2022), but for short rows in half precision on a CPU (`halves`). An upper bound where a fused kernel
-    keeps less (RMSNorm on a GPU). With recomputation: what
-    enters each block, and the insides of one block; with reversible blocks: the two streams, and the insides of one branch.
+    keeps less (RMSNorm on a GPU). With recomputation: what enters each block, and what attention mixed where that is worth it (`recalls`);
+    with reversible blocks: the two streams. `working_bytes_per_token` comes on top.
     """
     c, width = config, config.d_model
     a = 2 if half else 4  # bytes of a number that goes through matrix products; the residual stream stays float32
@@ -182,13 +182,40 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     norm = 4 * width + (4 * width + 4 if rms else 8) + a * width  # input; normalised input and its scale; output
     ids = 8 * (3 if c.ngram_rows else 1)
     last = norm - a * width + 4 * width  # the last norm's output is replaced by the gradient that the loss makes at once
-    attention = [norm + _attention_bytes(c, c.kind_of(layer), a, half) for layer in range(c.layers)]
-    feed_forward = norm + _feed_forward_bytes(c, a)
+    kinds = [c.kind_of(layer) for layer in range(c.layers)]
     if c.residual == "reversible":
-        return round(8 * width + max(*attention, feed_forward) + last + ids)
+        return round(8 * width + ids)
     if c.recompute:
-        return round(4 * width * c.layers + max(attention) + feed_forward + last + ids)
-    return round(sum(attention) + c.layers * feed_forward + last + ids)
+        return round(sum(4 * width + (a * width if recalls(c, kind) else 0) for kind in kinds) + ids)
+    attention = sum(norm + _attention_bytes(c, kind, a, half) for kind in kinds)
+    return round(attention + c.layers * (norm + _feed_forward_bytes(c, a)) + last + ids)
+
+
+def working_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
+    """Bytes that live briefly in the backward pass at its fullest moment, per token in flight, beside what is kept until then.
+
+    Plain: the last layer's gradients, when what the output took is free again. Made again: one layer's attention with its gradients
+    (the feed-forward part goes in pieces). Scratch of a fixed size is not in it. Fitted to the allocator's peaks (`tests/model/test_cost.py`).
+    """
+    c, a = config, 2 if half else 4
+    return round(max(_working_bytes(c, kind, a, half) for kind in map(c.kind_of, range(c.layers))))
+
+
+def _working_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
+    """The same for one layer."""
+    width, keys = c.d_model, c.kv_heads * c.head_width
+    mixing = a * (width + (1 if kind == "lsh" else 2) * keys)  # the gradients of queries, keys and values
+    if kind == "lsh":  # one round: sorted copies and their gradients, masks; sums over the rounds
+        mixing = max(mixing, 17 * a * width + 4 * 4 * c.lsh_span * c.heads)
+    made_again = c.residual == "reversible" or c.recompute
+    if not made_again:
+        units = c.d_ff if not c.experts else c.d_ff // c.experts * (c.experts_active + c.experts_shared)
+        feed_forward, free = 4 * width + 2 * a * units, 12 * width
+        return max(feed_forward - free, mixing - free - a * units, 0)
+    inside = a * width + 8 + _attention_bytes(c, kind, a, half)
+    if c.residual == "reversible":
+        return inside + mixing + 12 * width + 2 * a * width  # gradients of the streams, the branch's result
+    return inside + mixing + 8 * width + (0 if recalls(c, kind) else a * width)
 
 
 def _feed_forward_bytes(c: GPTConfig, a: int) -> float:
@@ -267,7 +294,7 @@ def training_bytes(config: GPTConfig, tokens: int, optimizer: str = "adamw", hal
         "weights": 4 * total + (2 * matrices if half else 0),
         "gradients": 4 * total,
         "optimizer": round(moments * (1 + 4 / 256)) if packed else 4 * moments,
-        "activations": tokens * activation_bytes_per_token(config, half),
+        "activations": tokens * (activation_bytes_per_token(config, half) + working_bytes_per_token(config, half)),
         "logits": chunk * config.vocab_size * (2 + 4 + 2 if half else 4 + 4) + 4 * (counted["output"] or counted["embedding"]),
     }
 
