@@ -32,7 +32,7 @@ import sacrebleu
 import torch
 
 from lmforge.corpus.build import build_corpus
-from lmforge.corpus.translate import Likeness, back_translate
+from lmforge.corpus.synthesize.translate import Likeness, back_translate
 from lmforge.errors import InputError, LmforgeError
 from lmforge.evaluate.language import quick_bits_per_byte
 from lmforge.model.saved import load_model

@@ -60,12 +60,12 @@ def ours(what: str, source: Path, work: Path) -> None:
     """One of our runs, in this process; prints what corpus_peer.py prints."""
     import numpy as np
 
-    from lmforge.corpus import overlap
     from lmforge.corpus.build import build_corpus, read_documents
-    from lmforge.corpus.words import read_words
+    from lmforge.corpus.overlap import duplicates
+    from lmforge.corpus.overlap.words import read_words
     from lmforge.recipe import parse_recipe
 
-    overlap.signature(read_words("compiled, or read from numba's cache, before the clock starts"))
+    duplicates.signature(read_words("compiled, or read from numba's cache, before the clock starts"))
     usage = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     read = [json.loads(line) for line in source.open()] if what == "near" else []
     started, before = time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in map(resource.getrusage, usage))
@@ -73,12 +73,12 @@ def ours(what: str, source: Path, work: Path) -> None:
         corpus = {"sources": [{"kind": "jsonl", "path": source}], "workers": 1, "analyse_bytes": 0}
         build_corpus(parse_recipe({"corpus": corpus}), work / "corpus")
     else:
-        keys, sketches = zip(*(overlap.signature(read_words(document["text"])) for document in read), strict=True)
+        keys, sketches = zip(*(duplicates.signature(read_words(document["text"])) for document in read), strict=True)
         np.stack(sketches).tofile(work / "sketches.bin")
-        records = np.stack([np.concatenate(keys), np.repeat(np.arange(len(read), dtype=np.uint64), overlap.BANDS)])
-        where = overlap.Sketches([work / "sketches.bin"])
-        pairs = overlap.verified_pairs(overlap.candidate_pairs(records[:, np.lexsort(records[::-1])]), where, 0.75)
-        lost = set(overlap.settle(pairs, where, 0.75).dropped.tolist())
+        records = np.stack([np.concatenate(keys), np.repeat(np.arange(len(read), dtype=np.uint64), duplicates.BANDS)])
+        where = duplicates.Sketches([work / "sketches.bin"])
+        pairs = duplicates.verified_pairs(duplicates.candidate_pairs(records[:, np.lexsort(records[::-1])]), where, 0.75)
+        lost = set(duplicates.settle(pairs, where, 0.75).dropped.tolist())
     seconds = time.perf_counter() - started
     processor = sum(each.ru_utime + each.ru_stime for each in map(resource.getrusage, usage)) - before
     peak = max(resource.getrusage(who).ru_maxrss for who in usage) * 1024

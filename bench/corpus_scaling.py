@@ -52,12 +52,12 @@ def write_texts(folder: Path, size: int) -> None:
 
 def one(folder: Path, out: Path) -> None:
     """Build the corpus of a folder; prints seconds and peak memory."""
-    from lmforge.corpus import overlap
     from lmforge.corpus.build import build_corpus
-    from lmforge.corpus.words import read_words
+    from lmforge.corpus.overlap import duplicates
+    from lmforge.corpus.overlap.words import read_words
     from lmforge.recipe import parse_recipe
 
-    overlap.signature(read_words("compiled, or read from numba's cache, before the clock starts"))
+    duplicates.signature(read_words("compiled, or read from numba's cache, before the clock starts"))
     started = time.perf_counter()
     figures = build_corpus(parse_recipe({"corpus": {"sources": [{"kind": "jsonl", "path": folder}], "workers": 1, "analyse_bytes": 0}}), out)
     seconds = time.perf_counter() - started

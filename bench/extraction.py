@@ -29,7 +29,7 @@ from typing import Any
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
-from lmforge.corpus.web import page_text
+from lmforge.corpus.sources.web import page_text
 from lmforge.progress import say
 from lmforge.record import code_version, machine, write_atomic
 

@@ -33,14 +33,14 @@ from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import normalized_mutual_info_score
 
-from lmforge.corpus.analyse import analyse
-from lmforge.corpus.conditional import of_bytes, of_words
-from lmforge.corpus.entities import Recogniser
-from lmforge.corpus.entropy import chao_shen, grassberger, miller_madow, plug_in
-from lmforge.corpus.genres import genre_figures
-from lmforge.corpus.measure import Statistics
-from lmforge.corpus.sampling import PIECE, Piece
-from lmforge.corpus.topics import ITERATIONS, TOKEN, WORDS, coherence, find_topics
+from lmforge.corpus.measure.analyse import analyse
+from lmforge.corpus.measure.conditional import of_bytes, of_words
+from lmforge.corpus.measure.counts import Statistics
+from lmforge.corpus.measure.entities import Recogniser
+from lmforge.corpus.measure.entropy import chao_shen, grassberger, miller_madow, plug_in
+from lmforge.corpus.measure.genres import genre_figures
+from lmforge.corpus.measure.sampling import PIECE, Piece
+from lmforge.corpus.measure.topics import ITERATIONS, TOKEN, WORDS, coherence, find_topics
 from lmforge.errors import LmforgeError
 from lmforge.intervals import bootstrap_ratio, wilson
 from lmforge.progress import say

@@ -66,6 +66,17 @@ def test_the_network_knows_one_device(path: Path) -> None:
     assert "distributed" not in path.read_text()
 
 
+def test_parts_of_the_corpus_import_in_one_direction() -> None:
+    order = ["sources", "clean", "overlap", "measure", "synthesize"]
+    assert {path.name for path in (SOURCE / "corpus").iterdir() if (path / "__init__.py").exists()} == set(order)
+    for path in sorted((SOURCE / "corpus").glob("*/*.py")):
+        engine = {f"lmforge.corpus.{name}" for name in ("build", "steps", "executors")}
+        parts = [name.split(".")[2] for name in imports(path) if name.startswith("lmforge.corpus.")]
+        later = [part for part in parts if part in order and order.index(part) > order.index(path.parent.name)]
+        assert not later, f"{path.relative_to(SOURCE)} imports from {later}"
+        assert not engine & imports(path), f"{path.relative_to(SOURCE)} imports the engine"
+
+
 def test_every_folder_is_a_floor_and_no_file_is_a_drawer() -> None:
     folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
     assert folders == set(FLOORS) - {""}

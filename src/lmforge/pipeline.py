@@ -22,11 +22,11 @@ import torch
 
 from lmforge.compress.chain import compress
 from lmforge.corpus.build import ELSEWHERE, build_corpus, work_folder
-from lmforge.corpus.clean import filters_fingerprint
-from lmforge.corpus.decontaminate import benchmark_files
+from lmforge.corpus.clean.filters import filters_fingerprint
 from lmforge.corpus.labelled import build_examples
-from lmforge.corpus.sources import fingerprint
-from lmforge.corpus.translate import Translate
+from lmforge.corpus.overlap.decontaminate import benchmark_files
+from lmforge.corpus.sources.kinds import fingerprint
+from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import benchmark_texts, evaluate
 from lmforge.evaluate.language import quick_bits_per_byte

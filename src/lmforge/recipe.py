@@ -220,7 +220,7 @@ class Corpus(Section):
     max_chars: Positive = 1_000_000
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
-    # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see corpus/quality.py.
+    # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see corpus/clean/quality.py.
     rules: tuple[RuleFamily, ...] = ("boilerplate", "gopher", "repetition", "c4", "fineweb")
     languages: tuple[str, ...] = ()  # ISO 639-1 codes of the languages kept, code aside; default: any
     mask_private: tuple[PrivateKind, ...] = ("email", "ip", "phone", "card")  # replaced by what they are, code and technical text aside

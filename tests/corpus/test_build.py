@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from lmforge.corpus import clean, steps
+from lmforge.corpus import steps
 from lmforge.corpus.build import build_corpus, read_documents
-from lmforge.corpus.classify import classifier
-from lmforge.corpus.decode import lines_of
-from lmforge.corpus.decontaminate import PLANTED
+from lmforge.corpus.clean import filters as cleaning
+from lmforge.corpus.clean.classify import classifier
+from lmforge.corpus.overlap.decontaminate import PLANTED
+from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.splits import SPLITS
 from lmforge.errors import InputError
 from lmforge.recipe import Recipe, parse_recipe
@@ -279,10 +280,10 @@ def test_trained_filters_tell_how_well_they_do_and_are_kept(tmp_path: Path, monk
     build_corpus(recipe(source, quality=quality), tmp_path / "corpus")
     filters = json.loads((tmp_path / "corpus" / "statistics.json").read_text())["filters"]
     assert filters["quality_classifier"]["accuracy"] > 0.9
-    monkeypatch.setattr(clean, "classifier", lambda _: pytest.fail("trained twice"))
+    monkeypatch.setattr(cleaning, "classifier", lambda _: pytest.fail("trained twice"))
     folder = tmp_path / "kept"
     folder.mkdir()
-    clean.Trained(None, classifier(recipe(source, quality=quality).corpus.quality)).save(folder)
-    assert clean.Trained.load(folder).quality.report == {name: filters["quality_classifier"][name] for name in filters["quality_classifier"]}
+    cleaning.Trained(None, classifier(recipe(source, quality=quality).corpus.quality)).save(folder)
+    assert cleaning.Trained.load(folder).quality.report == {name: filters["quality_classifier"][name] for name in filters["quality_classifier"]}
     build_corpus(recipe(source), tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / "statistics.json").read_text())["filters"] == {}

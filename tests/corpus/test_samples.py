@@ -6,7 +6,7 @@ import hashlib
 import random
 
 from lmforge.corpus.samples import KEPT, PER_REASON, SHOWN, Samples
-from lmforge.corpus.sources import Document
+from lmforge.corpus.sources.kinds import Document
 
 
 def document(number: int, text: str = "") -> Document:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.corpus import shuffle
-from lmforge.corpus.decode import lines_of
 from lmforge.corpus.shuffle import Entry, Scatter, Shards, ShardWriter, gathered, write_shard
+from lmforge.corpus.sources.decode import lines_of
 
 
 @given(st.lists(st.binary(max_size=40), unique=True, max_size=60), st.integers(1, 2000), st.integers(1, 5))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.corpus.document import Document
+from lmforge.corpus.sources.document import Document
 from lmforge.corpus.splits import place_of, split_at, split_bounds, unit
 from lmforge.errors import InputError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmforge.corpus import build, steps
 from lmforge.corpus.build import build_corpus, read_documents
-from lmforge.corpus.files import File, Part
+from lmforge.corpus.sources.files import File, Part
 from lmforge.corpus.splits import SPLITS
 from lmforge.corpus.steps import Plan, document_line, load_plan
 from lmforge.recipe import parse_recipe

@@ -22,21 +22,22 @@ from typing import Any
 
 import orjson
 
-from lmforge.corpus import overlap, spool
-from lmforge.corpus.analyse import analyse
-from lmforge.corpus.clean import Trained, filters_fingerprint, filters_report
-from lmforge.corpus.decode import lines_of
-from lmforge.corpus.decontaminate import build_index, measure_recall, read_benchmarks
+from lmforge.corpus import spool
+from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
 from lmforge.corpus.executors import run_tasks
-from lmforge.corpus.files import Part
-from lmforge.corpus.measure import Statistics
+from lmforge.corpus.measure.analyse import analyse
+from lmforge.corpus.measure.counts import Statistics
+from lmforge.corpus.overlap import duplicates
+from lmforge.corpus.overlap.decontaminate import build_index, measure_recall, read_benchmarks
 from lmforge.corpus.samples import Samples
 from lmforge.corpus.shuffle import Shards
-from lmforge.corpus.sources import parts
+from lmforge.corpus.sources.decode import lines_of
+from lmforge.corpus.sources.files import Part
+from lmforge.corpus.sources.kinds import parts
 from lmforge.corpus.splits import SPLITS
 from lmforge.corpus.steps import PAIRS_SHOWN, Apply, Count, Match, Plan, Read, Settle, Step, Write, excerpt
-from lmforge.corpus.synthesize import synthesize
-from lmforge.corpus.translate import Translate
+from lmforge.corpus.synthesize.documents import synthesize
+from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
@@ -247,7 +248,7 @@ class _Build:
         """Near duplicates to look at: a random choice that no order of input changes, each with what was kept in its place."""
         shown = []
         for pair in sorted(pairs, key=lambda pair: str(pair["rank"]))[:PAIRS_SHOWN]:
-            task, row = divmod(pair["kept"], 1 << overlap.ROW_BITS)
+            task, row = divmod(pair["kept"], 1 << duplicates.ROW_BITS)
             lines = spool.read_lines(self.work / "read" / f"{task:05d}" / "documents.bin")
             kept = orjson.loads(next(line for number, line in enumerate(lines) if number == row))
             shown.append({"similarity": pair["similarity"], "kept": excerpt(kept), "dropped": pair["dropped"]})

@@ -22,8 +22,8 @@ from typing import Any
 
 import orjson
 
-from lmforge.corpus.decode import lines_of
 from lmforge.corpus.shuffle import ShardWriter
+from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.splits import SPLITS, split_at, unit
 from lmforge.errors import InputError
 from lmforge.recipe import Finetune, Recipe

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from lmforge.corpus.sources import Document
+from lmforge.corpus.sources.kinds import Document
 
 KEPT = 20
 PER_REASON = 5

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from lmforge.corpus.document import Document
+from lmforge.corpus.sources.document import Document
 from lmforge.errors import InputError
 
 SPLITS = ("train", "valid", "test")

@@ -26,22 +26,22 @@ import orjson
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from lmforge.corpus import overlap
-from lmforge.corpus.clean import Trained, prepare
-from lmforge.corpus.decontaminate import Index, contamination
-from lmforge.corpus.files import File, Part
-from lmforge.corpus.measure import Statistics
+from lmforge.corpus.clean.filters import Trained, prepare
+from lmforge.corpus.measure.counts import Statistics
+from lmforge.corpus.overlap import duplicates
+from lmforge.corpus.overlap.decontaminate import Index, contamination
+from lmforge.corpus.overlap.words import U64, read_words
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
 from lmforge.corpus.shuffle import Entry, Scatter, Shards, ShardWriter, gathered, write_shard
-from lmforge.corpus.sources import Document, read_part
+from lmforge.corpus.sources.files import File, Part
+from lmforge.corpus.sources.kinds import Document, read_part
 from lmforge.corpus.splits import SPLITS, place_of, split_at, split_bounds, unit
 from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_lines, read_slice, rows_of, task_folder
-from lmforge.corpus.words import U64, read_words
 from lmforge.recipe import Recipe, parse_recipe
 
 PAIRS_SHOWN = 10
 PAIRS_WAITING = 1 << 18  # pairs of near duplicates, 4 MB, that wait to be made distinct
-_NO_SKETCH = np.zeros(overlap.SKETCH_WIDTH, np.uint32)  # keeps the place of a document that is compared with none
+_NO_SKETCH = np.zeros(duplicates.SKETCH_WIDTH, np.uint32)  # keeps the place of a document that is compared with none
 INDEX = np.dtype([("digest", "V32"), ("place", "<f8"), ("copies", "<u4"), ("bytes", "<u8")])  # one for each document that read leaves
 
 
@@ -152,7 +152,7 @@ class Read(Step):
             for raw in read_part(corpus.sources[number], part, notices):
                 documents += 1
                 document, reason = prepare(raw, corpus, notices, trained)
-                digest = overlap.text_digest(document["text"])
+                digest = duplicates.text_digest(document["text"])
                 # Independent parts of one digest: bytes 0-7 split, 8-15 weight, 16-23 examples shown, 24-31 sample measured.
                 copies = int(weight) + (unit(digest[8:16]) < weight % 1)
                 if reason is None and not copies:
@@ -189,7 +189,7 @@ class _Kept:
 
     def __init__(self, folder: Path, rank: int, near: bool, lines: bool) -> None:
         self.near, self.lines = near, lines
-        self.number = rank << overlap.ROW_BITS
+        self.number = rank << duplicates.ROW_BITS
         self.index, self.sketches = RowWriter(folder / "index.bin"), RowWriter(folder / "sketches.bin")
         self.documents = LineWriter(folder / "documents.bin")
         self.exact, self.bands, self.line_runs = Runs(folder, "exact", 3), Runs(folder, "bands", 2), Runs(folder, "lines", 2)
@@ -201,13 +201,13 @@ class _Kept:
         self.index.write(np.array((digest, place_of(document, digest), copies, size), INDEX))
         self.exact.add(*(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number]))
         if self.near and _is_plain(document):
-            keys, sketch = overlap.signature(words)
+            keys, sketch = duplicates.signature(words)
             self.sketches.write(sketch)
             self.bands.add(keys, np.full(keys.size, number))
         elif self.near:
             self.sketches.write(_NO_SKETCH)
         if self.lines and _has_plain_lines(document):
-            lines = np.unique(overlap.line_hashes(words.prefix, words.lines))
+            lines = np.unique(duplicates.line_hashes(words.prefix, words.lines))
             lines = lines[lines > 0]
             self.line_runs.add(lines, np.full(lines.size, number))
 
@@ -224,11 +224,11 @@ class Match(Step):
     def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Match one range of hashes."""
         read = self.folders("read")
-        exact = overlap.exact_pairs(read_slice(read, "exact", 3, rank, tasks))
+        exact = duplicates.exact_pairs(read_slice(read, "exact", 3, rank, tasks))
         np.save(folder / "exact.npy", exact)
-        pairs = overlap.candidate_pairs(read_slice(read, "bands", 2, rank, tasks))
+        pairs = duplicates.candidate_pairs(read_slice(read, "bands", 2, rank, tasks))
         least = plan.recipe.corpus.near_duplicates
-        near = overlap.verified_pairs(pairs, overlap.Sketches([each / "sketches.bin" for each in read]), least)
+        near = duplicates.verified_pairs(pairs, duplicates.Sketches([each / "sketches.bin" for each in read]), least)
         np.save(folder / "near.npy", near)
         return {"exact": exact.shape[1], "candidates": pairs.shape[1], "near": near.shape[1]}
 
@@ -245,7 +245,7 @@ class Settle(Step):
         exact = exact[:, np.argsort(exact[0])]
         pairs = _of_firsts(_distinct(np.load(each / "near.npy") for each in match), exact)
         least = plan.recipe.corpus.near_duplicates
-        near = overlap.settle(pairs, overlap.Sketches([each / "sketches.bin" for each in read]), least)
+        near = duplicates.settle(pairs, duplicates.Sketches([each / "sketches.bin" for each in read]), least)
         np.savez(folder / "exact.npz", dropped=exact[0], kept=exact[1])
         np.savez(folder / "near.npz", dropped=near.dropped, kept=near.kept, similarity=near.similarity)
         dropped = np.union1d(exact[0], near.dropped)
@@ -300,8 +300,8 @@ def _dropped_before(read: Sequence[Path], exact: int, near: int) -> Counter[str]
 def _kept(read: Sequence[Path], dropped: U64) -> Iterator[NDArray[np.void]]:
     """The index of the documents that stay, task by task."""
     for task, folder in enumerate(read):
-        first, last = np.searchsorted(dropped, np.array([task << overlap.ROW_BITS, (task + 1) << overlap.ROW_BITS], np.uint64))
-        yield np.delete(rows_of(folder / "index.bin", INDEX), (dropped[first:last] & np.uint64((1 << overlap.ROW_BITS) - 1)).astype(np.int64))
+        first, last = np.searchsorted(dropped, np.array([task << duplicates.ROW_BITS, (task + 1) << duplicates.ROW_BITS], np.uint64))
+        yield np.delete(rows_of(folder / "index.bin", INDEX), (dropped[first:last] & np.uint64((1 << duplicates.ROW_BITS) - 1)).astype(np.int64))
 
 
 def _split_bytes(indexes: Iterable[NDArray[np.void]], bounds: tuple[float, float]) -> dict[str, int]:
@@ -324,7 +324,7 @@ class Count(Step):
         """Count one range of hashes."""
         records = read_slice(self.folders("read"), "lines", 2, rank, tasks)
         dropped = np.load(self.work / "settle" / "00000" / "dropped.npy")
-        repeated = overlap.repeated_lines(records, dropped, plan.recipe.corpus.repeated_lines)
+        repeated = duplicates.repeated_lines(records, dropped, plan.recipe.corpus.repeated_lines)
         np.save(folder / "repeated.npy", repeated)
         return {"lines": records.shape[1], "repeated": repeated.shape[1]}
 
@@ -378,8 +378,8 @@ class _Fates:
     """Which documents of one task are dropped as duplicates, and some pairs of near duplicates to show."""
 
     def __init__(self, settle: Path, rank: int) -> None:
-        self.first = rank << overlap.ROW_BITS
-        limits = np.array([self.first, self.first + (1 << overlap.ROW_BITS)], np.uint64)
+        self.first = rank << duplicates.ROW_BITS
+        limits = np.array([self.first, self.first + (1 << duplicates.ROW_BITS)], np.uint64)
         self.exact: set[int] = set()
         self.near: dict[int, tuple[int, float]] = {}
         self.pairs: list[dict[str, Any]] = []
@@ -420,7 +420,7 @@ class _Lines:
         if not self.hashes.size:
             return False
         words = read_words(document["text"])
-        hashes = overlap.line_hashes(words.prefix, words.lines)
+        hashes = duplicates.line_hashes(words.prefix, words.lines)
         at = np.minimum(np.searchsorted(self.hashes, hashes), self.hashes.size - 1)
         repeated = self.hashes[at] == hashes
         if not repeated.any():

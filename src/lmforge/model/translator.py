@@ -3,7 +3,8 @@
     translate = Translator.load(Path("runs/translator"))
     translate(["A dog runs."], "en", "de")     →  ["Ein Hund rennt."]
 
-The model is one that learned from `parallel` sources (see `lmforge.corpus.translate` for the form); it continues the prompt up to a line end.
+The model is one that learned from `parallel` sources (see `lmforge.corpus.sources.pairs` for the form); it continues the prompt
+up to a line end.
 `HubTranslator` does the same with a pair of Hub models through transformers, where these are installed.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lmforge.corpus.translate import prompt_of
+from lmforge.corpus.sources.pairs import prompt_of
 from lmforge.errors import InputError
 from lmforge.model.beam import beam_search
 from lmforge.model.generate import Sampling, decode

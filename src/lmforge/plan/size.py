@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmforge.corpus.clean import clean, why_dropped
-from lmforge.corpus.decode import lines_of, unreadable
-from lmforge.corpus.files import NOT_TEXTS
-from lmforge.corpus.overlap import text_digest
-from lmforge.corpus.records import JSONL, PARQUET
-from lmforge.corpus.sources import iter_documents
+from lmforge.corpus.clean.filters import why_dropped
+from lmforge.corpus.normalise import clean
+from lmforge.corpus.overlap.duplicates import text_digest
+from lmforge.corpus.sources.decode import lines_of, unreadable
+from lmforge.corpus.sources.files import NOT_TEXTS
+from lmforge.corpus.sources.kinds import iter_documents
+from lmforge.corpus.sources.records import JSONL, PARQUET
+from lmforge.corpus.sources.texts import CODE, MARKUP, PROSE
 from lmforge.corpus.splits import split_at, split_bounds, unit
-from lmforge.corpus.texts import CODE, MARKUP, PROSE
 from lmforge.errors import InputError
 from lmforge.model.cost import TRAINING, flops_per_token, training_bytes
 from lmforge.model.gpt import GPTConfig

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lmforge.corpus.document import source_name
+from lmforge.corpus.sources.document import source_name
 from lmforge.errors import InputError
 from lmforge.recipe import Recipe
 from lmforge.tokens.shards import Group

@@ -1,0 +1,1 @@
+"""Where documents come from: each kind of source → documents."""

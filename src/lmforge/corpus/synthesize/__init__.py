@@ -1,0 +1,1 @@
+"""Documents made from documents, and noising as an objective."""

@@ -1,0 +1,160 @@
+"""Every rule has a text that breaks it alone, and good prose of every genre breaks none."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmforge.corpus.clean.quality import PROSE, RULES, broken_rule, has_lorem_ipsum, has_toxic_words, toxic_words, without_boilerplate
+from lmforge.corpus.clean.scan import scan
+from lmforge.recipe import Corpus
+
+FAMILIES = Corpus().rules
+SENTENCES = [
+    "The old forge stood at the end of the village, where the road turned down to the river and the mill.",
+    "Every morning the smith lit the fire with dry birch, and by noon the iron was bright enough to bend.",
+    "Nobody remembered who had built the place, but the stones over the door were worn smooth with age.",
+    "In winter children came to warm their hands, and they would stay until someone called them home.",
+    "He did not talk much, yet he knew the name of each horse that he had shod in forty years of work.",
+    "When the war came, the army bought his nails by the barrel and paid with letters instead of coins.",
+]
+GOOD = "\n".join(SENTENCES)
+
+
+def words(count: int) -> list[str]:
+    return [f"{'abcdefghij'[number % 10]}{'klmnopqrst'[number // 10 % 10]}{'uvwxyz'[number // 100 % 6]}ord{number}" for number in range(count)]
+
+
+LIST = "\n".join(f"{first} {second}." for first, second in zip(words(60), reversed(words(60)), strict=True))
+BREAKING = {
+    "gopher_too_few_words": SENTENCES[0] + " " + "Yes. " * 3 + "No. Why? Go.",
+    "gopher_too_many_words": " ".join(f"{word}." for word in words(600) for _ in range(170)),
+    "gopher_short_words": "I a. " + " ".join(["ab", "to", "we.", "in", "on", "at.", "it", "is"] * 12),
+    "gopher_long_words": " ".join(f"{word}incomprehensibilities." for word in words(80)),
+    "gopher_hash_signs": GOOD + " #" * 30,
+    "gopher_ellipses": GOOD.replace(",", "...").replace(" the ", " the... "),
+    "gopher_bullet_lines": "\n".join(f"- {sentence}" for sentence in SENTENCES),
+    "gopher_ellipsis_lines": GOOD.replace(".\n", "...\n"),
+    "gopher_few_letters": GOOD + " 12" * 40,
+    "repeated_paragraphs": "\n\n".join([*SENTENCES[:5], "So.", "So.", "So.", "So."]),
+    "repeated_paragraph_characters": "\n\n".join([*SENTENCES[:5], SENTENCES[0], SENTENCES[1]]),
+    "repeated_lines": "\n".join([*SENTENCES, "So.", "So.", "So.", "So.", "So."]),
+    "repeated_line_characters": "\n".join([*SENTENCES[:5], SENTENCES[0], SENTENCES[1]]),
+    "top_2gram": " ".join(f"iron forge {word}." for word in words(60)),
+    "top_3gram": " ".join(f"by a if {word}s {word} x{word}." for word in words(60)),
+    "top_4gram": " ".join(f"by a if so {word}s {word} {word}x {word}q." for word in words(60)),
+    "c4_curly_bracket": GOOD + "\nfunction() { return; }.",
+    "c4_too_few_sentences": " ".join(SENTENCES).replace(".", ",") + ".",
+    "fineweb_unpunctuated_lines": "He left. It was. So. But! Yet? " + GOOD.replace(".\n", "\n").rstrip("."),
+    "fineweb_short_lines": GOOD[:300] + ".\n" + "\n".join(f"{word} is it." for word in words(20)),
+    "fineweb_repeated_line_characters": "\n".join([*SENTENCES, SENTENCES[0]]),
+    "fineweb_list": LIST.replace("\n", ", and the rest of what they were.\n\n\n"),
+}  # fmt: skip
+
+
+def family_of(reason: str) -> str:
+    return next(rule.family for rule in RULES if rule.reason == reason)
+
+
+@pytest.mark.parametrize("reason", BREAKING)
+def test_a_text_that_breaks_the_rule(reason: str) -> None:
+    found = scan(BREAKING[reason])
+    rule = next(rule for rule in RULES if rule.reason == reason)
+    assert rule.breaks(found)
+    assert not rule.breaks(scan(GOOD))
+    assert broken_rule(found, "web", (rule.family,)) in {reason, *(r.reason for r in RULES[: RULES.index(rule)])}
+    assert broken_rule(found, "code", FAMILIES) is None
+
+
+@pytest.mark.parametrize("length", range(5, 11))
+def test_repeated_ngrams_of_each_length(length: int) -> None:
+    pool = words(600)
+    runs = [" ".join(pool[start : start + length]) for start in range(0, 100, length)]
+    text = ". ".join(f"{run} {pool[300 + place]}" for place, run in enumerate(runs * 3))
+    rule = next(rule for rule in RULES if rule.reason == f"repeated_{length}grams")
+    assert rule.breaks(scan(text))
+    longer = next((rule for rule in RULES if rule.reason == f"repeated_{length + 1}grams"), None)
+    assert longer is None or not longer.breaks(scan(text))
+
+
+def test_every_rule_is_tested_and_named_once() -> None:
+    names = [rule.reason for rule in RULES]
+    assert len(set(names)) == len(names)
+    assert set(names) == {*BREAKING, *(f"repeated_{length}grams" for length in range(5, 11))}
+
+
+@pytest.mark.parametrize("genre", sorted(PROSE))
+def test_good_prose_breaks_none(genre: str) -> None:
+    assert broken_rule(scan(GOOD), genre, FAMILIES) is None
+
+
+def test_books_broken_at_a_width_are_read_by_paragraph() -> None:
+    wrapped = "\n\n".join("\n".join(sentence[i : i + 30] for i in range(0, len(sentence), 30)) for sentence in SENTENCES)
+    assert broken_rule(scan(wrapped, wrapped=True), "books", FAMILIES) is None
+    assert broken_rule(scan(wrapped), "web", FAMILIES) is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "removed"),
+    [
+        ("Please enable JavaScript to view the comments.", True), ("This site uses cookies to serve you better.", True),
+        ("Read our Terms of Use and our privacy policy.", True), ("x" * 1200, True), ("The cookies were baked by noon.", False),
+        ("A Heading Without a Mark", False), ("", False), ("He wrote the script in Java.", False),
+    ],
+)  # fmt: skip
+def test_boilerplate_lines_go_and_others_stay(line: str, removed: bool) -> None:
+    notices: Counter[str] = Counter()
+    assert without_boilerplate(f"Before.\n{line}\nAfter.", False, notices) == ("Before.\nAfter." if removed else f"Before.\n{line}\nAfter.")
+    assert notices == ({"boilerplate lines removed": 1} if removed else {})
+
+
+def test_strictly_only_sentences_stay() -> None:
+    text = "A Heading\nA line that ends well.\nToo short.\nIt trails off...\n“Is it so?”\nhe said, and left"
+    assert without_boilerplate(text, True) == "A line that ends well.\n“Is it so?”"
+
+
+def test_citations_go() -> None:
+    assert without_boilerplate("Iron[1] melts[edit] at heat[citation needed].\n[2]\na[i] = b", False) == "Iron melts at heat.\n\na[i] = b"
+
+
+@given(st.lists(st.sampled_from([
+    "[", "]", "1", "edit", "javascript", "\n", "a b c.", "use cookies", " ", "java", "script"]), max_size=30), st.booleans())  # fmt: skip
+@settings(deadline=None)
+def test_boilerplate_removal_is_idempotent(pieces: list[str], strict: bool) -> None:
+    once = without_boilerplate("".join(pieces), strict)
+    assert without_boilerplate(once, strict) == once
+
+
+def test_lorem_ipsum() -> None:
+    assert has_lorem_ipsum("Then: Lorem Ipsum dolor")
+    assert not has_lorem_ipsum(GOOD)
+
+
+def test_toxic_words_are_whole_words_in_any_case() -> None:
+    words, phrases = toxic_words(iter(["# remark", "", "Grue", "eaten by", "half-baked # why not", "eaten up"]))
+    assert words == {"grue"}
+    for text in ("A GRUE!", "it was eaten  by x", "half-baked", "Eaten-up"):
+        assert has_toxic_words(text, words, phrases)
+    for text in ("gruesome", "eaten", "eaten byte", "by eaten", "half a baked one", ""):
+        assert not has_toxic_words(text, words, phrases)
+
+
+DATA = Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are not here (LMFORGE_DATA)")
+@pytest.mark.parametrize(
+    ("name", "genre", "least"),
+    [("books/classic_novels", "books", 0.95), ("encyclopedia/wikipedia_squad_train_articles", "encyclopedia", 0.95),
+     ("stories/tinystories", "stories", 0.9), ("news/nyt_current_history_1914_15", "news", 0.9), ("web/gov_and_project_blogs", "web", 0.6)],
+)  # fmt: skip
+def test_real_prose_passes(name: str, genre: str, least: float) -> None:
+    with gzip.open(DATA / "pretrain" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line, _ in zip(file, range(200), strict=False)]
+    reasons = Counter(broken_rule(scan(text, wrapped=genre != "web"), genre, FAMILIES) for text in texts)
+    assert reasons[None] >= least * len(texts), reasons
