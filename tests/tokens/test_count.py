@@ -15,6 +15,10 @@ from lmforge.tokens.pieces import cut
 
 TEXTS = [f"word{number % 97} of {number * number} lines\n    value_{number % 13} = (x)\n" * 3 for number in range(400)]
 
+# So many different words that each of three threads fills its table more than once, however the batches fall to them.
+WORDS = ["".join(chr(97 + number // 26**place % 26) for place in range(3)) for number in range(6000)]
+MANY = [*TEXTS, *(" ".join(WORDS[start : start + 20]) for start in range(0, len(WORDS), 20))]
+
 
 def by_hand(texts: list[str], superwords: bool = False) -> dict[bytes, int]:
     return Counter(piece.encode() for text in texts for piece in cut(text, superwords))
@@ -32,13 +36,13 @@ def test_pieces_are_counted(texts: list[str], superwords: bool) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("superwords", [False, True])
 def test_neither_threads_nor_batches_nor_spilling_change_anything(threads: int, superwords: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = count_pieces(TEXTS, superwords)
+    whole, _ = count_pieces(MANY, superwords)
     monkeypatch.setattr(count, "BATCH_BYTES", 3000)
     spilled: list[Path] = []
     write = count._write_run
     monkeypatch.setattr(count, "_write_run", lambda path, pieces: (spilled.append(path), write(path, pieces))[1])
     monkeypatch.setattr(count, "LEAST_ROOM", 1 << 12)
-    parts, left_out = count_pieces(TEXTS, superwords, max_ram=1 << 15, threads=threads, weight_of=1)
+    parts, left_out = count_pieces(MANY, superwords, max_ram=1 << 15, threads=threads, weight_of=1)
     assert len(spilled) > threads
     assert left_out == 0
     for kind in ("data", "ends", "counts", "prints"):
