@@ -1,43 +1,71 @@
-"""The same processor seconds on one thread for nanoGPT's and nanochat's recipes and ours, on the same tokens: `speedrun_cpu.py --part texts`.
+"""The same seconds on one thread for nanoGPT's and nanochat's recipes and ours, on the same texts, to the same held-out bytes.
+
+    python bench/peers_cpu.py [--text english] [--recipe ours] [--size small] [--seconds 300] [--clock cpu|wall] [--core 0]
 
     text ─corpus, tokens stages─▶ shards ─┬─▶ ours: lmforge.train.loop.train
-                                          └─▶ train.bin, rows.npz ─▶ nanoGPT's model.py, nanochat's gpt.py and optim.py, in a Python of theirs
+         (a vocabulary's own shards)      └─▶ train.bin, held-out.npz ─▶ nanoGPT's model.py, nanochat's gpt.py and optim.py, in a Python of theirs
 
-Each side's code for network, optimizer and rates is its own; the loops around them are here, because neither trains by the clock. A few
-steps are timed first and not counted; the number of steps follows from them, and with it the schedule. Nobody's validation is counted. All
-see our byte-pair vocabulary of 4,096 (nanoGPT's and nanochat's own, 50,257 and 32,768 tokens, would leave most of so short a training to the
-output matrix), the same context and the same validation rows. nanochat's rows are cut from one stream, as the others', not packed.
+Each (text, recipe, size, seconds) is one run; what bench/results/peers_cpu.json has already is not run again (--again does), and each run stands
+there as soon as it ends, so that the command may be stopped, and two may go on side by side, each on a processor of its own (--core).
+
+Each side's code for network, optimizer and rates is its own; the loops around them are here, because neither trains by the clock. Some steps
+are timed first and not counted; the number of steps follows from them, and with it the schedule. Nobody's validation is counted. What is scored
+are the same bytes for all: the first held-out documents, whole, each tokenised by the vocabulary of the run, cut into rows of the context one
+after another; nats of all tokens but the ends of documents, over UTF-8 bytes. The peers' own vocabularies, 50,257 and 32,768 tokens, would leave
+most of so short a training to the output matrix, so both see ours of 4,096; `--vocab` gives them another (257: bytes, as nanoGPT's CPU command).
+nanochat's rows are cut from one stream, as the others', not packed.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-CONTEXT, VOCABULARY, VALID_TOKENS = 256, 4096, 65_536
-NANOGPT_SIZES = {"4 × 128": (4, 4, 128), "4 × 192": (4, 6, 192), "6 × 256": (6, 4, 256)}  # layers, heads, width
-NANOCHAT_DEPTHS = (2, 3, 4)  # width 64 a layer
+RESULT = HERE / "results" / "peers_cpu.json"
+HELD_OUT = "held-out.npz"
+CONTEXT, VOCABULARY = 256, 4096
+HELD_OUT_BYTES = 300_000
+NANOGPT_SIZES = {"small": (4, 4, 128), "medium": (4, 6, 192), "large": (6, 4, 256)}  # layers, heads, width
+NANOCHAT_DEPTHS = {"small": 2, "medium": 3, "large": 4}  # width 64 a layer
+OUR_SIZES: dict[str, dict[str, Any]] = {  # beside bench/texts.toml
+    "small": {"model.layers": 3, "model.d_model": 192, "model.heads": 3},
+    "medium": {},
+    "large": {"model.layers": 6, "model.d_model": 320, "model.heads": 5},
+}
+SIZES = tuple(OUR_SIZES)
+RECIPES = ("ours", "nanoGPT", "nanochat")
 NANOCHAT_BATCH = 4096  # tokens; its script for CPUs states 16,384 for thirty minutes of a faster machine
-TIMED = 6  # steps that are timed beforehand; the first two warm up and compile
+TIMED = 8  # steps that are timed beforehand, and as many more as take 3% of the time; the first three warm up and compile
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
-def steps_within(seconds: float, step: Any) -> int:
-    """How many steps fit into the processor time."""
-    times = []
-    for index in range(TIMED):
-        started = time.process_time()
-        step(index)
-        times.append(time.process_time() - started)
-    return max(20, int(seconds / np.median(times[2:])))
+def steps_within(seconds: float, step: Any, clock: Any) -> int:
+    """How many steps fit into the time."""
+    times: list[float] = []
+    while len(times) < TIMED or sum(times[3:]) < 0.03 * seconds:
+        started = clock()
+        step(len(times))
+        times.append(clock() - started)
+    return max(10, int(seconds / np.mean(times[3:])))
+
+
+def vocabulary_of(data: Path) -> int:
+    """Tokens of the vocabulary of the shards."""
+    return int(json.loads((data / "tokens" / "index.json").read_text())["vocab_size"])
 
 
 def rows_at(stream: Any, context: int, rows: int, generator: Any) -> Any:
@@ -49,7 +77,7 @@ def rows_at(stream: Any, context: int, rows: int, generator: Any) -> Any:
     return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
 
 
-def nanogpt(folder: str, data: Path, size: str, seconds: float) -> dict[str, Any]:
+def nanogpt(folder: str, data: Path, size: str, seconds: float, clock: Any) -> dict[str, Any]:
     """Its CPU command's settings (README): batch 12, AdamW, 1e-3 falling to 1e-4, warm-up of 100 steps, beta2 0.99."""
     sys.path.insert(0, folder)
     import torch
@@ -57,12 +85,12 @@ def nanogpt(folder: str, data: Path, size: str, seconds: float) -> dict[str, Any
     from model import GPT, GPTConfig
 
     layers, heads, width = NANOGPT_SIZES[size]
-    stream = np.memmap(data / "train.bin", dtype=np.uint16, mode="r")
+    stream, vocabulary = np.memmap(data / "train.bin", dtype=np.uint16, mode="r"), vocabulary_of(data)
     peak, least, warmup = 1e-3, 1e-4, 100
 
     def start() -> tuple[Any, Any, Any]:
         torch.manual_seed(1337)
-        model = GPT(GPTConfig(n_layer=layers, n_head=heads, n_embd=width, block_size=CONTEXT, vocab_size=VOCABULARY, dropout=0.0, bias=False))
+        model = GPT(GPTConfig(n_layer=layers, n_head=heads, n_embd=width, block_size=CONTEXT, vocab_size=vocabulary, dropout=0.0, bias=False))
         return model, model.configure_optimizers(0.1, peak, (0.9, 0.99), "cpu"), torch.Generator().manual_seed(1)
 
     model, optimizer, generator = start()
@@ -74,39 +102,39 @@ def nanogpt(folder: str, data: Path, size: str, seconds: float) -> dict[str, Any
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    steps = steps_within(seconds, step)
+    steps = steps_within(seconds, step, clock)
     model, optimizer, generator = start()
-    began = time.process_time()
+    began, began_cpu = clock(), time.process_time()
     for index in range(steps):
         progress = (index - warmup) / max(1, steps - warmup)
         rate = peak * (index + 1) / (warmup + 1) if index < warmup else least + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - least)
         for group in optimizer.param_groups:
             group["lr"] = rate
         step(index)
-    spent = time.process_time() - began
+    spent, cpu = clock() - began, time.process_time() - began_cpu
     model.eval()
 
     def nats(inputs: Any, targets: Any) -> float:
         _, mean = model(inputs, targets)
         return float(mean) * int((targets >= 0).sum())
 
-    return {"steps": steps, "tokens": steps * 12 * CONTEXT, "cpu_seconds": spent, "nats": validated(data, nats),
+    return {"steps": steps, "tokens": steps * 12 * CONTEXT, "spent": spent, "cpu_seconds": cpu, "nats": validated(data, nats),
             "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def nanochat(folder: str, data: Path, size: str, seconds: float) -> dict[str, Any]:
+def nanochat(folder: str, data: Path, size: str, seconds: float, clock: Any) -> dict[str, Any]:
     """base_train.py's rules: rates by the root of the batch, weight decay by batch and horizon, warm-up 40, warm-down 65%, momentum 0.85 to 0.97."""
     sys.path.insert(0, folder)
     import torch
     from nanochat.gpt import GPT, GPTConfig
 
-    depth = int(size)
-    stream = np.memmap(data / "train.bin", dtype=np.uint16, mode="r")
+    depth = NANOCHAT_DEPTHS[size]
+    stream, vocabulary = np.memmap(data / "train.bin", dtype=np.uint16, mode="r"), vocabulary_of(data)
     batch = 2**19
 
     def make(layers: int, on: str = "cpu") -> Any:
         with torch.device("meta"):
-            model = GPT(GPTConfig(sequence_len=CONTEXT, vocab_size=VOCABULARY, n_layer=layers, n_head=layers, n_kv_head=layers, n_embd=64 * layers,
+            model = GPT(GPTConfig(sequence_len=CONTEXT, vocab_size=vocabulary, n_layer=layers, n_head=layers, n_kv_head=layers, n_embd=64 * layers,
                                   window_pattern="L"))
         return model if on == "meta" else model.to_empty(device="cpu")
 
@@ -134,10 +162,10 @@ def nanochat(folder: str, data: Path, size: str, seconds: float) -> dict[str, An
         optimizer.step()
         model.zero_grad(set_to_none=True)
 
-    steps = steps_within(seconds, step)
+    steps = steps_within(seconds, step, clock)
     model, optimizer, generator, decay = start(steps)
     falls = round(0.65 * steps)
-    began = time.process_time()
+    began, began_cpu = clock(), time.process_time()
     for index in range(steps):
         left = (steps - index) / falls
         multiplier = (index + 1) / 40 if index < 40 else 1.0 if index <= steps - falls else left + (1 - left) * 0.05
@@ -147,8 +175,8 @@ def nanochat(folder: str, data: Path, size: str, seconds: float) -> dict[str, An
             if group["kind"] == "muon":
                 group["momentum"], group["weight_decay"] = momentum, decay * 0.5 * (1 + math.cos(math.pi * index / steps))
         step(index)
-    spent = time.process_time() - began
-    return {"steps": steps, "tokens": steps * NANOCHAT_BATCH, "cpu_seconds": spent,
+    spent, cpu = clock() - began, time.process_time() - began_cpu
+    return {"steps": steps, "tokens": steps * NANOCHAT_BATCH, "spent": spent, "cpu_seconds": cpu,
             "nats": validated(data, lambda inputs, targets: float(model(inputs, targets, loss_reduction="sum"))),
             "parameters": sum(p.numel() for p in model.parameters()), "dtype": os.environ.get("NANOCHAT_DTYPE", "float32")}
 
@@ -157,13 +185,13 @@ def validated(data: Path, nats: Any) -> float:
     """The sum over the validation rows."""
     import torch
 
-    rows = np.load(data / "rows.npz")
+    rows = np.load(data / HELD_OUT)
     inputs, targets = torch.from_numpy(rows["inputs"]), torch.from_numpy(rows["targets"])
     with torch.no_grad():
         return sum(nats(inputs[first : first + 16], targets[first : first + 16]) for first in range(0, len(inputs), 16))
 
 
-def corpora(folder: Path) -> dict[str, dict[str, Any]]:
+def corpora() -> dict[str, dict[str, Any]]:
     """The recipes of the texts."""
     data = Path(os.environ.get("LMFORGE_DATA") or HERE.parents[1] / "shared" / "data") / "pretrain"
     english = [{"kind": "jsonl", "path": str(data / name), "genre": genre} for name, genre in
@@ -171,84 +199,196 @@ def corpora(folder: Path) -> dict[str, dict[str, Any]]:
     return {"python-library": {"sources": [{"kind": "python-library", "genre": "code"}]}, "english": {"sources": english}}
 
 
-def prepare(name: str, corpus: dict[str, Any], folder: Path) -> Path:
-    """Shards, the same as one file for the peers, and the validation rows."""
-    import torch
-
-    from lmforge.corpus.build import build_corpus
+def prepare(text: str, vocabulary: int, work: Path) -> Path:
+    """Shards of a text by a vocabulary, the same as one file for the peers, and the held-out rows; made once."""
+    from lmforge.corpus.build import build_corpus, read_documents
     from lmforge.recipe import parse_recipe
+    from lmforge.tokens.bpe import Tokenizer
     from lmforge.tokens.build import build_tokens
     from lmforge.tokens.shards import Shards
-    from lmforge.train.loop import validation_rows
 
-    place = folder / name
-    tokens = {"vocab_size": VOCABULARY, "context": CONTEXT, "sample_bytes": 16_000_000}
-    recipe = parse_recipe({"corpus": {**corpus, "analyse_bytes": 0}, "tokens": tokens})
-    build_corpus(recipe, place / "corpus")
-    build_tokens(recipe, place / "corpus", place / "tokens")
-    shards, held_out = Shards.open(place / "tokens", "train"), Shards.open(place / "tokens", "valid")
-    shards.read(0, shards.tokens).astype(np.uint16).tofile(place / "train.bin")
-    inputs, targets = validation_rows(held_out, CONTEXT, VALID_TOKENS)
-    np.savez(place / "rows.npz", inputs=inputs.numpy(), targets=targets.to(torch.int64).numpy())
+    place = work / text / str(vocabulary)
+    tokens = {"vocab_size": vocabulary, "context": CONTEXT, "sample_bytes": 16_000_000}
+    recipe = parse_recipe({"corpus": {**corpora()[text], "analyse_bytes": 0}, "tokens": tokens})
+    with locked(work / f"{text}.lock"):  # two commands side by side make it once
+        if not (work / text / "corpus").exists():
+            build_corpus(recipe, work / text / "corpus")
+        if not (place / HELD_OUT).exists():
+            build_tokens(recipe, work / text / "corpus", place / "tokens")
+            shards = Shards.open(place / "tokens", "train")
+            shards.read(0, shards.tokens).astype(np.uint16).tofile(place / "train.bin")
+            tokenizer, stream, size = Tokenizer.load(place / "tokens" / "tokenizer.json"), [0], 0
+            for document in read_documents(work / text / "corpus", "valid"):
+                stream += [*tokenizer.encode(document["text"]), 0]
+                size += len(document["text"].encode())
+                if size >= HELD_OUT_BYTES:
+                    break
+            stream += [0] * (-(len(stream) - 1) % CONTEXT)
+            inputs, targets = np.array(stream[:-1]).reshape(-1, CONTEXT), np.array(stream[1:]).reshape(-1, CONTEXT)
+            np.savez(place / HELD_OUT, inputs=inputs, targets=np.where(targets == 0, -1, targets), bytes=size)
     return place
 
 
-def valid_bytes(place: Path) -> int:
-    """UTF-8 bytes of the text that the validation rows predict."""
-    from lmforge.tokens.bpe import Tokenizer
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """No other process inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
-    tokenizer = Tokenizer.load(place / "tokens" / "tokenizer.json")
-    targets = np.load(place / "rows.npz")["targets"]
-    return sum(len(tokenizer.token_bytes(token)) for token in targets[targets >= 0].tolist())
 
-
-def theirs(python: Path, side: str, checkout: Path, data: Path, size: str, seconds: float, environment: dict[str, str]) -> dict[str, Any]:
+def theirs(side: str, arguments: argparse.Namespace, data: Path, size: str) -> dict[str, Any]:
     """One training of a peer, in its own process."""
-    command = [python, __file__, side, str(checkout.absolute()), str(data), size, str(seconds)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False)
+    checkout = arguments.peer if side == "nanoGPT" else arguments.nanochat
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NANOCHAT_DTYPE": arguments.dtype}
+    command = [arguments.peer_python, __file__, "--worker", side, str(checkout.absolute()), str(data), size, str(arguments.seconds), arguments.clock]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {side} {size}: {done.stderr[-800:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def texts(arguments: Any, folder: Path) -> dict[str, Any]:
-    """All sides on each text."""
+def ours(arguments: argparse.Namespace, data: Path, size: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """One training of ours, in its own process, and the model it leaves scored like the others. A short one first says how many steps fit."""
     from speedrun_cpu import run_ours
 
-    found: dict[str, Any] = {"seconds": arguments.seconds}
-    for name, corpus in corpora(folder).items():
-        if arguments.text and name not in arguments.text:
-            continue
-        place = prepare(name, corpus, folder)
-        counted = valid_bytes(place)
-        rows = []
+    key = "cpu_seconds" if arguments.clock == "cpu" else "seconds"
+    settings = {**OUR_SIZES[size], "train.threads": 1, "train.validate_tokens": CONTEXT, **changes}
+    with tempfile.TemporaryDirectory() as temporary:
+        count = 24
+        while True:
+            row = run_ours(HERE / "texts.toml", data / "tokens", {**settings, "train.steps": count}, 1, Path(temporary) / str(count))
+            if row[key] > 0.9 * arguments.seconds or count >= (steps := int(arguments.seconds / row[key] * count)):
+                break
+            # The first steps are slower than the rest: a second trial of a twentieth of the time, then the run.
+            count = max(count + 1, steps // 20 if count == 24 and steps > 1000 else steps)
+        nats = our_nats(Path(temporary) / str(count) / "0" / "model", data)
+    kept = {name: row[name] for name in ("steps", "tokens", "parameters", "cpu_seconds")}
+    return {**kept, "spent": row[key], "nats": nats, "changes": changes}
 
-        def add(side: str, size: str, row: dict[str, Any], rows: list[dict[str, Any]] = rows, counted: int = counted) -> None:
-            rows.append({"side": side, "size": size, **row, "bits_per_byte": row["nats"] / math.log(2) / counted})
-            print(json.dumps(rows[-1]), flush=True)
 
-        ours = {"train.threads": 1, "train.validate_tokens": VALID_TOKENS}
-        timed = run_ours(HERE / "texts.toml", place / "tokens", {**ours, "train.steps": 12, "train.warmup": 2}, 1, folder / f"{name}-timed")
-        steps = int(arguments.seconds / timed["cpu_seconds"] * 12)
-        row = run_ours(HERE / "texts.toml", place / "tokens", {**ours, "train.steps": steps}, 1, folder / f"{name}-ours")
-        add("ours", "bench/texts.toml", {**row, "nats": row["loss"] * counted})
-        for size in NANOGPT_SIZES:
-            add("nanoGPT", size, theirs(arguments.peer_python, "nanogpt", arguments.peer, place, size, arguments.seconds, {}))
-        for depth in NANOCHAT_DEPTHS:
-            for kind in arguments.dtype:
-                add("nanochat", f"depth {depth}", theirs(arguments.peer_python, "nanochat", arguments.nanochat, place, str(depth),
-                                                         arguments.seconds, {"NANOCHAT_DTYPE": kind}))
-        best = {side: min(row["bits_per_byte"] for row in rows if row["side"] == side) for side in ("ours", "nanoGPT", "nanochat")}
-        found[name] = {"rows": rows, "best": best, "fewer_bits_than": {side: 1 - best["ours"] / best[side] for side in ("nanoGPT", "nanochat")}}
-        print(json.dumps(found[name]["fewer_bits_than"]), flush=True)
+def our_nats(model: Path, data: Path) -> float:
+    """The sum over the held-out rows."""
+    import torch
+
+    from lmforge.model.saved import load_model
+    from lmforge.model.score import token_nats
+
+    network = load_model(model).eval()
+    return validated(data, lambda inputs, targets: float(token_nats(network, inputs, targets).to(torch.float64).sum()))
+
+
+def run(arguments: argparse.Namespace, text: str, side: str, size: str) -> None:
+    """One run, and its row in the results."""
+    changes = json.loads(arguments.set) if side == "ours" else {}
+    vocabulary = arguments.vocab or (our_vocabulary() if side == "ours" else VOCABULARY)
+    vocabulary = changes.pop("tokens.vocab_size", vocabulary)
+    about = {"text": text, "recipe": side, "size": size, "seconds": arguments.seconds, "clock": arguments.clock, "vocabulary": vocabulary,
+             **({"dtype": arguments.dtype} if side == "nanochat" else {})}
+    known = [row for row in stored()["rows"] if about.items() <= row.items() and not changes]
+    if known and not arguments.again:
+        print(f"known: {json.dumps(known[-1])}", flush=True)
+        return
+    data = prepare(text, vocabulary, arguments.work)
+    row = ours(arguments, data, size, changes) if side == "ours" else theirs(side, arguments, data, size)
+    from lmforge.record import code_version
+
+    row = {**about, "bits_per_byte": row["nats"] / math.log(2) / int(np.load(data / HELD_OUT)["bytes"]), **row, "code": code_version()}
+    print(json.dumps(row), flush=True)
+    if not changes and not arguments.dry:
+        store(about, row)
+
+
+def our_vocabulary() -> int:
+    """Of bench/texts.toml."""
+    from lmforge.recipe import load_recipe
+
+    return load_recipe(HERE / "texts.toml").tokens.vocab_size
+
+
+def stored() -> dict[str, Any]:
+    """The results so far of this machine."""
+    from lmforge.record import machine
+
+    found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    return found if found.get("machine") == machine() else {"machine": machine(), "rows": []}
+
+
+def store(about: dict[str, Any], row: dict[str, Any]) -> None:
+    """Add a row in place of the one like it, and the comparison of what there is."""
+    from lmforge.record import write_atomic
+
+    with locked(Path(tempfile.gettempdir()) / "lmforge-peers-cpu.lock"):
+        found = stored()
+        rows = [*(each for each in found["rows"] if not about.items() <= each.items()), row]
+        write_atomic(RESULT, json.dumps({"command": "python bench/peers_cpu.py", **found, "rows": rows, "compared": compared(rows)}, indent=1) + "\n")
+
+
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each text and time the best of each recipe's sizes, and by how much fewer bits ours needs."""
+    found = []
+    for text, seconds, clock in sorted({(row["text"], row["seconds"], row["clock"]) for row in rows}):
+        alike = [row for row in rows if (row["text"], row["seconds"], row["clock"]) == (text, seconds, clock)]
+        best = {side: min(([row["bits_per_byte"], row["size"]] for row in alike if row["recipe"] == side), default=None) for side in RECIPES}
+        own = best["ours"]
+        fewer = {side: 1 - own[0] / each[0] for side, each in best.items() if own and each and side != "ours"}
+        found.append({"text": text, "seconds": seconds, "clock": clock, "best": best, "fewer_bits_than": fewer})
     return found
 
 
-if __name__ == "__main__":
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", choices=["english", "python-library"], nargs="+", default=["english", "python-library"])
+    parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=list(RECIPES))
+    parser.add_argument("--size", choices=SIZES, nargs="+", default=list(SIZES))
+    parser.add_argument("--seconds", type=float, default=300, help="training time of each run")
+    parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="what the seconds are of: the processor, or the wall")
+    parser.add_argument("--core", type=int, help="the processor to stay on (default: any)")
+    parser.add_argument("--again", action="store_true", help="run what is known already, too")
+    parser.add_argument("--dry", action="store_true", help="keep no result")
+    parser.add_argument("--vocab", type=int, help="another vocabulary than the recipe's")
+    parser.add_argument("--set", default="{}", help="changes to bench/texts.toml as JSON, for trials: their rows are not kept")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of nanochat")
+    parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"), help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--nanochat", type=Path, default=Path(".peers/nanochat"), help="a checkout of karpathy/nanochat")
+    parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for both")
+    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "peers_cpu", help="where texts and shards are kept")
+    arguments = parser.parse_args(argv)
+    for checkout, file in ((arguments.peer, "model.py"), (arguments.nanochat, "nanochat/gpt.py")):
+        side = "nanoGPT" if file == "model.py" else "nanochat"
+        if side in arguments.recipe and not (checkout / file).is_file():
+            sys.exit(f"error: {checkout}/{file}: not there; put a checkout of karpathy/{side} there")
+    arguments.peer_python = arguments.peer_python.absolute()
+    return arguments
+
+
+def texts(arguments: argparse.Namespace) -> None:
+    """Every run asked for that is not known, and then the comparison."""
+    if arguments.core is not None:
+        os.sched_setaffinity(0, {arguments.core})  # and of the processes started from here
+    for text in arguments.text:
+        for size in arguments.size:
+            for side in arguments.recipe:
+                run(arguments, text, side, size)
+    for row in compared(stored()["rows"]):
+        print(json.dumps(row), flush=True)
+
+
+def worker(side: str, folder: str, data: str, size: str, seconds: str, clock: str) -> None:
+    """A peer's training, inside its own Python."""
     import torch
 
     torch.set_num_threads(1)
     out, sys.stdout = sys.stdout, sys.stderr  # what the peers print is not the answer
-    result = {"nanogpt": nanogpt, "nanochat": nanochat}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
+    result = {"nanoGPT": nanogpt, "nanochat": nanochat}[side](folder, Path(data), size, float(seconds), CLOCKS[clock])
     out.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(*sys.argv[2:])
+    else:
+        texts(parse())

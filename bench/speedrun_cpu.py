@@ -6,7 +6,8 @@ beside     nanoGPT's command (4 layers, d 128, block 64, batch 12, 2,000 steps) 
            on both cores: seconds of the training steps alone, and of the whole process.
 lowest     bench/lowest.toml on one thread: the loss after at most 600 seconds of processor time.
 ablations  bench/speedrun.toml with one ingredient taken away at a time, on one thread: processor time and loss.
-texts      the same processor seconds on one thread for nanoGPT's and nanochat's recipes and ours, on longer texts: bench/peers_cpu.py.
+texts      the same seconds on one thread for nanoGPT's and nanochat's recipes and ours, on longer texts: bench/peers_cpu.py, which has its own
+           results and takes what else stands on the command line (--text english --size small --seconds 300 …).
 
 The text is LMFORGE_DATA/pretrain/books/tinyshakespeare.txt.gz (or ../shared/data/…); its last tenth is the validation split, as nanoGPT's prepare.py
 cuts it. Ours goes through `lmforge.train.loop.train`; its loss is over the whole validation split. One character is one byte, so nats per token
@@ -208,17 +209,21 @@ def main() -> None:
     parser.add_argument("--part", choices=["beside", "lowest", "ablations", "texts"], action="append")
     parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"), help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for it")
-    parser.add_argument("--nanochat", type=Path, default=Path(".peers/nanochat"), help="a checkout of karpathy/nanochat (texts)")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of ours: so many networks side by side, one thread each")
     parser.add_argument("--peer-threads", type=int, default=1, help="of nanoGPT; two took more than twice as long here as one")
-    parser.add_argument("--seconds", type=float, default=300, help="processor time of each side (texts)")
-    parser.add_argument("--text", choices=["python-library", "english"], action="append", help="(texts; default: both)")
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="of nanochat (texts): bfloat16, float32 or both")
     parser.add_argument("--set", default="{}", help="changes to bench/lowest.toml as JSON")
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
     wanted = arguments.part or ["beside", "lowest", "ablations", "texts"]
-    if {"beside", "texts"} & set(wanted) and not (arguments.peer / "train.py").is_file():
+    if rest and "texts" not in wanted:
+        parser.error(f"unknown: {' '.join(rest)}")
+    if "texts" in wanted:
+        import peers_cpu
+
+        peers = peers_cpu.parse(["--peer", str(arguments.peer), "--peer-python", str(arguments.peer_python), *rest])
+        wanted = [part for part in wanted if part != "texts"]
+        peers_cpu.texts(peers)
+    if "beside" in wanted and not (arguments.peer / "train.py").is_file():
         sys.exit(f"{arguments.peer}/train.py: not there; put a checkout of karpathy/nanoGPT there or name it with --peer")
     arguments.peer_python = arguments.peer_python.absolute()
     from lmforge.record import code_version, machine, write_atomic
@@ -229,16 +234,13 @@ def main() -> None:
     commit = arguments.peer / "COMMIT"
     found |= {"command": "python bench/speedrun_cpu.py", "machine": machine(),
               "peer": "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit")}
+    if not wanted:
+        return
     with tempfile.TemporaryDirectory() as temporary:
         tokens = our_tokens(Path(temporary))
         for part in wanted:
-            if part == "texts":
-                from peers_cpu import texts
-
-                found[part] = texts(arguments, Path(temporary)) | {"code": code_version()}
-            else:
-                make = {"beside": beside, "lowest": lowest, "ablations": ablations}[part]
-                found[part] = {"code": code_version(), "found": make(arguments, Path(temporary), tokens)}
+            make = {"beside": beside, "lowest": lowest, "ablations": ablations}[part]
+            found[part] = {"code": code_version(), "found": make(arguments, Path(temporary), tokens)}
             write_atomic(RESULT, json.dumps(found, indent=1) + "\n")
 
 
