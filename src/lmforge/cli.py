@@ -290,6 +290,24 @@ def serve(
     listen(load_served(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
 
 
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="a folder of transformers: config.json, safetensors, tokenizer.json")],
+    model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
+    context: Annotated[int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or fine-tune from."""
+    from lmforge.model.imported import import_model
+
+    figures = import_model(checkpoint, model, context)
+    if as_json:
+        _print_json(figures)
+        return
+    print(f"{model}: {figures['model_type']}, {figures['parameters']:,} parameters, {figures['vocab_size']:,} tokens, context {figures['context']:,}")
+    print(f"next: lmforge chat {model}, or a recipe with [finetune] base = \"{model}\"")
+
+
 @app.command()
 def compare(first: RunPath, second: RunPath, as_json: AsJson = False) -> None:
     """The scores of two runs side by side; refuses when they were not made alike."""

@@ -273,7 +273,7 @@ class Model(Section):
     heads: Positive = 4
     kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
     d_ff: Positive | None = None  # default: 4 × d_model
-    activation: Literal["relu", "relu2", "gelu", "swiglu"] = "relu"
+    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu"] = "relu"  # gelu_tanh: GPT-2's approximation of it
     attention: AttentionKind | tuple[AttentionKind, ...] = "full"  # one kind, or a pattern of kinds repeated over the layers
     window: Positive = 256  # tokens: the band of window, strided and sparse
     stride: Positive = 1024  # every so many tokens one that strided and sparse see from anywhere later
@@ -283,6 +283,7 @@ class Model(Section):
     lsh_rounds: Positive = 4
     feature_map: Literal["elu", "learned"] = "elu"  # of linear attention
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_eps: Annotated[float, Field(gt=0)] | None = None  # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
     positions: Literal["rope", "learned", "none"] = "rope"
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
     rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"  # how RoPE reaches beyond the context it was trained at …
@@ -517,6 +518,9 @@ def _take_from_base(data: dict[str, Any], folder: Path) -> None:
         config = json.loads((base / "config.json").read_text())
         shape, compression = dict(config["architecture"]), config["compression"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if (base / "config.json").is_file() and "model_type" in (base / "config.json").read_text(errors="replace"):
+            raise InputError(f"finetune.base: {given['base']}: a checkpoint of transformers; make a model of it first: "
+                             f"lmforge import {given['base']} MODEL") from error
         raise InputError(f"finetune.base: {given['base']}: no model there; give a run that is trained, a checkpoint or a model") from error
     if compression:
         raise InputError(f"finetune.base: {given['base']}: a compressed model, which cannot be trained; give the model that it was made from")

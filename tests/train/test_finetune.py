@@ -12,6 +12,7 @@ import torch
 
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
+from lmforge.model.imported import import_model
 from lmforge.model.saved import load_model, model_tensors, write_model
 from lmforge.pipeline import run_stages, states
 from lmforge.recipe import Recipe, load_recipe, to_toml
@@ -23,6 +24,7 @@ from lmforge.train.adapters import load_with_adapter
 from lmforge.train.finetune import example_rows
 from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, train
+from tests.model.test_imported import checkpoint
 
 WORDS = {"hot": ["fire", "ember", "spark"], "cold": ["water", "iron", "steel"]}
 
@@ -204,3 +206,26 @@ def test_another_base_makes_the_run_stale(base: Path, tmp_path: Path, tiny_run: 
         write_model(directory, model.config, model_tensors(model), tiny_run / "tokens" / "tokenizer.json")
     moved = load_recipe(tmp_path / "r.toml", [f"finetune.base={tmp_path / 'other'}"])
     assert [state.state for state in states(moved, recipe.directory)][:3] == ["stale"] * 3
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_it_begins_with_an_imported_model(tmp_path: Path, lora: bool) -> None:
+    import_model(checkpoint(tmp_path / "theirs", "llama", max_position_embeddings=128), tmp_path / "base")
+    labelled(tmp_path / "examples.jsonl", 60)
+    recipe = recipe_of(tmp_path, tmp_path / "base", "lora = {}\n" if lora else "", steps=6)
+    figures = run_stages(recipe, recipe.directory, until="train")["train"]
+    before, after = load_model(tmp_path / "base"), load_model(recipe.directory / "model")
+    assert after.config.to_json() == before.config.to_json()
+    assert torch.equal(before.embed.weight, after.embed.weight) == lora
+    assert not torch.equal(before.blocks[0].ff.up.weight, after.blocks[0].ff.up.weight)
+    assert (recipe.directory / "tokens" / "tokenizer.json").read_bytes() == (tmp_path / "base" / "tokenizer.json").read_bytes()
+    losses = [line["loss"] for line in read_lines(recipe.directory / "train" / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert figures["parameters"] == sum(tensor.numel() for tensor in model_tensors(after).values())
+
+
+def test_a_base_that_is_not_imported_yet_says_how(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "theirs", "llama")
+    labelled(tmp_path / "examples.jsonl", 8)
+    with pytest.raises(InputError, match="lmforge import"):
+        recipe_of(tmp_path, tmp_path / "theirs")

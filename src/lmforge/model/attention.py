@@ -370,8 +370,8 @@ class Attention(nn.Module):
         self.kv_width = config.kv_heads * config.head_width
         self.qkv = nn.Linear(config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.biases)
-        self.q_norm = Norm(config.head_width, config.norm, False) if config.qk_norm else None
-        self.k_norm = Norm(config.head_width, config.norm, False) if config.qk_norm and not self.shared else None
+        self.q_norm = Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm else None
+        self.k_norm = Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm and not self.shared else None
         self.mixer: LSH | Linear | Softmax = (
             LSH(config, layer) if kind == "lsh" else Linear(config) if kind == "linear" else Softmax(config, kind)
         )

@@ -58,6 +58,7 @@ class GPTConfig:
     image_size: int = 0
     image_patch: int = 0
     image_channels: int = 3
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attention", (self.attention,) if isinstance(self.attention, str) else tuple(self.attention))

@@ -14,19 +14,20 @@ from lmforge.model.config import GPTConfig
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019, eq. 4), with a learned gain."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019, eq. 4), with a learned gain. `eps` keeps it from dividing by 0."""
 
-    def __init__(self, width: int, kind: str, bias: bool) -> None:
+    def __init__(self, width: int, kind: str, bias: bool, eps: float | None = None) -> None:
         super().__init__()
         self.kind = kind
+        self.eps = eps or (1e-5 if kind == "layernorm" else 1e-6)
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias and kind == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) → (…, width)."""
         if self.kind == "layernorm":
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -78,7 +79,7 @@ class FeedForward(nn.Module):
         if self.activation == "swiglu":
             gate, hidden = hidden.chunk(2, -1)
             return F.silu(gate) * hidden
-        return F.gelu(hidden)
+        return F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = Norm(config.d_model, config.norm, config.biases)
+        self.attention_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.attention = Attention(config, layer)
-        self.ff_norm = Norm(config.d_model, config.norm, config.biases)
+        self.ff_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.ff: FeedForward | Experts = Experts(config, layer) if config.experts else FeedForward(config, config.d_ff)
 
     def attend(self, x: Tensor, place: Place) -> Tensor:
@@ -89,8 +89,8 @@ class Ahead(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.hidden_norm = Norm(config.d_model, config.norm, config.biases)
-        self.next_norm = Norm(config.d_model, config.norm, config.biases)
+        self.hidden_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
+        self.next_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.join = nn.Linear(2 * config.d_model, config.d_model, bias=config.biases)
         self.block = Block(dataclasses.replace(config, experts=0), config.layers - 1)
 
@@ -112,7 +112,7 @@ class GPT(nn.Module):
         self.learned_positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
         self.patches = PatchEmbedding(config) if config.image_size else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = Norm(config.d_model, config.norm, config.biases)
+        self.norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embed.weight

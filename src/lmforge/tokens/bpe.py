@@ -45,6 +45,7 @@ from lmforge.progress import say
 from lmforge.record import write_atomic
 from lmforge.tokens.count import Pieces, count_pieces, weighted_pieces
 from lmforge.tokens.encode import Encoder, Ranks, ranks_of
+from lmforge.tokens.imported import Library, is_imported, token_names
 from lmforge.tokens.merge import Learned, learn
 from lmforge.tokens.pieces import SUPERWORDS, WORDS, as_bytes, classes_for, joined
 
@@ -67,13 +68,16 @@ _ALPHABET = sorted(range(256), key=_CHARACTER.__getitem__)  # the bytes in the o
 
 
 class Tokenizer:
-    """A vocabulary and its merges. `vocab_size` counts every token, `end_of_text` is 0, `sha256` is that of its tokenizer.json.
+    """A vocabulary and its merges, learned here or imported (lmforge.tokens.imported). `vocab_size` counts every token, `end_of_text` is 0, `sha256`
+    is that of its tokenizer.json.
 
     `special` maps the names of the special tokens to their ids: the end of a text, and CHAT_TOKENS where the vocabulary has them.
     Threads may share one; each gets a memo of its own.
     """
 
     end_of_text = 0
+    special: Mapping[str, int]
+    _library: Library | None  # encodes, where the vocabulary is not ours
 
     def __init__(self, content: str, where: str = "tokenizer.json") -> None:
         """From the text of a tokenizer.json.
@@ -83,6 +87,9 @@ class Tokenizer:
         """
         try:
             file = orjson.loads(content)
+            if is_imported(file, (WORDS, SUPERWORDS)):
+                self._take(content, file)
+                return
             splitter = file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
             vocabulary, merges = file["model"]["vocab"], file["model"]["merges"]
             if splitter not in (WORDS, SUPERWORDS):
@@ -98,12 +105,24 @@ class Tokenizer:
             raise InputError(f"{where}: not a tokenizer that lmforge wrote ({error}); run the tokens stage again") from error
         self._make(content, names, pairs, splitter == SUPERWORDS)
 
+    def _take(self, content: str, file: Mapping[str, Any]) -> None:
+        """A vocabulary of others (lmforge.tokens.imported), whose token 0 is the end of text."""
+        names = token_names(file, _CHARACTER)
+        self._content, self._library = content, Library(file)
+        self.sha256 = hashlib.sha256(content.encode()).hexdigest()
+        self.vocab_size = len(names)
+        special = {token["content"]: token["id"] for token in file["added_tokens"] if token["special"] and token["id"]}
+        whole = all(name in special for name in CHAT_TOKENS)  # some of them alone make no chat
+        self.special = {END_OF_TEXT: 0} | {name: token for name, token in special.items() if whole or name not in CHAT_TOKENS}
+        self._bytes, self._ends = _bytes_of(names)
+        self._of_byte = np.array([file["model"]["vocab"][character] for character in _CHARACTER], dtype=np.int32)
+
     def _make(self, content: str, names: list[str], merges: NDArray[np.int32], superwords: bool) -> Tokenizer:
-        self._content = content
+        self._content, self._library = content, None
         self.sha256 = hashlib.sha256(content.encode()).hexdigest()
         self.vocab_size = len(names)
         first = names[: 1 + len(CHAT_TOKENS)]
-        self.special: Mapping[str, int] = {name: first.index(name) for name in (END_OF_TEXT, *CHAT_TOKENS) if name in first}
+        self.special = {name: first.index(name) for name in (END_OF_TEXT, *CHAT_TOKENS) if name in first}
         self._bytes, self._ends = _bytes_of(["" if token in self.special.values() else name for token, name in enumerate(names)])
         of_name = {name: token for token, name in enumerate(names[: 256 + len(self.special)])}
         self._of_byte = np.array([of_name[character] for character in _CHARACTER], dtype=np.int32)
@@ -147,6 +166,8 @@ class Tokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """(the tokens of all texts one after another, int32; where those of each text end). The fast way: nothing becomes a list."""
+        if self._library:
+            return self._library.encode(texts)
         encoder = getattr(self._of_thread, "encoder", None)
         if encoder is None:
             encoder = self._of_thread.encoder = Encoder(self._ranks, self._superwords)
