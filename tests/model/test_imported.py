@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,12 +15,11 @@ from lmforge.errors import InputError
 from lmforge.model.imported import import_model
 from lmforge.model.saved import load_model, read_config
 from lmforge.serve.load import load_served
-from lmforge.tokens.bpe import _CHARACTER, END_OF_TEXT, Tokenizer
 from tests.conftest import lmforge
+from tests.tokens.test_imported import END, vocabulary
 
 GOLDEN = Path(__file__).parent / "golden" / "imported.json"
-MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("Ġ", "w")]
-END = 256 + len(MERGES)  # the end of text; the embedding has some rows more
+# The embedding has some rows more than there are tokens.
 ROWS, WIDTH, HEADS, UNITS, LAYERS, CONTEXT = 264, 32, 4, 48, 2, 24
 TOKENS = [END, 104, 258, 11, 0, 259, 87, 31, 200, 258, 0, 5, 44, 104, 258, 99]
 LLAMA = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": 2, "intermediate_size": UNITS, "num_hidden_layers": LAYERS,
@@ -63,21 +61,6 @@ def shapes(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         if settings["model_type"] == "qwen3":
             found |= {f"model.layers.{layer}.self_attn.{side}_norm.weight": (WIDTH // HEADS,) for side in "qk"}
     return found | ({} if settings.get("tie_word_embeddings") else {"lm_head.weight": (ROWS, WIDTH)})
-
-
-def vocabulary() -> dict[str, Any]:
-    """GPT-2's kind of tokenizer.json: bytes, a few merges, the end of text last."""
-    alphabet = {character: number for number, character in enumerate(sorted(_CHARACTER))}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    names = {**alphabet, **{left + right: 256 + number for number, (left, right) in enumerate(MERGES)}, END_OF_TEXT: END}
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": byte_level, "post_processor": byte_level,
-        "decoder": byte_level,
-        "added_tokens": [{"id": END, "content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                          "special": True}],
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
-                  "byte_fallback": False, "ignore_merges": False, "vocab": names, "merges": [list(pair) for pair in MERGES]},
-    }  # fmt: skip
 
 
 def checkpoint(folder: Path, kind: str, **changes: Any) -> Path:
@@ -126,23 +109,6 @@ def test_logits_are_those_of_transformers_where_it_is_installed(tmp_path: Path, 
     assert torch.allclose(ours(tmp_path / "model"), expected, atol=1e-4)
 
 
-def test_the_vocabulary_is_theirs_with_the_end_of_text_first(tmp_path: Path) -> None:
-    import_model(checkpoint(tmp_path / "theirs", "gpt2"), tmp_path / "model")
-    tokenizer = Tokenizer.load(tmp_path / "model" / "tokenizer.json")
-    library = tokenizers.Tokenizer.from_file(str(tmp_path / "theirs" / "tokenizer.json"))
-    assert tokenizer.vocab_size == END + 1
-    assert tokenizer.special == {END_OF_TEXT: 0}
-    for text in ("hello world, it's 12", "naïve 日本語 🙂\n\n  x\t", ""):
-        expected = [{0: END, END: 0}.get(token, token) for token in library.encode(text).ids]
-        assert tokenizer.encode(text) == expected
-        assert tokenizer.decode(expected) == text
-        assert tokenizer.encode_bytes(text.encode()) == expected
-    assert 0 not in tokenizer.encode(f"a {END_OF_TEXT} is text")
-    assert tokenizer.decode(tokenizer.encode(f"a {END_OF_TEXT} is text")) == f"a {END_OF_TEXT} is text"
-    assert tokenizer.decode_bytes(tokenizer.encode_bytes(b"hell\xff\x00 w")) == b"hell\xff\x00 w"
-    assert tokenizer.encode("\ud800") == tokenizer.encode("\ufffd")
-
-
 def test_weights_in_several_files_and_in_half_precision(tmp_path: Path) -> None:
     whole = checkpoint(tmp_path / "whole", "llama")
     tensors = {name: value.bfloat16() for name, value in load_file(whole / "model.safetensors").items()}
@@ -185,13 +151,6 @@ def test_damaged_or_missing_files_are_named(tmp_path: Path) -> None:
             (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
             with pytest.raises(InputError, match=name.replace(".", r"\.")):
                 import_model(folder, tmp_path / "model")
-
-
-def test_a_sentencepiece_vocabulary_is_refused(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "theirs", "llama")
-    (folder / "tokenizer.json").write_text(json.dumps({**vocabulary(), "pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}))
-    with pytest.raises(InputError, match="SentencePiece"):
-        import_model(folder, tmp_path / "model")
 
 
 def test_the_command_makes_a_model_that_answers(
