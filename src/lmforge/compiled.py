@@ -26,6 +26,12 @@ def inlined(function: Function) -> Function:
     return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")(function))
 
 
+def quick(function: Function) -> Function:
+    """As `compiled`, for sums over rows of numbers: they may be added in any order, so that several are worked on at once. No value may be
+    infinite or no number."""
+    return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)(function))
+
+
 def load_without_linear_algebra() -> None:
     """Have numba load what it needs before its first function, but not scipy's linear algebra: 18 MB that no loop of ours uses.
 

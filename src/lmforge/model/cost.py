@@ -140,8 +140,7 @@ def _mixing(c: GPTConfig, kind: str, length: int) -> float:
     rule = Softmax(c, kind)
     if rule.window is None or length <= rule.window:
         return 4.0 * c.d_model * length * (length + 1) / 2
-    pairs = sum(piece.pairs for piece in banded.pieces(length, rule.window, rule.layout(length)[0].tolist()))
-    return 4.0 * c.d_model * pairs
+    return 4.0 * c.d_model * banded.pairs(length, rule.window, rule.layout(length)[0])
 
 
 def _mixing_one(c: GPTConfig, kind: str, length: int) -> float:

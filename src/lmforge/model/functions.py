@@ -108,20 +108,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             counted = wanted >= 0
             index = wanted.clamp(min=0)[:, None]
             logits = (piece @ weight.t()).to(exact)
-            spread = logits.logsumexp(-1, keepdim=True) if z_loss else None
-            log_p = torch.log_softmax(logits, dim=-1)
-            total -= log_p.gather(1, index)[:, 0].mul(counted).sum()
+            top, right = logits.amax(-1, keepdim=True), logits.gather(1, index)
+            slope = torch.softmax(logits, -1, out=logits)  # softmax − one-hot, where the logits were
+            spread = top - slope.amax(-1, keepdim=True).log()  # log Σ exp(logits): the largest share is at least 1/V, so its log is exact
+            total += (spread - right)[:, 0].mul(counted).sum()
             if d_hidden is None and d_weight is None:
                 continue
-            slope = log_p.exp_()  # softmax − one-hot, zero where a token does not count
-            if spread is not None:
+            if z_loss:
                 slope.mul_(1 + 2 * z_loss * spread)
             slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
-            slope.mul_(counted[:, None])
             slope = slope.to(weight.dtype)
-            if d_hidden is not None:
-                torch.mm(slope, weight, out=d_hidden[start : start + chunk])
+            if d_hidden is not None:  # a token that does not count is left out of the small factors, not of the logits
+                torch.mm(slope, weight, out=d_hidden[start : start + chunk]).mul_(counted[:, None])
             if d_weight is not None:
+                piece = piece * counted[:, None]
                 if d_weight.dtype == slope.dtype:
                     torch.addmm(d_weight, slope.t(), piece, out=d_weight)
                 else:
