@@ -109,3 +109,42 @@ def test_several_ranks_choose_alike() -> None:
 
 def test_a_real_measurement() -> None:
     assert fastest._per_token(network(), 2, 2, 32, 16, repeats=1) > 0
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[bool, bool], float], norms: tuple[float, float, float]) -> fastest.Way:
+    """The choice for a GPU, whose times and gradients are given: eager, compiled, graphs. A speed of 0 fails."""
+    given = iter(norms)
+
+    def per_token(*_: object, compiled: bool = False, graphs: bool = False) -> float:
+        return 1 / speeds[compiled, graphs]
+
+    monkeypatch.setattr(fastest, "_per_token", per_token)
+    monkeypatch.setattr(fastest, "_gradient_norm", lambda *_: next(given))
+    monkeypatch.setattr(fastest, "safest_on_gpu", lambda _: ("bf16", "stands here"))
+    return choose(recipe(), network(), torch.device("cuda"), 4, 1000)
+
+
+@pytest.mark.parametrize(("speeds", "norms", "expected"), [
+    ({(False, False): 100, (True, False): 150, (True, True): 200}, (1, 1, 1), (True, True)),
+    ({(False, False): 100, (True, False): 150, (True, True): 200}, (1, 1, 3), (True, False)),  # graphs that change the gradient
+    ({(False, False): 100, (True, False): 0, (True, True): 200}, (1, 1, 1), (True, True)),  # compiling alone fails
+    ({(False, False): 100, (True, False): 90, (True, True): 80}, (1, 1, 1), (False, False)),
+])  # fmt: skip
+def test_on_a_gpu_the_fastest_code_with_the_same_gradient_is_taken(
+    monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[bool, bool], float], norms: tuple[float, float, float], expected: tuple[bool, bool],
+) -> None:
+    way = on_gpu(monkeypatch, speeds, norms)
+    assert (way.compiled, way.graphs) == expected
+    assert way.precision == "bf16"
+    assert ("CUDA graphs" in describe(way).split("(")[0]) == expected[1]
+    assert ("another gradient" in way.reason) == (3 in norms)
+    assert ("failed here (ZeroDivisionError)" in way.reason) == (0 in speeds.values())
+
+
+def test_replayed_code_gives_the_loss_and_gradient_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)  # a CPU has no graphs; the wrapper around them is the same
+    model = network()
+    expected = fastest._gradient_norm(model, 32, 16, "fp32", None)
+    way = fastest.Way(1, 1, 32, True, "", graphs=True)
+    assert fastest._gradient_norm(model, 32, 16, "fp32", fastest.compiled_loss(model, way)) == expected
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""The fastest way to run a training step here, measured at start-up: replicas or threads, micro-batch, eager or compiled, precision.
+"""The fastest way to run a training step here, measured at start-up: replicas or threads, micro-batch, eager, compiled or graphs, precision.
 
 The choice is kept per machine and network shape (in the user's cache folder), because another thread count or micro-batch adds up
 floating-point numbers in another order: a run that is stopped and started again must choose as before, to the bit.
@@ -27,7 +27,7 @@ from lmforge.recipe import Recipe
 from lmforge.record import cache_directory, hash_json, machine, write_atomic
 from lmforge.train.precision import PROMISING, autocast, bfloat16_gain, safest_on_gpu
 
-CHOICE_FORMAT = 4  # of the kept choice
+CHOICE_FORMAT = 5  # of the kept choice
 COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/log.md)
 COMPILE_GAIN = 0.15  # the most it gained there
 HALF_GAIN = 1.1  # times as fast a step in bfloat16 must be to be taken
@@ -43,6 +43,7 @@ class Way:
     compiled: bool
     reason: str
     precision: str = "fp32"  # or bf16, fp16
+    graphs: bool = False  # compiled code replayed as CUDA graphs
 
 
 def cores() -> int:
@@ -57,7 +58,8 @@ def _cache_file() -> Path:
 def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: int, ranks: int = 1) -> Way:
     """The fastest of the allowed ways to run `rows` rows a step for `steps` steps. What the recipe states is not measured.
 
-    With several ranks nothing is measured (they must all choose alike): one thread each on a CPU, whole batch, eager, float32.
+    On a GPU eager code, compiled code and CUDA graphs of it are measured. With several ranks nothing is measured (they must all choose
+    alike): one thread each on a CPU, whole batch, eager, float32.
     Where the recipe states threads, micro-batch and compilation, an unstated precision on a CPU is float32, which is right everywhere.
     """
     train, context = recipe.train, recipe.tokens.context
@@ -66,6 +68,8 @@ def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: i
     precision, why = ("fp32", "a CPU") if train.precision == "auto" else (train.precision, "stated")
     if device.type == "cuda" and train.precision == "auto":
         precision, why = safest_on_gpu(device)
+    if device.type == "cuda" and ranks == 1 and train.compile == "auto":
+        return _measure_on_gpu(model, device, train.micro_batch_tokens or min(tokens, 65_536), context, f"{precision}: {why}", tokens * steps)
     if device.type != "cpu" or ranks > 1:
         threads = train.threads or max(1, cores() // ranks)
         return Way(1, threads, train.micro_batch_tokens or min(tokens, 65_536), train.compile == "on",
@@ -128,6 +132,66 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> Way:
     return Way(1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]), precision)
 
 
+def _measure_on_gpu(model: GPT, device: torch.device, size: int, context: int, precision: str, total: int) -> Way:
+    """Eager, compiled, and compiled code replayed as CUDA graphs, for `total` tokens of training: the fastest whose compilation pays back and
+    whose gradient is that of eager code."""
+    kind = precision.split(":")[0]
+    eager, expected = _per_token(model, 1, cores(), size, context, kind), _gradient_norm(model, size, context, kind, None)
+    best, found = (eager * total, False, False), [f"eager {1 / eager:,.0f} tok/s"]
+    for graphs in (False, True):
+        name = "CUDA graphs" if graphs else "compiled"
+        started = time.perf_counter()
+        try:
+            seconds = _per_token(model, 1, cores(), size, context, kind, compiled=True, graphs=graphs)
+            norm = _gradient_norm(model, size, context, kind, _compiled(model, graphs))
+        except Exception as error:  # whatever the compiler stack raises, eager still works
+            found.append(f"{name}: failed here ({type(error).__name__})")
+            continue
+        cost = time.perf_counter() - started
+        found.append(f"{name} {1 / seconds:,.0f} tok/s after {cost:.0f} s")
+        if not math.isclose(norm, expected, rel_tol=0.02):
+            found[-1] += f", with another gradient ({norm:.4g}, eager {expected:.4g})"
+        elif seconds * total + cost < best[0]:
+            best = (seconds * total + cost, True, graphs)
+    return Way(1, cores(), size, best[1], "; ".join([*found, precision]), kind, best[2])
+
+
+def _gradient_norm(model: GPT, size: int, context: int, precision: str, compiled: Any) -> float:
+    """Of `size` tokens, by eager code or by compiled; run twice, since the second run is the one that replays a graph."""
+    tokens = _some_tokens(model, size, context)
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        with autocast(precision, tokens.device):
+            loss = (compiled or model.loss)(tokens, tokens)
+        (loss / size).backward()
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    model.zero_grad(set_to_none=True)
+    return norm
+
+
+def _some_tokens(model: GPT, size: int, context: int) -> torch.Tensor:
+    tokens = torch.arange(size).remainder(model.config.vocab_size).view(-1, context)
+    return tokens.to(next(model.parameters()).device)
+
+
+def _compiled(model: GPT, graphs: bool) -> Any:
+    compiled = torch.compile(model.loss, mode="reduce-overhead" if graphs else None)
+    if not graphs:
+        return compiled
+
+    def replayed(*arguments: Any) -> torch.Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last replay gave has been used
+        loss: torch.Tensor = compiled(*arguments)
+        return loss.clone()  # the next replay writes into the same memory
+
+    return replayed
+
+
+def compiled_loss(model: GPT, way: Way) -> Any:
+    """`model.loss` as `way` runs it where it is compiled."""
+    return _compiled(model, way.graphs)
+
+
 def _is_bfloat16_faster(model: GPT, replicas: int, threads: int, size: int, context: int, exact: float) -> tuple[float | None, str]:
     """(seconds per token in bfloat16 where it is to be taken, why). Whole steps in it are measured only where a single product is fast."""
     gain = bfloat16_gain(model.config)
@@ -157,21 +221,24 @@ def _is_compiling_worth_it(
 
 def _per_token(
     model: GPT, replicas: int, threads: int, size: int, context: int, precision: str = "fp32", compiled: bool = False, repeats: int = 3,
+    graphs: bool = False,
 ) -> float:
     """Median seconds per token of forward and backward passes of `size` tokens in each replica, after a warm-up; gradients are dropped."""
-    tokens = torch.arange(size).remainder(model.config.vocab_size).view(-1, context)
-    compiled_loss = torch.compile(model.loss) if compiled else None
+    tokens = _some_tokens(model, size, context)
+    quick = _compiled(model, graphs) if compiled else None
     networks = Replicas(model, replicas, threads)
 
     def work(network: nn.Module, _rows: range) -> None:
         with autocast(precision, tokens.device):
-            loss = compiled_loss(tokens, tokens) if compiled_loss else network.loss(tokens, tokens)  # type: ignore[operator]
+            loss = quick(tokens, tokens) if quick else network.loss(tokens, tokens)  # type: ignore[operator]
         loss.backward()
 
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
         networks.run(work, range(replicas))
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
         model.zero_grad(set_to_none=True)
     networks.close()
@@ -180,6 +247,7 @@ def _per_token(
 
 def describe(chosen: Way) -> str:
     """The choice in words."""
-    compiled = f"{'compiled' if chosen.compiled else 'eager'}, {chosen.precision}"
+    code = "compiled, as CUDA graphs" if chosen.graphs else "compiled" if chosen.compiled else "eager"
+    compiled = f"{code}, {chosen.precision}"
     size = chosen.micro_batch_tokens
     return f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {size} tokens, {compiled} ({chosen.reason})"

@@ -49,7 +49,7 @@ from lmforge.train.checkpoint import Checkpoints, write_snapshot
 from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
 from lmforge.train.events import EventFile
-from lmforge.train.fastest import Way, choose, describe
+from lmforge.train.fastest import Way, choose, compiled_loss, describe
 from lmforge.train.finetune import example_rows, start_from
 from lmforge.train.journal import Journal, Meter
 from lmforge.train.optim import build_optimizers, rate, set_rate
@@ -130,7 +130,7 @@ class TrainingRun:
         self.way = self.chosen_way()
         if self.way.precision == "fp8":
             fp8.use_fp8(self.model)
-        self.compiled = torch.compile(self.model.loss) if self.way.compiled else None
+        self.compiled = compiled_loss(self.model, self.way) if self.way.compiled else None
         self.snapshots = set(snapshot_steps(self.steps, settings.ensemble)) - {self.steps}  # the last is a checkpoint
         self.watch = Watchdog(mesh.rank)
         self.deadline = time.monotonic() + (settings.max_seconds or math.inf)
@@ -305,12 +305,16 @@ class TrainingRun:
             parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context, size, few), range(len(batch.inputs)))
             self.watch.doing(step + 1, "summing gradients over ranks")
             self.mesh.average_gradients(self.model.parameters())
-            nats, text_bytes, counted = self.mesh.total(*(sum(column) for column in zip(*parts, strict=True)))
+            losses, *counts = zip(*parts, strict=True)
+            loss, (text_bytes, counted) = torch.stack(losses).sum(), (float(sum(column)) for column in counts)
+            if self.mesh.world > 1:
+                nats, text_bytes, counted = self.mesh.total(float(loss), text_bytes, counted)
+                loss = torch.tensor(nats, dtype=loss.dtype, device=loss.device)
             if self.way.precision == "fp16":
                 self.scaler.unscale(self.model.parameters())
             if counted != size:  # some tokens do not count: the mean is over those that do, in all ranks
                 self._rescale(size / max(1.0, counted))
-            norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+            nats, norm = read(loss, torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
             if self.way.precision != "fp16" or not math.isfinite(nats) or math.isfinite(norm):
                 break
             say(f"train: step {step + 1}: float16 overflows at a loss scale of {self.scaler.scale:g}, first in the gradient of "
@@ -327,10 +331,10 @@ class TrainingRun:
 
     def gradients(
         self, network: nn.Module, batch: Batch, rows: range, context: int, tokens: int, few: list[tuple[int, float]],
-    ) -> tuple[float, int, int]:
+    ) -> tuple[Tensor, int, int]:
         """Forward and backward of some rows of the batch, which has `tokens` tokens in all ranks, in micro-batches, each row cut to
-        `context`; their loss in nats, and the UTF-8 bytes and the number of the tokens that count in it. Notes in `few` the first
-        micro-batch's tokens and squared gradient."""
+        `context`; their loss in nats, still on the device, and the UTF-8 bytes and the number of the tokens that count in it. Notes in
+        `few` the first micro-batch's tokens and squared gradient."""
         size = max(1, self.way.micro_batch_tokens // self.recipe.tokens.context)
         scale = self.scaler.scale if self.way.precision == "fp16" else 1.0
         nats = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
@@ -347,7 +351,7 @@ class TrainingRun:
             if self.measuring and first == rows.start and len(part.inputs) * context < tokens:
                 unit = tokens / (scale * max(1, counted))  # to the gradient of the mean over these tokens
                 few.append((counted, sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None) * unit**2))
-        return float(nats), text_bytes, counted
+        return nats, text_bytes, counted
 
     def culprits(self, step: int, batch: Batch, context: int, cause: str) -> dict[str, Any]:
         """What of a skipped batch is to blame, looked for in all ranks, and said: documents, and the first layer that is not finite.
@@ -477,6 +481,12 @@ class TrainingRun:
             moving = merged(self.model, weights) if adapter_tensors(self.model) else {**model_tensors(self.model), **weights}
         best, weights = choice.choose([*({self.state["best_step"]} | last | self.snapshots)], moving)
         return best, weights, choice.table
+
+
+def read(*numbers: Tensor) -> list[float]:
+    """Numbers of the device, in one copy: the host waits for it once."""
+    values: list[float] = torch.stack([number.double() for number in numbers]).tolist()
+    return values
 
 
 def hash_weights(tensors: dict[str, Tensor]) -> str:
