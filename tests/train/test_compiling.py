@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from lmforge.record import cache_directory
+from lmforge.train import compiling
 from lmforge.train.compiling import FOLDER, keep_compiled_code
 
 CHILD = """
@@ -28,6 +30,12 @@ def test_the_users_cache_unless_another_is_named(monkeypatch: pytest.MonkeyPatch
     assert keep_compiled_code() == cache_directory() / "compiled"
     monkeypatch.setenv(FOLDER, str(tmp_path))
     assert keep_compiled_code() == tmp_path
+
+
+def test_torchs_own_default_is_nobodys_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, compiling._TORCHS, types.SimpleNamespace(default_cache_dir=lambda: "torchs"))
+    monkeypatch.setenv(FOLDER, "torchs")  # as importing torch._dynamo leaves it
+    assert keep_compiled_code() == cache_directory() / "compiled"
 
 
 @pytest.mark.slow
