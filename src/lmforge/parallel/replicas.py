@@ -50,9 +50,10 @@ class Replicas:
         finally:
             torch.set_num_threads(self.threads)
         for model in self.models[1:count]:
-            for total, part in zip(self.models[0].parameters(), model.parameters(), strict=True):
-                if total.grad is not None and part.grad is not None:
-                    total.grad += part.grad
+            pairs = [(total.grad, part.grad) for total, part in zip(self.models[0].parameters(), model.parameters(), strict=True)
+                     if total.grad is not None and part.grad is not None]
+            if pairs:
+                torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
             model.zero_grad(set_to_none=True)
         return results
 

@@ -280,7 +280,8 @@ class TrainingRun:
             self.model.zero_grad(set_to_none=True)
             return {"skipped": cause} | self.culprits(step, batch, context, cause)
         figures = self.statistics(norm, counted, few) if self.measuring else {}
-        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.recipe.train.clip, torch.tensor(norm, device=self.mesh.device))
+        if norm + 1e-6 > settings.clip:  # below it clipping would multiply every gradient by 1
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), settings.clip, torch.tensor(norm, device=self.mesh.device))
         self.watch.doing(step + 1, "updating the weights")
         for optimizer in self.optimizers.values():
             optimizer.step()
