@@ -5,9 +5,10 @@
     python bench/attention.py --peers .peers/venv/bin/python    (one layer of Longformer, BigBird and Reformer in `transformers`, beside ours)
 
 Each part adds to the same results, so that the whole can be made piece by piece. `full` is the library's own scaled_dot_product_attention.
-Each kind runs in a process of its own, with freed memory kept as `lmforge` does. The exponent is log(seconds at 30,000 / at 8,192) /
-log(30,000 / 8,192). The floor of a step is its operations (`cost.training_flops_per_token`) at this machine's measured matrix peak, or the
-bytes that autograd keeps, written and read once, at its measured copying speed, whichever is longer.
+Each kind runs in a process of its own, with memory as `lmforge` sets it: freed blocks are kept, and where activations are made again
+(recompute, reversible) blocks of 8 MiB and more go back to the system; `--kept` keeps them there too. The exponent is
+log(seconds at 30,000 / at 8,192) / log(30,000 / 8,192). The floor of a step is its operations (`cost.training_flops_per_token`) at this
+machine's measured matrix peak, or the bytes that autograd keeps, written and read once, at its measured copying speed, whichever is longer.
 """
 
 from __future__ import annotations
@@ -42,10 +43,8 @@ def network(kind: str, threads: int) -> Any:
     """The model of a kind, warmed up."""
     import torch
 
-    from lmforge.allocator import keep_freed_memory
     from lmforge.model.gpt import GPT, GPTConfig
 
-    keep_freed_memory()
     torch.set_num_threads(threads)
     model = GPT(GPTConfig(**SHAPE, **KINDS[kind]))
     model.initialise(1)
@@ -64,7 +63,7 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
     clock = time.process_time if threads == 1 else time.perf_counter  # one thread: processor seconds, right on a shared machine too
     for length in lengths:
         tokens, times = torch.randint(0, SHAPE["vocab_size"], (1, length)), []
-        for _ in range(5 if length < 9000 else 1 if kind.startswith("full") and length > 16_384 else 3):
+        for _ in range(4 if length < 9000 else 1 if kind.startswith("full") and length > 16_384 else 3):
             started = clock()
             model.loss(tokens, tokens).backward()
             times.append(clock() - started)
@@ -94,9 +93,11 @@ def memory(kind: str, threads: int, length: int) -> dict[str, int]:
     model = network(kind, threads)
     tokens = torch.randint(0, SHAPE["vocab_size"], (1, length))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model.loss(tokens, tokens).backward()
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # the profiler's own records would be in it below
+    model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         model.loss(tokens, tokens).backward()
-        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     held = most = 0
     for event in profiled.profiler.kineto_results.events():
         held += event.nbytes() if event.name() == "[memory]" else 0
@@ -225,6 +226,9 @@ def summarise(results: dict[str, Any]) -> None:
                        "floor_seconds": floor, "over_floor": last["step_seconds"] / floor}
             if full:
                 ratios["step_faster_than_full"] = full["step_seconds"] / last["step_seconds"]
+            alike = kinds.get("-".join(("full", *kind.split("-")[1:])), {}).get("30000")
+            if alike:
+                ratios["step_faster_than_full_with_the_same_options"] = alike["step_seconds"] / last["step_seconds"]
             if "decode_seconds" in last and "1024" in rows:
                 ratios["decode_30000_over_1024"] = last["decode_seconds"] / rows["1024"]["decode_seconds"]
         taken, all_of_it = results.get("memory", {}).get(kind), results.get("memory", {}).get("full")
@@ -240,6 +244,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
     parser.add_argument("--memory", action="store_true", help="measure memory instead, at 30,000 tokens")
+    parser.add_argument("--kept", action="store_true", help="keep freed memory where activations are made again too (results under KIND-kept)")
     parser.add_argument("--peers", help="a Python that has transformers")
     parser.add_argument("--threads", type=int, default=1, help="1 times processor seconds, more the clock on the wall")
     parser.add_argument("--child", choices=KINDS)
@@ -250,8 +255,12 @@ def main() -> None:
     if arguments.child or arguments.peer_child or arguments.layer or arguments.flex:
         answer: Any
         if arguments.child:
-            answer = memory(arguments.child, arguments.threads, 30_000) if arguments.memory else child(
-                arguments.child, arguments.threads, arguments.lengths)
+            from lmforge.allocator import keep_freed_memory, memory_for
+
+            keep_freed_memory()
+            with memory_for("-" in arguments.child and not arguments.kept):
+                answer = memory(arguments.child, arguments.threads, 30_000) if arguments.memory else child(
+                    arguments.child, arguments.threads, arguments.lengths)
         elif arguments.layer:
             answer = our_layer(arguments.layer, arguments.threads)
         else:
@@ -275,10 +284,12 @@ def main() -> None:
         results["peers"]["window_forward"] = ask(sys.executable, "--flex", *threads)
         print(json.dumps(results["peers"], indent=1))
     for kind in () if arguments.peers else arguments.kinds:
+        kept = ("--kept",) if arguments.kept else ()
+        name = "-".join((kind, *(option[2:] for option in kept)))
         if arguments.memory:
-            results.setdefault("memory", {})[kind] = ask(sys.executable, "--child", kind, *threads, "--memory")
+            results.setdefault("memory", {})[name] = ask(sys.executable, "--child", kind, *threads, "--memory", *kept)
         else:
-            results["kinds"][kind] = results["kinds"].get(kind, {}) | ask(sys.executable, "--child", kind, *threads, *lengths)
+            results["kinds"][name] = results["kinds"].get(name, {}) | ask(sys.executable, "--child", kind, *threads, *kept, *lengths)
         write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
     summarise(results)
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")

@@ -56,3 +56,28 @@ print(kept, inside, left())
     assert int(out[1]) < 16
     if out[0] == "True":
         assert int(out[2]) > 48
+
+
+def test_training_that_makes_activations_again_returns_large_blocks_only() -> None:
+    """In a process of its own: faults of touching a block again and again, large and small, where it is returned and where it is kept."""
+    code = """
+import resource, torch
+from lmforge.allocator import LARGE, keep_freed_memory, memory_for
+def faults(size):
+    for _ in range(8):
+        torch.ones(size, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(size, dtype=torch.uint8)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * 4096 / (4 * size)
+kept = keep_freed_memory()
+for remade in (False, True):
+    with memory_for(remade):
+        print(kept, faults(2 * LARGE), faults(LARGE // 4))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    plain, remade = [[float(x) for x in out[i + 1 : i + 3]] for i in (0, 3)]
+    if out[0] == "True":
+        assert plain[1] < 0.2
+        assert remade[0] > 0.8
+        assert remade[1] < 0.2

@@ -3,7 +3,9 @@
 A training step frees and allocates the same large blocks over and over. glibc gives blocks above 32 MiB (its largest mmap threshold) back
 to the kernel each time, which must zero every page again: a fifth of the step's time for a small network on two cores (docs/log.md).
 
-Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once.
+Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once. So is training that
+makes activations again to save memory: on long texts it frees blocks of many sizes, and a heap that keeps them all ends twice as large as
+what is in use (docs/log.md).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # mallopt(3)
+LARGE = 8 << 20  # bytes: the activations of a long text; the pieces in which a feed-forward part or the logits are made again stay below
 _kept = False  # whether keep_freed_memory was called
 
 
@@ -35,17 +38,22 @@ def keep_freed_memory() -> bool:
 
 
 @contextlib.contextmanager
-def freed_memory_returned() -> Iterator[None]:
-    """Inside, glibc hands arrays of 256 KiB and more back to the kernel as they are freed (it would keep up to 32 MiB each)."""
+def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
+    """Inside, glibc hands arrays of `above` bytes and more back to the kernel as they are freed (it would keep up to 32 MiB each)."""
     mallopt = _mallopt()
     if mallopt:
-        for setting, value in ((_MMAP_MAX, 1 << 16), (_MMAP_THRESHOLD, 1 << 18), (_TRIM_THRESHOLD, 1 << 18), (_TOP_PAD, 1 << 17)):
+        for setting, value in ((_MMAP_MAX, 1 << 16), (_MMAP_THRESHOLD, above), (_TRIM_THRESHOLD, above), (_TOP_PAD, 1 << 17)):
             mallopt(setting, value)
     try:
         yield
     finally:
         if _kept:
             keep_freed_memory()
+
+
+def memory_for(remade: bool) -> contextlib.AbstractContextManager[None]:
+    """The setting for training: large blocks go back to the kernel where activations are made again (`remade`), or nothing changes."""
+    return freed_memory_returned(LARGE) if remade else contextlib.nullcontext()
 
 
 def give_back_freed_memory() -> None:

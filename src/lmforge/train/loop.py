@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lmforge.allocator import memory_for
 from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.model.config import network_of
 from lmforge.model.cost import TRAINING, training_flops_per_token
@@ -79,7 +80,8 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
     """
     mesh = join_mesh(recipe.parallel.data)
     try:
-        with contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run:
+        remade = recipe.model.recompute or recipe.model.residual == "reversible"
+        with memory_for(remade), contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run:
             run.go()
             mesh.wait()
             return run.finish(model_out)
