@@ -5,8 +5,8 @@
     python bench/attention.py --peers .peers/venv/bin/python    (one layer of Longformer, BigBird and Reformer in `transformers`, beside ours)
 
 Each part adds to the same results, so that the whole can be made piece by piece. `full` is the library's own scaled_dot_product_attention.
-Each kind runs in a process of its own, with memory as `lmforge` sets it: freed blocks are kept, and where activations are made again
-(recompute, reversible) blocks of 8 MiB and more go back to the system; `--kept` keeps them there too. The exponent is
+Each kind runs in a process of its own, with memory as `lmforge` sets it: freed blocks are kept, or with `--returned`, as with
+`train.return_memory`, those of 8 MiB and more go back to the system. The exponent is
 log(seconds at 30,000 / at 8,192) / log(30,000 / 8,192). The floor of a step is its operations (`cost.training_flops_per_token`) at this
 machine's measured matrix peak, or the bytes that autograd keeps, written and read once, at its measured copying speed, whichever is longer.
 """
@@ -233,7 +233,7 @@ def summarise(results: dict[str, Any]) -> None:
                 ratios["decode_30000_over_1024"] = last["decode_seconds"] / rows["1024"]["decode_seconds"]
         taken, all_of_it = results.get("memory", {}).get(kind), results.get("memory", {}).get("full")
         if taken and all_of_it:
-            ratios |= {f"{name}_of_full": taken[name] / all_of_it[name] for name in taken}
+            ratios |= {f"{name}_of_full": taken[name] / all_of_it[name] for name in taken if name.endswith("bytes") and name in all_of_it}
         results["ratios"][kind] = ratios
         print(f"{kind:18s} " + ", ".join(f"{name} {value:.3f}" for name, value in ratios.items()), flush=True)
 
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
     parser.add_argument("--memory", action="store_true", help="measure memory instead, at 30,000 tokens")
-    parser.add_argument("--kept", action="store_true", help="keep freed memory where activations are made again too (results under KIND-kept)")
+    parser.add_argument("--returned", action="store_true", help="large freed blocks go back to the system (results under KIND-returned)")
     parser.add_argument("--peers", help="a Python that has transformers")
     parser.add_argument("--threads", type=int, default=1, help="1 times processor seconds, more the clock on the wall")
     parser.add_argument("--child", choices=KINDS)
@@ -258,7 +258,7 @@ def main() -> None:
             from lmforge.allocator import keep_freed_memory, memory_for
 
             keep_freed_memory()
-            with memory_for("-" in arguments.child and not arguments.kept):
+            with memory_for(arguments.returned):
                 answer = memory(arguments.child, arguments.threads, 30_000) if arguments.memory else child(
                     arguments.child, arguments.threads, arguments.lengths)
         elif arguments.layer:
@@ -284,12 +284,12 @@ def main() -> None:
         results["peers"]["window_forward"] = ask(sys.executable, "--flex", *threads)
         print(json.dumps(results["peers"], indent=1))
     for kind in () if arguments.peers else arguments.kinds:
-        kept = ("--kept",) if arguments.kept else ()
-        name = "-".join((kind, *(option[2:] for option in kept)))
+        returned = ("--returned",) if arguments.returned else ()
+        name = "-".join((kind, *(option[2:] for option in returned)))
         if arguments.memory:
-            results.setdefault("memory", {})[name] = ask(sys.executable, "--child", kind, *threads, "--memory", *kept)
+            results.setdefault("memory", {})[name] = ask(sys.executable, "--child", kind, *threads, "--memory", *returned)
         else:
-            results["kinds"][name] = results["kinds"].get(name, {}) | ask(sys.executable, "--child", kind, *threads, *kept, *lengths)
+            results["kinds"][name] = results["kinds"].get(name, {}) | ask(sys.executable, "--child", kind, *threads, *returned, *lengths)
         write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
     summarise(results)
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")

@@ -58,7 +58,7 @@ print(kept, inside, left())
         assert int(out[2]) > 48
 
 
-def test_training_that_makes_activations_again_returns_large_blocks_only() -> None:
+def test_training_may_return_large_blocks_and_those_only() -> None:
     """In a process of its own: faults of touching a block again and again, large and small, where it is returned and where it is kept."""
     code = """
 import resource, torch
@@ -71,13 +71,13 @@ def faults(size):
         torch.ones(size, dtype=torch.uint8)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * 4096 / (4 * size)
 kept = keep_freed_memory()
-for remade in (False, True):
-    with memory_for(remade):
+for returned in (False, True):
+    with memory_for(returned):
         print(kept, faults(2 * LARGE), faults(LARGE // 4))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    plain, remade = [[float(x) for x in out[i + 1 : i + 3]] for i in (0, 3)]
+    plain, returned = [[float(x) for x in out[i + 1 : i + 3]] for i in (0, 3)]
     if out[0] == "True":
         assert plain[1] < 0.2
-        assert remade[0] > 0.8
-        assert remade[1] < 0.2
+        assert returned[0] > 0.8
+        assert returned[1] < 0.2

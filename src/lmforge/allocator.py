@@ -3,7 +3,7 @@
 A training step frees and allocates the same large blocks over and over. glibc gives blocks above 32 MiB (its largest mmap threshold) back
 to the kernel each time, which must zero every page again: a fifth of the step's time for a small network on two cores (docs/log.md).
 
-Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once. So is training that
+Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once. So may be training that
 makes activations again to save memory: on long texts it frees blocks of many sizes, and a heap that keeps them all ends twice as large as
 what is in use (docs/log.md).
 """
@@ -51,9 +51,9 @@ def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
             keep_freed_memory()
 
 
-def memory_for(remade: bool) -> contextlib.AbstractContextManager[None]:
-    """The setting for training: large blocks go back to the kernel where activations are made again (`remade`), or nothing changes."""
-    return freed_memory_returned(LARGE) if remade else contextlib.nullcontext()
+def memory_for(returned: bool) -> contextlib.AbstractContextManager[None]:
+    """The setting for training: blocks of `LARGE` bytes and more go back to the kernel as they are freed, or nothing changes."""
+    return freed_memory_returned(LARGE) if returned else contextlib.nullcontext()
 
 
 def give_back_freed_memory() -> None:

@@ -332,6 +332,7 @@ class Train(Section):
     micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
+    return_memory: bool = False  # large freed blocks go back to the system: with long texts and recompute half the peak, 1.4 times the time
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
     base_width: Positive | None = None  # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)

@@ -80,8 +80,7 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
     """
     mesh = join_mesh(recipe.parallel.data)
     try:
-        remade = recipe.model.recompute or recipe.model.residual == "reversible"
-        with memory_for(remade), contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run:
+        with memory_for(recipe.train.return_memory), contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run:
             run.go()
             mesh.wait()
             return run.finish(model_out)
