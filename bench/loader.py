@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from lmforge.errors import InputError
 from lmforge.record import hash_file, machine, write_atomic
 from lmforge.tokens.bpe import train_tokenizer
 from lmforge.tokens.documents import Encoded
@@ -116,6 +117,8 @@ def memory_alone(tokens: int, steps: int) -> None:
 def waits(metrics: Path) -> dict[str, float]:
     """The share of a training run's time that went into waiting for data, from its metrics.jsonl."""
     lines = [line for line in read_lines(metrics) if "data_wait" in line]
+    if not lines:
+        raise InputError(f"{metrics}: no step says how long it waited for data; it is of an older version: train again")
     seconds = lines[-1]["seconds"]
     total = sum(line["data_wait"] for line in lines)
     return {"steps": len(lines), "seconds": seconds, "waited_seconds": round(total, 4), "share": total / seconds}
@@ -132,6 +135,7 @@ def main() -> None:
     if arguments.memory:
         memory_alone(arguments.tokens, arguments.steps)
         return
+    waited = waits(arguments.metrics) if arguments.metrics else None  # first: it is what can be wrong
     with tempfile.TemporaryDirectory(prefix="lmforge-bench-") as name:
         shards = {"plain": make_shards(Path(name) / "plain", arguments.tokens, False),
                   "masked": make_shards(Path(name) / "masked", arguments.tokens // 4, True)}
@@ -160,7 +164,7 @@ def main() -> None:
             "machine": machine(), "command": "python " + " ".join(sys.argv), "context": CONTEXT, "rows": ROWS, "shards_tokens": arguments.tokens,
             "bandwidth_bytes_per_second": round(bandwidth), "floor_tokens_per_second": round(floor), "served": speed,
             "seek_to_step_1000000_seconds": seeks, "memory": small,
-            "data_wait": waits(arguments.metrics) if arguments.metrics else None,
+            "data_wait": waited,
         }
     write_atomic(RESULT, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -2,9 +2,14 @@
 
     python bench/passkey.py --kind sparse --minutes 25        (one thread; adds to bench/results/passkey.json and to --run, with a report)
 
-A training row is filler with a key in it, sometimes two, stated from 2 to 375 times: "The key of bak is 4 7 1 1.". The loss counts the digits
-of all statements but the first, so that a row asks for the same key many times over distances of all sizes; the test is the case of two
-statements, the second one at the end. Lengths grow as they are learned (128, 256, 1,024, 4,096, 30,000 tokens).
+Training rows of two kinds, filler with a key in it ("The key of bak is 4 7 1 1."), so that a row asks for its key many times:
+
+    repeated     128 tokens: the key is stated again and again, and the loss counts the digits of all statements but the first. Teaches what a
+                 key is, within a minute; longer rows of this kind only teach to copy from the nearest statement.
+    questions    256, 1,024, 4,096, 30,000 tokens: stated once, early, and then asked for one of its digits, the same at every place. That digit
+                 is never shown again, so that each question must reach back to the one statement. The test is the last question.
+
+Lengths grow as they are learned, or by the clock; the rate rises anew and falls within each length.
 """
 
 from __future__ import annotations
@@ -33,9 +38,10 @@ from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.train.optim import build_optimizers, set_rate
 
 LENGTHS = (128, 256, 1024, 4096, 30_000)
-BY = (0.2, 0.5, 0.65, 0.8)  # shares of the time by which each length but the last is left at the latest
-STEP_TOKENS, DENSE, SPARSE = 4096, 40, 80  # tokens of a step; a statement in so many tokens; at most a statement in so many
-EVERY, LEARNED = 0.25, 0.05  # minutes between tests; nats a digit at which a length is known
+SHARES = (0.08, 0.1, 0.4, 0.17, 0.25)  # of the time, for each length at most
+STEP_TOKENS, DENSE, EVERY = 16_384, 40, 40  # tokens of a step; a statement, or a question, in so many tokens
+MIXED = (1024, 4096)  # lengths that longer rows are mixed with
+TOLD, LEARNED = 0.5, 0.02  # minutes between tests; nats a digit at which a length is known
 RESULTS = Path(__file__).parent / "results" / "passkey.json"
 KINDS: dict[str, dict[str, Any]] = {
     "sparse": {"attention": ("sparse",), "window": 64, "stride": 64, "pool": 64},
@@ -52,14 +58,11 @@ def vocabulary() -> Tokenizer:
     return train_tokenizer([text for text in texts for _ in range(3)], 551, threads=1)
 
 
-def training_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list[int], list[int]]:
-    """Tokens and targets of `length` tokens: one key, seldom two, each stated again and again at random places of the filler."""
-    dense = length == LENGTHS[0]  # all within the window: what a key is can be learned first, and fast
-    most = length // (DENSE if dense else SPARSE)
+def repeated_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list[int], list[int]]:
+    """Tokens and targets: one key, seldom two, each stated again and again at random places of the filler, all within the window."""
     order = []
     for name in rng.sample(NAMES, 1 if rng.random() < 0.9 else 2):
-        stated = makes.questions[name], makes.answer([rng.randrange(10) for _ in range(4)])
-        order += [stated] * (most if dense else round(2 * (most / 2) ** rng.random()))
+        order += [(makes.questions[name], makes.answer([rng.randrange(10) for _ in range(4)]))] * (length // DENSE)
     rng.shuffle(order)
     filler = list(itertools.chain(*makes.filler(rng, length + 1 - sum(len(q) + len(a) + len(makes.stop) for q, a in order))))
     cuts = sorted(rng.randint(0, len(filler)) for _ in order)
@@ -75,6 +78,21 @@ def training_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list
     return tokens[:-1], targets[1:]
 
 
+def question_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list[int], list[int]]:
+    """Tokens and targets: one key stated once, then questions that break off before the wanted digit; the last question ends the row."""
+    wanted, question, answer = rng.randrange(4), makes.questions[rng.choice(NAMES)], makes.answer([rng.randrange(10) for _ in range(4)])
+    fact, asked = question + answer + makes.stop, question + answer[:wanted]
+    number = max(1, (length - len(fact)) // (DENSE // 2 if length <= LENGTHS[1] else EVERY))
+    filler = list(itertools.chain(*makes.filler(rng, length - len(fact) - number * len(asked))))
+    stated = int(rng.random() ** 1.5 * 0.97 * len(filler))  # early rather than late: more questions come after it
+    tokens, targets, begin = filler[:stated] + fact, [-1] * (stated + len(fact)), stated
+    for cut in sorted([*(rng.randint(stated, len(filler)) for _ in range(number - 1)), len(filler)]):
+        tokens += filler[begin:cut] + asked
+        targets += [-1] * (cut - begin + len(asked) - 1) + [answer[wanted]]
+        begin = cut
+    return tokens, targets
+
+
 def network(kind: str, vocab_size: int, changes: dict[str, Any]) -> GPT:
     """About 0.15 M parameters. So large a base of RoPE leaves most of a head's pairs unturned over 30,000 tokens: content can be compared
     at any distance, and the quick pairs still tell neighbours apart."""
@@ -84,37 +102,43 @@ def network(kind: str, vocab_size: int, changes: dict[str, Any]) -> GPT:
     return model
 
 
-def train(model: GPT, makes: Passkeys, minutes: float, longest: int, save: Callable[[GPT], None]) -> list[dict[str, Any]]:
-    """Muon and AdamW; the next length comes when this one is learned. The rate falls over the last fifth of the time."""
+def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], save: Callable[[GPT], None]) -> list[dict[str, Any]]:
+    """Muon and AdamW; the next length comes when this one is learned or its share of the time is over. In each length the rate falls to nothing
+    over the second half, and begins half as high as in the one before. A step beyond 1,024 tokens has shorter rows too, each row counting alike:
+    all questions of a row want one digit, so that a step of a single row is one noisy sample, and undoes what was learned."""
     rng = random.Random(0)
-    optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3, matrix_lr=0.02, weight_decay=0.0))
     journal: list[dict[str, Any]] = []
-    started, stage, mean, step, at_length, told = time.process_time(), 0, 3.0, 0, 0, EVERY
-    while (spent := (time.process_time() - started) / 60) < minutes:
-        length = min(LENGTHS[stage], longest)
-        size = max(1, STEP_TOKENS // length)
-        rows = [training_row(makes, rng, length) for _ in range(size)]
-        tokens, targets = (torch.tensor(part) for part in zip(*rows, strict=True))
-        set_rate(optimizers, min(1.0, (step + 1) / 50, max(0.02, (minutes - spent) / (0.2 * minutes))))
-        loss = model.loss(tokens, targets) / (targets >= 0).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers.values():
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        step, at_length, mean = step + 1, at_length + 1, mean + (loss.item() - mean) / min(at_length + 1, 20)
-        late = stage < len(BY) and spent > BY[stage] * minutes
-        grows = (late or (mean < LEARNED and at_length >= 20)) and length < longest
-        if spent > told or grows:
-            told = spent + EVERY
-            tested = [row for number in range(10) if (row := makes.row(rng, length, number / 9))]
-            hits = [hit for begin in range(0, 10, size) for hit in found(model, tested[begin : begin + size])]
-            journal.append({"step": step, "length": length, "loss": round(mean, 4), "found": sum(hits) / 10, "minutes": round(spent, 2)})
-            print(journal[-1], flush=True)
-            save(model)
-        if grows:
-            stage, at_length = stage + 1, 0
-    journal.append({"step": step, "length": length, "loss": round(mean, 4), "minutes": round(spent, 2)})
+    started, step = time.process_time(), 0
+    shares = {length: SHARES[LENGTHS.index(length)] for length in lengths}
+    for length in lengths:
+        height = 0.5 ** LENGTHS.index(length)
+        optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3 * height, matrix_lr=0.02 * height, weight_decay=0.0))
+        make = repeated_row if length == LENGTHS[0] else question_row
+        parts = {length: max(1, STEP_TOKENS // length)} | {short: STEP_TOKENS // short // 2 for short in MIXED if short < length}
+        began, allowed, mean, at_length, told = time.process_time(), 60 * minutes * shares[length] / sum(shares.values()), 3.0, 0, 0.0
+        while (share := (time.process_time() - began) / allowed) < 1 and (mean > LEARNED or at_length < 50):
+            set_rate(optimizers, min(1.0, (at_length + 1) / 30, max(0.02, 2 - 2 * share)))
+            losses = dict.fromkeys(parts, 0.0)
+            for each, size in parts.items():
+                rows = [make(makes, rng, each) for _ in range(size)]
+                tokens, targets = (torch.tensor(part) for part in zip(*rows, strict=True))
+                loss = model.loss(tokens, targets) / (targets >= 0).sum()
+                (loss * size / sum(parts.values())).backward()
+                losses[each] = loss.item()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers.values():
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
+            step, at_length, mean = step + 1, at_length + 1, mean + (losses[length] - mean) / min(at_length + 1, 20)
+            if (spent := (time.process_time() - started) / 60) > told:
+                told = spent + TOLD
+                tested = [row for number in range(10) if (row := makes.row(rng, length, number / 9))]
+                size = parts[length]
+                hits = [hit for begin in range(0, 10, size) for hit in found(model, tested[begin : begin + size])]
+                journal.append({"step": step, "length": length, "loss": round(mean, 4), "found": sum(hits) / 10, "minutes": round(spent, 2)})
+                print(journal[-1], flush=True)
+                save(model)
+        journal.append({"step": step, "length": length, "loss": round(mean, 4), "minutes": round((time.process_time() - started) / 60, 2)})
     return journal
 
 
@@ -136,9 +160,9 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--minutes", type=float, default=25.0, help="processor minutes of training")
     parser.add_argument("--keys", type=int, default=20, help="keys tried for each length and depth")
-    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="length to stop growing at (to try things; writes no results)")
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), choices=LENGTHS, help="of the rows, in turn")
     parser.add_argument("--set", type=json.loads, default={}, help="changes of the network, as JSON (to try things)")
-    parser.add_argument("--resume", action="store_true", help="go on from the weights in --run, the lengths from the first")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in --run")
     parser.add_argument("--run", type=Path, default=Path("runs/passkey"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -152,10 +176,10 @@ def main() -> None:
 
     if arguments.resume:
         model.load_state_dict(load(arguments.run / "models" / arguments.kind).state_dict())
-    journal = train(model, makes, arguments.minutes, arguments.longest, save)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
+    before = results["kinds"].get(arguments.kind, {}) if arguments.resume else {}
+    journal = train(model, makes, arguments.minutes, arguments.lengths, save)
     save(model)
-    if arguments.longest < LENGTHS[-1]:
-        return
     trained, peak = journal[-1]["minutes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     recipe = parse_recipe({"name": "passkey", "run_dir": str(arguments.run), "evaluate": {"tasks": ["passkey"], "items": 10 * arguments.keys},
                            "train": {"threads": 1}, "tokens": {"vocab_size": tokenizer.vocab_size, "context": LENGTHS[-1]}})  # fmt: skip
@@ -163,13 +187,14 @@ def main() -> None:
     score = json.loads(score_file(recipe, arguments.run, arguments.kind, tokenizer).read_text())
     longest = score["accuracy"][score["lengths"].index(LENGTHS[-1])]
     print(arguments.kind, score["lengths"], score["accuracy"], flush=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
     results |= {"command": "python bench/passkey.py --kind KIND --minutes MINUTES", "machine": machine(), "depths": score["depths"]}
     results["kinds"][arguments.kind] = {
-        "parameters": sum(p.numel() for p in model.parameters()), "settings": KINDS[arguments.kind] | arguments.set, "minutes_of_training": trained,
+        "parameters": sum(p.numel() for p in model.parameters()), "settings": KINDS[arguments.kind] | arguments.set,
+        "minutes_of_training": round(before.get("minutes_of_training", 0.0) + trained, 2),
         "keys_per_cell": score["keys_per_cell"], "accuracy": dict(zip(map(str, score["lengths"]), score["accuracy"], strict=True)),
         "mean_at_30000": sum(longest) / len(longest), "worst_depth_at_30000": min(longest), "steps": journal[-1]["step"],
-        "longest_trained": journal[-1]["length"], "peak_bytes_of_training": peak, "code": code_version(), "journal": journal,
+        "longest_trained": journal[-1]["length"], "peak_bytes_of_training": peak, "code": code_version(),
+        "journal": before.get("journal", []) + journal,
     }  # fmt: skip
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
     print(write_report(arguments.run))
