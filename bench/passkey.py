@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import resource
 import time
@@ -39,7 +40,8 @@ from lmforge.train.optim import build_optimizers, set_rate
 
 LENGTHS = (128, 256, 1024, 4096, 30_000)
 SHARES = (0.08, 0.1, 0.4, 0.17, 0.25)  # of the time, for each length at most
-STEP_TOKENS, DENSE, EVERY = 16_384, 40, 40  # tokens of a step; a statement, or a question, in so many tokens
+RATES = ((5e-3, 0.02), (2.5e-3, 0.01), (2.5e-3, 0.01), (2e-3, 0.003), (2e-3, 0.001))  # of vectors and of matrices (Muon), for each length
+STEP_TOKENS, DENSE, QUESTIONS = 16_384, 40, 25  # tokens of a step; a statement in so many tokens; questions of a row, more would hide the key
 MIXED = (1024, 4096)  # lengths that longer rows are mixed with
 TOLD, LEARNED = 0.5, 0.02  # minutes between tests; nats a digit at which a length is known
 RESULTS = Path(__file__).parent / "results" / "passkey.json"
@@ -82,7 +84,7 @@ def question_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list
     """Tokens and targets: one key stated once, then questions that break off before the wanted digit; the last question ends the row."""
     wanted, question, answer = rng.randrange(4), makes.questions[rng.choice(NAMES)], makes.answer([rng.randrange(10) for _ in range(4)])
     fact, asked = question + answer + makes.stop, question + answer[:wanted]
-    number = max(1, (length - len(fact)) // (DENSE // 2 if length <= LENGTHS[1] else EVERY))
+    number = max(1, (length - len(fact)) // (DENSE // 2) if length <= LENGTHS[1] else QUESTIONS)
     filler = list(itertools.chain(*makes.filler(rng, length - len(fact) - number * len(asked))))
     stated = int(rng.random() ** 1.5 * 0.97 * len(filler))  # early rather than late: more questions come after it
     tokens, targets, begin = filler[:stated] + fact, [-1] * (stated + len(fact)), stated
@@ -102,17 +104,29 @@ def network(kind: str, vocab_size: int, changes: dict[str, Any]) -> GPT:
     return model
 
 
+def sharpen(model: GPT, by: float) -> None:
+    """Queries longer by a factor: among n keys a weight stays what it was if scores grow as ln n (Chiang and Cholak 2022), and norms
+    of queries and keys leave growth to their gains, which would take thousands of steps for it."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("q_norm.weight"):
+                parameter *= by
+
+
 def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], save: Callable[[GPT], None]) -> list[dict[str, Any]]:
     """Muon and AdamW; the next length comes when this one is learned or its share of the time is over. In each length the rate falls to nothing
-    over the second half, and begins half as high as in the one before. A step beyond 1,024 tokens has shorter rows too, each row counting alike:
+    over the second half, and begins lower than in the one before. A step beyond 1,024 tokens has shorter rows too, each row counting alike:
     all questions of a row want one digit, so that a step of a single row is one noisy sample, and undoes what was learned."""
     rng = random.Random(0)
     journal: list[dict[str, Any]] = []
     started, step = time.process_time(), 0
     shares = {length: SHARES[LENGTHS.index(length)] for length in lengths}
     for length in lengths:
-        height = 0.5 ** LENGTHS.index(length)
-        optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3 * height, matrix_lr=0.02 * height, weight_decay=0.0))
+        number = LENGTHS.index(length)
+        vectors, matrices = RATES[number]
+        optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=vectors, matrix_lr=matrices, weight_decay=0.0))
+        if length > MIXED[0]:
+            sharpen(model, math.log(length) / math.log(LENGTHS[number - 1]))
         make = repeated_row if length == LENGTHS[0] else question_row
         parts = {length: max(1, STEP_TOKENS // length)} | {short: STEP_TOKENS // short // 2 for short in MIXED if short < length}
         began, allowed, mean, at_length, told = time.process_time(), 60 * minutes * shares[length] / sum(shares.values()), 3.0, 0, 0.0
