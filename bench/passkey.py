@@ -40,7 +40,7 @@ from lmforge.train.optim import build_optimizers, set_rate
 
 LENGTHS = (128, 256, 1024, 4096, 30_000)
 SHARES = (0.08, 0.1, 0.4, 0.17, 0.25)  # of the time, for each length at most
-RATES = ((5e-3, 0.02), (2.5e-3, 0.01), (2.5e-3, 0.01), (2e-3, 0.003), (2e-3, 0.001))  # of vectors and of matrices (Muon), for each length
+RATES = ((5e-3, 0.02), (2.5e-3, 0.01), (2.5e-3, 0.01), (2e-3, 0.003), (1e-3, 0.001))  # of vectors and of matrices (Muon), for each length
 STEP_TOKENS, DENSE, QUESTIONS = 16_384, 40, 25  # tokens of a step; a statement in so many tokens; questions of a row, more would hide the key
 MIXED = (1024, 4096)  # lengths that longer rows are mixed with
 TOLD, LEARNED = 0.5, 0.02  # minutes between tests; nats a digit at which a length is known
@@ -113,11 +113,11 @@ def sharpen(model: GPT, by: float) -> None:
                 parameter *= by
 
 
-def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], save: Callable[[GPT], None]) -> list[dict[str, Any]]:
+def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], seed: int, save: Callable[[GPT], None]) -> list[dict[str, Any]]:
     """Muon and AdamW; the next length comes when this one is learned or its share of the time is over. In each length the rate falls to nothing
-    over the second half, and begins lower than in the one before. A step beyond 1,024 tokens has shorter rows too, each row counting alike:
-    all questions of a row want one digit, so that a step of a single row is one noisy sample, and undoes what was learned."""
-    rng = random.Random(0)
+    over the second half, and begins lower than in the one before. A step beyond 1,024 tokens has shorter rows too, each length counting
+    alike: all questions of a row want one digit, so that a step of a single row is one noisy sample, and undoes what was learned."""
+    rng = random.Random(seed)
     journal: list[dict[str, Any]] = []
     started, step = time.process_time(), 0
     shares = {length: SHARES[LENGTHS.index(length)] for length in lengths}
@@ -125,7 +125,7 @@ def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], save:
         number = LENGTHS.index(length)
         vectors, matrices = RATES[number]
         optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=vectors, matrix_lr=matrices, weight_decay=0.0))
-        if length > MIXED[0]:
+        if length > MIXED[0] and length != lengths[0]:  # weights that go on were sharpened before
             sharpen(model, math.log(length) / math.log(LENGTHS[number - 1]))
         make = repeated_row if length == LENGTHS[0] else question_row
         parts = {length: max(1, STEP_TOKENS // length)} | {short: STEP_TOKENS // short // 2 for short in MIXED if short < length}
@@ -137,7 +137,7 @@ def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], save:
                 rows = [make(makes, rng, each) for _ in range(size)]
                 tokens, targets = (torch.tensor(part) for part in zip(*rows, strict=True))
                 loss = model.loss(tokens, targets) / (targets >= 0).sum()
-                (loss * size / sum(parts.values())).backward()
+                (loss / len(parts)).backward()
                 losses[each] = loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers.values():
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=20, help="keys tried for each length and depth")
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), choices=LENGTHS, help="of the rows, in turn")
     parser.add_argument("--set", type=json.loads, default={}, help="changes of the network, as JSON (to try things)")
+    parser.add_argument("--seed", type=int, default=0, help="of the rows; another one when going on, or the same rows come again")
     parser.add_argument("--resume", action="store_true", help="go on from the weights in --run")
     parser.add_argument("--run", type=Path, default=Path("runs/passkey"))
     arguments = parser.parse_args()
@@ -192,7 +193,7 @@ def main() -> None:
         model.load_state_dict(load(arguments.run / "models" / arguments.kind).state_dict())
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
     before = results["kinds"].get(arguments.kind, {}) if arguments.resume else {}
-    journal = train(model, makes, arguments.minutes, arguments.lengths, save)
+    journal = train(model, makes, arguments.minutes, arguments.lengths, arguments.seed, save)
     save(model)
     trained, peak = journal[-1]["minutes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     recipe = parse_recipe({"name": "passkey", "run_dir": str(arguments.run), "evaluate": {"tasks": ["passkey"], "items": 10 * arguments.keys},
