@@ -17,9 +17,9 @@ NEVER_MASKED = frozenset(("code", "technical"))  # genres where such strings are
 MASKS: dict[PrivateKind, str] = {"email": "[email]", "ip": "[ip address]", "phone": "[phone number]", "card": "[card number]"}
 _EMAIL = re.compile(r"(?<![\w.+\]-])[A-Za-z0-9_][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}(?![\w@-])")
 # Each begins with the characters that it can begin with and looks back past them: so the search runs from digit to digit. None
-# begins right after a "]", so that what stands beside a mask stays as it was before the mask.
+# begins right after a "]", and no address with colons ends right before a "[", so that what stands beside a mask stays as it was before the mask.
 _IP4 = re.compile(r"[0-9](?<![\w.\]-].)[0-9]{0,2}\.(?:[0-9]{1,3}\.){2}[0-9]{1,3}(?![\w-]|\.[0-9])")
-_IP6 = re.compile(r"[0-9A-Fa-f:](?<![\w:.\]].)(?:(?<=:):|[0-9A-Fa-f]{0,3}:)(?:[0-9A-Fa-f]{0,4}:){0,6}[0-9A-Fa-f]{0,4}(?![\w:])")
+_IP6 = re.compile(r"[0-9A-Fa-f:](?<![\w:.\]].)(?:(?<=:):|[0-9A-Fa-f]{0,3}:)(?:[0-9A-Fa-f]{0,4}:){0,6}[0-9A-Fa-f]{0,4}(?![\w:\[])")
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _CARD = re.compile(r"[2-6](?<![\w.\]-].)(?:[ -]?[0-9]){12,18}(?![\w-]|\.[0-9])")
 # International with +; North American (123) 456-7890, 123-456-7890, 123.456.7890; nothing that is a bare run of digits.
