@@ -6,8 +6,8 @@ Training rows of two kinds, filler with a key in it ("The key of bak is 4 7 1 1.
 
     repeated     128 tokens: the key is stated again and again, and the loss counts the digits of all statements but the first. Teaches what a
                  key is, within a minute; longer rows of this kind only teach to copy from the nearest statement.
-    questions    256, 1,024, 4,096, 30,000 tokens: stated once, early, and then asked for one of its digits, the same at every place. That digit
-                 is never shown again, so that each question must reach back to the one statement. The test is the last question.
+    questions    256, 1,024, 4,096, 30,000 tokens: stated once, early, and then asked for its digits, by statements that break off before them.
+                 What is asked for was never shown since, so that each question must reach back to the one statement. The test is the last one.
 
 Lengths grow as they are learned, or by the clock; the rate rises anew and falls within each length.
 """
@@ -39,7 +39,7 @@ from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.train.optim import build_optimizers, set_rate
 
 LENGTHS = (128, 256, 1024, 4096, 30_000)
-SHARES = (0.08, 0.1, 0.4, 0.17, 0.25)  # of the time, for each length at most
+SHARES = (0.06, 0.1, 0.32, 0.14, 0.38)  # of the time, for each length at most
 RATES = ((5e-3, 0.02), (2.5e-3, 0.01), (2.5e-3, 0.01), (2e-3, 0.003), (1e-3, 0.001))  # of vectors and of matrices (Muon), for each length
 STEP_TOKENS, DENSE, QUESTIONS = 16_384, 40, 25  # tokens of a step; a statement in so many tokens; questions of a row, more would hide the key
 MIXED = (1024, 4096)  # lengths that longer rows are mixed with
@@ -81,16 +81,19 @@ def repeated_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list
 
 
 def question_row(makes: Passkeys, rng: random.Random, length: int) -> tuple[list[int], list[int]]:
-    """Tokens and targets: one key stated once, then questions that break off before the wanted digit; the last question ends the row."""
-    wanted, question, answer = rng.randrange(4), makes.questions[rng.choice(NAMES)], makes.answer([rng.randrange(10) for _ in range(4)])
-    fact, asked = question + answer + makes.stop, question + answer[:wanted]
+    """Tokens and targets: one key stated once, then questions that break off before the wanted digit; the last question ends the row. The
+    wanted digits never fall along a row, so no question shows a digit that a later one wants."""
+    question, answer = makes.questions[rng.choice(NAMES)], makes.answer([rng.randrange(10) for _ in range(4)])
+    fact = question + answer + makes.stop
     number = max(1, (length - len(fact)) // (DENSE // 2) if length <= LENGTHS[1] else QUESTIONS)
-    filler = list(itertools.chain(*makes.filler(rng, length - len(fact) - number * len(asked))))
+    wanted = sorted(rng.choices(rng.sample(range(4), rng.randint(1, 4)), k=number))
+    filler = list(itertools.chain(*makes.filler(rng, length - len(fact) - number * len(question) - sum(wanted))))
     stated = int(rng.random() ** 1.5 * 0.97 * len(filler))  # early rather than late: more questions come after it
     tokens, targets, begin = filler[:stated] + fact, [-1] * (stated + len(fact)), stated
-    for cut in sorted([*(rng.randint(stated, len(filler)) for _ in range(number - 1)), len(filler)]):
+    for digit, cut in zip(wanted, sorted([*(rng.randint(stated, len(filler)) for _ in range(number - 1)), len(filler)]), strict=True):
+        asked = question + answer[:digit]
         tokens += filler[begin:cut] + asked
-        targets += [-1] * (cut - begin + len(asked) - 1) + [answer[wanted]]
+        targets += [-1] * (cut - begin + len(asked) - 1) + [answer[digit]]
         begin = cut
     return tokens, targets
 
@@ -116,7 +119,7 @@ def sharpen(model: GPT, by: float) -> None:
 def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], seed: int, save: Callable[[GPT], None]) -> list[dict[str, Any]]:
     """Muon and AdamW; the next length comes when this one is learned or its share of the time is over. In each length the rate falls to nothing
     over the second half, and begins lower than in the one before. A step beyond 1,024 tokens has shorter rows too, each length counting
-    alike: all questions of a row want one digit, so that a step of a single row is one noisy sample, and undoes what was learned."""
+    alike: a row has one key, so that a step of a single row is one noisy sample, and undoes what was learned."""
     rng = random.Random(seed)
     journal: list[dict[str, Any]] = []
     started, step = time.process_time(), 0

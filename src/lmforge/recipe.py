@@ -293,7 +293,7 @@ class Model(Section):
     ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
     tied: bool = True  # the output matrix is the embedding
     residual: Literal["plain", "reversible"] = "plain"  # reversible: activations are made again from the last ones, whatever the depth
-    recompute: bool = False  # keep only what enters each block, and make the rest again in the backward pass
+    recompute: bool = False  # keep what enters each block (unless reversible) and what attention mixed; make the rest again in the backward pass
     ahead: Annotated[int, Field(ge=0)] = 0  # further tokens predicted in training
     experts: Annotated[int, Field(ge=0)] = 0  # networks that share a layer's d_ff; 0: one
     experts_active: Positive = 2  # of which each token uses so many

@@ -14,9 +14,19 @@ from tests.model.test_gpt import PLAIN, SHAPES, network, tokens
 from tests.model.test_longrange import shape
 
 
-@pytest.mark.parametrize("config", [*SHAPES, shape(attention=("sparse", "lsh"), window=8, pool=4, lsh_span=4), shape(experts=4, activation="swiglu")])
-def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network(dataclasses.replace(config, residual="reversible", layers=4)).double()
+def bands(_config: GPTConfig, kind: str) -> bool:
+    """What attention mixed is kept wherever it can be used, also in networks so small that it would not be worth it."""
+    return kind not in ("full", "lsh", "linear")
+
+
+TWO = shape(attention=("sparse", "lsh"), window=8, pool=4, lsh_span=4)
+
+
+@pytest.mark.parametrize("config", [*SHAPES, TWO, shape(experts=4, activation="swiglu"), *MIXED])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmforge.model.attention.recalls", bands)
+    model = network(dataclasses.replace(config, residual="reversible", layers=4, recompute=recompute)).double()
     x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7
     model.loss(x, y, documents).backward()
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -29,7 +39,10 @@ def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, monkeypat
 
 @pytest.mark.parametrize("config", [*SHAPES, *MIXED, shape(experts=4, activation="swiglu")], ids=lambda c: "-".join(c.attention))
 @pytest.mark.parametrize("packed", [False, True])
-def test_recomputed_gradients_equal_the_stored_ones(config: GPTConfig, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keeps", [False, True])
+def test_recomputed_gradients_equal_the_stored_ones(config: GPTConfig, packed: bool, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if keeps:
+        monkeypatch.setattr("lmforge.model.attention.recalls", bands)
     monkeypatch.setattr(again, "TOKENS", 7)  # so that the feed-forward part is cut
     model, stored = (network(dataclasses.replace(config, layers=2, recompute=recompute)).double() for recompute in (True, False))
     x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7 if packed else None

@@ -114,6 +114,8 @@ KIND_CONFIGS = [
         ("sparse", "elu", "relu", 0, {"recompute": True}), ("lsh", "elu", "relu", 0, {}), ("linear", "elu", "relu", 0, {}),
         ("linear", "learned", "relu", 0, {"ahead": 1}), ("full", "elu", "relu", 0, {"recompute": True}),
         ("sparse", "elu", "relu", 0, {"residual": "reversible"}), ("lsh", "elu", "relu", 0, {"residual": "reversible"}),
+        ("sparse", "elu", "swiglu", 0, {"residual": "reversible", "recompute": True, "d_model": 32, "heads": 2, "kv_heads": 2}),
+        ("sparse", "elu", "relu", 0, {"recompute": True, "d_model": 32, "heads": 2, "kv_heads": 2, "biases": True}),
     ]
 ]  # fmt: skip
 
@@ -222,7 +224,9 @@ def peak_bytes(config: GPTConfig, rows: int) -> int:
 
 @pytest.mark.parametrize("changes", [
     {}, {"norm": "rmsnorm", "activation": "swiglu"}, {"attention": ("sparse",)}, {"attention": ("lsh",)}, {"attention": ("linear",)},
-    {"experts": 4, "d_ff": 512}, {"recompute": True}, {"residual": "reversible"},
+    {"experts": 4, "d_ff": 512}, {"recompute": True}, {"residual": "reversible"}, {"attention": ("sparse",), "recompute": True},
+    {"attention": ("sparse",), "recompute": True, "residual": "reversible"},
+    {"attention": ("sparse",), "recompute": True, "residual": "reversible", "qk_norm": True},
 ], ids=str)  # fmt: skip
 def test_activation_bytes_are_the_measured_peaks(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmforge.model.again.TOKENS", 256)

@@ -1,8 +1,10 @@
 """Activations made again in the backward pass, so that they need not be kept: recomputed blocks and reversible blocks.
 
     recomputed   kept of a block: what enters it and what its attention mixed (not for kinds that cannot use it); attention is not run again,
-                 only its projections, norms and the feed-forward part (selective recomputation: Korthikanti et al. 2022, section 5)
+                 only its projections, norms and the feed-forward part but for its last product (selective recomputation: Korthikanti
+                 et al. 2022, section 5)
     reversible   kept of the whole stack: its last activations; each block is undone (Gomez et al. 2017)
+    both         kept of the whole stack its last activations, and of each block what its attention mixed, for the kinds that can use it
 
 The feed-forward part looks at one token at a time, so both run it, and its gradient, `TOKENS` at a time (Kitaev et al. 2020, section 3).
 """
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lmforge.model.experts import Experts
+from lmforge.model.functions import FeedForward
 
 TOKENS = 2048  # of the feed-forward part at once: its hidden layer then stays near the processor
 Found = dict[int, Tensor]  # gradients by parameter
@@ -57,23 +60,46 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mixed = ctx.saved_tensors
-        block, place, found = ctx.block, ctx.place, Found()
-        with _as_before(ctx):
-            inner = x.detach().requires_grad_()
-            again: Any = block.attention.mix(block.attention_norm(_beyond(inner)), place) if mixed is None else None
-            mixed = (mixed if again is None else again).detach().requires_grad_()
-            added = block.attention.out(_beyond(mixed))
+        block, found = ctx.block, Found()
+        attended = _Attended(ctx, block, x, mixed)
         slope = gradient.clone(memory_format=torch.contiguous_format)
-        for some, into in zip(_pieces(x + added.detach(), block), _pieces(slope, block), strict=True):
-            into += _branch(ctx, block.feed, (block.ff_norm, block.ff), some, into, found)[1]
-        down = _gradients(added, mixed, (block.attention.out,), slope, found)
-        del added
-        if again is None:
-            with _as_before(ctx):
-                again = block.attention.mix(block.attention_norm(_beyond(inner)), place, mixed.detach())
-        parts = [part for name, part in block.attention.named_children() if name != "out"]
-        slope += _gradients(again, inner, (block.attention_norm, *parts), down, found)
+        for some, into in zip(_pieces(x + attended.change, block), _pieces(slope, block), strict=True):
+            into += _fed(ctx, block, some, into, found)
+        slope += attended.gradient(slope, found)
         return slope, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
+
+
+class _Attended:
+    """A block's first branch, run again on x in two halves: `change`, what it added, needs its output matrix alone where `mixed` was kept."""
+
+    def __init__(self, ctx: Any, block: Any, x: Tensor, mixed: Tensor | None) -> None:
+        self.ctx, self.block = ctx, block
+        self.inner, self.again = x.detach().requires_grad_(), None
+        with _as_before(ctx):
+            if mixed is None:
+                self.again = mixed = self._mix(None)
+            self.mixed = mixed.detach().requires_grad_()
+            self.added = block.attention.out(_beyond(self.mixed))
+
+    def _mix(self, known: Tensor | None) -> Any:
+        return self.block.attention.mix(self.block.attention_norm(_beyond(self.inner)), self.ctx.place, known)
+
+    @property
+    def change(self) -> Tensor:
+        """What the branch added to x's stream (B,T,D)."""
+        result: Tensor = self.added.detach()
+        return result
+
+    def gradient(self, slope: Tensor, found: Found) -> Tensor:
+        """From the gradient of what was added, that of x; once only."""
+        attention = self.block.attention
+        down = _gradients(self.added, self.mixed, (attention.out,), slope, found)
+        del self.added
+        if self.again is None:
+            with _as_before(self.ctx):
+                self.again = self._mix(self.mixed.detach())
+        parts = [part for name, part in attention.named_children() if name != "out"]
+        return _gradients(self.again, self.inner, (self.block.attention_norm, *parts), down, found)
 
 
 def _run(x: Tensor, blocks: list[Any], place: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,19 +115,22 @@ class _Reversible(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocks: list[Any], place: Any, *parameters: Tensor) -> Tensor:
-        a, b = x.clone(), x.clone()
+        a, b, kept = x.clone(), x.clone(), []
         for block in blocks:
-            a += block.attend(b, place)
+            mixed = block.attention.mix(block.attention_norm(b), place)
+            a += block.attention.out(mixed)
+            kept.append(mixed if block.attention.config.recompute and block.attention.recalls else None)
+            del mixed
             for some, other in zip(_pieces(a, block), _pieces(b, block), strict=True):
                 other += block.feed(some, place)
-        ctx.save_for_backward(a, b)
+        ctx.save_for_backward(a, b, *kept)
         ctx.blocks, ctx.place, ctx.parameters, ctx.cast = blocks, place, parameters, _cast_of(x)
         return (a + b) / 2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b = ctx.saved_tensors  # written to: a second backward pass over the same graph is refused by autograd
+        a, b, *kept = ctx.saved_tensors  # a and b are written to: a second backward pass over the same graph is refused by autograd
         da, db = gradient / 2, gradient / 2
         found = Found()
         for block in reversed(ctx.blocks):
@@ -109,10 +138,9 @@ class _Reversible(torch.autograd.Function):
                 change, more = _branch(ctx, block.feed, (block.ff_norm, block.ff), some, above, found)
                 other -= change
                 slope += more
-            change, more = _branch(ctx, block.attend, (block.attention_norm, block.attention), b, da, found)
-            a -= change
-            db += more
-            del change, more
+            attended = _Attended(ctx, block, b, kept.pop())
+            a -= attended.change
+            db += attended.gradient(da, found)
         return da + db, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
 
 
@@ -133,16 +161,37 @@ def _branch(
     return change.detach(), slope
 
 
+def _fed(ctx: Any, block: Any, x: Tensor, gradient: Tensor, found: Found) -> Tensor:
+    """The gradient of x from that of what the second branch made of it. That itself is not wanted, so its last product is left out."""
+    ff, down = block.ff, getattr(block.ff, "down", None)
+    if not isinstance(ff, FeedForward) or type(down) is not nn.Linear:
+        return _branch(ctx, block.feed, (block.ff_norm, ff), x, gradient, found)[1]
+    with _as_before(ctx):
+        x = x.detach().requires_grad_()
+        hidden = ff.activated(ff.up(block.ff_norm(_beyond(x))))
+    above, below = gradient.to(hidden.dtype).flatten(0, 1), hidden.detach().flatten(0, 1)
+    if down.weight.requires_grad:
+        _add(found, down.weight, (above.t() @ below).to(down.weight.dtype))
+    if down.bias is not None and down.bias.requires_grad:
+        _add(found, down.bias, above.sum(0).to(down.bias.dtype))
+    return _gradients(hidden, x, (block.ff_norm, ff.up), (above @ down.weight.to(above.dtype)).view_as(hidden), found)
+
+
 def _gradients(y: Tensor, x: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:
     """The gradient of x; those of the parts' parameters are added to `found`."""
     wanted = _trained(*parts)
     slope, *rest = torch.autograd.grad(y, [x, *wanted], gradient.to(y.dtype), allow_unused=True)
     for parameter, new in zip(wanted, rest, strict=True):
-        if new is not None and id(parameter) in found:
-            found[id(parameter)] += new
-        elif new is not None:
-            found[id(parameter)] = new
+        if new is not None:
+            _add(found, parameter, new)
     return slope
+
+
+def _add(found: Found, parameter: Tensor, new: Tensor) -> None:
+    if id(parameter) in found:
+        found[id(parameter)] += new
+    else:
+        found[id(parameter)] = new
 
 
 def _beyond(leaf: Tensor) -> Tensor:

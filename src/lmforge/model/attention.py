@@ -124,14 +124,19 @@ class Softmax(nn.Module):
     def pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (before rotation) and values (B,T,kv_heads,E) → one of each for every complete block (B,T//pool,kv_heads,E)."""
         assert self.pool
-        blocks = torch.stack((k, v))[:, :, : k.shape[1] // self.pool * self.pool].unflatten(2, (-1, self.pool))
-        if self.pooling == "max":
-            key, value = blocks.amax(3)
-        elif self.pooling == "mean":
-            key, value = blocks.mean(3)
+        if self.pooling == "conv":
+            weights: list[Tensor | None] = list(self.shares(torch.arange(self.pool, device=k.device))[:, None, None])
         else:
-            key, value = (blocks * self.shares(torch.arange(self.pool, device=k.device))[:, None, None]).sum(3)
+            weights = [None, None]
+        key, value = (self._one_a_block(x, shares) for x, shares in zip((k, v), weights, strict=True))
         return key, value
+
+    def _one_a_block(self, x: Tensor, shares: Tensor | None) -> Tensor:
+        """x (B,T,kv_heads,E) → (B,T//pool,kv_heads,E); `shares` (1,1,pool,kv_heads,E) where pooling is learned."""
+        assert self.pool
+        blocks = x[:, : x.shape[1] // self.pool * self.pool].unflatten(1, (-1, self.pool))
+        one: Tensor = (blocks * shares).sum(2) if shares is not None else blocks.amax(2) if self.pooling == "max" else blocks.mean(2)
+        return one
 
     def shares(self, place: Tensor) -> Tensor:
         """What tokens at these places of their block contribute to its pooled key and value: (…) → (2,…,kv_heads,E)."""
@@ -403,6 +408,8 @@ class Attention(nn.Module):
             q = self.q_norm(q)
         k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
         cache = place.cache
+        if known is not None and self.q_norm is None and rotations is not None:
+            v = v.contiguous()  # the gradient needs no more of the projections than this, and a view would keep all of them
         if cache is None:
             result = None if known is None else known.view(rows, length, config.heads, config.head_width).transpose(1, 2)
             y = self.mixer.whole(q, k, v, rotations, result)

@@ -106,8 +106,10 @@ def training_flops_per_token(config: GPTConfig, context: int) -> float:
     total = TRAINING * sum(forward.values()) + (KERNEL_TRAINING - TRAINING) * (kernel - hashes) - (TRAINING - 1) * hashes
     if c.recompute or c.residual == "reversible":
         total += sum(forward.values()) - forward["head"]
-    if c.recompute and c.residual != "reversible":  # what is kept of attention need not be made again
+    if c.recompute:  # what is kept of attention need not be made again
         total -= sum(_mixing(c, kind, context) for kind in map(c.kind_of, range(c.layers)) if recalls(c, kind)) / context
+    if c.recompute and c.residual != "reversible" and not c.experts:  # nor what the feed-forward part gave
+        total -= 2.0 * c.layers * c.d_ff * c.d_model
     if c.ahead:
         kind = c.kind_of(c.layers - 1)
         one = _forward(dataclasses.replace(c, layers=1, attention=(kind,), experts=0), [_mixing(c, kind, context) / context])
@@ -173,7 +175,7 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     Counted from the network tensor by tensor (views share the storage of what they view). Scores of attention are not kept: the library's
     kernels make them again (Dao et al. 2022), but for short rows in half precision on a CPU (`halves`). An upper bound where a fused kernel
     keeps less (RMSNorm on a GPU). With recomputation: what enters each block, and what attention mixed where that is worth it (`recalls`);
-    with reversible blocks: the two streams. `working_bytes_per_token` comes on top.
+    with reversible blocks: the two streams (with both, what attention mixed as well). `working_bytes_per_token` comes on top.
     """
     c, width = config, config.d_model
     a = 2 if half else 4  # bytes of a number that goes through matrix products; the residual stream stays float32
@@ -182,10 +184,11 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     ids = 8 * (3 if c.ngram_rows else 1)
     last = norm - a * width + 4 * width  # the last norm's output is replaced by the gradient that the loss makes at once
     kinds = [c.kind_of(layer) for layer in range(c.layers)]
+    mixed = sum(a * width for kind in kinds if c.recompute and recalls(c, kind))
     if c.residual == "reversible":
-        return round(8 * width + ids)
+        return round(8 * width + mixed + ids)
     if c.recompute:
-        return round(sum(4 * width + (a * width if recalls(c, kind) else 0) for kind in kinds) + ids)
+        return round(4 * width * c.layers + mixed + ids)
     attention = sum(norm + _attention_bytes(c, kind, a, half) for kind in kinds)
     return round(attention + c.layers * (norm + _feed_forward_bytes(c, a)) + last + ids)
 
@@ -212,9 +215,12 @@ def _working_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
         feed_forward, free = 4 * width + 2 * a * units, 12 * width
         return max(feed_forward - free, mixing - free - a * units, 0)
     inside = a * width + 8 + _attention_bytes(c, kind, a, half)
-    if c.residual == "reversible":
-        return inside + mixing + 12 * width + 2 * a * width  # gradients of the streams, the branch's result
-    return inside + mixing + 8 * width + (0 if recalls(c, kind) else a * width)
+    streams = 12 * width if c.residual == "reversible" else 8 * width  # their gradients
+    if c.recompute and recalls(c, kind):  # what attention gave is there already; of the projections the values alone are copied
+        inside -= a * (width + keys) if c.positions == "rope" and not c.qk_norm else 0
+    else:
+        inside += a * width  # the branch's result
+    return inside + mixing + streams + (a * width if c.residual == "reversible" and not c.recompute else 0)
 
 
 def _feed_forward_bytes(c: GPTConfig, a: int) -> float:
@@ -259,8 +265,6 @@ def _attention_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
     kept += 2 * a * copies * extras
     if c.heads > c.kv_heads:  # keys and values are written out for every head
         kept += 2 * a * width - (a * keys if c.positions == "rope" or c.qk_norm else 0)
-    if rule.pool and c.pooling != "mean":
-        kept += 2 * a * keys
     return kept
 
 
