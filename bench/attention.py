@@ -1,6 +1,7 @@
 """Every kind of attention in a whole model of 6 layers: a training step and decoding, from 1,024 to 30,000 tokens of context.
 
     python bench/attention.py                                   (all kinds and lengths; --kinds full sparse … --lengths 8192 … for some)
+    python bench/attention.py --rounds 3 --kinds full sparse    (a step at 30,000 tokens in turn, full, sparse, full, sparse, …, in one process)
     python bench/attention.py --memory                          (peak memory of a step at 30,000 tokens, and what fills it)
     python bench/attention.py --peers .peers/venv/bin/python    (one layer of Longformer, BigBird and Reformer in `transformers`, beside ours)
 
@@ -83,6 +84,23 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
                     times.append(clock() - started)
             rows[str(length)] |= {"decode_seconds": statistics.median(times[20:]), "cache_bytes": cache.nbytes}
     return rows
+
+
+def in_turn(kinds: list[str], threads: int, rounds: int) -> dict[str, Any]:
+    """Seconds of a step at 30,000 tokens, the kinds one after another in each round, so that whatever the machine does meets all of them."""
+    import torch
+
+    models, tokens = {kind: network(kind, threads) for kind in kinds}, torch.randint(0, SHAPE["vocab_size"], (1, 30_000))
+    clock = time.process_time if threads == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, model in models.items():
+            started = clock()
+            model.loss(tokens, tokens).backward()
+            seconds[kind].append(round(clock() - started, 3))
+            model.zero_grad()
+    middle = {kind: statistics.median(each) for kind, each in seconds.items()}
+    return {kind: {"seconds": seconds[kind], "median": middle[kind], "faster_than_first": middle[kinds[0]] / middle[kind]} for kind in kinds}
 
 
 def memory(kind: str, threads: int, length: int) -> dict[str, int]:
@@ -254,14 +272,21 @@ def main() -> None:
     parser.add_argument("--returned", action="store_true", help="large freed blocks go back to the system (results under KIND-returned)")
     parser.add_argument("--peers", help="a Python that has transformers")
     parser.add_argument("--threads", type=int, default=1, help="1 times processor seconds, more the clock on the wall")
+    parser.add_argument("--rounds", type=int, default=0, help="so many steps of each kind at 30,000 tokens, in turn")
     parser.add_argument("--child", choices=KINDS)
+    parser.add_argument("--in-turn", action="store_true")
     parser.add_argument("--peer-child", choices=PEERS)
     parser.add_argument("--layer", choices=KINDS)
     parser.add_argument("--flex", action="store_true")
     arguments = parser.parse_args()
-    if arguments.child or arguments.peer_child or arguments.layer or arguments.flex:
+    if arguments.child or arguments.in_turn or arguments.peer_child or arguments.layer or arguments.flex:
         answer: Any
-        if arguments.child:
+        if arguments.in_turn:
+            from lmforge.allocator import keep_freed_memory
+
+            keep_freed_memory()
+            answer = in_turn(arguments.kinds, arguments.threads, arguments.rounds)
+        elif arguments.child:
             from lmforge.allocator import keep_freed_memory, memory_for
 
             keep_freed_memory()
@@ -290,7 +315,10 @@ def main() -> None:
             results["peers"][f"ours-{kind}"] = ask(sys.executable, "--layer", kind, *threads)
         results["peers"]["window_forward"] = ask(sys.executable, "--flex", *threads)
         print(json.dumps(results["peers"], indent=1))
-    for kind in () if arguments.peers else arguments.kinds:
+    if arguments.rounds:
+        results["in_turn"] = ask(sys.executable, "--in-turn", "--rounds", str(arguments.rounds), *threads, "--kinds", *arguments.kinds)
+        print(json.dumps(results["in_turn"], indent=1))
+    for kind in () if arguments.peers or arguments.rounds else arguments.kinds:
         returned = ("--returned",) if arguments.returned else ()
         name = "-".join((kind, *(option[2:] for option in returned)))
         if arguments.memory:
