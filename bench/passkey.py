@@ -117,9 +117,9 @@ def sharpen(model: GPT, by: float) -> None:
 
 
 def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], seed: int, save: Callable[[GPT], None]) -> list[dict[str, Any]]:
-    """Muon and AdamW; the next length comes when this one is learned or its share of the time is over. In each length the rate falls to nothing
-    over the second half, and begins lower than in the one before. A step beyond 1,024 tokens has shorter rows too, each length counting
-    alike: a row has one key, so that a step of a single row is one noisy sample, and undoes what was learned."""
+    """Muon and AdamW; the next length comes when this one is learned or its share of the time is over; the last takes all of its. In each
+    length the rate falls to nothing over the second half, and begins lower than in the one before. A step beyond 1,024 tokens has shorter
+    rows too, each length counting alike: a row has one key, so that a step of a single row is one noisy sample, and undoes what was learned."""
     rng = random.Random(seed)
     journal: list[dict[str, Any]] = []
     started, step = time.process_time(), 0
@@ -133,7 +133,7 @@ def train(model: GPT, makes: Passkeys, minutes: float, lengths: list[int], seed:
         make = repeated_row if length == LENGTHS[0] else question_row
         parts = {length: max(1, STEP_TOKENS // length)} | {short: STEP_TOKENS // short // 2 for short in MIXED if short < length}
         began, allowed, mean, at_length, told = time.process_time(), 60 * minutes * shares[length] / sum(shares.values()), 3.0, 0, 0.0
-        while (share := (time.process_time() - began) / allowed) < 1 and (mean > LEARNED or at_length < 50):
+        while (share := (time.process_time() - began) / allowed) < 1 and (mean > LEARNED or at_length < 50 or length == lengths[-1]):
             set_rate(optimizers, min(1.0, (at_length + 1) / 30, max(0.02, 2 - 2 * share)))
             losses = dict.fromkeys(parts, 0.0)
             for each, size in parts.items():

@@ -63,7 +63,7 @@ class _Recomputed(torch.autograd.Function):
         block, found = ctx.block, Found()
         attended = _Attended(ctx, block, x, mixed)
         slope = gradient.clone(memory_format=torch.contiguous_format)
-        for some, into in zip(_pieces(x + attended.change, block), _pieces(slope, block), strict=True):
+        for some, into in zip(_pieces(attended.added_to(x), block), _pieces(slope, block), strict=True):
             into += _fed(ctx, block, some, into, found)
         slope += attended.gradient(slope, found)
         return slope, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
@@ -89,6 +89,10 @@ class _Attended:
         """What the branch added to x's stream (B,T,D)."""
         result: Tensor = self.added.detach()
         return result
+
+    def added_to(self, x: Tensor) -> Tensor:
+        """x + `change`, written over `change` where its numbers are as exact: nothing else needs it."""
+        return self.change.add_(x) if self.added.dtype == x.dtype else x + self.change
 
     def gradient(self, slope: Tensor, found: Found) -> Tensor:
         """From the gradient of what was added, that of x; once only."""

@@ -82,7 +82,7 @@ class _Banded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, seen_from = ctx.saved_tensors
-        slopes = [_like(inputs[0]), *(_like(x).zero_() for x in inputs[1:])]
+        slopes = [*(_like(x) for x in inputs[:3]), *(_like(x).zero_() for x in inputs[3:])]
         _by_head(bandloops.backward, [_rows_in_line(gradient), *inputs, *slopes], seen_from, ctx.window)
         return *slopes, None, None, None
 

@@ -198,7 +198,8 @@ def forward(like: Floats, q: Number, k: Number, v: Number, far_k: Number, far_v:
 @compiled
 def backward(like: Floats, given: Number, q: Number, k: Number, v: Number, far_k: Number, far_v: Number, dq: Number, dk: Number, dv: Number,
              d_far_k: Number, d_far_v: Number, seen: Number, length: int, width: int, window: int, block: int, scale: float) -> None:  # fmt: skip
-    """One head: from the gradient `given` of `out`, dq is written, the other four are added to; the rest as in `forward`."""
+    """One head: from the gradient `given` of `out`, dq, dk and dv are written, those of the extras added to; the rest as in
+    `forward`."""
     most = block * (window + block + seen[length - 1])
     x, z, bits, room = np.empty(most, like.dtype), np.empty(most, like.dtype), np.empty(most, np.int32), _rooms(like)
     powers, size = (bits, bits.view(np.float32)), like.itemsize
@@ -209,6 +210,8 @@ def backward(like: Floats, given: Number, q: Number, k: Number, v: Number, far_k
         _shares(room, x, powers, q, k, far_k, begin, rows, back, few, width, window, scale, seen)
         near, far, asked, g = (x.ctypes.data, line), (x.ctypes.data + band * size, line), _at(q, begin, size), _at(given, begin, size)
         slope, beyond = (z.ctypes.data, line), (z.ctypes.data + band * size, line)
+        for slopes in (dk, dv):  # a product over nothing writes zeros, where these rows are met first
+            _product(room, rows, width, 0, 0.0, g, False, g, False, 0.0, _at(slopes, begin, size))
         _product(room, band, width, rows, 1.0, near, True, g, False, 1.0, _at(dv, first, size))
         _product(room, rows, band, width, 1.0, g, False, _at(v, first, size), True, 0.0, slope)
         if few:

@@ -13,10 +13,10 @@ import math
 from lmforge.model import banded, halves, longrange
 from lmforge.model.attention import Softmax, recalls
 from lmforge.model.config import GPTConfig
+from lmforge.model.functions import loss_chunk
 
 TRAINING = 3  # times the forward pass: the backward pass makes two products (for inputs and for weights) of each one
 KERNEL_TRAINING = 3.5  # times, for attention by the library's kernel: its backward pass makes the scores again (Dao et al. 2022)
-LOSS_CHUNK = 512  # tokens whose logits exist at once: the default of `GPT.loss`
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
@@ -280,7 +280,7 @@ def training_bytes(config: GPTConfig, tokens: int, optimizer: str = "adamw", hal
 
     weights: float32, and with `half` the bfloat16 copies that autocast keeps of the blocks' matrices; optimizer: AdamW's two moments,
     or Muon's one for the blocks' matrices (`optimizer` "muon"), or SGD's one; with `packed` a byte and a 64th for each instead of four;
-    logits: those of `LOSS_CHUNK` tokens and their gradient, and the gradient of the output matrix until it joins the embedding's. Muon's
+    logits: those of `loss_chunk` tokens and their gradient, and the gradient of the output matrix until it joins the embedding's. Muon's
     short-lived workspace is not in it.
     """
     counted = parameters(config)
@@ -292,7 +292,7 @@ def training_bytes(config: GPTConfig, tokens: int, optimizer: str = "adamw", hal
         vectors += config.layers * (2 * config.d_model + 2 * keys + up * config.d_ff + (experts - 1) * config.d_model)
     matrices = counted["attention"] + counted["feed_forward"] - vectors
     moments = {"adamw": 2 * total, "muon": 2 * total - matrices, "sgd": total}[optimizer]
-    chunk = min(tokens, LOSS_CHUNK)
+    chunk = min(tokens, loss_chunk(config.d_model))
     return {
         "weights": 4 * total + (2 * matrices if half else 0),
         "gradients": 4 * total,

@@ -21,7 +21,7 @@ from lmforge.model.again import recomputed, reversible
 from lmforge.model.attention import Attention, KVCache, Place
 from lmforge.model.config import GPTConfig
 from lmforge.model.experts import Experts, leave_scale
-from lmforge.model.functions import FeedForward, Norm, linear_cross_entropy, rotations
+from lmforge.model.functions import FeedForward, Norm, linear_cross_entropy, loss_chunk, rotations
 from lmforge.model.packing import Packing
 from lmforge.model.vision import PatchEmbedding, place_patches
 
@@ -166,14 +166,15 @@ class GPT(nn.Module):
         return logits
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, chunk: int = 512, *, images: Tensor | None = None
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, chunk: int | None = None, *, images: Tensor | None = None
     ) -> Tensor:
         """Sum over tokens of −ln p(target), in nats; targets (B,T), −1 where a token does not count; the rest as in `hidden`.
 
-        The logits are made `chunk` tokens at a time and never held whole. The z-loss, tokens further ahead and the losses of routers
-        add their gradients, but nothing to the value.
+        The logits are made `chunk` tokens at a time (None: `loss_chunk`) and never held whole. The z-loss, tokens further ahead and the
+        losses of routers add their gradients, but nothing to the value.
         """
         assert self.head is not None
+        chunk = chunk or loss_chunk(self.config.d_model, tokens.device.type)
         place = self._place(tokens, None, documents, None)
         last = self._layers(tokens, place, images)
         flat = self.norm(last).reshape(-1, self.config.d_model)
