@@ -226,7 +226,7 @@ def peak_bytes(config: GPTConfig, rows: int) -> int:
     {}, {"norm": "rmsnorm", "activation": "swiglu"}, {"attention": ("sparse",)}, {"attention": ("lsh",)}, {"attention": ("linear",)},
     {"experts": 4, "d_ff": 512}, {"recompute": True}, {"residual": "reversible"}, {"attention": ("sparse",), "recompute": True},
     {"attention": ("sparse",), "recompute": True, "residual": "reversible"},
-    {"attention": ("sparse",), "recompute": True, "residual": "reversible", "qk_norm": True},
+    {"attention": ("sparse",), "recompute": True, "residual": "reversible", "qk_norm": True}, {"attention": ("linear",), "recompute": True},
 ], ids=str)  # fmt: skip
 def test_activation_bytes_are_the_measured_peaks(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmforge.model.again.TOKENS", 256)

@@ -48,12 +48,14 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: Any, place: Any, *parameters: Tensor) -> Tensor:
-        mixed = block.attention.mix(block.attention_norm(x), place)
+        x = x.detach().contiguous()
+        mixed = block.attention.mixed(_projected(x, block), place).contiguous()
         ctx.save_for_backward(x, mixed if block.attention.recalls else None)
         ctx.block, ctx.place, ctx.parameters, ctx.cast = block, place, parameters, _cast_of(x)
-        y: Tensor = x + block.attention.out(mixed)
-        for some in _pieces(y, block):
-            some += block.feed(some, place)
+        y = torch.empty_like(x)
+        for before, some, after in zip(*(_pieces(each, block) for each in (x, mixed, y)), strict=True):
+            torch.add(before, block.attention.out(some), out=after)
+            after += block.feed(after, place)
         return y
 
     @staticmethod
@@ -61,49 +63,86 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mixed = ctx.saved_tensors
         block, found = ctx.block, Found()
-        attended = _Attended(ctx, block, x, mixed)
-        slope = gradient.clone(memory_format=torch.contiguous_format)
-        for some, into in zip(_pieces(attended.added_to(x), block), _pieces(slope, block), strict=True):
-            into += _fed(ctx, block, some, into, found)
-        slope += attended.gradient(slope, found)
+        mixing = _Mixing(ctx, block, x, mixed)
+        slope, down = torch.empty_like(x), torch.empty_like(mixing.mixed)
+        parts = (x, mixing.mixed, gradient.contiguous(), slope, down)
+        for before, some, above, into, below in zip(*(_pieces(each, block) for each in parts), strict=True):
+            leaf, added = _out(ctx, block, some)
+            torch.add(above, _fed(ctx, block, before + added.detach(), above, found), out=into)
+            below.copy_(_gradients(added, leaf, (block.attention.out,), into, found))
+        mixing.add_gradient(down, slope, found)
         return slope, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
 
 
-class _Attended:
-    """A block's first branch, run again on x in two halves: `change`, what it added, needs its output matrix alone where `mixed` was kept."""
+class _Mixing:
+    """A block's attention up to what its output matrix takes, run again on x; not yet, where `mixed`, that result, was kept."""
 
     def __init__(self, ctx: Any, block: Any, x: Tensor, mixed: Tensor | None) -> None:
-        self.ctx, self.block = ctx, block
-        self.inner, self.again = x.detach().requires_grad_(), None
-        with _as_before(ctx):
-            if mixed is None:
-                self.again = mixed = self._mix(None)
-            self.mixed = mixed.detach().requires_grad_()
-            self.added = block.attention.out(_beyond(self.mixed))
+        self.ctx, self.block, self.x = ctx, block, x
+        self.again: Tensor | None = None
+        self.arrived: list[Tensor] = []  # the gradient of queries, keys and values side by side
+        self.anchor = torch.zeros((), requires_grad=True, device=x.device)
+        self.mixed = self._mix(None).detach().contiguous() if mixed is None else mixed
 
-    def _mix(self, known: Tensor | None) -> Any:
-        return self.block.attention.mix(self.block.attention_norm(_beyond(self.inner)), self.ctx.place, known)
+    def _mix(self, known: Tensor | None) -> Tensor:
+        with _as_before(self.ctx), torch.no_grad():
+            qkv = _projected(self.x, self.block)
+        with _as_before(self.ctx):
+            begun: Any = _Begin.apply(self.anchor, qkv, self.arrived)  # type: ignore[no-untyped-call]
+            del qkv
+            again: Tensor = self.block.attention.mixed(begun, self.ctx.place, known)
+        self.again = again
+        return again
 
-    @property
-    def change(self) -> Tensor:
-        """What the branch added to x's stream (B,T,D)."""
-        result: Tensor = self.added.detach()
-        return result
-
-    def added_to(self, x: Tensor) -> Tensor:
-        """x + `change`, written over `change` where its numbers are as exact: nothing else needs it."""
-        return self.change.add_(x) if self.added.dtype == x.dtype else x + self.change
-
-    def gradient(self, slope: Tensor, found: Found) -> Tensor:
-        """From the gradient of what was added, that of x; once only."""
+    def add_gradient(self, down: Tensor, into: Tensor, found: Found) -> None:
+        """From the gradient of `mixed`, that of x, added to `into`; once only."""
         attention = self.block.attention
-        down = _gradients(self.added, self.mixed, (attention.out,), slope, found)
-        del self.added
-        if self.again is None:
+        again = self._mix(self.mixed) if self.again is None else self.again
+        self.again = None
+        _gradients(again, self.anchor, tuple(part for name, part in attention.named_children() if name not in ("qkv", "out")), down, found)
+        del again
+        for some, above, slope in zip(*(_pieces(each, self.block) for each in (self.x, self.arrived.pop().contiguous(), into)), strict=True):
             with _as_before(self.ctx):
-                self.again = self._mix(self.mixed.detach())
-        parts = [part for name, part in attention.named_children() if name != "out"]
-        return _gradients(self.again, self.inner, (self.block.attention_norm, *parts), down, found)
+                leaf = some.detach().requires_grad_()
+                normal = self.block.attention_norm(_beyond(leaf))
+            slope += _before_last(self.ctx, attention.qkv, normal, leaf, (self.block.attention_norm,), above, found)
+
+
+class _Begin(torch.autograd.Function):
+    """x as where a graph begins that does not hold on to it: its gradient goes to a list."""
+
+    @staticmethod
+    def forward(ctx: Any, _anchor: Tensor, x: Tensor, arrived: list[Tensor]) -> Tensor:
+        ctx.arrived = arrived
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        ctx.arrived.append(gradient)
+        return None, None, None
+
+
+def _projected(x: Tensor, block: Any) -> Tensor:
+    """Queries, keys and values side by side, made piece by piece: x (B,T,D) → (B,T,D+2K). For when no gradient is wanted."""
+    made: Tensor | None = None
+    begin = 0
+    for some in _pieces(x, block):
+        part = block.attention.qkv(block.attention_norm(some))
+        if made is None:
+            made = part.new_empty(*x.shape[:2], part.shape[-1])
+        flat = part.flatten(0, -2)
+        made.view(-1, part.shape[-1])[begin : begin + len(flat)] = flat
+        begin += len(flat)
+    assert made is not None
+    return made
+
+
+def _out(ctx: Any, block: Any, mixed: Tensor) -> tuple[Tensor, Tensor]:
+    """A piece of what attention mixed, as a leaf, and what the output matrix makes of it."""
+    with _as_before(ctx):
+        leaf = mixed.detach().requires_grad_()
+        return leaf, block.attention.out(_beyond(leaf))
 
 
 def _run(x: Tensor, blocks: list[Any], place: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,8 +160,9 @@ class _Reversible(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, blocks: list[Any], place: Any, *parameters: Tensor) -> Tensor:
         a, b, kept = x.clone(), x.clone(), []
         for block in blocks:
-            mixed = block.attention.mix(block.attention_norm(b), place)
-            a += block.attention.out(mixed)
+            mixed = block.attention.mixed(_projected(b, block), place).contiguous()
+            for some, other in zip(_pieces(mixed, block), _pieces(a, block), strict=True):
+                other += block.attention.out(some)
             kept.append(mixed if block.attention.config.recompute and block.attention.recalls else None)
             del mixed
             for some, other in zip(_pieces(a, block), _pieces(b, block), strict=True):
@@ -142,9 +182,14 @@ class _Reversible(torch.autograd.Function):
                 change, more = _branch(ctx, block.feed, (block.ff_norm, block.ff), some, above, found)
                 other -= change
                 slope += more
-            attended = _Attended(ctx, block, b, kept.pop())
-            a -= attended.change
-            db += attended.gradient(da, found)
+            mixing = _Mixing(ctx, block, b, kept.pop())
+            down = torch.empty_like(mixing.mixed)
+            for some, other, slope, below in zip(*(_pieces(x, block) for x in (mixing.mixed, a, da, down)), strict=True):
+                leaf, added = _out(ctx, block, some)
+                other -= added.detach()
+                below.copy_(_gradients(added, leaf, (block.attention.out,), slope, found))
+            mixing.add_gradient(down, db, found)
+            del mixing, down
         return da + db, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
 
 
@@ -167,18 +212,28 @@ def _branch(
 
 def _fed(ctx: Any, block: Any, x: Tensor, gradient: Tensor, found: Found) -> Tensor:
     """The gradient of x from that of what the second branch made of it. That itself is not wanted, so its last product is left out."""
-    ff, down = block.ff, getattr(block.ff, "down", None)
-    if not isinstance(ff, FeedForward) or type(down) is not nn.Linear:
+    ff = block.ff
+    if not isinstance(ff, FeedForward):
         return _branch(ctx, block.feed, (block.ff_norm, ff), x, gradient, found)[1]
     with _as_before(ctx):
-        x = x.detach().requires_grad_()
-        hidden = ff.activated(ff.up(block.ff_norm(_beyond(x))))
-    above, below = gradient.to(hidden.dtype).flatten(0, 1), hidden.detach().flatten(0, 1)
-    if down.weight.requires_grad:
-        _add(found, down.weight, (above.t() @ below).to(down.weight.dtype))
-    if down.bias is not None and down.bias.requires_grad:
-        _add(found, down.bias, above.sum(0).to(down.bias.dtype))
-    return _gradients(hidden, x, (block.ff_norm, ff.up), (above @ down.weight.to(above.dtype)).view_as(hidden), found)
+        leaf = x.detach().requires_grad_()
+        hidden = ff.activated(ff.up(block.ff_norm(_beyond(leaf))))
+    return _before_last(ctx, ff.down, hidden, leaf, (block.ff_norm, ff.up), gradient, found)
+
+
+def _before_last(ctx: Any, last: Any, below: Tensor, leaf: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:
+    """The gradient of `leaf`, of which `parts` made `below`, from that of last(below), which is not made where `last` is a plain matrix."""
+    if type(last) is not nn.Linear:
+        with _as_before(ctx):
+            result = last(below)
+        return _gradients(result, leaf, (*parts, last), gradient, found)
+    dtype = torch.get_autocast_dtype(below.device.type) if ctx.cast[2] else below.dtype  # as the product itself was made in
+    above, given = gradient.to(dtype).flatten(0, -2), below.detach().to(dtype).flatten(0, -2)
+    if last.weight.requires_grad:
+        _add(found, last.weight, (above.t() @ given).to(last.weight.dtype))
+    if last.bias is not None and last.bias.requires_grad:
+        _add(found, last.bias, above.sum(0).to(last.bias.dtype))
+    return _gradients(below, leaf, parts, (above @ last.weight.to(dtype)).view_as(below), found)
 
 
 def _gradients(y: Tensor, x: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:

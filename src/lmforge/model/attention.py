@@ -383,12 +383,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """x (B,T,D) → (B,T,D)."""
-        merged: Tensor = self.out(self.mix(x, place))
+        merged: Tensor = self.out(self.mixed(self.qkv(x), place))
         return merged
 
-    def mix(self, x: Tensor, place: Place, known: Tensor | None = None) -> Tensor:
-        """What `out` takes: x (B,T,D) → (B,T,D). `known`: the result, where only its gradient is wanted."""
-        qkv = self.qkv(x)
+    def mixed(self, qkv: Tensor, place: Place, known: Tensor | None = None) -> Tensor:
+        """What `out` takes: queries, keys and values (B,T,D+2K) → (B,T,D). `known`: the result, where only its gradient is wanted."""
         if place.packing is None:
             return self._attend(qkv, place.rotations, place, known)
         parts = place.packing.apart(qkv)

@@ -214,10 +214,13 @@ def _working_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
         units = c.d_ff if not c.experts else c.d_ff // c.experts * (c.experts_active + c.experts_shared)
         feed_forward, free = 4 * width + 2 * a * units, 12 * width
         return max(feed_forward - free, mixing - free - a * units, 0)
+    if kind == "linear":  # gradients of the features and of their running sums
+        mixing += a * width * (5 if c.feature_map == "elu" else 1)
     inside = a * width + 8 + _attention_bytes(c, kind, a, half)
     streams = 12 * width if c.residual == "reversible" else 8 * width  # their gradients
     if c.recompute and recalls(c, kind):  # what attention gave is there already; of the projections the values alone are copied
         inside -= a * (width + keys) if c.positions == "rope" and not c.qk_norm else 0
+        inside -= a * width if c.residual != "reversible" else 0
     else:
         inside += a * width  # the branch's result
     return inside + mixing + streams + (a * width if c.residual == "reversible" and not c.recompute else 0)
