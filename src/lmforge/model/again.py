@@ -64,13 +64,12 @@ class _Recomputed(torch.autograd.Function):
         x, mixed = ctx.saved_tensors
         block, found = ctx.block, Found()
         mixing = _Mixing(ctx, block, x, mixed)
-        slope, down = torch.empty_like(x), torch.empty_like(mixing.mixed)
-        parts = (x, mixing.mixed, gradient.contiguous(), slope, down)
-        for before, some, above, into, below in zip(*(_pieces(each, block) for each in parts), strict=True):
-            leaf, added = _out(ctx, block, some)
-            torch.add(above, _fed(ctx, block, before + added.detach(), above, found), out=into)
-            below.copy_(_gradients(added, leaf, (block.attention.out,), into, found))
-        mixing.add_gradient(down, slope, found)
+        slope = torch.empty_like(x)
+        for before, some, above, into in zip(*(_pieces(each, block) for each in (x, mixing.mixed, gradient.contiguous(), slope)), strict=True):
+            with _as_before(ctx), torch.no_grad():
+                y = before + block.attention.out(some)
+            torch.add(above, _fed(ctx, block, y, above, found), out=into)
+        mixing.add_gradient(_before_out(ctx, block.attention.out, mixing.mixed, slope, found), slope, found)
         return slope, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
 
 
@@ -124,25 +123,16 @@ class _Begin(torch.autograd.Function):
 
 
 def _projected(x: Tensor, block: Any) -> Tensor:
-    """Queries, keys and values side by side, made piece by piece: x (B,T,D) → (B,T,D+2K). For when no gradient is wanted."""
-    made: Tensor | None = None
-    begin = 0
-    for some in _pieces(x, block):
-        part = block.attention.qkv(block.attention_norm(some))
-        if made is None:
-            made = part.new_empty(*x.shape[:2], part.shape[-1])
-        flat = part.flatten(0, -2)
-        made.view(-1, part.shape[-1])[begin : begin + len(flat)] = flat
-        begin += len(flat)
-    assert made is not None
-    return made
+    """Queries, keys and values side by side: x (B,T,D) → (B,T,D+2K). Where no gradient is wanted, what the norm gave is not kept."""
+    result: Tensor = block.attention.qkv(block.attention_norm(x))
+    return result
 
 
-def _out(ctx: Any, block: Any, mixed: Tensor) -> tuple[Tensor, Tensor]:
-    """A piece of what attention mixed, as a leaf, and what the output matrix makes of it."""
-    with _as_before(ctx):
-        leaf = mixed.detach().requires_grad_()
-        return leaf, block.attention.out(_beyond(leaf))
+def _before_out(ctx: Any, out: Any, mixed: Tensor, gradient: Tensor, found: Found) -> Tensor:
+    """The gradient of what attention mixed (B,T,D), from that of what the output matrix made of it."""
+    if type(out) is not nn.Linear:
+        return _branch(ctx, lambda x, _: out(x), (out,), mixed, gradient, found)[1]
+    return _weight_gradients(ctx, out, mixed, gradient, found).view_as(mixed)
 
 
 def _run(x: Tensor, blocks: list[Any], place: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,13 +173,11 @@ class _Reversible(torch.autograd.Function):
                 other -= change
                 slope += more
             mixing = _Mixing(ctx, block, b, kept.pop())
-            down = torch.empty_like(mixing.mixed)
-            for some, other, slope, below in zip(*(_pieces(x, block) for x in (mixing.mixed, a, da, down)), strict=True):
-                leaf, added = _out(ctx, block, some)
-                other -= added.detach()
-                below.copy_(_gradients(added, leaf, (block.attention.out,), slope, found))
-            mixing.add_gradient(down, db, found)
-            del mixing, down
+            for some, other in zip(_pieces(mixing.mixed, block), _pieces(a, block), strict=True):
+                with _as_before(ctx), torch.no_grad():
+                    other -= block.attention.out(some)
+            mixing.add_gradient(_before_out(ctx, block.attention.out, mixing.mixed, da, found), db, found)
+            del mixing
         return da + db, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
 
 
@@ -227,13 +215,19 @@ def _before_last(ctx: Any, last: Any, below: Tensor, leaf: Tensor, parts: tuple[
         with _as_before(ctx):
             result = last(below)
         return _gradients(result, leaf, (*parts, last), gradient, found)
-    dtype = torch.get_autocast_dtype(below.device.type) if ctx.cast[2] else below.dtype  # as the product itself was made in
-    above, given = gradient.to(dtype).flatten(0, -2), below.detach().to(dtype).flatten(0, -2)
-    if last.weight.requires_grad:
-        _add(found, last.weight, (above.t() @ given).to(last.weight.dtype))
-    if last.bias is not None and last.bias.requires_grad:
-        _add(found, last.bias, above.sum(0).to(last.bias.dtype))
-    return _gradients(below, leaf, parts, (above @ last.weight.to(dtype)).view_as(below), found)
+    slope = _weight_gradients(ctx, last, below.detach(), gradient, found).view_as(below)
+    return _gradients(below, leaf, parts, slope, found)
+
+
+def _weight_gradients(ctx: Any, layer: nn.Linear, given: Tensor, gradient: Tensor, found: Found) -> Tensor:
+    """Those of a matrix and its bias, from what it was given (…,I) and the gradient of what it made (…,O); the gradient of the former (N,I)."""
+    dtype = torch.get_autocast_dtype(given.device.type) if ctx.cast[2] else given.dtype  # as the product itself was made in
+    above, below = gradient.to(dtype).flatten(0, -2), given.to(dtype).flatten(0, -2)
+    if layer.weight.requires_grad:
+        _add(found, layer.weight, (above.t() @ below).to(layer.weight.dtype))
+    if layer.bias is not None and layer.bias.requires_grad:
+        _add(found, layer.bias, above.sum(0).to(layer.bias.dtype))
+    return above @ layer.weight.to(dtype)
 
 
 def _gradients(y: Tensor, x: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:
