@@ -55,18 +55,21 @@ def main() -> None:
         model.initialise(1)
         optimizers[name] = build_optimizers(model, settings)
     times: dict[str, list[float]] = {name: [] for name in models}
+    losses: dict[str, list[float]] = {name: [] for name in models}
     balances, dropped = [], 0
     for step in range(arguments.steps):
         tokens, targets = batch(train, step, ROWS, 1)
         for name, model in models.items():
             started = time.perf_counter()
             set_rate(optimizers[name], rate(step, arguments.steps, 20, 0.0))
-            (model.loss(tokens, targets) / tokens.numel()).backward()
+            loss = model.loss(tokens, targets) / tokens.numel()
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers[name].values():
                 optimizer.step()
             model.zero_grad(set_to_none=True)
             times[name].append(time.perf_counter() - started)
+            losses[name].append(loss.item())
         if step % 20 == 19:
             place = models["experts"]._place(tokens, None, None, None)
             with torch.no_grad():
@@ -85,7 +88,9 @@ def main() -> None:
     late = [max(row) for row in balances[len(balances) // 4 :]]
     results = {
         "command": "python bench/experts.py --tokens RUN/tokens", "machine": machine(), "code": code_version(), "steps": arguments.steps,
-        "threads": arguments.threads, "bits_per_byte": scores, "step_time_ratio": statistics.median(ratios),
+        "threads": arguments.threads, "bits_per_byte": scores, "tokens_seen": arguments.steps * ROWS * CONTEXT, "tokens_of_corpus": train.tokens,
+        "train_nats_last_tenth": {name: statistics.mean(each[-max(1, len(each) // 10) :]) for name, each in losses.items()},
+        "step_time_ratio": statistics.median(ratios),
         "step_seconds": {name: statistics.median(t) for name, t in times.items()}, "balance_median_of_worst_layer": statistics.median(late),
         "balance_worst": max(late), "balance_all_batches": balances, "dropped_tokens": dropped,
         "parameters": {name: sum(parameters(config).values()) for name, config in configs.items()},
