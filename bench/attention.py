@@ -281,15 +281,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child or arguments.in_turn or arguments.peer_child or arguments.layer or arguments.flex:
         answer: Any
-        if arguments.in_turn:
-            from lmforge.allocator import keep_freed_memory
-
-            keep_freed_memory()
-            answer = in_turn(arguments.kinds, arguments.threads, arguments.rounds)
-        elif arguments.child:
+        if arguments.in_turn or arguments.child:
             from lmforge.allocator import keep_freed_memory, memory_for
 
             keep_freed_memory()
+        if arguments.in_turn:
+            answer = in_turn(arguments.kinds, arguments.threads, arguments.rounds)
+        elif arguments.child:
             with memory_for(arguments.returned):
                 answer = memory(arguments.child, arguments.threads, 30_000) if arguments.memory else child(
                     arguments.child, arguments.threads, arguments.lengths)
