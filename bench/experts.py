@@ -3,6 +3,7 @@
     python bench/experts.py --tokens RUN/tokens --steps 400        (a run's token shards; writes bench/results/experts.json)
 
 8 experts of which 2 are active share 4 × the dense network's units. Steps alternate between the two networks, so both see the same machine.
+Balance is the load of the fullest expert over the mean, of the worst layer: of single batches of 4,096 tokens, and of all batches of 20 steps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lmforge.model.attention import Place
 from lmforge.model.cost import active_parameters, flops_per_token, parameters
+from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Train
 from lmforge.record import code_version, machine, write_atomic
@@ -56,7 +59,15 @@ def main() -> None:
         optimizers[name] = build_optimizers(model, settings)
     times: dict[str, list[float]] = {name: [] for name in models}
     losses: dict[str, list[float]] = {name: [] for name in models}
-    balances, dropped = [], 0
+    balances, windows, dropped = [], [], 0
+    taken = torch.zeros(configs["experts"].layers, configs["experts"].experts)  # tokens of each expert in these 20 steps
+
+    def count(part: Experts, inputs: tuple[torch.Tensor, Place], _result: torch.Tensor) -> None:
+        taken[part.layer] += inputs[1].loads[part.layer]
+
+    for part in models["experts"].modules():
+        if isinstance(part, Experts):
+            part.register_forward_hook(count)
     for step in range(arguments.steps):
         tokens, targets = batch(train, step, ROWS, 1)
         for name, model in models.items():
@@ -71,11 +82,13 @@ def main() -> None:
             times[name].append(time.perf_counter() - started)
             losses[name].append(loss.item())
         if step % 20 == 19:
+            windows.append((taken.amax(1) / taken.mean(1)).tolist())
             place = models["experts"]._place(tokens, None, None, None)
             with torch.no_grad():
                 models["experts"]._layers(tokens, place, None)
             balances.append([float(load.max() / load.float().mean()) for load in place.loads.values()])
             dropped += sum(2 * tokens.numel() - int(load.sum()) for load in place.loads.values())
+            taken.zero_()
             seconds = {name: round(statistics.median(t[-20:]), 3) for name, t in times.items()}
             print(step + 1, [round(x, 2) for x in balances[-1]], seconds, flush=True)
     scores = {}
@@ -85,14 +98,16 @@ def main() -> None:
             nats = sum(float(model.loss(tokens[i : i + 16], targets[i : i + 16])) for i in range(0, 128, 16))
         scores[name] = nats / math.log(2) / int(lengths[targets].sum())
     ratios = [b / a for a, b in zip(times["dense"], times["experts"], strict=True)]
-    late = [max(row) for row in balances[len(balances) // 4 :]]
+    late, late_windows = ([max(row) for row in rows[len(rows) // 4 :]] for rows in (balances, windows))
     results = {
         "command": "python bench/experts.py --tokens RUN/tokens", "machine": machine(), "code": code_version(), "steps": arguments.steps,
         "threads": arguments.threads, "bits_per_byte": scores, "tokens_seen": arguments.steps * ROWS * CONTEXT, "tokens_of_corpus": train.tokens,
         "train_nats_last_tenth": {name: statistics.mean(each[-max(1, len(each) // 10) :]) for name, each in losses.items()},
         "step_time_ratio": statistics.median(ratios),
         "step_seconds": {name: statistics.median(t) for name, t in times.items()}, "balance_median_of_worst_layer": statistics.median(late),
-        "balance_worst": max(late), "balance_all_batches": balances, "dropped_tokens": dropped,
+        "balance_worst": max(late), "balance_share_within_1.3": sum(each <= 1.3 for each in late) / len(late),
+        "balance_of_20_steps_median": statistics.median(late_windows), "balance_of_20_steps_worst": max(late_windows),
+        "balance_all_batches": balances, "dropped_tokens": dropped,
         "parameters": {name: sum(parameters(config).values()) for name, config in configs.items()},
         "active_parameters": {name: active_parameters(config) for name, config in configs.items()},
         "flops_per_token": {name: sum(flops_per_token(config, CONTEXT).values()) for name, config in configs.items()},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.model.attention import Place
-from lmforge.model.experts import BIAS_GRADIENT, BIAS_STEP, ROUTER_SCALE, Experts, dispatch_here, grouped_linear
+from lmforge.model.experts import BIAS_GRADIENT, BIAS_STEP, ROUTER_SCALE, SCALE, Experts, dispatch_here, grouped_linear
 from lmforge.model.gpt import GPTConfig
 from tests.model.test_gpt import PLAIN, network, tokens
 
@@ -30,7 +30,7 @@ def plain(part: Experts, x: torch.Tensor) -> torch.Tensor:
         scores = (part.router(token).float() * ROUTER_SCALE / math.sqrt(len(token))).softmax(-1)
         ranking = scores if part.choice_bias is None else scores.log() + BIAS_STEP * part.choice_bias
         chosen = ranking.topk(part.active).indices
-        weights = scores[chosen] / scores[chosen].sum()
+        weights = SCALE * part.active * scores[chosen] / scores[chosen].sum()
         y = sum((w * part.experts[int(i)](token) for w, i in zip(weights.to(x.dtype), chosen, strict=True)), torch.zeros_like(token))
         rows.append(y if part.shared is None else y + part.shared(token))
     return torch.stack(rows).view(x.shape)
@@ -43,7 +43,7 @@ def test_experts_equal_their_plain_form(rows: int, length: int, active: int, sha
     x = torch.randn(rows, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True)
     place = Place()
     ours, theirs = part(x, place), plain(part, x)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)  # the router's softmax is float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # the router's softmax is float32
     assert int(place.loads[0].sum()) == rows * length * active  # nobody is dropped
     for a, b in zip(*(torch.autograd.grad(y.sum(), [x, *part.experts[0].parameters()], allow_unused=True) for y in (ours, theirs)), strict=True):
         if b is not None or a is not None:
@@ -115,3 +115,14 @@ def test_replaced_experts_are_called_one_by_one_and_give_the_same(biases: bool) 
     chosen, weights = torch.randint(0, 4, (9, 2)), torch.rand(9, 2, dtype=torch.float64)
     wrapped = [torch.nn.Sequential(expert) for expert in part.experts]
     torch.testing.assert_close(dispatch_here(x, chosen, weights, list(part.experts)), dispatch_here(x, chosen, weights, wrapped))
+
+
+def test_experts_begin_alike_as_a_dense_layer_of_their_width() -> None:
+    model = network(dataclasses.replace(EXPERTS, experts_shared=0))
+    model.initialise(3)
+    part = model.blocks[0].ff
+    x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0)).to(part.router.weight.dtype)
+    torch.testing.assert_close(part(x, Place()), SCALE * part.active * part.experts[0](x))
+    weights = [expert.up.weight for expert in part.experts]
+    assert all(torch.equal(weights[0], other) for other in weights)
+    assert len({weight.data_ptr() for weight in weights}) == len(weights)  # equal, not shared

@@ -2,7 +2,8 @@
 
     x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert ─▶ grouped products ─▶ weighted sum (N,D)
 
-X experts share a layer's `d_ff` units. There is no capacity: an expert takes as many tokens as choose it. What keeps the load even is one of
+X experts share a layer's `d_ff` units. A token's k weights sum to SCALE·k, and all experts begin equal (`alike`): the layer begins as a dense one.
+There is no capacity: an expert takes as many tokens as choose it. What keeps the load even is one of
   bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"), beside the loss below.
          It is a parameter whose gradient is its load above the mean, so AdamW moves it by BIAS_STEP times its rate each step, and
          micro-batches, replicas and ranks sum its gradient like any other;
@@ -25,10 +26,12 @@ from lmforge.model.attention import Place
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import FeedForward
 
-BALANCE_LOSS, ROUTER_Z_LOSS = 0.01, 0.001  # weights per token, against nats (Fedus et al. 2021; Zoph et al. 2022)
+SCALE = 1.5  # of what experts give, with weights that sum to how many they are (as in DeepSeek-V3, 2.5); 1 and 2 are worse (docs/log.md)
+BALANCE_LOSS = {"bias": 0.001, "loss": 0.01}  # weight per token, against nats; 0.01 (Fedus et al. 2021) costs quality (docs/log.md)
+ROUTER_Z_LOSS = 0.001  # likewise (Zoph et al. 2022)
 BIAS_GRADIENT = 1e-3  # AdamW does not see the size of a gradient; the clip does, so it is kept small
 ROUTER_SCALE = 3.0  # of logits over √D: AdamW moves a sum over D by up to D times its rate a step
-BIAS_STEP = 32.0  # what AdamW's rate is to the bias, so that it can follow a router whose every weight moves by that rate
+BIAS_STEP = 4.0  # what AdamW's rate is to the bias: enough to follow the router; more sends tokens from expert to expert (docs/log.md)
 Dispatch = Callable[[Tensor, Tensor, Tensor, Sequence[nn.Module]], Tensor]
 
 
@@ -138,6 +141,14 @@ class Experts(nn.Module):
         self.shared = FeedForward(config, width * config.experts_shared) if config.experts_shared else None
         self.dispatch: Dispatch = dispatch_here
 
+    @torch.no_grad()
+    def alike(self) -> None:
+        """All experts become the first: what the first steps teach, they teach all, and the router is moved by the task only when they differ
+        (as where experts begin as copies of a trained layer, Komatsuzaki et al. 2023, "Sparse upcycling", section 3)."""
+        first = self.experts[0].state_dict()
+        for expert in self.experts[1:]:
+            expert.load_state_dict(first)
+
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """(B,T,D) → (B,T,D)."""
         flat = x.flatten(0, -2)
@@ -146,7 +157,7 @@ class Experts(nn.Module):
         bias = self.choice_bias
         chosen = (logits if bias is None else logits + BIAS_STEP * bias.float()).detach().topk(self.active, -1).indices
         weights = scores.gather(-1, chosen)
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights * (SCALE * self.active / weights.sum(-1, keepdim=True))
         y = self.dispatch(flat, chosen, weights, list(self.experts))
         if self.shared is not None:
             y = y + self.shared(flat)
@@ -156,7 +167,7 @@ class Experts(nn.Module):
             share = load * (len(self.experts) / self.active)  # what each expert's load would be a part of, were all equal: N
             losses = ROUTER_Z_LOSS * logits.logsumexp(-1).square().sum()
             if self.balance != "none":
-                losses = losses + BALANCE_LOSS * (share / len(flat) * scores.sum(0)).sum()
+                losses = losses + BALANCE_LOSS[self.balance] * (share / len(flat) * scores.sum(0)).sum()
             y = _AlsoLearn.apply(y, losses, bias, BIAS_GRADIENT * (share - len(flat)), place)  # type: ignore[no-untyped-call]
         return y.view(x.shape)
 

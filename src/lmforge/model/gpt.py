@@ -123,7 +123,8 @@ class GPT(nn.Module):
     def initialise(self, seed: int, base_width: int | None = None) -> None:
         """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers).
 
-        The n-gram tables begin at zero: a row that training never met must add nothing, not noise (docs/log.md).
+        The experts of a layer begin equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never met must add
+        nothing, not noise (docs/log.md).
 
         With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs V", table 8): the
         variance of the blocks' matrices is multiplied by b/D, and the output by b/D. That multiplier is in the gain of the last norm, which
@@ -140,6 +141,9 @@ class GPT(nn.Module):
                 scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("attention.out.weight", "down.weight")) else 1.0
                 scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
+        for block in self.blocks:
+            if isinstance(block.ff, Experts):
+                block.ff.alike()
 
     def hidden(
         self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, *, lengths: Tensor | None = None,
