@@ -40,7 +40,7 @@ bench: demo     ## every benchmark that needs nothing beside the project; names 
 	$(BIN)/python bench/experts.py --tokens runs/laptop/tokens --steps 200
 	$(BIN)/python bench/attention.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/attention_quality.py --tokens runs/laptop/tokens --train-tokens 1000000
-	OMP_NUM_THREADS=1 $(BIN)/python bench/passkey.py --kind sparse --minutes 10
+	OMP_NUM_THREADS=1 $(BIN)/python bench/passkey.py --kind sparse --minutes 25
 	@echo 'Beside the public texts of shared/data (LMFORGE_DATA): make bench-data. Beside other programs: corpus, extraction, train_cpu; make bench-list.'
 
 bench-data: setup  ## the benchmarks that need the public texts (LMFORGE_DATA, or ../shared/data)
@@ -49,6 +49,7 @@ bench-data: setup  ## the benchmarks that need the public texts (LMFORGE_DATA, o
 	$(BIN)/python bench/vocabulary.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/packing.py
 	$(BIN)/python bench/measure.py "$${LMFORGE_DATA:-../shared/data}"
+	$(BIN)/python bench/images.py --data "$${LMFORGE_DATA:-../shared/data}/images"
 	OMP_NUM_THREADS=1 $(BIN)/python bench/finetune.py runs/bench-finetune
 	OMP_NUM_THREADS=1 $(BIN)/python bench/back_translation.py runs/bench-translation
 
