@@ -27,7 +27,7 @@ def plain(part: Experts, x: torch.Tensor) -> torch.Tensor:
     """Token by token."""
     rows = []
     for token in x.flatten(0, -2):
-        scores = (part.router(token).float() * ROUTER_SCALE / math.sqrt(len(token))).softmax(-1)
+        scores = (part.router(token) * ROUTER_SCALE / math.sqrt(len(token))).softmax(-1)
         ranking = scores if part.choice_bias is None else scores.log() + BIAS_STEP * part.choice_bias
         chosen = ranking.topk(part.active).indices
         weights = SCALE * part.active * scores[chosen] / scores[chosen].sum()
@@ -43,11 +43,12 @@ def test_experts_equal_their_plain_form(rows: int, length: int, active: int, sha
     x = torch.randn(rows, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True)
     place = Place()
     ours, theirs = part(x, place), plain(part, x)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # the router's softmax is float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert int(place.loads[0].sum()) == rows * length * active  # nobody is dropped
     for a, b in zip(*(torch.autograd.grad(y.sum(), [x, *part.experts[0].parameters()], allow_unused=True) for y in (ours, theirs)), strict=True):
         if b is not None or a is not None:
-            torch.testing.assert_close(a if a is not None else torch.zeros_like(b), b if b is not None else torch.zeros_like(a), rtol=1e-5, atol=1e-7)
+            found, wanted = a if a is not None else torch.zeros_like(b), b if b is not None else torch.zeros_like(a)
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_units_are_shared_out() -> None:

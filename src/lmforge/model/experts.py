@@ -152,10 +152,11 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """(B,T,D) → (B,T,D)."""
         flat = x.flatten(0, -2)
-        logits = self.router(flat).float() * ROUTER_SCALE / math.sqrt(flat.shape[-1])
+        logits = self.router(flat)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * (ROUTER_SCALE / math.sqrt(flat.shape[-1]))
         scores = logits.softmax(-1)
         bias = self.choice_bias
-        chosen = (logits if bias is None else logits + BIAS_STEP * bias.float()).detach().topk(self.active, -1).indices
+        chosen = (logits if bias is None else logits + BIAS_STEP * bias.to(logits.dtype)).detach().topk(self.active, -1).indices
         weights = scores.gather(-1, chosen)
         weights = weights * (SCALE * self.active / weights.sum(-1, keepdim=True))
         y = self.dispatch(flat, chosen, weights, list(self.experts))
