@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.model import halves
-from lmforge.model.banded import banded_attention
+from lmforge.model.banded import banded_attention, with_means, with_strided
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import Norm, rotate
 from lmforge.model.longrange import LSH, Linear, LinearCache, LSHCache
@@ -92,29 +92,46 @@ class Softmax(nn.Module):
 
     def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `Mixer`."""
-        plain = k
+        k, v, pooled = self._with_pooled(k, v)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
-        return self._whole(q, k, v, plain, rotations, known)
+        return self._whole(q, k, v, pooled, rotations, known)
 
-    def _whole(self, q: Tensor, k: Tensor, v: Tensor, plain: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+    def _with_pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Keys (before rotation) and values, and what `pooled` makes of them where the band does not reach over the whole text."""
+        if not self.pool or self.window is None or k.shape[1] <= self.window:
+            return k, v, None
+        if self.pooling != "mean":
+            return k, v, self.pooled(k, v)
+        k, pooled_k = with_means(k, self.pool)
+        v, pooled_v = with_means(v, self.pool)
+        return k, v, (pooled_k, pooled_v)
+
+    def _whole(
+        self, q: Tensor, k: Tensor, v: Tensor, pooled: tuple[Tensor, Tensor] | None, rotations: Tensor | None, known: Tensor | None = None
+    ) -> Tensor:
         length, groups = q.shape[1], q.shape[2] // k.shape[2]
         if self.window is None or length <= self.window:
             if halves.suits(q, k):
                 return halves.causal_attention(q, k, v).transpose(1, 2)
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
-        seen, strided, pooled = self.layout(length)
-        parts_k, parts_v = [k[:, :: self.stride]] if self.stride else [], [v[:, :: self.stride]] if self.stride else []
-        if self.pool:
-            pooled_k, pooled_v = self.pooled(plain, v)
+        seen, strided, blocks = self.layout(length)
+        parts_k, parts_v = [], []
+        if self.stride:
+            k, strided_k = with_strided(k, self.stride)
+            v, strided_v = with_strided(v, self.stride)
+            parts_k.append(strided_k)
+            parts_v.append(strided_v)
+        if self.pool and pooled is not None:
+            pooled_k, pooled_v = pooled
             if rotations is not None:
                 pooled_k = rotate(pooled_k, rotations[self.pool // 2 :: self.pool][: pooled_k.shape[1]])
             parts_k.append(pooled_k)
             parts_v.append(pooled_v)
         seen = seen[seen < length].to(q.device)
-        order = torch.cat((strided, pooled)).argsort()[: len(seen)].to(q.device)
-        none = k[:, :0]
+        order = torch.cat((strided, blocks)).argsort()[: len(seen)].to(q.device)
+        none = k.detach()[:, :0]
         extra_k, extra_v = (torch.cat((none, *parts), 1)[:, order] for parts in (parts_k, parts_v))
         q, k, v, extra_k, extra_v = (x.transpose(1, 2) for x in (q, k, v, extra_k, extra_v))
         if groups > 1:
@@ -154,7 +171,8 @@ class Softmax(nn.Module):
             q, k = rotate(q, place.rotations), rotate(k, place.rotations)
         groups, length = q.shape[2] // k.shape[2], q.shape[1]
         if place.cache.extent == length:  # nothing before these tokens
-            y = self._whole(q, k, v, plain, None if place.table is None else place.table[:length])
+            pooled = self._with_pooled(plain, v)[2]
+            y = self._whole(q, k, v, pooled, None if place.table is None else place.table[:length])
             cache.write(self, k, v, plain, place)
             return y
         if self.window is None or length == 1:

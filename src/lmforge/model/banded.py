@@ -50,6 +50,28 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, window: int, extra_k: Tens
     return result
 
 
+def with_strided(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """x (B,T,H,E), and its tokens 0, stride, 2·stride, … (B,⌈T/stride⌉,H,E). x is for one use, which makes a gradient that is its own."""
+    return _with(x, stride, 1)
+
+
+def with_means(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """x (B,T,H,E), and the mean of each complete block of `size` tokens (B,T//size,H,E). x is for one use, as above."""
+    return _with(x, size, size)
+
+
+def _with(x: Tensor, step: int, size: int) -> tuple[Tensor, Tensor]:
+    if x.device.type != "cpu":
+        return x, _parts(x, step, size).mean(2)
+    result: tuple[Tensor, Tensor] = _With.apply(x, step, size)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _parts(x: Tensor, step: int, size: int) -> Tensor:
+    """x (B,T,H,E) → its first `size` tokens of every `step`, where there are so many (B,N,size,H,E)."""
+    return x.unfold(1, size, step).movedim(-1, 2)
+
+
 def visible(length: int, window: int, seen_from: Tensor) -> Any:
     """FlexAttention's mask function over `length` tokens followed by the extras."""
 
@@ -60,6 +82,22 @@ def visible(length: int, window: int, seen_from: Tensor) -> Any:
         return token | ((key >= length) & (query >= seen_from[(key - length).clamp(min=0)]))
 
     return rule
+
+
+class _With(torch.autograd.Function):
+    """x, and the means of its `_parts`. The gradient of these is added to that of x where it lies; autograd would write one of x's size for
+    them, most of it zeros, and add that: four times for each layer, as long as the products of the extras themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: int, size: int) -> tuple[Tensor, Tensor]:
+        ctx.step, ctx.size = step, size
+        return x.view_as(x), _parts(x, step, size).mean(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, of_means: Tensor) -> tuple[Tensor, None, None]:
+        _parts(gradient, ctx.step, ctx.size).add_(of_means.unsqueeze(2), alpha=1 / ctx.size)
+        return gradient, None, None
 
 
 class _Banded(torch.autograd.Function):

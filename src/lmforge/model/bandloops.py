@@ -21,9 +21,10 @@ import torch
 from lmforge.compiled import Number, compiled, quick
 
 Floats = np.ndarray[tuple[int], np.dtype[np.floating]]
-_LOG2_E = np.float32(1.4426950408889634)
-_POWERS = tuple(np.float32(x) for x in (1.5252734e-05, 1.5403530e-04, 1.3333558e-03, 9.6181291e-03, 5.5504109e-02, 2.4022651e-01, 6.9314718e-01))
-_ONE, _HALF, _LEAST, _BIAS, _MANTISSA = np.float32(1), np.float32(0.5), np.float32(-126), np.int32(127), np.int32(23)
+_LOG2_E = 1.4426950408889634
+# 2^f where |f| ≤ 1/2, off by at most 7.5e-8 of it: of all polynomials of the fifth degree the closest (Remez 1934)
+_POWERS = tuple(np.float32(x) for x in (1.327647199e-03, 9.675541334e-03, 5.550713273e-02, 2.402211972e-01, 6.931469671e-01, 1.000000072e00))
+_HALF, _LEAST, _BIAS, _MANTISSA = np.float32(0.5), np.float32(-126), np.int32(127), np.int32(23)
 _SIGN, _REST, _LOWEST = np.int32(31), np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 _N, _T = ord("N"), ord("T")
 
@@ -83,7 +84,10 @@ def _product(room: Number, m: int, n: int, k: int, alpha: float, a: Number, a_tu
 def _top(x: Floats, powers: Number) -> Number:
     """The largest. In single precision as whole numbers of the same order, whose largest is found many at a time."""
     if x.itemsize == 8:
-        return x.max()
+        highest = x[0]
+        for j in range(len(x)):
+            highest = max(highest, x[j])
+        return highest
     bits, floats = powers
     keys, most = x.view(np.int32), _LOWEST
     for j in range(len(keys)):  # numba would widen all of it to 64 bits
@@ -93,17 +97,17 @@ def _top(x: Floats, powers: Number) -> Number:
 
 
 @quick
-def _exponentials(x: Floats, top: Number, powers: Number) -> Number:
-    """x ← exp(x − top), none above top → their sum. In single precision to 2 units in the last place: 2^n · 2^f."""
+def _powers_of_two(x: Floats, top: Number, powers: Number) -> Number:
+    """x ← 2^(x − top), none above top → their sum. In single precision to 2 units in the last place: 2^n · 2^f."""
     total = top * 0
     if x.itemsize == 8:
         for j in range(len(x)):
-            x[j] = np.exp(x[j] - top)
+            x[j] = np.exp2(x[j] - top)
             total += x[j]
         return total
     bits, scales = powers
     for j in range(len(x)):
-        y = (x[j] - top) * _LOG2_E
+        y = x[j] - top
         y = y if y > _LEAST else _LEAST
         n = np.int32(y - _HALF)
         f = y - np.float32(n)
@@ -111,9 +115,7 @@ def _exponentials(x: Floats, top: Number, powers: Number) -> Number:
         p = p * f + _POWERS[2]
         p = p * f + _POWERS[3]
         p = p * f + _POWERS[4]
-        p = p * f + _POWERS[5]
-        p = p * f + _POWERS[6]
-        x[j] = p * f + _ONE
+        x[j] = p * f + _POWERS[5]
         bits[j] = (n + _BIAS) << _MANTISSA
     for j in range(len(x)):
         x[j] *= scales[j]
@@ -123,13 +125,13 @@ def _exponentials(x: Floats, top: Number, powers: Number) -> Number:
 
 @quick
 def _softmax(x: Floats, low: int, high: int, band: int, end: int, powers: Number) -> None:
-    """The softmax of one row of scores over low ≤ j < high and band ≤ j < end; zero elsewhere."""
+    """The softmax, to the base 2, of one row of scores over low ≤ j < high and band ≤ j < end; zero elsewhere."""
     near, far = x[low:high], x[band:end]
     top = _top(near, powers)
     if len(far):
         top = max(top, _top(far, powers))
-    total = _exponentials(near, top, powers) + _exponentials(far, top, powers)
-    share = _ONE / total
+    total = _powers_of_two(near, top, powers) + _powers_of_two(far, top, powers)
+    share = 1 / total
     for j in range(len(near)):
         near[j] *= share
     for j in range(len(far)):
@@ -140,13 +142,27 @@ def _softmax(x: Floats, low: int, high: int, band: int, end: int, powers: Number
 
 
 @quick
+def _softmaxes(x: Floats, line: int, band: int, back: int, window: int, seen: Number, powers: Number) -> None:
+    """The same for each row (line,) of a block: row i sees i + back − window < j ≤ i + back, and band ≤ j < band + seen[i]."""
+    for i in range(len(seen)):
+        _softmax(x[i * line : (i + 1) * line], max(0, i + back - window + 1), i + back + 1, band, band + seen[i], powers)
+
+
+@quick
 def _slope(x: Floats, shares: Floats) -> None:
-    """The softmax's gradient of one row: x ← shares · (x − Σ shares · x)."""
+    """The gradient of one row's softmax: x ← shares · (x − Σ shares · x)."""
     common = x[0] * 0
     for j in range(len(x)):
         common += x[j] * shares[j]
     for j in range(len(x)):
         x[j] = shares[j] * (x[j] - common)
+
+
+@quick
+def _slopes(x: Floats, shares: Floats, line: int) -> None:
+    """The same for each row (line,) of a block."""
+    for begin in range(0, len(x), line):
+        _slope(x[begin : begin + line], shares[begin : begin + line])
 
 
 @compiled
@@ -168,11 +184,10 @@ def _shares(room: Number, x: Floats, powers: Number, q: Number, k: Number, far_k
     size, band, line = x.itemsize, back + rows, back + rows + few
     near, far = (x.ctypes.data, line), (x.ctypes.data + band * size, line)
     asked = _at(q, begin, size)
-    _product(room, rows, band, width, scale, asked, False, _at(k, begin - back, size), True, 0.0, near)
+    _product(room, rows, band, width, scale * _LOG2_E, asked, False, _at(k, begin - back, size), True, 0.0, near)
     if few:
-        _product(room, rows, few, width, scale, asked, False, far_k, True, 0.0, far)
-    for i in range(rows):
-        _softmax(x[i * line : (i + 1) * line], max(0, i + back - window + 1), i + back + 1, band, band + seen[begin + i], powers)
+        _product(room, rows, few, width, scale * _LOG2_E, asked, False, far_k, True, 0.0, far)
+    _softmaxes(x, line, band, back, window, seen[begin : begin + rows], powers)
 
 
 @compiled
@@ -217,8 +232,7 @@ def backward(like: Floats, given: Number, q: Number, k: Number, v: Number, far_k
         if few:
             _product(room, few, width, rows, 1.0, far, True, g, False, 1.0, d_far_v)
             _product(room, rows, few, width, 1.0, g, False, far_v, True, 0.0, beyond)
-        for i in range(rows):
-            _slope(z[i * line : (i + 1) * line], x[i * line : (i + 1) * line])
+        _slopes(z[: rows * line], x, line)
         _product(room, band, width, rows, scale, slope, True, asked, False, 1.0, _at(dk, first, size))
         _product(room, rows, width, band, scale, slope, False, _at(k, first, size), False, 0.0, _at(dq, begin, size))
         if few:
