@@ -336,6 +336,7 @@ class Train(Section):
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
     base_width: Positive | None = None  # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)
+    output_multiplier: Annotated[float, Field(gt=0)] = 1.0  # of the logits, to be tuned at base_width along with the rates
     schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
     final_lr: Share = 0.1  # the schedule ends at this share of the peak
     warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
@@ -370,8 +371,9 @@ class Train(Section):
     def _state_fits_optimizer(self) -> Train:
         if self.optimizer == "sgd" and self.optimizer_state == "8bit":
             raise ValueError("optimizer 'sgd' keeps its state in fp32; use optimizer_state = 'fp32', or adamw or muon")
-        if self.optimizer == "sgd" and self.base_width:
-            raise ValueError("base_width scales what adamw and muon do; optimizer 'sgd' would need other factors")
+        for key, given in (("base_width", self.base_width is not None), ("output_multiplier", self.output_multiplier != 1)):
+            if self.optimizer == "sgd" and given:
+                raise ValueError(f"{key} scales what adamw and muon do; optimizer 'sgd' would need other factors")
         return self
 
     @model_validator(mode="after")

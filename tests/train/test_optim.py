@@ -154,6 +154,20 @@ def test_rates_by_width() -> None:
     assert rates[id(model.embed.weight)] == rates[id(model.blocks[0].ff_norm.weight)] == 0.4
 
 
+def test_the_outputs_multiplier_is_where_the_last_norm_begins_and_how_fast_it_moves() -> None:
+    model = GPT(GPTConfig(vocab_size=20, context=8, layers=1, d_model=64, heads=2, kv_heads=2, d_ff=16))
+    tokens = torch.arange(8)[None]
+    model.initialise(1, 16)
+    plain = model(tokens)
+    model.initialise(1, 16, 3.0)
+    torch.testing.assert_close(model(tokens), 3 * plain)
+    for base, expected in ((16, 0.3), (None, 1.2)):
+        groups = build_optimizers(model, Train(peak_lr=0.4, base_width=base, output_multiplier=3.0))["adamw"].param_groups
+        assert [group["peak"] for group in groups if any(p is model.norm.weight for p in group["params"])] == [pytest.approx(expected)]
+    with pytest.raises(ValueError, match="output_multiplier"):
+        Train(optimizer="sgd", output_multiplier=3.0)
+
+
 @pytest.mark.parametrize(("kind", "base", "steady"), [("adamw", 64, True), ("muon", 64, True), ("adamw", None, False)])
 def test_coordinates_are_of_one_size_at_every_width(kind: str, base: int | None, steady: bool) -> None:
     """Yang et al. 2022, appendix D.1, the coordinate check: how far a few steps move the logits and what each block gives, by width."""

@@ -120,15 +120,15 @@ class GPT(nn.Module):
         self.rotations: Tensor
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
 
-    def initialise(self, seed: int, base_width: int | None = None) -> None:
+    def initialise(self, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
         """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers).
 
         The experts of a layer begin equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never met must add
         nothing, not noise (docs/log.md).
 
         With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs V", table 8): the
-        variance of the blocks' matrices is multiplied by b/D, and the output by b/D. That multiplier is in the gain of the last norm, which
-        begins at b/D: any code that runs the network needs to know nothing of it. `train.optim` scales the rates to match.
+        variance of the blocks' matrices is multiplied by b/D, and the output by `output_multiplier` · b/D. That multiplier is in the gain of
+        the last norm, which begins there: any code that runs the network needs to know nothing of it. `train.optim` scales the rates to match.
         """
         ratio = (base_width or self.config.d_model) / self.config.d_model
         generator = torch.Generator(device=next(self.parameters()).device).manual_seed(seed)
@@ -136,7 +136,7 @@ class GPT(nn.Module):
             if name.endswith("bias") or name.startswith("ngrams."):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
-                nn.init.constant_(parameter, ratio if name == "norm.weight" else 1.0)
+                nn.init.constant_(parameter, ratio * output_multiplier if name == "norm.weight" else 1.0)
             elif not name.endswith(("features", "pool_keys", "pool_values")):  # those are made as identity and mean
                 scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("attention.out.weight", "down.weight")) else 1.0
                 scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0

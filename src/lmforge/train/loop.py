@@ -119,7 +119,7 @@ class TrainingRun:
         wanted = self.valid[1]
         self.valid_bytes = int(self.token_bytes[wanted[wanted >= 0].numpy()].sum())  # of text that the validation rows predict
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
-        self.model.initialise(recipe.seed, settings.base_width)
+        self.model.initialise(recipe.seed, settings.base_width, settings.output_multiplier)
         if recipe.finetune:
             start_from(self.model, recipe.finetune, recipe.seed)
         self.model.to(mesh.device)

@@ -102,7 +102,8 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     With `train.base_width` one tuning serves all widths: Adam moves each entry of a matrix by about its rate, and a sum over `d_model` of
     such moves grows with it, so the rate of the blocks' matrices is peak_lr · base_width / d_model (Yang et al. 2022, "Tensor Programs V",
     table 8, Adam, hidden weights). Muon's moves have the same spectral norm at every width and need no scaling (Bernstein and Newhouse 2024).
-    The last norm's gain carries the output multiplier base_width / d_model (`GPT.initialise`), so it moves that much more slowly.
+    The last norm's gain carries the output's multiplier, `output_multiplier` · base_width / d_model (`GPT.initialise`), so its rate is
+    multiplied by it too.
     """
     matrices: dict[tuple[str, torch.Size], list[Tensor]] = {}
     hidden: list[Tensor] = []
@@ -119,7 +120,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
             stack.append(parameter)
         elif name.startswith("ngrams."):
             tables.append(parameter)
-        elif name.startswith("norm.") and settings.base_width:
+        elif name.startswith("norm.") and (settings.base_width or settings.output_multiplier != 1):
             output.append(parameter)
         else:
             (decayed if parameter.ndim >= 2 else plain).append(parameter)
@@ -130,8 +131,8 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
         {"params": tables, "weight_decay": 0.0},  # a row that no text touches should stay as it is
         {"params": output, "weight_decay": 0.0},
     ]
-    if settings.base_width:
-        groups[0]["lr"] = groups[-1]["lr"] = settings.peak_lr * settings.base_width / width
+    ratio = (settings.base_width or width) / width
+    groups[0]["lr"], groups[-1]["lr"] = settings.peak_lr * ratio, settings.peak_lr * ratio * settings.output_multiplier
     groups = [group for group in groups if group["params"]]
     packed = settings.optimizer_state == "8bit"
     optimizers: dict[str, torch.optim.Optimizer]
