@@ -230,6 +230,7 @@ def peak_bytes(config: GPTConfig, rows: int) -> int:
 ], ids=str)  # fmt: skip
 def test_activation_bytes_are_the_measured_peaks(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmforge.model.again.TOKENS", 256)
+    monkeypatch.setattr("lmforge.model.longrange.PIECE", 4)
     config = dataclasses.replace(SMALL, context=1024, layers=6, **({"d_ff": 256, "norm": "layernorm", "lsh_span": 32} | changes))  # type: ignore[arg-type]
     ours = 4 * 1024 * (activation_bytes_per_token(config) + working_bytes_per_token(config)) + training_bytes(config, 4096)["logits"]
     assert ours == pytest.approx(peak_bytes(config, 4), rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from lmforge.model import longrange
 from lmforge.model.functions import rotations
 from lmforge.model.gpt import GPTConfig
-from lmforge.model.longrange import ITSELF, LSH, Linear, bucket_sides
+from lmforge.model.longrange import ITSELF, LSH, Linear, bucket_sides, linear_attention
 from tests.model import reference
 from tests.model.test_attention import inputs
 from tests.model.test_gpt import PLAIN
@@ -84,4 +85,14 @@ def test_linear_equals_its_plain_form(length: int, features: str, groups: int, t
         mixer = Linear(config).to(dtype)
         turns = rotations(config, 200)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
         x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
-        compare(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
+        with mock.patch.object(longrange, "PIECE", 2):  # so that these texts, too, are worked on in pieces
+            compare(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
+
+
+def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> None:
+    q, k, v = (torch.rand(2, 3, 150, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    weights = torch.randn(2, 3, 150, 8, dtype=torch.float64)
+    whole, state = linear_attention(q, k, v)
+    first, carried = linear_attention(q[:, :, :70], k[:, :, :70], v[:, :, :70])
+    second, same = linear_attention(q[:, :, 70:], k[:, :, 70:], v[:, :, 70:], carried)
+    compare((torch.cat((first, second), 2) * weights).sum() + same.sum(), (whole * weights).sum() + state.sum(), [q, k, v], 1e-10)

@@ -110,10 +110,11 @@ def training_flops_per_token(config: GPTConfig, context: int) -> float:
         total -= sum(_mixing(c, kind, context) for kind in map(c.kind_of, range(c.layers)) if recalls(c, kind)) / context
     if c.recompute and c.residual != "reversible" and not c.experts:  # nor what the feed-forward part gave
         total -= 2.0 * c.layers * c.d_ff * c.d_model
+    total += sum(_made_again(c, c.kind_of(layer), context) for layer in range(c.layers)) / context
     if c.ahead:
         kind = c.kind_of(c.layers - 1)
         one = _forward(dataclasses.replace(c, layers=1, attention=(kind,), experts=0), [_mixing(c, kind, context) / context])
-        total += TRAINING * c.ahead * (sum(one.values()) + 4.0 * c.d_model**2)
+        total += c.ahead * (TRAINING * (sum(one.values()) + 4.0 * c.d_model**2) + _made_again(c, kind, context) / context)
     return total
 
 
@@ -143,6 +144,14 @@ def _mixing(c: GPTConfig, kind: str, length: int) -> float:
     if rule.window is None or length <= rule.window:
         return 4.0 * c.d_model * length * (length + 1) / 2
     return 4.0 * c.d_model * banded.pairs(length, rule.window, rule.layout(length)[0])
+
+
+def _made_again(c: GPTConfig, kind: str, length: int) -> float:
+    """Operations that the backward pass of linear attention adds to twice its forward pass: scores within chunks and their sums, once more."""
+    if kind != "linear":
+        return 0.0
+    features, chunk = c.head_width * (2 if c.feature_map == "learned" else 1), min(longrange.CHUNK, length)
+    return math.ceil(length / chunk) * chunk * 2.0 * c.heads * features * (chunk + c.head_width + 1)
 
 
 def _mixing_one(c: GPTConfig, kind: str, length: int) -> float:
@@ -214,8 +223,8 @@ def _working_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
         units = c.d_ff if not c.experts else c.d_ff // c.experts * (c.experts_active + c.experts_shared)
         feed_forward, free = 4 * width + 2 * a * units, 12 * width
         return max(feed_forward - free, mixing - free - a * units, 0)
-    if kind == "linear":  # gradients of the features and of their running sums
-        mixing += a * width * (5 if c.feature_map == "elu" else 1)
+    if kind == "linear" and c.feature_map == "learned":  # gradients of twice as many features, and of what they are the softmax of
+        mixing += 4 * a * width
     inside = a * width + 8 + _attention_bytes(c, kind, a, half)
     streams = 12 * width if c.residual == "reversible" else 8 * width  # their gradients
     if c.recompute and recalls(c, kind):  # what attention gave is there already; of the projections the values alone are copied
@@ -253,8 +262,10 @@ def _attention_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
         kept += a * turned
     kept += a * width + 4 * c.heads  # what attention gives, and its log-sum of exponentials
     if kind == "linear":
-        if not c.qk_norm:  # then what the projections gave is kept only as rotated, and in the features
+        if not c.qk_norm:  # then nothing of what the projections gave is kept as such
             kept -= a * (width + 2 * keys)
+        if c.feature_map == "elu" and (c.qk_norm or c.positions == "rope"):  # nor rotated: the features are all that is needed
+            kept -= a * turned
         return kept - 4 * c.heads + _linear_bytes(c, a)
     if shared:
         return kept + a * width + 4 * c.heads * 2 + 8 * c.lsh_rounds * c.heads  # the queries' directions and lengths; buckets
@@ -272,10 +283,12 @@ def _attention_bytes(c: GPTConfig, kind: str, a: int, half: bool) -> float:
 
 
 def _linear_bytes(c: GPTConfig, a: int) -> float:
-    """What linear attention keeps beside queries, keys and values: features, chunks' scores and sums."""
-    features, values, chunk = c.head_width * (2 if c.feature_map == "learned" else 1), c.head_width + 1, longrange.CHUNK
-    mapped = 4 * features
-    return a * c.heads * (mapped + values + chunk + features * values / chunk + values + 1)
+    """What linear attention keeps beside what attention gives: features, values, the denominator, the state before each piece of the text."""
+    features = c.head_width * (2 if c.feature_map == "learned" else 1)
+    kept = a * c.head_width * c.kv_heads + a * features * (c.heads + c.kv_heads) + 4 * c.heads
+    if c.heads > c.kv_heads:  # keys and values are written out for every head
+        kept += a * (features + c.head_width) * c.heads - a * c.head_width * c.kv_heads
+    return kept + 4 * c.heads * features * (c.head_width + 1) / (longrange.PIECE * longrange.CHUNK)
 
 
 def training_bytes(config: GPTConfig, tokens: int, optimizer: str = "adamw", half: bool = False, packed: bool = False) -> dict[str, int]:

@@ -23,6 +23,7 @@ from lmforge.model.functions import rotate
 
 ITSELF = -100.0  # added to a token's score of itself: taken only where there is nothing else (Kitaev et al. 2020, appendix A)
 CHUNK = 64  # tokens of linear attention that meet directly
+PIECE = 16  # chunks that are worked on at once, of all rows together
 
 
 class LSH(nn.Module):
@@ -263,7 +264,8 @@ class Linear(nn.Module):
         """(B,T,H,E) → (B,H,T,F), positive."""
         x = x.transpose(1, 2)
         if weight is None:
-            return F.elu(x) + 1
+            positive: Tensor = _Positive.apply(x)  # type: ignore[no-untyped-call]
+            return positive
         mapped = x @ weight.to(x.dtype)
         return torch.cat((mapped, -mapped), -1).softmax(-1)
 
@@ -284,28 +286,111 @@ class Linear(nn.Module):
         q, k = self._features(q, self.q_features), self._features(k, self.k_features)
         if real is not None:
             k = k * real[:, None, :, None]
-        v = F.pad(v.transpose(1, 2), (0, 1), value=1.0)  # a channel of ones gathers the denominator
+        v = v.contiguous().transpose(1, 2)  # a view would keep queries and keys as they were before rotation
         if self.groups > 1:
             k, v = k.repeat_interleave(self.groups, 1), v.repeat_interleave(self.groups, 1)
-        sums, state = linear_attention(q, k, v, state)
-        return sums[..., :-1] / sums[..., -1:], state
+        return linear_attention(q, k, v, state)
+
+
+class _Positive(torch.autograd.Function):
+    """elu(x) + 1, of which the result alone is kept: its derivative is itself below 1, and 1 above."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.elu(x) + 1
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        slope: Tensor = y.clamp(max=1).mul_(gradient)
+        return slope
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """q, k (B,H,T,F), v (B,H,T,W), state (B,H,F,W) of what came before → Σ_j≤t (q_t·k_j) v_j (B,H,T,W), and the state after.
+    """q, k (B,H,T,F), v (B,H,T,E) → y_t = Σ_j≤t (q_t·k_j) v_j / Σ_j≤t q_t·k_j (B,H,T,E), and the state after.
 
-    Within a chunk directly, from chunk to chunk through the summed k vᵀ (Hua et al. 2022, section 3.3).
+    The state (B,H,F,E+1): Σ k [v, 1]ᵀ of what came before. Within a chunk directly, from chunk to chunk through the state (Hua et al. 2022,
+    section 3.3). Of what is made on the way nothing is kept: the backward pass makes it again, some chunks at a time.
     """
-    length = q.shape[2]
+    if state is None:
+        state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3] + 1)
+    result: tuple[Tensor, Tensor] = _InChunks.apply(q, k, v, state.to(torch.promote_types(q.dtype, torch.float32)))  # type: ignore[no-untyped-call]
+    return result
+
+
+class _InChunks(torch.autograd.Function):
+    """See `linear_attention`. In single precision at least, as sums over all of the text are."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y, weight = _side_by_side(v, v.shape[-1]), q.new_empty(*q.shape[:3], 1, dtype=state.dtype)
+        states = []
+        with torch.autocast(q.device.type, enabled=False):
+            for piece in _pieces(q):
+                states.append(state)
+                queries, keys, values = _chunks(q[:, :, piece], k[:, :, piece], v[:, :, piece], state.dtype)
+                before, state = _running(keys.transpose(-1, -2) @ values, state)
+                sums = queries @ before + (queries @ keys.transpose(-1, -2)).tril_() @ values
+                sums = sums.flatten(2, 3)[:, :, : y[:, :, piece].shape[2]]
+                weight[:, :, piece] = sums[..., -1:]
+                y[:, :, piece] = sums[..., :-1] / sums[..., -1:]
+        ctx.save_for_backward(q, k, v, y, weight, *states)
+        return y, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, to_come: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v, y, weight, *states = ctx.saved_tensors
+        dq, dk, dv = (_side_by_side(x, x.shape[-1]) for x in (q, k, v))
+        for piece, state in reversed(list(zip(_pieces(q), states, strict=True))):
+            queries, keys, values = _chunks(q[:, :, piece], k[:, :, piece], v[:, :, piece], state.dtype)
+            above = gradient[:, :, piece].to(state.dtype) / weight[:, :, piece]
+            above = torch.cat((above, -(above * y[:, :, piece]).sum(-1, keepdim=True)), -1)  # of the sums: those over v, and that over ones
+            (above,) = _padded(above)
+            before, _ = _running(keys.transpose(-1, -2) @ values, state)
+            after, to_come = _running((queries.transpose(-1, -2) @ above).flip(2), to_come)
+            after = after.flip(2)
+            shares, slopes = (queries @ keys.transpose(-1, -2)).tril_(), (above @ values.transpose(-1, -2)).tril_()
+            for into, part in (
+                (dq, above @ before.transpose(-1, -2) + slopes @ keys),
+                (dk, values @ after.transpose(-1, -2) + slopes.transpose(-1, -2) @ queries),
+                (dv, (keys @ after + shares.transpose(-1, -2) @ above)[..., :-1]),
+            ):
+                into[:, :, piece] = part.flatten(2, 3)[:, :, : into[:, :, piece].shape[2]]
+        return dq, dk, dv, to_come
+
+
+def _pieces(x: Tensor) -> list[slice]:
+    """Tokens of x (B,H,T,·) that are worked on at once: on a CPU so few that what is made of them stays near it."""
+    length = x.shape[2]
+    size = CHUNK * max(1, PIECE // len(x)) if x.device.type == "cpu" else length
+    return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
+
+
+def _side_by_side(x: Tensor, width: int) -> Tensor:
+    """Room for (B,H,T,width), heads side by side in memory."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], width).transpose(1, 2)
+
+
+def _padded(*parts: Tensor) -> list[Tensor]:
+    """(B,H,t,·) each → (B,H,chunks,chunk,·), zeros after the last token."""
+    length = parts[0].shape[2]
     chunk = min(CHUNK, length)
-    q, k, v = (F.pad(x, (0, 0, 0, -length % chunk)).unflatten(2, (-1, chunk)) for x in (q, k, v))
-    sums = k.transpose(-1, -2) @ v  # (B,H,chunks,F,W)
-    if state is not None:
-        sums = torch.cat((state.to(sums.dtype).unsqueeze(2), sums), 2)
-    sums = sums.cumsum(2)
-    before = sums[:, :, : q.shape[2]] if state is not None else F.pad(sums[:, :, :-1], (0, 0, 0, 0, 1, 0))
-    result = q @ before + (q @ k.transpose(-1, -2)).tril() @ v
-    return result.flatten(2, 3)[:, :, :length], sums[:, :, -1]
+    return [F.pad(x, (0, 0, 0, -length % chunk)).unflatten(2, (-1, chunk)) for x in parts]
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Queries, keys and values (B,H,t,·) in chunks, the values with a channel of ones, which gathers the denominator."""
+    return _padded(q.to(dtype), k.to(dtype), F.pad(v.to(dtype), (0, 1), value=1.0))
+
+
+def _running(own: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    """own (B,H,chunks,F,W), carried (B,H,F,W) → for each chunk the sum of `carried` and what came before it; and the sum of all."""
+    sums = torch.cat((carried.unsqueeze(2), own), 2).cumsum(2)
+    return sums[:, :, :-1], sums[:, :, -1]
 
 
 class LinearCache:
