@@ -112,7 +112,7 @@ class _Banded(torch.autograd.Function):
         ctx.save_for_backward(*inputs, seen_from)
         if known is not None:
             return known.to(q.dtype).detach()
-        out = _like(q)
+        out = room_like(q)
         _by_head(bandloops.forward, [*inputs, out], seen_from, window)
         return out
 
@@ -120,7 +120,7 @@ class _Banded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, seen_from = ctx.saved_tensors
-        slopes = [*(_like(x) for x in inputs[:3]), *(_like(x).zero_() for x in inputs[3:])]
+        slopes = [*(room_like(x) for x in inputs[:3]), *(room_like(x).zero_() for x in inputs[3:])]
         _by_head(bandloops.backward, [_rows_in_line(gradient), *inputs, *slopes], seen_from, ctx.window)
         return *slopes, None, None, None
 
@@ -130,7 +130,7 @@ def _rows_in_line(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _like(x: Tensor) -> Tensor:
+def room_like(x: Tensor) -> Tensor:
     """Room for as much as x (B,H,T,E), heads side by side in memory."""
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmforge.model.banded import kernel, kernel_backward
+from lmforge.model.banded import kernel, kernel_backward, room_like
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import rotate
 
@@ -326,7 +326,7 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        y, weight = _side_by_side(v, v.shape[-1]), q.new_empty(*q.shape[:3], 1, dtype=state.dtype)
+        y, weight = room_like(v), q.new_empty(*q.shape[:3], 1, dtype=state.dtype)
         states = []
         with torch.autocast(q.device.type, enabled=False):
             for piece in _pieces(q):
@@ -344,7 +344,7 @@ class _InChunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, to_come: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         q, k, v, y, weight, *states = ctx.saved_tensors
-        dq, dk, dv = (_side_by_side(x, x.shape[-1]) for x in (q, k, v))
+        dq, dk, dv = (room_like(x) for x in (q, k, v))
         for piece, state in reversed(list(zip(_pieces(q), states, strict=True))):
             queries, keys, values = _chunks(q[:, :, piece], k[:, :, piece], v[:, :, piece], state.dtype)
             above = gradient[:, :, piece].to(state.dtype) / weight[:, :, piece]
@@ -370,11 +370,6 @@ def _pieces(x: Tensor) -> list[slice]:
     return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
-def _side_by_side(x: Tensor, width: int) -> Tensor:
-    """Room for (B,H,T,width), heads side by side in memory."""
-    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], width).transpose(1, 2)
-
-
 def _padded(*parts: Tensor) -> list[Tensor]:
     """(B,H,t,·) each → (B,H,chunks,chunk,·), zeros after the last token."""
     length = parts[0].shape[2]
@@ -390,7 +385,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]
 def _running(own: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
     """own (B,H,chunks,F,W), carried (B,H,F,W) → for each chunk the sum of `carried` and what came before it; and the sum of all."""
     sums = torch.cat((carried.unsqueeze(2), own), 2).cumsum(2)
-    return sums[:, :, :-1], sums[:, :, -1]
+    return sums[:, :, :-1], sums[:, :, -1].clone()  # kept for the backward pass, without what it is a view of
 
 
 class LinearCache:
