@@ -23,7 +23,7 @@ def shape(**changes: object) -> GPTConfig:
     return dataclasses.replace(PLAIN, context=64, **changes)  # type: ignore[arg-type]
 
 
-def compare(fast: torch.Tensor, plain: torch.Tensor, wanted: list[torch.Tensor], bound: float) -> None:
+def assert_close_with_gradients(fast: torch.Tensor, plain: torch.Tensor, wanted: list[torch.Tensor], bound: float) -> None:
     torch.testing.assert_close(fast, plain, rtol=bound, atol=bound)
     weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(fast.dtype)
     for a, b in zip(torch.autograd.grad(fast, wanted, weights), torch.autograd.grad(plain, wanted, weights), strict=True):
@@ -38,7 +38,7 @@ def test_lsh_equals_its_plain_form(length: int, span: int, rounds: int, turned: 
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         turns = rotations(config, 64)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
         q, _, v = inputs(2, length, 2, 2, 8, dtype, seed)
-        compare(mixer.whole(q, q, v, turns), reference.lsh(mixer, q, v, turns), [q, v], bound)
+        assert_close_with_gradients(mixer.whole(q, q, v, turns), reference.lsh(mixer, q, v, turns), [q, v], bound)
 
 
 def test_lsh_gradients_without_the_kernel() -> None:
@@ -86,7 +86,7 @@ def test_linear_equals_its_plain_form(length: int, features: str, groups: int, t
         turns = rotations(config, 200)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
         x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
         with mock.patch.object(longrange, "PIECE", 2):  # so that these texts, too, are worked on in pieces
-            compare(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
+            assert_close_with_gradients(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
 
 
 def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> None:
@@ -95,4 +95,4 @@ def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> No
     whole, state = linear_attention(q, k, v)
     first, carried = linear_attention(q[:, :, :70], k[:, :, :70], v[:, :, :70])
     second, same = linear_attention(q[:, :, 70:], k[:, :, 70:], v[:, :, 70:], carried)
-    compare((torch.cat((first, second), 2) * weights).sum() + same.sum(), (whole * weights).sum() + state.sum(), [q, k, v], 1e-10)
+    assert_close_with_gradients((torch.cat((first, second), 2) * weights).sum() + same.sum(), (whole * weights).sum() + state.sum(), [q, k, v], 1e-10)

@@ -24,7 +24,7 @@ Floats = np.ndarray[tuple[int], np.dtype[np.floating]]
 _LOG2_E = 1.4426950408889634
 # 2^f where |f| ≤ 1/2, off by at most 7.5e-8 of it: of all polynomials of the fifth degree the closest (Remez 1934)
 _POWERS = tuple(np.float32(x) for x in (1.327647199e-03, 9.675541334e-03, 5.550713273e-02, 2.402211972e-01, 6.931469671e-01, 1.000000072e00))
-_HALF, _LEAST, _BIAS, _MANTISSA = np.float32(0.5), np.float32(-126), np.int32(127), np.int32(23)
+_ONE, _HALF, _LEAST, _BIAS, _MANTISSA = np.float32(1), np.float32(0.5), np.float32(-126), np.int32(127), np.int32(23)
 _SIGN, _REST, _LOWEST = np.int32(31), np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 _N, _T = ord("N"), ord("T")
 
@@ -131,7 +131,7 @@ def _softmax(x: Floats, low: int, high: int, band: int, end: int, powers: Number
     if len(far):
         top = max(top, _top(far, powers))
     total = _powers_of_two(near, top, powers) + _powers_of_two(far, top, powers)
-    share = 1 / total
+    share = _ONE / total  # a whole number would widen the row to double precision
     for j in range(len(near)):
         near[j] *= share
     for j in range(len(far)):
