@@ -1,8 +1,10 @@
 """What each kind of attention costs in quality: the same model, text and steps, context 4,096.
 
-    python bench/attention_quality.py --tokens RUN/tokens --train-tokens 400000     (adds to bench/results/attention_quality.json; --kinds for some)
+    python bench/attention_quality.py --tokens RUN/tokens --train-tokens 400000     (adds to
+    bench/results/attention_quality.json; --kinds for some)
 
-One table: bits per byte of held-out text, seconds of training, of a decoded token after 4,000, peak bytes. Each kind in a process of its own.
+One table: bits per byte of held-out text, seconds of training, of a decoded token after 4,000, peak bytes. Each kind in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -19,12 +21,27 @@ from pathlib import Path
 from typing import Any
 
 KINDS: dict[str, dict[str, Any]] = {
-    "full": {}, "sparse": {"attention": ("sparse",)}, "window": {"attention": ("window",)}, "strided": {"attention": ("strided",)},
-    "pooled": {"attention": ("pooled",)}, "pooled-conv": {"attention": ("pooled",), "pooling": "conv"}, "lsh": {"attention": ("lsh",)},
-    "linear": {"attention": ("linear",)}, "linear-learned": {"attention": ("linear",), "feature_map": "learned"},
-}  # fmt: skip
+    "full": {},
+    "sparse": {"attention": ("sparse",)},
+    "window": {"attention": ("window",)},
+    "strided": {"attention": ("strided",)},
+    "pooled": {"attention": ("pooled",)},
+    "pooled-conv": {"attention": ("pooled",), "pooling": "conv"},
+    "lsh": {"attention": ("lsh",)},
+    "linear": {"attention": ("linear",)},
+    "linear-learned": {"attention": ("linear",), "feature_map": "learned"},
+}
 CONTEXT, VALID_ROWS = 4096, 16
-SHAPE = {"layers": 3, "d_model": 96, "heads": 3, "kv_heads": 3, "d_ff": 384, "norm": "layernorm", "activation": "relu2", "qk_norm": True}
+SHAPE = {
+    "layers": 3,
+    "d_model": 96,
+    "heads": 3,
+    "kv_heads": 3,
+    "d_ff": 384,
+    "norm": "layernorm",
+    "activation": "relu2",
+    "qk_norm": True,
+}
 RESULTS = Path(__file__).parent / "results" / "attention_quality.json"
 
 
@@ -73,8 +90,14 @@ def child(kind: str, directory: Path, train_tokens: int, seed: int) -> dict[str,
             started = time.process_time()
             model(tokens[:, index : index + 1], cache)
             times.append(time.process_time() - started)
-    return {"bits_per_byte": nats / math.log(2) / count, "train_seconds": seconds, "decode_seconds": statistics.median(times), "steps": steps,
-            "cache_bytes": cache.nbytes, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}  # fmt: skip
+    return {
+        "bits_per_byte": nats / math.log(2) / count,
+        "train_seconds": seconds,
+        "decode_seconds": statistics.median(times),
+        "steps": steps,
+        "cache_bytes": cache.nbytes,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def main() -> None:
@@ -83,7 +106,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--train-tokens", type=int, default=400_000)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--seed", type=int, default=1, help="of the network and the order of the text; others than 1 stand under KIND@SEED")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="of the network and the order of the text; others than 1 stand under KIND@SEED",
+    )
     parser.add_argument("--child", choices=KINDS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -92,15 +120,35 @@ def main() -> None:
     from lmforge.record import code_version, machine, write_atomic
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
-    results |= {"command": "python bench/attention_quality.py --tokens RUN/tokens", "machine": machine(), "code": code_version(),
-                "train_tokens": arguments.train_tokens, "context": CONTEXT, "shape": SHAPE}  # fmt: skip
+    results |= {
+        "command": "python bench/attention_quality.py --tokens RUN/tokens",
+        "machine": machine(),
+        "code": code_version(),
+        "train_tokens": arguments.train_tokens,
+        "context": CONTEXT,
+        "shape": SHAPE,
+    }
     for kind in arguments.kinds:
-        command = [sys.executable, __file__, "--tokens", str(arguments.tokens), "--train-tokens", str(arguments.train_tokens), "--seed",
-                   str(arguments.seed), "--child", kind]
+        command = [
+            sys.executable,
+            __file__,
+            "--tokens",
+            str(arguments.tokens),
+            "--train-tokens",
+            str(arguments.train_tokens),
+            "--seed",
+            str(arguments.seed),
+            "--child",
+            kind,
+        ]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         results["kinds"][kind if arguments.seed == 1 else f"{kind}@{arguments.seed}"] = row
-        print(f"{kind:14s} {row['bits_per_byte']:.4f} bits/byte, {row['train_seconds']:.0f} s, {1000 * row['decode_seconds']:.2f} ms/token, "
-              f"{row['peak_bytes'] / 1e6:.0f} MB", flush=True)  # fmt: skip
+        print(
+            f"{kind:14s} {row['bits_per_byte']:.4f} bits/byte, {row['train_seconds']:.0f} s, "
+            f"{1000 * row['decode_seconds']:.2f} ms/token, "
+            f"{row['peak_bytes'] / 1e6:.0f} MB",
+            flush=True,
+        )
         write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
 
 

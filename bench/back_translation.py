@@ -1,16 +1,19 @@
-"""Back-translation from end to end: a translator trained here, its BLEU, its paraphrases, and what they are worth in training.
+"""Back-translation from end to end: a translator trained here, its BLEU, its paraphrases, and what they are worth in
+training.
 
     python bench/back_translation.py WORK [--data DATA] [--steps 1000 | --translator MODEL] [--short]
 
-1. One small prefix language model learns English→German and German→English from 25,000 pairs of Multi30k and a tenth of 47,502 pairs of
-   Tatoeba, through the ordinary recipe (recipe.toml of WORK/translator), on one thread.
+1. One small prefix language model learns English→German and German→English from 25,000 pairs of Multi30k and a tenth of
+47,502 pairs of Tatoeba, through the ordinary recipe (recipe.toml of WORK/translator), on one thread.
 2. BLEU and chrF (sacrebleu) on the 1,000 pairs of Multi30k's test_2016_flickr, both directions: greedy, and four beams.
-3. English captions that the translator never saw (500 of 4,000) go to German and back: likeness to their texts, and novelty.
-4. Three small language models of the same steps, seeds and sizes: on three quarters of the 4,000; with paraphrases of them as well;
-   with as much text from word-level augmentation instead. Bits per byte of the captions held out, 800 of them, which nothing was made of.
+3. English captions that the translator never saw (500 of 4,000) go to German and back: likeness to their texts, and
+novelty.
+4. Three small language models of the same steps, seeds and sizes: on three quarters of the 4,000; with paraphrases of
+them as well; with as much text from word-level augmentation instead. Bits per byte of the captions held out, 800 of
+them, which nothing was made of.
 
-DATA is the folder with parallel/multi30k and parallel/tatoeba_en_de; by default LMFORGE_DATA or ../shared/data. What is done in WORK is not
-done again. Prints one JSON object, also written to bench/results/back_translation.json.
+DATA is the folder with parallel/multi30k and parallel/tatoeba_en_de; by default LMFORGE_DATA or ../shared/data. What is
+done in WORK is not done again. Prints one JSON object, also written to bench/results/back_translation.json.
 """
 
 from __future__ import annotations
@@ -48,8 +51,24 @@ RESULT = Path(__file__).parent / "results" / "back_translation.json"
 PAIRS = 25_000  # of Multi30k's 29,000; the captions of the rest are what is paraphrased
 SEEDS = (1, 2, 3)
 SHARE = 0.45  # of an arm's training text that is made
-NETWORK = {"layers": 4, "d_model": 128, "heads": 4, "activation": "relu2", "norm": "layernorm", "qk_norm": True, "ngram_rows": 16384}
-TRAINING = {"optimizer": "muon", "matrix_lr": 0.03, "peak_lr": 5e-3, "final_lr": 0.0, "weight_decay": 0.1, "threads": 1, "compile": "off"}
+NETWORK = {
+    "layers": 4,
+    "d_model": 128,
+    "heads": 4,
+    "activation": "relu2",
+    "norm": "layernorm",
+    "qk_norm": True,
+    "ngram_rows": 16384,
+}
+TRAINING = {
+    "optimizer": "muon",
+    "matrix_lr": 0.03,
+    "peak_lr": 5e-3,
+    "final_lr": 0.0,
+    "weight_decay": 0.1,
+    "threads": 1,
+    "compile": "off",
+}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -71,16 +90,30 @@ def write_lines(path: Path, records: list[dict[str, str]]) -> Path:
 
 def translator_recipe(pairs: Path, tatoeba: Path, run: Path, steps: int) -> Recipe:
     """One model for both directions."""
-    return parse_recipe({
-        "name": "translator", "run_dir": run,
-        "corpus": {"holdout": 0.02, "analyse_bytes": 0, "sources": [
-            {"kind": "parallel", "path": pairs, "languages": ["en", "de"]},
-            {"kind": "parallel", "path": tatoeba, "languages": ["en", "de"], "weight": 0.1},
-        ]},
-        "tokens": {"vocab_size": 4096, "context": 128, "packing": "best_fit"},
-        "model": NETWORK,
-        "train": TRAINING | {"steps": steps, "batch_tokens": 4096, "micro_batch_tokens": 2048, "keep": 1, "checkpoint_every": max(1, steps // 10)},
-    })  # fmt: skip
+    return parse_recipe(
+        {
+            "name": "translator",
+            "run_dir": run,
+            "corpus": {
+                "holdout": 0.02,
+                "analyse_bytes": 0,
+                "sources": [
+                    {"kind": "parallel", "path": pairs, "languages": ["en", "de"]},
+                    {"kind": "parallel", "path": tatoeba, "languages": ["en", "de"], "weight": 0.1},
+                ],
+            },
+            "tokens": {"vocab_size": 4096, "context": 128, "packing": "best_fit"},
+            "model": NETWORK,
+            "train": TRAINING
+            | {
+                "steps": steps,
+                "batch_tokens": 4096,
+                "micro_batch_tokens": 2048,
+                "keep": 1,
+                "checkpoint_every": max(1, steps // 10),
+            },
+        }
+    )
 
 
 class Parts:
@@ -110,10 +143,23 @@ def trained(recipe: Recipe) -> Path:
 def described(model: Path) -> dict[str, Any]:
     """What is known of a translator: its shape, and how far its training went."""
     config = json.loads((model_directory(model) / "config.json").read_text())
-    found = {"parameters": sum(each.numel() for each in load_model(model_directory(model)).parameters()), "notes": config["notes"]}
-    journal = next((folder / "train" / "metrics.jsonl" for folder in (model, *model.parents) if (folder / "train" / "metrics.jsonl").exists()), None)
+    found = {
+        "parameters": sum(each.numel() for each in load_model(model_directory(model)).parameters()),
+        "notes": config["notes"],
+    }
+    journal = next(
+        (
+            folder / "train" / "metrics.jsonl"
+            for folder in (model, *model.parents)
+            if (folder / "train" / "metrics.jsonl").exists()
+        ),
+        None,
+    )
     steps = [json.loads(line) for line in journal.read_text().splitlines()] if journal else []
-    return found | {"last_step": steps[-1] if steps else None, "validation": [step for step in steps if "valid_bits_per_byte" in step][-1:]}
+    return found | {
+        "last_step": steps[-1] if steps else None,
+        "validation": [step for step in steps if "valid_bits_per_byte" in step][-1:],
+    }
 
 
 def scores(translate: Translator, test: list[dict[str, str]]) -> dict[str, Any]:
@@ -126,10 +172,16 @@ def scores(translate: Translator, test: list[dict[str, str]]) -> dict[str, Any]:
         bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
         wanted = [[row[target] for row in test]]
         found[f"{source}-{target}"] = {
-            "bleu": round(bleu.corpus_score(made, wanted).score, 2), "chrf": round(chrf.corpus_score(made, wanted).score, 2),
-            "signature": str(bleu.get_signature()), "sentences": len(test), "seconds": round(seconds, 1),
-            "examples": [{"text": row[source], "reference": row[target], "translation": text} for row, text in zip(test[:4], made, strict=False)],
-        }  # fmt: skip
+            "bleu": round(bleu.corpus_score(made, wanted).score, 2),
+            "chrf": round(chrf.corpus_score(made, wanted).score, 2),
+            "signature": str(bleu.get_signature()),
+            "sentences": len(test),
+            "seconds": round(seconds, 1),
+            "examples": [
+                {"text": row[source], "reference": row[target], "translation": text}
+                for row, text in zip(test[:4], made, strict=False)
+            ],
+        }
         say(f"{source}→{target}: BLEU {found[f'{source}-{target}']['bleu']}")
     return found
 
@@ -144,7 +196,9 @@ def paraphrased(translate: Translator, captions: list[str]) -> dict[str, Any]:
     return likeness.result() | {"unchanged": same / len(captions), "examples": examples}
 
 
-def arm(name: str, synthesis: list[dict[str, Any]], captions: Path, translator: Translator, work: Path, steps: int) -> dict[str, Any]:
+def arm(
+    name: str, synthesis: list[dict[str, Any]], captions: Path, translator: Translator, work: Path, steps: int
+) -> dict[str, Any]:
     """Bits per byte of the held-out captions for one way to make the training text, for each seed."""
     recipe = parse_recipe({
         "corpus": {"holdout": 0.25, "min_chars": 1, "analyse_bytes": 0, "synthetic_share": 0.5, "synthesis": synthesis,
@@ -163,16 +217,25 @@ def arm(name: str, synthesis: list[dict[str, Any]], captions: Path, translator: 
         bits.append(quick_bits_per_byte(load_model(run / "model"), work / name / "tokens", "test", 128, 1_000_000))
         say(f"{name}, seed {seed}: {bits[-1]:.4f} bits per byte")
     return {
-        "bits_per_byte": statistics.mean(bits), "standard_deviation": statistics.stdev(bits), "each_seed": bits, "steps": steps,
-        "train_bytes": figures["splits"]["train"]["bytes"], "test_documents": figures["splits"]["test"]["documents"],
-        "synthetic": figures["synthetic"], "tokens_train": tokens["tokens_train"],
-    }  # fmt: skip
+        "bits_per_byte": statistics.mean(bits),
+        "standard_deviation": statistics.stdev(bits),
+        "each_seed": bits,
+        "steps": steps,
+        "train_bytes": figures["splits"]["train"]["bytes"],
+        "test_documents": figures["splits"]["test"]["documents"],
+        "synthetic": figures["synthetic"],
+        "tokens_train": tokens["tokens_train"],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2] / "shared" / "data"))
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2] / "shared" / "data"),
+    )
     parser.add_argument("--steps", type=int, default=1000, help="of the translator")
     parser.add_argument("--translator", type=Path, help="a run or checkpoint trained before, instead of training one")
     parser.add_argument("--arm-steps", type=int, default=160, help="of each language model")
@@ -180,7 +243,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work, multi30k = arguments.work.resolve(), arguments.data.resolve() / "parallel" / "multi30k"
-    training, test = rows(multi30k / "train.en_de_fr_cs.jsonl.gz"), rows(multi30k / "test_2016_flickr.en_de_fr_cs.jsonl.gz")
+    training, test = (
+        rows(multi30k / "train.en_de_fr_cs.jsonl.gz"),
+        rows(multi30k / "test_2016_flickr.en_de_fr_cs.jsonl.gz"),
+    )
     pairs = write_lines(work / "pairs.jsonl", [{"en": row["en"], "de": row["de"]} for row in training[:PAIRS]])
     captions = write_lines(work / "captions.jsonl", [{"text": row["en"] + "\n"} for row in training[PAIRS:]])
     tatoeba = arguments.data.resolve() / "parallel" / "tatoeba_en_de" / "train.jsonl.gz"
@@ -194,11 +260,17 @@ def main() -> None:
     if arguments.short:
         del ways["augment"]
     done = Parts(work / "parts.json", described(model))
-    result: dict[str, Any] = {"translator": described(model), "greedy": done.get("greedy", lambda: scores(translate, test))}
+    result: dict[str, Any] = {
+        "translator": described(model),
+        "greedy": done.get("greedy", lambda: scores(translate, test)),
+    }
     held = [row["en"] for row in training[PAIRS : PAIRS + 500]]
     result["paraphrases"] = done.get("paraphrases", lambda: paraphrased(translate, held))
     result["arms"] = {
-        name: done.get(f"{name}, {arguments.arm_steps} steps", lambda n=name, s=synthesis: arm(n, s, captions, translate, work, arguments.arm_steps))
+        name: done.get(
+            f"{name}, {arguments.arm_steps} steps",
+            lambda n=name, s=synthesis: arm(n, s, captions, translate, work, arguments.arm_steps),
+        )
         for name, synthesis in ways.items()
     }
     if not arguments.short:
@@ -207,9 +279,14 @@ def main() -> None:
     result |= {
         "relative_bits": {name: found["bits_per_byte"] / base for name, found in result["arms"].items()},
         "machine": machine(),
-        "versions": {"lmforge": code_version(), "torch": torch.__version__, "sacrebleu": sacrebleu.__version__, "python": platform.python_version()},
+        "versions": {
+            "lmforge": code_version(),
+            "torch": torch.__version__,
+            "sacrebleu": sacrebleu.__version__,
+            "python": platform.python_version(),
+        },
         "command": shlex.join(["python", "bench/back_translation.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    }
     text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
     write_atomic(RESULT, text + "\n")
     print(text)

@@ -1,14 +1,18 @@
-"""Learning a vocabulary: time and memory beside `tokenizers`, rustbpe and bpeasy, on the shared English text and on ten times it.
+"""Learning a vocabulary: time and memory beside `tokenizers`, rustbpe and bpeasy, on the shared English text and on ten
+times it.
 
     python bench/bpe.py --times 1 --vocab 32768                 one case: ours, tokenizers, rustbpe, alternating
     python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers
-    python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers --more      one more round for that case, added to those measured before
-    python bench/bpe.py --times 10 --five-million FILE          5,000,000 tokens with merges across spaces: learned and written to FILE,
+    python bench/bpe.py --times 10 --vocab 262144 --peers tokenizers --more      one more round for that case, added to
+    those measured before
+    python bench/bpe.py --times 10 --five-million FILE          5,000,000 tokens with merges across spaces: learned and
+    written to FILE,
                                                                 or, where FILE is there, loaded and round-tripped
 
-The text is LMFORGE_DATA/pretrain (or ../shared/data/pretrain); ten times it is as many documents as ten times its number, drawn with
-replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is that of the whole process. Figures and ratios are
-of medians over all rounds. Merges are compared one by one. Results gather in bench/results/bpe.json. bpeasy is taken from the Python that
+The text is LMFORGE_DATA/pretrain (or ../shared/data/pretrain); ten times it is as many documents as ten times its
+number, drawn with replacement. Each run is a process of its own that reads the documents as a stream; `peak_bytes` is
+that of the whole process. Figures and ratios are of medians over all rounds. Merges are compared one by one. Results
+gather in bench/results/bpe.json. bpeasy is taken from the Python that
 --bpeasy names.
 """
 
@@ -50,7 +54,9 @@ def named_documents() -> Iterator[tuple[str, str]]:
     for path in sorted(data_folder().rglob("*.gz")):
         if "warc" not in path.parts:
             with gzip.open(path, "rt", encoding="utf-8") as file:
-                texts = (json.loads(line).get("text") for line in file) if ".jsonl" in path.name else iter([file.read()])
+                texts = (
+                    (json.loads(line).get("text") for line in file) if ".jsonl" in path.name else iter([file.read()])
+                )
                 yield from ((path.parent.name, text) for text in texts if text)
 
 
@@ -97,13 +103,23 @@ def by_tokenizers(texts: Iterator[str], vocab_size: int) -> dict[str, Any]:
 
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     library.decoder = decoders.ByteLevel()
-    library.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, max_token_length=LONGEST, initial_alphabet=sorted(_CHARACTER), show_progress=False,
-        special_tokens=[AddedToken(END_OF_TEXT, special=True, normalized=False)],
-    ))  # fmt: skip
+    library.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            max_token_length=LONGEST,
+            initial_alphabet=sorted(_CHARACTER),
+            show_progress=False,
+            special_tokens=[AddedToken(END_OF_TEXT, special=True, normalized=False)],
+        ),
+    )
     return {"vocab_size": library.get_vocab_size(), "file": library.to_str()}
 
 
@@ -128,25 +144,41 @@ TRAINERS = {"ours": ours, "tokenizers": by_tokenizers, "rustbpe": by_rustbpe, "b
 
 
 def child(who: str, path: Path, times: int, vocab_size: int, out: Path) -> None:
-    """Train once in this process; the file goes to `out`, the figures to stdout. Seconds include imports and, cold, compiling."""
+    """Train once in this process; the file goes to `out`, the figures to stdout. Seconds include imports and, cold,
+    compiling."""
     started = time.perf_counter()
     result = TRAINERS[who](documents(path, times), vocab_size)
     seconds = time.perf_counter() - started
     if "file" in result:
         out.write_text(result.pop("file"))
-    print(json.dumps({**result, "seconds": round(seconds, 2), "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    print(
+        json.dumps(
+            {
+                **result,
+                "seconds": round(seconds, 2),
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+        )
+    )
 
 
-def in_a_process(who: str, path: Path, times: int, vocab_size: int, out: Path, python: str = sys.executable) -> dict[str, Any]:
+def in_a_process(
+    who: str, path: Path, times: int, vocab_size: int, out: Path, python: str = sys.executable
+) -> dict[str, Any]:
     command = [python, __file__, "--child", who, str(path), str(times), str(vocab_size), str(out)]
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row: dict[str, Any] = {"trainer": who, **json.loads(found.stdout.splitlines()[-1])}
-    print(f"{times}x, {vocab_size:,}: {who} {row['seconds']} s, {row['peak_bytes'] / 1e6:.0f} MB", file=sys.stderr, flush=True)
+    print(
+        f"{times}x, {vocab_size:,}: {who} {row['seconds']} s, {row['peak_bytes'] / 1e6:.0f} MB",
+        file=sys.stderr,
+        flush=True,
+    )
     return row
 
 
 def compile_once(path: Path) -> None:
-    """Have the loops compiled and on disk, as they are from the second run on (the first takes about ten seconds more)."""
+    """Have the loops compiled and on disk, as they are from the second run on (the first takes about ten seconds
+    more)."""
     short = path.with_name("short.jsonl")
     short.write_text('"ab ab ab"\n')
     in_a_process("ours", short, 1, 258, path.with_name("short.json"))
@@ -156,9 +188,18 @@ def merges_of(path: Path) -> list[tuple[str, str]]:
     return [(left, right) for left, right in json.loads(path.read_text())["model"]["merges"]]
 
 
-def case(path: Path, size: int, times: int, vocab_size: int, peers: list[str], rounds: int, bpeasy: str,
-         before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ours and the peers, alternating `rounds` times; medians, ratios to `tokenizers`, and whether the merges are the same.
+def case(
+    path: Path,
+    size: int,
+    times: int,
+    vocab_size: int,
+    peers: list[str],
+    rounds: int,
+    bpeasy: str,
+    before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Ours and the peers, alternating `rounds` times; medians, ratios to `tokenizers`, and whether the merges are the
+    same.
 
     `before`: the result of earlier rounds of the same case, to which these are added.
     """
@@ -169,19 +210,33 @@ def case(path: Path, size: int, times: int, vocab_size: int, peers: list[str], r
     compile_once(path)
     for _ in range(rounds):
         for name in names:
-            rows[name].append(in_a_process(name, path, times, vocab_size, files[name], bpeasy if name == "bpeasy" else sys.executable))
+            rows[name].append(
+                in_a_process(name, path, times, vocab_size, files[name], bpeasy if name == "bpeasy" else sys.executable)
+            )
     best: dict[str, dict[str, Any]] = {
-        name: {"trainer": name, "vocab_size": runs[-1]["vocab_size"], **{key: statistics.median(run[key] for run in runs) for key in MEASURED},
-               "runs": [{key: run[key] for key in ("vocab_size", *MEASURED)} for run in runs]} for name, runs in rows.items()
-    }  # fmt: skip
+        name: {
+            "trainer": name,
+            "vocab_size": runs[-1]["vocab_size"],
+            **{key: statistics.median(run[key] for run in runs) for key in MEASURED},
+            "runs": [{key: run[key] for key in ("vocab_size", *MEASURED)} for run in runs],
+        }
+        for name, runs in rows.items()
+    }
     floor = times * size / copy_speed()
     result: dict[str, Any] = {
-        "times": times, "vocab_size": vocab_size, "text_bytes": times * size, "rounds": len(rows["ours"]), "trainers": list(best.values()),
-        "floor_seconds": round(floor, 3), "seconds_to_floor": round(best["ours"]["seconds"] / floor, 1),
+        "times": times,
+        "vocab_size": vocab_size,
+        "text_bytes": times * size,
+        "rounds": len(rows["ours"]),
+        "trainers": list(best.values()),
+        "floor_seconds": round(floor, 3),
+        "seconds_to_floor": round(best["ours"]["seconds"] / floor, 1),
     }
     if "tokenizers" in best:
-        result |= {f"{what}_ratio": round(best["ours"][key] / best["tokenizers"][key], 3)
-                   for what, key in (("time", "seconds"), ("memory", "peak_bytes"))}
+        result |= {
+            f"{what}_ratio": round(best["ours"][key] / best["tokenizers"][key], 3)
+            for what, key in (("time", "seconds"), ("memory", "peak_bytes"))
+        }
         same = merges_of(files["ours"]) == merges_of(files["tokenizers"])
         result["same_merges"] = same and (before or {}).get("same_merges", True)
     return result
@@ -213,7 +268,11 @@ def learn_many(path: Path, times: int, vocab_size: int, out: Path) -> dict[str, 
     started = time.perf_counter()
     tokenizer = train_tokenizer(Again(), vocab_size, superwords=True)
     tokenizer.save(out)
-    return {"learn_and_save_seconds": round(time.perf_counter() - started, 1), "learn_peak_bytes": peak(), "file_bytes": out.stat().st_size}
+    return {
+        "learn_and_save_seconds": round(time.perf_counter() - started, 1),
+        "learn_peak_bytes": peak(),
+        "file_bytes": out.stat().st_size,
+    }
 
 
 def load_many(path: Path, out: Path) -> dict[str, Any]:
@@ -237,12 +296,20 @@ def load_many(path: Path, out: Path) -> dict[str, Any]:
     library = tokenizers.Tokenizer.from_file(str(out))
     library_load = time.perf_counter() - started
     library.encode_special_tokens = True
-    same = all(found.ids == each for found, each in zip(library.encode_batch_fast(texts, add_special_tokens=False), tokens, strict=True))
+    same = all(
+        found.ids == each
+        for found, each in zip(library.encode_batch_fast(texts, add_special_tokens=False), tokens, strict=True)
+    )
     return {
-        "vocab_size": loaded.vocab_size, "load_seconds": round(load_seconds, 1), "peak_with_loaded_bytes": ours_peak,
-        "tokenizers_load_seconds": round(library_load, 1), "text_comes_back": back, "same_ids_as_tokenizers": same,
-        "bytes_per_token": round(size / sum(map(len, tokens)), 3), "encode_mb_per_second": round(size / 1e6 / encode_seconds, 2),
-    }  # fmt: skip
+        "vocab_size": loaded.vocab_size,
+        "load_seconds": round(load_seconds, 1),
+        "peak_with_loaded_bytes": ours_peak,
+        "tokenizers_load_seconds": round(library_load, 1),
+        "text_comes_back": back,
+        "same_ids_as_tokenizers": same,
+        "bytes_per_token": round(size / sum(map(len, tokens)), 3),
+        "encode_mb_per_second": round(size / 1e6 / encode_seconds, 2),
+    }
 
 
 def record(key: str, found: dict[str, Any]) -> None:
@@ -272,23 +339,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--vocab", type=int, default=32768)
-    parser.add_argument("--peers", nargs="*", default=["tokenizers", "rustbpe"], choices=["tokenizers", "rustbpe", "bpeasy"])
+    parser.add_argument(
+        "--peers", nargs="*", default=["tokenizers", "rustbpe"], choices=["tokenizers", "rustbpe", "bpeasy"]
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--more", action="store_true", help="add the rounds to those of the same case in the results")
     parser.add_argument("--bpeasy", default=sys.executable, help="a Python that has bpeasy")
     parser.add_argument("--five-million", type=Path, metavar="FILE")
-    parser.add_argument("--text", type=Path, help="a file this command unpacked before, to unpack it once for several cases")
+    parser.add_argument(
+        "--text", type=Path, help="a file this command unpacked before, to unpack it once for several cases"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.text or Path(folder) / "text.jsonl"
         size = unpack(path) if not path.exists() else sum(len(text.encode()) for text in documents(path, 1))
         if arguments.five_million:
             file = arguments.five_million
-            record("five_million", load_many(path, file) if file.exists() else learn_many(path, arguments.times, 5_000_000, file))
+            record(
+                "five_million",
+                load_many(path, file) if file.exists() else learn_many(path, arguments.times, 5_000_000, file),
+            )
         else:
             key = f"{arguments.times}x {arguments.vocab}"
             before = json.loads(RESULT.read_text()).get(key) if arguments.more and RESULT.exists() else None
-            record(key, case(path, size, arguments.times, arguments.vocab, arguments.peers, arguments.rounds, arguments.bpeasy, before))
+            record(
+                key,
+                case(
+                    path,
+                    size,
+                    arguments.times,
+                    arguments.vocab,
+                    arguments.peers,
+                    arguments.rounds,
+                    arguments.bpeasy,
+                    before,
+                ),
+            )
 
 
 if __name__ == "__main__":

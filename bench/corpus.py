@@ -1,11 +1,13 @@
-"""The corpus stage against datatrove's stock pipeline, and near-duplicate search alone against datatrove and datasketch.
+"""The corpus stage against datatrove's stock pipeline, and near-duplicate search alone against datatrove and
+datasketch.
 
     python bench/corpus.py --peer-python PEERS/bin/python [--documents 2000] [--repeats 5] [--data FOLDER]
 
-The same documents (English prose, 5% of them planted near duplicates with up to a fifth of the words edited) go through ours and theirs
-in turn, one worker each, every run a process of its own; seconds count from after the imports, medians are compared. "End to end" is
-ours with everything on (cleaning, quality and repetition rules, exact and near duplicates, repeated lines, statistics, analysis off,
-shuffle, samples) against theirs with Gopher repetition and quality filters and MinHash. Writes bench/results/corpus.json.
+The same documents (English prose, 5% of them planted near duplicates with up to a fifth of the words edited) go through
+ours and theirs in turn, one worker each, every run a process of its own; seconds count from after the imports, medians
+are compared. "End to end" is ours with everything on (cleaning, quality and repetition rules, exact and near
+duplicates, repeated lines, statistics, analysis off, shuffle, samples) against theirs with Gopher repetition and
+quality filters and MinHash. Writes bench/results/corpus.json.
 """
 
 from __future__ import annotations
@@ -30,8 +32,15 @@ from typing import Any
 RESULT = Path(__file__).parent / "results" / "corpus.json"
 PEER = Path(__file__).with_name("corpus_peer.py")
 CHARS = 6000  # of a document, at most
-VERSIONS = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('datatrove', 'datasketch')}))"
-SOURCES = ("encyclopedia/wikipedia_squad_train_articles", "web/gov_and_project_blogs", "stories/tinystories", "technical_docs/docs")
+VERSIONS = (
+    "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('datatrove', 'datasketch')}))"
+)
+SOURCES = (
+    "encyclopedia/wikipedia_squad_train_articles",
+    "web/gov_and_project_blogs",
+    "stories/tinystories",
+    "technical_docs/docs",
+)
 
 
 def documents(data: Path, count: int) -> list[dict[str, str]]:
@@ -41,7 +50,9 @@ def documents(data: Path, count: int) -> list[dict[str, str]]:
         with gzip.open(data / "pretrain" / f"{name}.jsonl.gz", "rt") as file:
             for line in file:
                 text = json.loads(line)["text"]
-                yield from (text[at : at + CHARS] for at in range(0, min(len(text), 5 * CHARS), CHARS) if len(text) - at > 400)
+                yield from (
+                    text[at : at + CHARS] for at in range(0, min(len(text), 5 * CHARS), CHARS) if len(text) - at > 400
+                )
 
     streams, rng = [pieces(name) for name in SOURCES], random.Random(0)
     texts = [next(streams[number % len(streams)]) for number in range(count)]
@@ -77,13 +88,18 @@ def ours(what: str, source: Path, work: Path) -> None:
         np.stack(sketches).tofile(work / "sketches.bin")
         records = np.stack([np.concatenate(keys), np.repeat(np.arange(len(read), dtype=np.uint64), duplicates.BANDS)])
         where = duplicates.Sketches([work / "sketches.bin"])
-        pairs = duplicates.verified_pairs(duplicates.candidate_pairs(records[:, np.lexsort(records[::-1])]), where, 0.75)
+        pairs = duplicates.verified_pairs(
+            duplicates.candidate_pairs(records[:, np.lexsort(records[::-1])]), where, 0.75
+        )
         lost = set(duplicates.settle(pairs, where, 0.75).dropped.tolist())
     seconds = time.perf_counter() - started
     processor = sum(each.ru_utime + each.ru_stime for each in map(resource.getrusage, usage)) - before
     peak = max(resource.getrusage(who).ru_maxrss for who in usage) * 1024
-    kept = ([document["id"] for split in ("train", "valid", "test") for document in read_documents(work / "corpus", split)] if what == "pipeline"
-            else [document["id"] for number, document in enumerate(read) if number not in lost])  # fmt: skip
+    kept = (
+        [document["id"] for split in ("train", "valid", "test") for document in read_documents(work / "corpus", split)]
+        if what == "pipeline"
+        else [document["id"] for number, document in enumerate(read) if number not in lost]
+    )
     sys.stdout.write(json.dumps({"seconds": seconds, "processor_seconds": processor, "peak_bytes": peak, "kept": kept}))
 
 
@@ -116,7 +132,9 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("LMFORGE_DATA", Path(__file__).parents[2] / "shared" / "data")))
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("LMFORGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    )
     parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
@@ -127,8 +145,13 @@ def main() -> None:
     planted = {document["id"] for document in made if document["id"].startswith("n")}
     originals = {document["id"] for document in made} - planted - {each[1:] for each in planted}
     peer, me = [str(arguments.peer_python), str(PEER)], [sys.executable, __file__, "--ours"]
-    entries = {"pipeline": (me, "pipeline"), "pipeline datatrove": (peer, "pipeline"), "near": (me, "near"), "near datatrove": (peer, "near"),
-               "near datasketch": (peer, "datasketch")}  # fmt: skip
+    entries = {
+        "pipeline": (me, "pipeline"),
+        "pipeline datatrove": (peer, "pipeline"),
+        "near": (me, "near"),
+        "near datatrove": (peer, "near"),
+        "near datasketch": (peer, "datasketch"),
+    }
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in entries}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in", "documents.jsonl")
@@ -145,19 +168,25 @@ def main() -> None:
     rows = {name: summary(each, len(made), planted, originals) for name, each in runs.items()}
     rate = {name: row["documents_per_second_per_core"] for name, row in rows.items()}
     result = {
-        "command": shlex.join(["python", "bench/corpus.py", *sys.argv[1:]]), "machine": machine(), "code": code_version(),
+        "command": shlex.join(["python", "bench/corpus.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "code": code_version(),
         "peers": run([peer[0], "-c", VERSIONS]),
-        "documents": len(made), "bytes": size, "repeats": arguments.repeats,
+        "documents": len(made),
+        "bytes": size,
+        "repeats": arguments.repeats,
         "ratios": {
             "end_to_end_over_datatrove": round(rate["pipeline"] / rate["pipeline datatrove"], 2),
-            "peak_memory_over_datatrove": round(rows["pipeline"]["peak_bytes"] / rows["pipeline datatrove"]["peak_bytes"], 3),
+            "peak_memory_over_datatrove": round(
+                rows["pipeline"]["peak_bytes"] / rows["pipeline datatrove"]["peak_bytes"], 3
+            ),
             "near_over_datatrove": round(rate["near"] / rate["near datatrove"], 2),
             "near_over_datasketch": round(rate["near"] / rate["near datasketch"], 2),
         },
         "rows": rows,
         "floor": "reading and hashing the bytes once (words.read_words, about 200 MB/s): "
-                 f"{round(len(made) / (size / 200e6))} documents per second per core",
-    }  # fmt: skip
+        f"{round(len(made) / (size / 200e6))} documents per second per core",
+    }
     write_atomic(RESULT, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -1,8 +1,10 @@
-"""The peers' side of bench/corpus.py; run by the Python of an environment that holds datatrove[io,processing] and datasketch.
+"""The peers' side of bench/corpus.py; run by the Python of an environment that holds datatrove[io,processing] and
+datasketch.
 
     python bench/corpus_peer.py pipeline|near|datasketch INPUT.jsonl WORK
 
-Prints one JSON object: seconds and processor seconds after the imports, peak memory, ids kept. datatrove's stock pipeline with its own
+Prints one JSON object: seconds and processor seconds after the imports, peak memory, ids kept. datatrove's stock
+pipeline with its own
 defaults: Gopher repetition and quality filters, MinHash deduplication (5-grams, 14 buckets of 8), one worker.
 """
 
@@ -18,7 +20,12 @@ from pathlib import Path
 def datatrove(source: Path, work: Path, filtered: bool) -> set:
     """Its four MinHash stages, behind its filters when `filtered`."""
     from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup import (
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
     from datatrove.pipeline.readers import JsonlReader
@@ -32,12 +39,27 @@ def datatrove(source: Path, work: Path, filtered: bool) -> set:
 
     texts = str(source.parent)
     if filtered:
-        run("filter", JsonlReader(texts), GopherRepetitionFilter(), GopherQualityFilter(), JsonlWriter(str(work / "filtered")))
+        run(
+            "filter",
+            JsonlReader(texts),
+            GopherRepetitionFilter(),
+            GopherQualityFilter(),
+            JsonlWriter(str(work / "filtered")),
+        )
         texts = str(work / "filtered")
     run("sign", JsonlReader(texts), MinhashDedupSignature(output_folder=str(work / "signatures"), config=config))
-    run("buckets", MinhashDedupBuckets(str(work / "signatures"), str(work / "buckets"), config=config), tasks=config.num_buckets)
+    run(
+        "buckets",
+        MinhashDedupBuckets(str(work / "signatures"), str(work / "buckets"), config=config),
+        tasks=config.num_buckets,
+    )
     run("cluster", MinhashDedupCluster(str(work / "buckets"), str(work / "remove"), config=config))
-    run("keep", JsonlReader(texts), MinhashDedupFilter(str(work / "remove")), JsonlWriter(str(work / "out"), compression=None))
+    run(
+        "keep",
+        JsonlReader(texts),
+        MinhashDedupFilter(str(work / "remove")),
+        JsonlWriter(str(work / "out"), compression=None),
+    )
     stop_clock()
     return {json.loads(line)["id"] for path in (work / "out").glob("*.jsonl") for line in path.open()}
 
@@ -64,7 +86,10 @@ clock: dict = {}
 
 
 def processor_seconds() -> float:
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def start_clock() -> None:
@@ -79,7 +104,16 @@ def main() -> None:
     what, source, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     kept = datasketch(source) if what == "datasketch" else datatrove(source, work, what == "pipeline")
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    sys.stdout.write(json.dumps({"seconds": clock["wall"], "processor_seconds": clock["cpu"], "peak_bytes": peak * 1024, "kept": sorted(kept)}))
+    sys.stdout.write(
+        json.dumps(
+            {
+                "seconds": clock["wall"],
+                "processor_seconds": clock["cpu"],
+                "peak_bytes": peak * 1024,
+                "kept": sorted(kept),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Does the corpus stage's memory stay flat and its time linear? Corpora of 1, 2, 4, … times a size, each in a process of its own.
+"""Does the corpus stage's memory stay flat and its time linear? Corpora of 1, 2, 4, … times a size, each in a process
+of its own.
 
     python bench/corpus_scaling.py [--megabytes 4] [--doublings 4]
 
-Documents are words of a Zipf distribution, a tenth of them near and a twentieth exact duplicates. Reports the exponent of time over
-size (log-log least squares) and the slope of peak memory over size, in bytes a byte. Writes bench/results/corpus_scaling.json.
+Documents are words of a Zipf distribution, a tenth of them near and a twentieth exact duplicates. Reports the exponent
+of time over size (log-log least squares) and the slope of peak memory over size, in bytes a byte. Writes
+bench/results/corpus_scaling.json.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ VOCABULARY = 20_000
 def write_texts(folder: Path, size: int) -> None:
     """JSONL files of `FILE_BYTES` each, `size` bytes together."""
     rng = random.Random(size)
-    words = ["".join(rng.choices("etaoinshrdlucmfwypvbgkjqxz", k=2 + int(rng.expovariate(0.25)))) for _ in range(VOCABULARY)]
+    words = [
+        "".join(rng.choices("etaoinshrdlucmfwypvbgkjqxz", k=2 + int(rng.expovariate(0.25)))) for _ in range(VOCABULARY)
+    ]
     weights = np.cumsum(1 / np.arange(1, VOCABULARY + 1)).tolist()
     held: list[str] = []
     written = 0
@@ -59,10 +63,22 @@ def one(folder: Path, out: Path) -> None:
 
     duplicates.signature(read_words("compiled, or read from numba's cache, before the clock starts"))
     started = time.perf_counter()
-    figures = build_corpus(parse_recipe({"corpus": {"sources": [{"kind": "jsonl", "path": folder}], "workers": 1, "analyse_bytes": 0}}), out)
+    figures = build_corpus(
+        parse_recipe({"corpus": {"sources": [{"kind": "jsonl", "path": folder}], "workers": 1, "analyse_bytes": 0}}),
+        out,
+    )
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sys.stdout.write(json.dumps({"seconds": seconds, "peak_bytes": peak, "documents": figures["documents_in"], "dropped": figures["dropped"]}))
+    sys.stdout.write(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "peak_bytes": peak,
+                "documents": figures["documents_in"],
+                "dropped": figures["dropped"],
+            }
+        )
+    )
 
 
 def main() -> None:
@@ -81,19 +97,26 @@ def main() -> None:
             Path(folder, "in").mkdir()
             write_texts(Path(folder, "in"), size)
             command = [sys.executable, __file__, "--one", str(Path(folder, "in")), str(Path(folder, "corpus"))]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
             rows.append({"bytes": size, **json.loads(done.stdout)})
-    sizes, seconds, peaks = (np.array([row[name] for row in rows], float) for name in ("bytes", "seconds", "peak_bytes"))
+    sizes, seconds, peaks = (
+        np.array([row[name] for row in rows], float) for name in ("bytes", "seconds", "peak_bytes")
+    )
     largest = sizes >= sizes.max() / 10  # a tenfold range and more
     from lmforge.record import code_version, machine, write_atomic
 
     result = {
-        "command": shlex.join(["python", "bench/corpus_scaling.py", *sys.argv[1:]]), "machine": machine(), "code": code_version(),
+        "command": shlex.join(["python", "bench/corpus_scaling.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "code": code_version(),
         "time_exponent": round(float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]), 4),
         "memory_slope_bytes_per_byte": round(float(np.polyfit(sizes[largest], peaks[largest], 1)[0]), 4),
         "memory_growth": round(float(peaks[-1] / peaks[largest][0]), 4),
-        "range": round(2 ** math.log2(sizes[-1] / sizes[0])), "rows": rows,
-    }  # fmt: skip
+        "range": round(2 ** math.log2(sizes[-1] / sizes[0])),
+        "rows": rows,
+    }
     write_atomic(RESULT, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -1,9 +1,12 @@
-"""Experts beside a dense network of equal active units, on the same text for the same steps: quality, balance, time of a step.
+"""Experts beside a dense network of equal active units, on the same text for the same steps: quality, balance, time of
+a step.
 
-    python bench/experts.py --tokens RUN/tokens --steps 400        (a run's token shards; writes bench/results/experts.json)
+    python bench/experts.py --tokens RUN/tokens --steps 400        (a run's token shards; writes
+    bench/results/experts.json)
 
-8 experts of which 2 are active share 4 × the dense network's units. Steps alternate between the two networks, so both see the same machine.
-Balance is the load of the fullest expert over the mean, of the worst layer: of single batches of 4,096 tokens, and of all batches of 20 steps.
+8 experts of which 2 are active share 4 × the dense network's units. Steps alternate between the two networks, so both
+see the same machine. Balance is the load of the fullest expert over the mean, of the worst layer: of single batches of
+4,096 tokens, and of all batches of 20 steps.
 """
 
 from __future__ import annotations
@@ -45,12 +48,25 @@ def main() -> None:
 
     def batch(shards: Shards, step: int, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         starts = np.random.default_rng((seed, step)).integers(0, shards.tokens - CONTEXT - 1, rows)
-        text = torch.from_numpy(np.stack([np.asarray(shards.read(int(at), CONTEXT + 1)) for at in starts]).astype(np.int64))
+        text = torch.from_numpy(
+            np.stack([np.asarray(shards.read(int(at), CONTEXT + 1)) for at in starts]).astype(np.int64)
+        )
         return text[:, :-1].contiguous(), text[:, 1:].contiguous()
 
-    shape = {"vocab_size": tokenizer.vocab_size, "context": CONTEXT, "layers": 4, "d_model": 128, "heads": 4, "kv_heads": 4, "norm": "layernorm",
-             "qk_norm": True}  # fmt: skip
-    configs = {"dense": GPTConfig(**shape, d_ff=UNITS), "experts": GPTConfig(**shape, d_ff=4 * UNITS, experts=8, experts_active=2)}  # type: ignore[arg-type]
+    shape = {
+        "vocab_size": tokenizer.vocab_size,
+        "context": CONTEXT,
+        "layers": 4,
+        "d_model": 128,
+        "heads": 4,
+        "kv_heads": 4,
+        "norm": "layernorm",
+        "qk_norm": True,
+    }
+    configs = {
+        "dense": GPTConfig(**shape, d_ff=UNITS),
+        "experts": GPTConfig(**shape, d_ff=4 * UNITS, experts=8, experts_active=2),
+    }  # type: ignore[arg-type]
     models = {name: GPT(config) for name, config in configs.items()}
     settings = Train(optimizer="adamw", peak_lr=2e-3, weight_decay=0.0)
     optimizers = {}
@@ -60,7 +76,8 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in models}
     losses: dict[str, list[float]] = {name: [] for name in models}
     balances, windows, dropped = [], [], 0
-    taken = torch.zeros(configs["experts"].layers, configs["experts"].experts)  # tokens of each expert in these 20 steps
+    # tokens of each expert in these 20 steps
+    taken = torch.zeros(configs["experts"].layers, configs["experts"].experts)
 
     def count(part: Experts, inputs: tuple[torch.Tensor, Place], _result: torch.Tensor) -> None:
         taken[part.layer] += inputs[1].loads[part.layer]
@@ -100,18 +117,30 @@ def main() -> None:
     ratios = [b / a for a, b in zip(times["dense"], times["experts"], strict=True)]
     late, late_windows = ([max(row) for row in rows[len(rows) // 4 :]] for rows in (balances, windows))
     results = {
-        "command": "python bench/experts.py --tokens RUN/tokens", "machine": machine(), "code": code_version(), "steps": arguments.steps,
-        "threads": arguments.threads, "bits_per_byte": scores, "tokens_seen": arguments.steps * ROWS * CONTEXT, "tokens_of_corpus": train.tokens,
-        "train_nats_last_tenth": {name: statistics.mean(each[-max(1, len(each) // 10) :]) for name, each in losses.items()},
+        "command": "python bench/experts.py --tokens RUN/tokens",
+        "machine": machine(),
+        "code": code_version(),
+        "steps": arguments.steps,
+        "threads": arguments.threads,
+        "bits_per_byte": scores,
+        "tokens_seen": arguments.steps * ROWS * CONTEXT,
+        "tokens_of_corpus": train.tokens,
+        "train_nats_last_tenth": {
+            name: statistics.mean(each[-max(1, len(each) // 10) :]) for name, each in losses.items()
+        },
         "step_time_ratio": statistics.median(ratios),
-        "step_seconds": {name: statistics.median(t) for name, t in times.items()}, "balance_median_of_worst_layer": statistics.median(late),
-        "balance_worst": max(late), "balance_share_within_1.3": sum(each <= 1.3 for each in late) / len(late),
-        "balance_of_20_steps_median": statistics.median(late_windows), "balance_of_20_steps_worst": max(late_windows),
-        "balance_all_batches": balances, "dropped_tokens": dropped,
+        "step_seconds": {name: statistics.median(t) for name, t in times.items()},
+        "balance_median_of_worst_layer": statistics.median(late),
+        "balance_worst": max(late),
+        "balance_share_within_1.3": sum(each <= 1.3 for each in late) / len(late),
+        "balance_of_20_steps_median": statistics.median(late_windows),
+        "balance_of_20_steps_worst": max(late_windows),
+        "balance_all_batches": balances,
+        "dropped_tokens": dropped,
         "parameters": {name: sum(parameters(config).values()) for name, config in configs.items()},
         "active_parameters": {name: active_parameters(config) for name, config in configs.items()},
         "flops_per_token": {name: sum(flops_per_token(config, CONTEXT).values()) for name, config in configs.items()},
-    }  # fmt: skip
+    }
     print(json.dumps({key: value for key, value in results.items() if key != "balance_all_batches"}, indent=1))
     write_atomic(Path(__file__).parent / "results" / "experts.json", json.dumps(results, indent=1) + "\n")
 

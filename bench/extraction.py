@@ -2,12 +2,14 @@
 
     python bench/extraction.py PAGES.jsonl.gz --peer .peers/venv/bin/python --peer .peers/trafilatura/bin/python
 
-PAGES holds one object a line: html, expected_text. Each peer is a Python that has trafilatura installed; it runs as a process of its
-own that is handed the pages once and then times itself, so that no transport is in its figure. Rounds alternate: ours, peer, ours,
-peer. Quality is token F1 (words in lower case, as multisets), the mean over pages. Trafilatura is asked twice: with its defaults,
-and as datatrove asks it (favor_precision, no comments, deduplicate). The floor is the parsing alone, which both must do.
+PAGES holds one object a line: html, expected_text. Each peer is a Python that has trafilatura installed; it runs as a
+process of its own that is handed the pages once and then times itself, so that no transport is in its figure. Rounds
+alternate: ours, peer, ours, peer. Quality is token F1 (words in lower case, as multisets), the mean over pages.
+Trafilatura is asked twice: with its defaults, and as datatrove asks it (favor_precision, no comments, deduplicate). The
+floor is the parsing alone, which both must do.
 
-Our list of skipped class names was chosen while looking at these pages; `ours_without_skipping` is the same extraction without it.
+Our list of skipped class names was chosen while looking at these pages; `ours_without_skipping` is the same extraction
+without it.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ def main() -> None:
     pages, expected = [row["html"] for row in rows], [row["expected_text"] for row in rows]
     ways: dict[str, Callable[[], tuple[float, list[str]]]] = {
         "ours": lambda: timed(pages, lambda page: page_text(page)[0]),
-        "ours_without_skipping": lambda: timed(pages, lambda page: extract_plain_text(page, main_content=True, alt_texts=False)),
+        "ours_without_skipping": lambda: timed(
+            pages, lambda page: extract_plain_text(page, main_content=True, alt_texts=False)
+        ),
         "parsing_alone": lambda: timed(pages, lambda page: str(bool(HTMLTree.parse(page)))),
     }
     for python in arguments.peer:
@@ -117,17 +121,25 @@ def main() -> None:
         say(f"round {number} of {arguments.rounds}")
     size = sum(len(page.encode()) for page in pages)
     table = {
-        name: {"token_f1": round(scores[name], 4), "seconds": round(statistics.median(seconds[name]), 4),
-               "pages_per_second": round(len(pages) / statistics.median(seconds[name]), 1),
-               "megabytes_per_second": round(size / statistics.median(seconds[name]) / 1e6, 2), "rounds": [round(s, 4) for s in seconds[name]]}
+        name: {
+            "token_f1": round(scores[name], 4),
+            "seconds": round(statistics.median(seconds[name]), 4),
+            "pages_per_second": round(len(pages) / statistics.median(seconds[name]), 1),
+            "megabytes_per_second": round(size / statistics.median(seconds[name]) / 1e6, 2),
+            "rounds": [round(s, 4) for s in seconds[name]],
+        }
         for name in ways
-    }  # fmt: skip
+    }
     del table["parsing_alone"]["token_f1"]
     ours = table["ours"]
     against = {
-        name: {"speed": round(row["seconds"] / ours["seconds"], 2), "token_f1_difference": round(ours["token_f1"] - row["token_f1"], 4)}
-        for name, row in table.items() if name.startswith("trafilatura")
-    }  # fmt: skip
+        name: {
+            "speed": round(row["seconds"] / ours["seconds"], 2),
+            "token_f1_difference": round(ours["token_f1"] - row["token_f1"], 4),
+        }
+        for name, row in table.items()
+        if name.startswith("trafilatura")
+    }
     result = {
         "against": against, "time_over_parsing_alone": round(ours["seconds"] / table["parsing_alone"]["seconds"], 2),
         "pages": len(pages), "bytes": size, "ways": table, "machine": machine(), "code": code_version(),

@@ -1,7 +1,7 @@
 """What bench/gpu.sh runs: speed of training steps on one GPU, then a training for the minutes that are left. See there.
 
-Utilisation is model FLOPs (no recomputation counted) ÷ seconds ÷ the peak of a large bf16 product measured here; the share of the card's
-stated peak stands beside it. A part that fails is told in its row, and the others go on.
+Utilisation is model FLOPs (no recomputation counted) ÷ seconds ÷ the peak of a large bf16 product measured here; the
+share of the card's stated peak stands beside it. A part that fails is told in its row, and the others go on.
 """
 
 from __future__ import annotations
@@ -76,16 +76,30 @@ class Bench:
         sparse = {"attention": ("sparse",), "window": self.long_window, "stride": 1024, "pool": 128, "recompute": True}
         if self.smoke:
             sparse |= {"stride": 32, "pool": 8}
-        return GPTConfig(vocab_size=self.vocabulary, context=context, layers=layers, d_model=width, heads=heads, kv_heads=heads, d_ff=4 * width,
-                         **({"activation": "relu2", "qk_norm": True} | (sparse if context == self.contexts[1] else {}) | changes))
+        return GPTConfig(
+            vocab_size=self.vocabulary,
+            context=context,
+            layers=layers,
+            d_model=width,
+            heads=heads,
+            kv_heads=heads,
+            d_ff=4 * width,
+            **({"activation": "relu2", "qk_norm": True} | (sparse if context == self.contexts[1] else {}) | changes),
+        )
 
     def batch(self, rows: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Random tokens."""
-        tokens = torch.randint(self.vocabulary, (rows, context + 1), device=self.device, generator=torch.Generator(self.device).manual_seed(0))
+        tokens = torch.randint(
+            self.vocabulary,
+            (rows, context + 1),
+            device=self.device,
+            generator=torch.Generator(self.device).manual_seed(0),
+        )
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def our_step(self, config: GPTConfig, rows: int, precision: str, compiled: bool) -> Callable[[], None]:
-        """Forward, backward, clipping and update, as the training loop does them; AdamW, so that peers can be compared."""
+        """Forward, backward, clipping and update, as the training loop does them; AdamW, so that peers can be
+        compared."""
         model = GPT(config)
         model.initialise(0)
         model.to(self.device)
@@ -113,8 +127,17 @@ class Bench:
         tokens = rows * config.context
         flops = TRAINING * sum(flops_per_token(config, config.context).values()) * tokens / seconds
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-        found = {"what": what, "context": config.context, "precision": precision, "tokens": tokens, "seconds": seconds,
-                 "tokens_per_second": tokens / seconds, "flops_per_second": flops, "utilization": flops / self.peak, "memory_bytes": memory}
+        found = {
+            "what": what,
+            "context": config.context,
+            "precision": precision,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "flops_per_second": flops,
+            "utilization": flops / self.peak,
+            "memory_bytes": memory,
+        }
         card = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
         if stated := next((value for name, value in STATED_PEAKS.items() if name in card), None):
             found["utilization_of_stated_peak"] = flops / stated
@@ -122,14 +145,26 @@ class Bench:
 
     def utilisation(self) -> list[dict[str, Any]]:
         """Both sizes at both contexts."""
-        return [tried(lambda size=size, context=context: self.row(size, self.config(size, context), max(1, self.row_tokens // context)))
-                for context in self.contexts for size in self.sizes]
+        return [
+            tried(
+                lambda size=size, context=context: self.row(
+                    size, self.config(size, context), max(1, self.row_tokens // context)
+                )
+            )
+            for context in self.contexts
+            for size in self.sizes
+        ]
 
     def precisions(self) -> dict[str, Any]:
         """bf16 and fp16 mixed, fp32 and fp32 with TF32 products, same network, same batch."""
         found: dict[str, Any] = {}
         config, rows = self.config("124M", self.contexts[0]), max(1, self.row_tokens // 4 // self.contexts[0])
-        for name, precision, tf32 in (("bf16", "bf16", False), ("fp16", "fp16", False), ("fp32", "fp32", False), ("tf32", "fp32", True)):
+        for name, precision, tf32 in (
+            ("bf16", "bf16", False),
+            ("fp16", "fp16", False),
+            ("fp32", "fp32", False),
+            ("tf32", "fp32", True),
+        ):
             torch.backends.cuda.matmul.allow_tf32 = tf32
             found[name] = tried(lambda precision=precision: self.row("124M", config, rows, precision))
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -152,7 +187,13 @@ class Bench:
         rows = max(1, self.row_tokens // 2 // context)
         config = self.config("124M", context, activation="gelu", norm="layernorm", positions="learned", qk_norm=False)
         ours = self.our_step(config, rows, "bf16", compiled=not self.smoke)
-        shape = {"block_size": context, "vocab_size": self.vocabulary, "n_layer": layers, "n_head": heads, "n_embd": width}
+        shape = {
+            "block_size": context,
+            "vocab_size": self.vocabulary,
+            "n_layer": layers,
+            "n_head": heads,
+            "n_embd": width,
+        }
         peer = PeerGPT(PeerConfig(**shape, dropout=0.0, bias=False))
         peer.to(self.device)
         optimizer = peer.configure_optimizers(0.1, 6e-4, (0.9, 0.95), self.device.type)
@@ -167,12 +208,20 @@ class Bench:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        pairs = [(self.seconds(ours, self.repeats), self.seconds(theirs, self.repeats)) for _ in range(1 if self.smoke else 3)]
-        return {"tokens": rows * context, "ours_seconds": [a for a, _ in pairs], "nanogpt_seconds": [b for _, b in pairs],
-                "nanogpt_over_ours": statistics.median(b / a for a, b in pairs)}
+        pairs = [
+            (self.seconds(ours, self.repeats), self.seconds(theirs, self.repeats))
+            for _ in range(1 if self.smoke else 3)
+        ]
+        return {
+            "tokens": rows * context,
+            "ours_seconds": [a for a, _ in pairs],
+            "nanogpt_seconds": [b for _, b in pairs],
+            "nanogpt_over_ours": statistics.median(b / a for a, b in pairs),
+        }
 
     def trained(self, tokens_per_second: float, folder: Path) -> dict[str, Any]:
-        """The recipe recipes/gpu.toml for the time that is left, through the pipeline; figures of train and evaluate."""
+        """The recipe recipes/gpu.toml for the time that is left, through the pipeline; figures of train and
+        evaluate."""
         left = self.ends - time.monotonic() - (5 if self.smoke else 75)  # corpus, tokens, compilation, scores
         batch = 256 if self.smoke else 131_072
         steps = max(4, int(left * tokens_per_second * 0.8 / batch)) if not self.smoke else 4
@@ -180,18 +229,50 @@ class Bench:
         if texts := os.environ.get("LMFORGE_DATA"):
             sets["corpus.sources"] = f'[{{kind = "jsonl", path = "{texts}/pretrain/stories", genre = "stories"}}]'
         if self.smoke:
-            sets |= {"tokens.vocab_size": 300, "tokens.context": 32, "tokens.sample_bytes": 200_000, "model.layers": 1, "model.d_model": 32,
-                     "model.heads": 2, "train.batch_tokens": batch, "train.micro_batch_tokens": 128, "train.compile": "off", "train.threads": 1,
-                     "corpus.sources": f'[{{kind = "folder", path = "{HERE.parent / "docs"}"}}]', "evaluate.max_tokens": 2000, "evaluate.items": 1,
-                     "evaluate.tasks": '["bits_per_byte"]', "corpus.analyse_bytes": 0}
-        command = [sys.executable, "-m", "lmforge.cli", "run", str(HERE.parent / "recipes" / "gpu.toml"), "--until", "evaluate", "--json"]
-        done = subprocess.run([*command, *(part for key, value in sets.items() for part in ("--set", f"{key}={value}"))],
-                              stdout=subprocess.PIPE, text=True, check=False, timeout=max(60.0, self.ends - time.monotonic()))
+            sets |= {
+                "tokens.vocab_size": 300,
+                "tokens.context": 32,
+                "tokens.sample_bytes": 200_000,
+                "model.layers": 1,
+                "model.d_model": 32,
+                "model.heads": 2,
+                "train.batch_tokens": batch,
+                "train.micro_batch_tokens": 128,
+                "train.compile": "off",
+                "train.threads": 1,
+                "corpus.sources": f'[{{kind = "folder", path = "{HERE.parent / "docs"}"}}]',
+                "evaluate.max_tokens": 2000,
+                "evaluate.items": 1,
+                "evaluate.tasks": '["bits_per_byte"]',
+                "corpus.analyse_bytes": 0,
+            }
+        command = [
+            sys.executable,
+            "-m",
+            "lmforge.cli",
+            "run",
+            str(HERE.parent / "recipes" / "gpu.toml"),
+            "--until",
+            "evaluate",
+            "--json",
+        ]
+        done = subprocess.run(
+            [*command, *(part for key, value in sets.items() for part in ("--set", f"{key}={value}"))],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=max(60.0, self.ends - time.monotonic()),
+        )
         if done.returncode:
             return {"failed": f"exit status {done.returncode}; its messages are above"}
         figures = json.loads(done.stdout)
-        return {"train": {key: figures["train"][key] for key in ("steps", "tokens", "seconds", "tokens_per_second", "valid_bits_per_byte", "way")},
-                "scores": figures["evaluate"]}
+        return {
+            "train": {
+                key: figures["train"][key]
+                for key in ("steps", "tokens", "seconds", "tokens_per_second", "valid_bits_per_byte", "way")
+            },
+            "scores": figures["evaluate"],
+        }
 
 
 def tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -217,8 +298,14 @@ def main() -> None:
     out = Path(os.environ.get("OUT") or HERE / "results")
     out.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments)
-    found: dict[str, Any] = {"command": "bench/gpu.sh", "smoke": arguments.smoke, "machine": machine(), "code": code_version(),
-                             "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu", "bf16_peak": bench.peak}
+    found: dict[str, Any] = {
+        "command": "bench/gpu.sh",
+        "smoke": arguments.smoke,
+        "machine": machine(),
+        "code": code_version(),
+        "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu",
+        "bf16_peak": bench.peak,
+    }
 
     def keep(part: str, value: Any) -> None:
         found[part] = value

@@ -1,12 +1,16 @@
-"""Images among text on real pictures: a small network reads two pictures in one text and must name each; beside a linear classifier.
+"""Images among text on real pictures: a small network reads two pictures in one text and must name each; beside a
+linear classifier.
 
-    python bench/images.py --data ../shared/data/images --minutes 3        (one thread; writes bench/results/images.json)
+    python bench/images.py --data ../shared/data/images --minutes 3        (one thread; writes
+    bench/results/images.json)
 
-    first ▦▦▦▦ second ▦▦▦▦ . the first is SEVEN . the second is TWO .        ▦: patches of a picture, each in the place of a token
+    first ▦▦▦▦ second ▦▦▦▦ . the first is SEVEN . the second is TWO .        ▦: patches of a picture, each in the place
+    of a token
 
-The loss is on the text alone; of each name the answer is the network's most probable next token among all words. Which picture a name is of
-follows only from the words before the pictures and before the name, so that a network which does not tell the two apart gets half of them.
-Held out: MNIST's last 1,000 pictures, CIFAR-10's test file. The linear classifier takes the pixels of one picture.
+The loss is on the text alone; of each name the answer is the network's most probable next token among all words. Which
+picture a name is of follows only from the words before the pictures and before the name, so that a network which does
+not tell the two apart gets half of them. Held out: MNIST's last 1,000 pictures, CIFAR-10's test file. The linear
+classifier takes the pixels of one picture.
 """
 
 from __future__ import annotations
@@ -38,22 +42,35 @@ def pictures(folder: Path, name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     """(images (N,C,S,S) from −1 to 1, labels (N,)) to learn from, the same held out, and the names of the classes."""
     if name == "mnist":
         file = np.load(folder / "mnist" / "mnist_t10k_8000.npz")
-        images, labels = torch.from_numpy(file["images"]).unsqueeze(1) / 127.5 - 1, torch.from_numpy(file["labels"]).long()
+        images, labels = (
+            torch.from_numpy(file["images"]).unsqueeze(1) / 127.5 - 1,
+            torch.from_numpy(file["labels"]).long(),
+        )
         return (images[:-1000], labels[:-1000]), (images[-1000:], labels[-1000:]), DIGITS
     files = [np.load(folder / "cifar10" / f"cifar10_{part}.npz") for part in ("train_3000", "test_800")]
-    learnt, held = ((torch.from_numpy(f["images"]).permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(f["labels"]).long()) for f in files)
+    learnt, held = (
+        (torch.from_numpy(f["images"]).permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(f["labels"]).long())
+        for f in files
+    )
     return learnt, held, tuple(str(each) for each in files[0]["class_names"])
 
 
 def texts(labels: Tensor, patches: int) -> tuple[Tensor, Tensor]:
-    """Classes of two pictures a row (B,2) → tokens (B,T) and where the two names stand, (2,) of T. The second row of two asks the other
-    way round: for the second picture first."""
+    """Classes of two pictures a row (B,2) → tokens (B,T) and where the two names stand, (2,) of T. The second row of
+    two asks the other way round: for the second picture first."""
     rows = []
     for row, (one, two) in enumerate(labels.tolist()):
         asked = [("first", one), ("second", two)]
-        ends = [word for order, name in (asked if row % 2 == 0 else asked[::-1]) for word in ("the", order, "is", name, ".")]
+        ends = [
+            word for order, name in (asked if row % 2 == 0 else asked[::-1]) for word in ("the", order, "is", name, ".")
+        ]
         line = ["first", *[None] * patches, "second", *[None] * patches, ".", *ends]
-        rows.append([PATCH if word is None else word + len(WORDS) if isinstance(word, int) else WORDS.index(word) for word in line])
+        rows.append(
+            [
+                PATCH if word is None else word + len(WORDS) if isinstance(word, int) else WORDS.index(word)
+                for word in line
+            ]
+        )
     tokens = torch.tensor(rows)
     return tokens, torch.tensor([tokens.shape[1] - 7, tokens.shape[1] - 2])
 
@@ -83,8 +100,20 @@ def learn(name: str, folder: Path, minutes: float) -> dict[str, Any]:
     """Train the network for so many processor minutes, then the linear classifier, and test both."""
     (images, labels), held, names = pictures(folder, name)
     channels, size = images.shape[1:3]
-    config = GPTConfig(vocab_size=len(WORDS) + len(names), context=48, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, activation="relu2",
-                       qk_norm=True, image_size=size, image_patch=PATCHES[name], image_channels=channels)
+    config = GPTConfig(
+        vocab_size=len(WORDS) + len(names),
+        context=48,
+        layers=4,
+        d_model=128,
+        heads=4,
+        kv_heads=4,
+        d_ff=512,
+        activation="relu2",
+        qk_norm=True,
+        image_size=size,
+        image_patch=PATCHES[name],
+        image_channels=channels,
+    )
     patches = (size // PATCHES[name]) ** 2
     model, generator = GPT(config), torch.Generator().manual_seed(1)
     model.initialise(1)
@@ -95,7 +124,10 @@ def learn(name: str, folder: Path, minutes: float) -> dict[str, Any]:
         picked = torch.randint(0, len(labels), (2 * ROWS,), generator=generator)
         tokens, _ = texts(labels[picked].view(-1, 2), patches)
         targets = tokens[:, 1:]  # below 0 at patches
-        loss = model.loss(tokens[:, :-1], targets, images=changed(images[picked], generator, name == "cifar10")) / (targets >= 0).sum()
+        loss = (
+            model.loss(tokens[:, :-1], targets, images=changed(images[picked], generator, name == "cifar10"))
+            / (targets >= 0).sum()
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers.values():
@@ -114,8 +146,15 @@ def learn(name: str, folder: Path, minutes: float) -> dict[str, Any]:
     with torch.no_grad():
         plain = float((linear(held[0].flatten(1)).argmax(-1) == held[1]).double().mean())
     model.eval()
-    return {"named": named(model, *held), "linear_classifier": plain, "held_out": len(held[1]), "learnt_from": len(labels), "steps": steps,
-            "minutes": minutes, "parameters": sum(p.numel() for p in model.parameters())}
+    return {
+        "named": named(model, *held),
+        "linear_classifier": plain,
+        "held_out": len(held[1]),
+        "learnt_from": len(labels),
+        "steps": steps,
+        "minutes": minutes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def main() -> None:
@@ -126,7 +165,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {name: learn(name, arguments.data, arguments.minutes) for name in PATCHES}
-    results = {"command": "python bench/images.py --data IMAGES", "machine": machine(), "code": code_version(), "sets": found}
+    results = {
+        "command": "python bench/images.py --data IMAGES",
+        "machine": machine(),
+        "code": code_version(),
+        "sets": found,
+    }
     print(json.dumps(found, indent=1))
     write_atomic(Path(__file__).parent / "results" / "images.json", json.dumps(results, indent=1) + "\n")
 

@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python bench/int8.py [--model DIR] [--repetitions 5] [--seconds 0.4]
 
-Writes bench/results/int8.json: figures with machine, versions and command. The floor of decoding is the bytes of weights that a step
-must read, divided by the bandwidth with which one thread here sums a large array; a model that fits in the caches can beat it.
+Writes bench/results/int8.json: figures with machine, versions and command. The floor of decoding is the bytes of
+weights that a step must read, divided by the bandwidth with which one thread here sums a large array; a model that fits
+in the caches can beat it.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def compare(name: str, model: GPT, repetitions: int, seconds: float, bytes_per_s
     row["resident_bytes"] = {key: resident_bytes(each) for key, each in pair.items()}
     tasks: dict[str, functools.partial[float]] = {
         f"{word}_{batch}": functools.partial(rate, batch=batch, seconds=seconds)
-        for word, rate in (("decode", decode_rate), ("loop", loop_rate)) for batch in (1, 16)
+        for word, rate in (("decode", decode_rate), ("loop", loop_rate))
+        for batch in (1, 16)
     } | {"prefill": functools.partial(prefill_rate, seconds=seconds)}
     for task, rate in tasks.items():
         rates = in_turn({key: functools.partial(rate, each) for key, each in pair.items()}, repetitions)
@@ -105,7 +107,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.4, help="length of each measurement")
     options = parser.parse_args()
     speed = bandwidth()
-    todo = [str(options.model)] if options.model else [f"d_model {width}, {layers} layers" for width, layers in SIZES.items()]
+    todo = (
+        [str(options.model)]
+        if options.model
+        else [f"d_model {width}, {layers} layers" for width, layers in SIZES.items()]
+    )
     print(f"int8 engine {int8_engine()}, {torch.get_num_threads()} thread(s), {speed / 1e9:.1f} GB/s read")
     heads = ("file", "decode 1", "decode 16", "loop 1", "loop 16", "prefill", "× floor fp32, int8")
     print(f"{'model':24} " + " ".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
@@ -114,14 +120,29 @@ def main() -> None:
         model = load(options.model) if options.model else random_model(width, SIZES[width])
         row = compare(name, model, options.repetitions, options.seconds, speed)
         rows.append(row)
-        decoding = [f"{row[t]['fp32']:,.0f} → {row[t]['int8']:,.0f} {row[t]['ratio']:.2f}×" for t in ("decode_1", "decode_16")]
+        decoding = [
+            f"{row[t]['fp32']:,.0f} → {row[t]['int8']:,.0f} {row[t]['ratio']:.2f}×" for t in ("decode_1", "decode_16")
+        ]
         others = [f"{row[t]['ratio']:.2f}×" for t in ("loop_1", "loop_16", "prefill")]
-        cells = [f"{row['file_ratio']:.3f}", *decoding, *others, ", ".join(f"{times:.1f}" for times in row["times_the_floor"].values())]
-        print(f"{name:24} " + " ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)), flush=True)
+        cells = [
+            f"{row['file_ratio']:.3f}",
+            *decoding,
+            *others,
+            ", ".join(f"{times:.1f}" for times in row["times_the_floor"].values()),
+        ]
+        print(
+            f"{name:24} " + " ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)), flush=True
+        )
     result = {
-        "command": " ".join(["python", "bench/int8.py", *sys.argv[1:]]), "machine": machine(), "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "safetensors", "lmforge")} | {"python": platform.python_version()},
-        "repetitions": options.repetitions, "seconds_each": options.seconds, "read_bytes_per_second": speed, "rows": rows,
+        "command": " ".join(["python", "bench/int8.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "safetensors", "lmforge")}
+        | {"python": platform.python_version()},
+        "repetitions": options.repetitions,
+        "seconds_each": options.seconds,
+        "read_bytes_per_second": speed,
+        "rows": rows,
     }
     write_atomic(RESULT, json.dumps(result, indent=1) + "\n")
 

@@ -4,8 +4,9 @@
     python bench/kneser_ney.py runs/laptop --modified      three discounts per order
     python bench/kneser_ney.py runs/laptop --all           beside it: orders 3 to 6, either way, and xz -9e file by file
 
-Prints one JSON object, also written to bench/results/kneser_ney.json. Each model is trained and scored in a process of its own,
-so `peak_memory_bytes` is that model's alone (with Python, its libraries and the documents, which are read one at a time).
+Prints one JSON object, also written to bench/results/kneser_ney.json. Each model is trained and scored in a process of
+its own, so `peak_memory_bytes` is that model's alone (with Python, its libraries and the documents, which are read one
+at a time).
 """
 
 from __future__ import annotations
@@ -48,8 +49,12 @@ def kneser_ney(run_dir: Path, order: int, modified: bool) -> dict[str, Any]:
     bits, scored = model.bits_per_byte(texts(run_dir, "test"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "order": order, "modified": modified, "bits_per_byte": bits, "bytes_scored": scored,
-        "train_seconds": round(trained - started, 3), "score_seconds": round(time.perf_counter() - trained, 3),
+        "order": order,
+        "modified": modified,
+        "bits_per_byte": bits,
+        "bytes_scored": scored,
+        "train_seconds": round(trained - started, 3),
+        "score_seconds": round(time.perf_counter() - trained, 3),
         "peak_memory_bytes": peak,
     }
 
@@ -76,7 +81,8 @@ def main() -> None:
     chosen = (arguments.order, arguments.modified)
     others = [(order, modified) for order in range(3, 7) for modified in (False, True)] if arguments.all else []
     rows = {}
-    # Fresh processes, and `machine()` (which loads torch) only after them: a process starts with its parent's peak memory.
+    # Fresh processes, and `machine()` (which loads torch) only after them: a process starts with its parent's peak
+    # memory.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for which in dict.fromkeys([chosen, *others]):
             row = rows[which] = pool.submit(kneser_ney, arguments.run_dir, *which).result()

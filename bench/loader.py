@@ -1,12 +1,14 @@
-"""How fast batches are served, how long a far step takes to find, whether memory stays flat, and how long training waits for data.
+"""How fast batches are served, how long a far step takes to find, whether memory stays flat, and how long training
+waits for data.
 
     python bench/loader.py [--metrics RUN/train/metrics.jsonl] [--steps 100000]
     python bench/loader.py --memory        the memory alone again; the other results stay
 
-One core. Shards of 128 M tokens in 3 files (uint16, documents of log-normal length; where masks are measured, 32 M tokens, a quarter of
-them not counting) are made in a temporary folder. Each figure is the median of 7 rounds that alternate between the ways measured; a round
-serves batches of 64 rows of 1,024 tokens for two seconds, beginning at a step of its own. The floor is the time to write inputs and
-targets (16 bytes a token) from 2 bytes read, at the bandwidth measured here for copying one array of 32 MB into another.
+One core. Shards of 128 M tokens in 3 files (uint16, documents of log-normal length; where masks are measured, 32 M
+tokens, a quarter of them not counting) are made in a temporary folder. Each figure is the median of 7 rounds that
+alternate between the ways measured; a round serves batches of 64 rows of 1,024 tokens for two seconds, beginning at a
+step of its own. The floor is the time to write inputs and targets (16 bytes a token) from 2 bytes read, at the
+bandwidth measured here for copying one array of 32 MB into another.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ RESULT = Path(__file__).parent / "results" / "loader.json"
 
 
 def make_shards(folder: Path, tokens: int, masked: bool) -> Shards:
-    """Random tokens of a 50,000-token vocabulary in documents of about 300 tokens (log-normal, sigma 1) of two genres, 3 to 1."""
+    """Random tokens of a 50,000-token vocabulary in documents of about 300 tokens (log-normal, sigma 1) of two genres,
+    3 to 1."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     train_tokenizer([], 257).save(folder / "tokenizer.json")
@@ -54,9 +57,20 @@ def make_shards(folder: Path, tokens: int, masked: bool) -> Shards:
         writer.add(batch)
     writer.close()
     index = {
-        "format": FORMAT, "vocab_size": 50_000, "dtype": "uint16", "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
-        "sources": [*names.sources], "genres": [*names.genres],
-        "splits": {"train": {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "files": writer.files}},
+        "format": FORMAT,
+        "vocab_size": 50_000,
+        "dtype": "uint16",
+        "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
+        "sources": [*names.sources],
+        "genres": [*names.genres],
+        "splits": {
+            "train": {
+                "tokens": writer.tokens,
+                "documents": writer.documents,
+                "bytes": writer.bytes,
+                "files": writer.files,
+            }
+        },
     }
     (folder / "index.json").write_text(json.dumps(index))
     return Shards.open(folder, "train")
@@ -92,7 +106,8 @@ def seek(make: Callable[[], Loader]) -> float:
 
 
 def memory(loader: Loader, steps: int) -> dict[str, object]:
-    """Private memory (USS, MB: without the pages of the shards, which are the system's cache) at five points of a run over `steps` steps."""
+    """Private memory (USS, MB: without the pages of the shards, which are the system's cache) at five points of a run
+    over `steps` steps."""
     process, seen = psutil.Process(), []
     prefetch = Prefetch(loader, range(loader.ramp.rows(0)), 0, steps)
     for step in range(steps):
@@ -137,15 +152,19 @@ def main() -> None:
         return
     waited = waits(arguments.metrics) if arguments.metrics else None  # first: it is what can be wrong
     with tempfile.TemporaryDirectory(prefix="lmforge-bench-") as name:
-        shards = {"plain": make_shards(Path(name) / "plain", arguments.tokens, False),
-                  "masked": make_shards(Path(name) / "masked", arguments.tokens // 4, True)}
+        shards = {
+            "plain": make_shards(Path(name) / "plain", arguments.tokens, False),
+            "masked": make_shards(Path(name) / "masked", arguments.tokens // 4, True),
+        }
         weights = [[(0.0, 1.0)], [(0.0, 1.0), (0.5, 3.0)]]
         ways: dict[str, Callable[[], Loader]] = {
             "ring": lambda: Loader(shards["plain"], CONTEXT, ROWS, 1),
             "ring, mixture": lambda: Loader(shards["plain"], CONTEXT, ROWS, 1, "ring", weights, 10_000),
             "ring, masked": lambda: Loader(shards["masked"], CONTEXT, ROWS, 1),
             "best_fit": lambda: Loader(shards["plain"], CONTEXT, ROWS, 1, "best_fit"),
-            "best_fit, mixture, masked": lambda: Loader(shards["masked"], CONTEXT, ROWS, 1, "best_fit", weights, 10_000),
+            "best_fit, mixture, masked": lambda: Loader(
+                shards["masked"], CONTEXT, ROWS, 1, "best_fit", weights, 10_000
+            ),
         }
         loaders = {way: make() for way, make in ways.items()}
         rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -156,14 +175,26 @@ def main() -> None:
                 rates[way].append(served(loader, 1000 * number))
         bandwidth = copied()
         floor = bandwidth / 18
-        speed = {way: {"tokens_per_second": round(statistics.median(found)), "of_floor": round(statistics.median(found) / floor, 3)}
-                 for way, found in rates.items()}
+        speed = {
+            way: {
+                "tokens_per_second": round(statistics.median(found)),
+                "of_floor": round(statistics.median(found) / floor, 3),
+            }
+            for way, found in rates.items()
+        }
         seeks = {way: round(statistics.median(seek(make) for _ in range(ROUNDS)), 5) for way, make in ways.items()}
         small = {way: memory(Loader(shards["plain"], 64, 8, 1, way), arguments.steps) for way in ("ring", "best_fit")}
         result = {
-            "machine": machine(), "command": "python " + " ".join(sys.argv), "context": CONTEXT, "rows": ROWS, "shards_tokens": arguments.tokens,
-            "bandwidth_bytes_per_second": round(bandwidth), "floor_tokens_per_second": round(floor), "served": speed,
-            "seek_to_step_1000000_seconds": seeks, "memory": small,
+            "machine": machine(),
+            "command": "python " + " ".join(sys.argv),
+            "context": CONTEXT,
+            "rows": ROWS,
+            "shards_tokens": arguments.tokens,
+            "bandwidth_bytes_per_second": round(bandwidth),
+            "floor_tokens_per_second": round(floor),
+            "served": speed,
+            "seek_to_step_1000000_seconds": seeks,
+            "memory": small,
             "data_wait": waited,
         }
     write_atomic(RESULT, json.dumps(result, indent=1) + "\n")

@@ -1,13 +1,15 @@
 """The corpus figures checked on labelled and known data: entropy, topics, genres, entities, dates.
 
     python bench/measure.py ../shared/data                 writes bench/results/measure.json
-    python bench/measure.py ../shared/data --names FILE    also scores the recogniser on an IOB2 file (PER, LOC, ORG), as UNER English-EWT's
+    python bench/measure.py ../shared/data --names FILE    also scores the recogniser on an IOB2 file (PER, LOC, ORG),
+    as UNER English-EWT's
     python bench/measure.py ../shared/data --run RUN       also times the analysis of a run's corpus
     python bench/measure.py ../shared/data --only speed    does that part again and keeps the others' results
 
-Entropy: i.i.d. and Markov sources whose entropy is known. Topics: Reuters-21578 documents of one of the ten commonest topics, NMF (and LDA
-beside it) without seeing the labels. Genres: folders of the training texts as labels, held-out documents. Entities: SQuAD questions
-that begin with who, where or when give the type of their answer. Intervals: Wilson's for shares, bootstrap over documents for NMI and F1.
+Entropy: i.i.d. and Markov sources whose entropy is known. Topics: Reuters-21578 documents of one of the ten commonest
+topics, NMF (and LDA beside it) without seeing the labels. Genres: folders of the training texts as labels, held-out
+documents. Entities: SQuAD questions that begin with who, where or when give the type of their answer. Intervals:
+Wilson's for shares, bootstrap over documents for NMI and F1.
 """
 
 from __future__ import annotations
@@ -48,13 +50,22 @@ from lmforge.recipe import Recipe
 from lmforge.record import code_version, machine, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "measure.json"
-GENRES = {"books": "books", "stories": "stories", "encyclopedia": "encyclopedia", "news": "news", "web": "web", "technical_docs": "technical",
-          "code": "code"}  # fmt: skip
+GENRES = {
+    "books": "books",
+    "stories": "stories",
+    "encyclopedia": "encyclopedia",
+    "news": "news",
+    "web": "web",
+    "technical_docs": "technical",
+    "code": "code",
+}
 MOST_OF_A_FILE = 700  # pieces, so that no collection is a genre by itself
 HELD_OUT = 0.25
 QUESTIONS = {
-    "person": r"who\b(?!se)", "place": r"where\b|in (?:what|which) (?:city|country|state|town)\b", "date": r"when\b|(?:in )?(?:what|which) year\b",
-}  # fmt: skip
+    "person": r"who\b(?!se)",
+    "place": r"where\b|in (?:what|which) (?:city|country|state|town)\b",
+    "date": r"when\b|(?:in )?(?:what|which) year\b",
+}
 RESAMPLES = 200
 
 
@@ -69,7 +80,9 @@ def entropy_checks() -> list[dict[str, Any]]:
     found = []
 
     def check(source: str, estimator: str, value: float, truth: float) -> None:
-        found.append({"source": source, "estimator": estimator, "value": value, "truth": truth, "error": value / truth - 1})
+        found.append(
+            {"source": source, "estimator": estimator, "value": value, "truth": truth, "error": value / truth - 1}
+        )
 
     for symbols in (256, 10_000):
         share = 1 / np.arange(1, symbols + 1)
@@ -81,7 +94,12 @@ def entropy_checks() -> list[dict[str, Any]]:
             check(f"i.i.d. Zipf, {symbols:,} symbols", estimate.__name__, estimate(counts), truth)
         if symbols == 256:
             data = drawn.astype(np.uint8).tobytes()
-            check("i.i.d. Zipf, 256 symbols", "bytes, order 1", of_bytes([data[:200_000]], [data[200_000:]], 1).bits[0], truth)
+            check(
+                "i.i.d. Zipf, 256 symbols",
+                "bytes, order 1",
+                of_bytes([data[:200_000]], [data[200_000:]], 1).bits[0],
+                truth,
+            )
     for states, memory in ((20, 1), (6, 2), (4, 3)):
         chain, truth = markov(states, memory, 240_000, rng)
         source, order = f"Markov, {states} states, memory {memory}", memory + 1
@@ -116,7 +134,11 @@ def topic_checks(data: Path) -> dict[str, Any]:
         started = time.perf_counter()
         nmf = find_topics(texts, topics)
         assert nmf is not None
-        found[f"nmf_{topics}"] = {"npmi": float(nmf.npmi.mean()), "seconds": time.perf_counter() - started, **agreement(labels, nmf.of_text)}
+        found[f"nmf_{topics}"] = {
+            "npmi": float(nmf.npmi.mean()),
+            "seconds": time.perf_counter() - started,
+            **agreement(labels, nmf.of_text),
+        }
     started = time.perf_counter()
     vectorizer = CountVectorizer(max_df=0.4, min_df=3, max_features=WORDS, token_pattern=TOKEN, stop_words="english")
     counts = vectorizer.fit_transform(texts)
@@ -130,7 +152,8 @@ def topic_checks(data: Path) -> dict[str, Any]:
 
 
 def agreement(labels: Sequence[str], told: np.ndarray) -> dict[str, Any]:
-    """NMI (bootstrap interval) and two accuracies (Wilson): each topic given one label of its own, and each topic its commonest label."""
+    """NMI (bootstrap interval) and two accuracies (Wilson): each topic given one label of its own, and each topic its
+    commonest label."""
     names = sorted(set(labels))
     true = np.array([names.index(label) for label in labels])
     table = np.zeros((len(names), int(told.max()) + 1), np.int64)
@@ -174,16 +197,27 @@ def question_checks(data: Path) -> dict[str, Any]:
     """Answers to SQuAD's who, where and when: found as a mention (of any type), and of what type where found."""
     articles = list(rows(data / "benchmarks/squad/dev_v1.1_articles.jsonl.gz"))
     contexts = [paragraph["context"] for article in articles for paragraph in article["paragraphs"]]
-    background = [row["text"] for row in rows(data / "pretrain/encyclopedia/wikipedia_squad_train_articles.jsonl.gz")][:60]
+    background = [row["text"] for row in rows(data / "pretrain/encyclopedia/wikipedia_squad_train_articles.jsonl.gz")][
+        :60
+    ]
     recogniser = Recogniser.learn([*contexts, *background])
     found = {kind: Counter[str]() for kind in QUESTIONS}
     for article in articles:
         for paragraph in article["paragraphs"]:
             mentions = recogniser.mentions(paragraph["context"])
             for question in paragraph["qas"]:
-                asked = next((kind for kind, words in QUESTIONS.items() if re.match(words, question["question"].strip(), re.IGNORECASE)), None)
+                asked = next(
+                    (
+                        kind
+                        for kind, words in QUESTIONS.items()
+                        if re.match(words, question["question"].strip(), re.IGNORECASE)
+                    ),
+                    None,
+                )
                 answer = question["answers"][0]
-                if asked is None or not (any(map(str.isupper, answer["text"])) or any(map(str.isdigit, answer["text"]))):
+                if asked is None or not (
+                    any(map(str.isupper, answer["text"])) or any(map(str.isdigit, answer["text"]))
+                ):
                     continue  # "the people" is no name
                 start, stop = answer["answer_start"], answer["answer_start"] + len(answer["text"])
                 over = [mention for mention in mentions if mention.start < stop and mention.stop > start]
@@ -193,9 +227,10 @@ def question_checks(data: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"learned_from_bytes": sum(len(text.encode()) for text in (*contexts, *background))}
     for kind, counts in found.items():
         result[kind] = {
-            "found": share(counts["found"], counts["asked"]), "type_right_where_found": share(counts[f"as {kind}"], counts["found"]),
+            "found": share(counts["found"], counts["asked"]),
+            "type_right_where_found": share(counts[f"as {kind}"], counts["found"]),
             "types": {name: counts[f"as {name}"] for name in ("person", "place", "organisation", "date")},
-        }  # fmt: skip
+        }
     return result
 
 
@@ -233,32 +268,47 @@ def name_checks(path: Path, data: Path) -> dict[str, Any]:
     """Exact spans and types against gold ones: precision, recall, F1; intervals by bootstrap over documents."""
     documents = iob2(path)
     background = [row["text"] for row in rows(data / "pretrain/web/ewt_web_text.jsonl.gz")]
-    background += [row["text"] for row in rows(data / "pretrain/encyclopedia/wikipedia_squad_train_articles.jsonl.gz")][:80]
+    background += [row["text"] for row in rows(data / "pretrain/encyclopedia/wikipedia_squad_train_articles.jsonl.gz")][
+        :80
+    ]
     recogniser = Recogniser.learn([*(text for text, _ in documents), *background])
     kinds = {"PER": "person", "LOC": "place", "ORG": "organisation"}
     counts = np.zeros((len(documents), len(kinds) + 1, 3), np.int64)  # right, told, true; the last kind: all together
     same_span = right_type = 0
     for number, (text, spans) in enumerate(documents):
         true = {(start, stop): kinds[label] for start, stop, label in spans if label in kinds}
-        told = {(mention.start, mention.stop): mention.type for mention in recogniser.mentions(text) if mention.type != "date"}
+        told = {
+            (mention.start, mention.stop): mention.type
+            for mention in recogniser.mentions(text)
+            if mention.type != "date"
+        }
         same_span += len(true.keys() & told.keys())
         right_type += len(true.items() & told.items())
         for column, kind in enumerate(kinds.values()):
-            counts[number, column] = [sum(value == kind for _, value in some) for some in (true.items() & told.items(), told.items(), true.items())]
+            counts[number, column] = [
+                sum(value == kind for _, value in some)
+                for some in (true.items() & told.items(), told.items(), true.items())
+            ]
         counts[number, -1] = counts[number, :-1].sum(axis=0)
     result: dict[str, Any] = {"documents": len(documents), "type_right_where_span_right": share(right_type, same_span)}
     for column, kind in enumerate((*kinds.values(), "all")):
         right, told_count, true_count = counts[:, column].T
         interval = bootstrap_ratio(2 * right, told_count + true_count, 0) or (None, None)
         result[kind] = {
-            "precision": share(int(right.sum()), int(told_count.sum())), "recall": share(int(right.sum()), int(true_count.sum())),
-            "f1": {"value": float(2 * right.sum() / (told_count + true_count).sum()), "low": interval[0], "high": interval[1]},
-        }  # fmt: skip
+            "precision": share(int(right.sum()), int(told_count.sum())),
+            "recall": share(int(right.sum()), int(true_count.sum())),
+            "f1": {
+                "value": float(2 * right.sum() / (told_count + true_count).sum()),
+                "low": interval[0],
+                "high": interval[1],
+            },
+        }
     return result
 
 
 def speed(texts: Sequence[str]) -> dict[str, Any]:
-    """What `Statistics.add` costs per megabyte, the median of 5; beside it the floor, splitting and counting words alone."""
+    """What `Statistics.add` costs per megabyte, the median of 5; beside it the floor, splitting and counting words
+    alone."""
     size = sum(len(text.encode()) for text in texts) / 1e6
     digests = [sha256(text.encode()).digest() for text in texts]
 
@@ -280,11 +330,16 @@ def speed(texts: Sequence[str]) -> dict[str, Any]:
             run()
             took[name].append((time.perf_counter() - started) / size)
     milliseconds = {name: 1e3 * float(np.median(times)) for name, times in took.items()}
-    return {"megabytes": size, "milliseconds_per_megabyte": milliseconds, "ratio_to_floor": milliseconds["add"] / milliseconds["floor"]}
+    return {
+        "megabytes": size,
+        "milliseconds_per_megabyte": milliseconds,
+        "ratio_to_floor": milliseconds["add"] / milliseconds["floor"],
+    }
 
 
 def analysis_time(run: Path) -> dict[str, Any]:
-    """Seconds that the analysis adds to a corpus stage: three times in one process, the first with the libraries' imports."""
+    """Seconds that the analysis adds to a corpus stage: three times in one process, the first with the libraries'
+    imports."""
     took = []
     for _ in range(3):
         started = time.perf_counter()
@@ -305,22 +360,37 @@ def main() -> None:
     result: dict[str, Any] = json.loads(RESULT.read_text()) if arguments.only and RESULT.exists() else {}
     for name, check in {
         "speed": lambda: speed([piece.text for piece in train if piece.genre != "code"][:1500]),
-        "entropy": entropy_checks, "topics": lambda: topic_checks(data), "genres": lambda: genre_figures(train, held_out),
+        "entropy": entropy_checks,
+        "topics": lambda: topic_checks(data),
+        "genres": lambda: genre_figures(train, held_out),
         "questions": lambda: question_checks(data),
-        **({"names": lambda: {"file": arguments.names.name, **name_checks(arguments.names, data)}} if arguments.names else {}),
+        **(
+            {"names": lambda: {"file": arguments.names.name, **name_checks(arguments.names, data)}}
+            if arguments.names
+            else {}
+        ),
         **({"analysis": lambda: analysis_time(arguments.run)} if arguments.run else {}),
-    }.items():  # fmt: skip
+    }.items():
         if arguments.only and name not in arguments.only:
             continue
         started = time.perf_counter()
         result[name] = check()
         say(f"{name}: {time.perf_counter() - started:.1f} s")
     result |= {
-        "largest_entropy_error_of_chosen": max(abs(row["error"]) for row in result["entropy"] if row["estimator"] not in ("plug_in", "chao_shen")),
+        "largest_entropy_error_of_chosen": max(
+            abs(row["error"]) for row in result["entropy"] if row["estimator"] not in ("plug_in", "chao_shen")
+        ),
         "machine": machine(),
-        "versions": {"lmforge": code_version(), "numpy": np.__version__, "scikit-learn": sklearn.__version__, "python": platform.python_version()},
-        "command": shlex.join(["python", "bench/measure.py", *(Path(part).name if "/" in part else part for part in sys.argv[1:])]),
-    }  # fmt: skip
+        "versions": {
+            "lmforge": code_version(),
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+            "python": platform.python_version(),
+        },
+        "command": shlex.join(
+            ["python", "bench/measure.py", *(Path(part).name if "/" in part else part for part in sys.argv[1:])]
+        ),
+    }
     text = json.dumps(result, indent=1)
     write_atomic(RESULT, text + "\n")
     print(text)

@@ -1,9 +1,12 @@
-"""Rows of whole documents beside rows cut wherever they end, and short rows first beside full rows: quality at equal tokens and equal time.
+"""Rows of whole documents beside rows cut wherever they end, and short rows first beside full rows: quality at equal
+tokens and equal time.
 
-    python bench/packing.py [--steps 180] [--seeds 1 2] [--ways ring best_fit short_first short_first_time]    (adds to bench/results/packing.json)
+    python bench/packing.py [--steps 180] [--seeds 1 2] [--ways ring best_fit short_first short_first_time]    (adds to
+    bench/results/packing.json)
 
-The same small network (4 layers, width 128), documents of up to 20,000 characters of the shared English text without code, 4,096 tokens a step,
-context 512, one thread, each run in a process of its own. Held out: every 20th document of those, in bits per byte,
+The same small network (4 layers, width 128), documents of up to 20,000 characters of the shared English text without
+code, 4,096 tokens a step, context 512, one thread, each run in a process of its own. Held out: every 20th document of
+those, in bits per byte,
 
     alone     each document from its beginning, at most 512 tokens, by itself in its row
     running   rows of 512 tokens cut from all of them one after another, attention sees all of the row
@@ -52,9 +55,21 @@ def make_shards(folder: Path) -> None:
             tokens = [0, *tokenizer.encode(text)]
             writer.add([Encoded(np_array(tokens), None, len(text.encode()), "shared", genre)])
         writer.close()
-        entries[name] = {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "files": writer.files}
-    index = {"format": FORMAT, "vocab_size": VOCAB, "dtype": "uint16", "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
-             "sources": [*names.sources], "genres": [*names.genres], "splits": entries}  # fmt: skip
+        entries[name] = {
+            "tokens": writer.tokens,
+            "documents": writer.documents,
+            "bytes": writer.bytes,
+            "files": writer.files,
+        }
+    index = {
+        "format": FORMAT,
+        "vocab_size": VOCAB,
+        "dtype": "uint16",
+        "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
+        "sources": [*names.sources],
+        "genres": [*names.genres],
+        "splits": entries,
+    }
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -75,7 +90,11 @@ def cut_share(loader: Any) -> dict[str, float]:
     begins = np.argsort(first, kind="stable")
     at = np.searchsorted(first[begins], fitting[:, 0], side="right") - 1
     whole = (at >= 0) & (last[begins][at] >= fitting[:, 0] + fitting[:, 1])
-    return {"documents": len(documents), "that_a_row_could_hold": len(fitting), "of_those_cut": round(1 - float(whole.mean()), 4)}
+    return {
+        "documents": len(documents),
+        "that_a_row_could_hold": len(fitting),
+        "of_those_cut": round(1 - float(whole.mean()), 4),
+    }
 
 
 def child(way: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
@@ -92,8 +111,20 @@ def child(way: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     loader = Loader(Shards.open(folder, "train"), CONTEXT, ROWS, seed, "best_fit" if way == "best_fit" else "ring")
-    model = GPT(GPTConfig(vocab_size=VOCAB, context=CONTEXT, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, norm="layernorm",
-                          activation="relu2", qk_norm=True))  # fmt: skip
+    model = GPT(
+        GPTConfig(
+            vocab_size=VOCAB,
+            context=CONTEXT,
+            layers=4,
+            d_model=128,
+            heads=4,
+            kv_heads=4,
+            d_ff=512,
+            norm="layernorm",
+            activation="relu2",
+            qk_norm=True,
+        )
+    )
     model.initialise(seed)
     optimizers = build_optimizers(model, Train(optimizer="muon", peak_lr=5e-3, matrix_lr=0.03, weight_decay=0.0))
     started = time.process_time()
@@ -103,7 +134,9 @@ def child(way: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
         if way.startswith("short_first"):
             batch = batch.cut(int(at(SCHEDULE, step / steps)))
         documents = None if batch.documents is None else torch.from_numpy(batch.documents)
-        (model.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), documents) / batch.inputs.size).backward()
+        (
+            model.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), documents) / batch.inputs.size
+        ).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
@@ -115,10 +148,19 @@ def child(way: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     alone = [(valid.read(first, min(size, CONTEXT + 1)), size) for first, size, _ in valid.documents.tolist()]
     running = [(valid.read(place, CONTEXT + 1), 0) for place in range(0, valid.tokens - CONTEXT, CONTEXT)]
     with torch.inference_mode():
-        figures = {f"{name}_bits_per_byte": bits(model, lengths, [text for text, _ in texts[:: max(1, len(texts) // 300)]]) for name, texts in
-                   (("alone", alone), ("running", running))}
-    return {"way": way, "seed": seed, "steps": steps, "tokens": steps * ROWS * CONTEXT, "cpu_seconds": round(seconds, 1), **figures,
-            **(cut_share(loader) if not way.startswith("short") else {})}
+        figures = {
+            f"{name}_bits_per_byte": bits(model, lengths, [text for text, _ in texts[:: max(1, len(texts) // 300)]])
+            for name, texts in (("alone", alone), ("running", running))
+        }
+    return {
+        "way": way,
+        "seed": seed,
+        "steps": steps,
+        "tokens": steps * ROWS * CONTEXT,
+        "cpu_seconds": round(seconds, 1),
+        **figures,
+        **(cut_share(loader) if not way.startswith("short") else {}),
+    }
 
 
 def bits(model: Any, lengths: Any, texts: list[Any]) -> float:
@@ -158,7 +200,9 @@ def main() -> None:
                     took = [results["runs"][f"{other} {seed}"]["cpu_seconds"] for other in ("ring", "short_first")]
                     steps = round(steps * took[0] / took[1])
                 command = [sys.executable, __file__, "--child", way, str(seed), str(steps), name]
-                row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+                row = json.loads(
+                    subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+                )
                 results["runs"][f"{way} {seed}"] = row
                 print(json.dumps(row), flush=True)
                 write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")

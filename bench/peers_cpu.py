@@ -1,19 +1,24 @@
-"""The same seconds on one thread for nanoGPT's and nanochat's recipes and ours, on the same texts, to the same held-out bytes.
+"""The same seconds on one thread for nanoGPT's and nanochat's recipes and ours, on the same texts, to the same held-out
+bytes.
 
-    python bench/peers_cpu.py [--text english] [--recipe ours] [--size small] [--seconds 300] [--clock cpu|wall] [--core 0]
+    python bench/peers_cpu.py [--text english] [--recipe ours] [--size small] [--seconds 300] [--clock cpu|wall] [--core
+    0]
 
     text ─corpus, tokens stages─▶ shards ─┬─▶ ours: lmforge.train.loop.train
-         (a vocabulary's own shards)      └─▶ train.bin, held-out.npz ─▶ nanoGPT's model.py, nanochat's gpt.py and optim.py, in a Python of theirs
+         (a vocabulary's own shards)      └─▶ train.bin, held-out.npz ─▶ nanoGPT's model.py, nanochat's gpt.py and
+         optim.py, in a Python of theirs
 
-Each (text, recipe, size, seconds) is one run; what bench/results/peers_cpu.json has already is not run again (--again does), and each run stands
-there as soon as it ends, so that the command may be stopped, and two may go on side by side, each on a processor of its own (--core).
+Each (text, recipe, size, seconds) is one run; what bench/results/peers_cpu.json has already is not run again (--again
+does), and each run stands there as soon as it ends, so that the command may be stopped, and two may go on side by side,
+each on a processor of its own (--core).
 
-Each side's code for network, optimizer and rates is its own; the loops around them are here, because neither trains by the clock. Some steps
-are timed first and not counted; the number of steps follows from them, and with it the schedule. Nobody's validation is counted. What is scored
-are the same bytes for all: the first held-out documents, whole, each tokenised by the vocabulary of the run, cut into rows of the context one
-after another; nats of all tokens but the ends of documents, over UTF-8 bytes. The peers' own vocabularies, 50,257 and 32,768 tokens, would leave
-most of so short a training to the output matrix, so both see ours of 4,096; `--vocab` gives them another (257: bytes, as nanoGPT's CPU command).
-nanochat's rows are cut from one stream, as the others', not packed.
+Each side's code for network, optimizer and rates is its own; the loops around them are here, because neither trains by
+the clock. Some steps are timed first and not counted; the number of steps follows from them, and with it the schedule.
+Nobody's validation is counted. What is scored are the same bytes for all: the first held-out documents, whole, each
+tokenised by the vocabulary of the run, cut into rows of the context one after another; nats of all tokens but the ends
+of documents, over UTF-8 bytes. The peers' own vocabularies, 50,257 and 32,768 tokens, would leave most of so short a
+training to the output matrix, so both see ours of 4,096; `--vocab` gives them another (257: bytes, as nanoGPT's CPU
+command). nanochat's rows are cut from one stream, as the others', not packed.
 """
 
 from __future__ import annotations
@@ -49,7 +54,8 @@ OUR_SIZES: dict[str, dict[str, Any]] = {  # beside bench/texts.toml
 SIZES = tuple(OUR_SIZES)
 RECIPES = ("ours", "nanoGPT", "nanochat")
 NANOCHAT_BATCH = 4096  # tokens; its script for CPUs states 16,384 for thirty minutes of a faster machine
-TIMED = 8  # steps that are timed beforehand, and as many more as take 3% of the time; the first three warm up and compile
+# steps that are timed beforehand, and as many more as take 3% of the time; the first three warm up and compile
+TIMED = 8
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
@@ -73,7 +79,9 @@ def rows_at(stream: Any, context: int, rows: int, generator: Any) -> Any:
     import torch
 
     starts = torch.randint(len(stream) - context - 1, (rows,), generator=generator)
-    cut = torch.stack([torch.from_numpy(stream[start : start + context + 1].astype(np.int64)) for start in starts.tolist()])
+    cut = torch.stack(
+        [torch.from_numpy(stream[start : start + context + 1].astype(np.int64)) for start in starts.tolist()]
+    )
     return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
 
 
@@ -90,7 +98,17 @@ def nanogpt(folder: str, data: Path, size: str, seconds: float, clock: Any) -> d
 
     def start() -> tuple[Any, Any, Any]:
         torch.manual_seed(1337)
-        model = GPT(GPTConfig(n_layer=layers, n_head=heads, n_embd=width, block_size=CONTEXT, vocab_size=vocabulary, dropout=0.0, bias=False))
+        model = GPT(
+            GPTConfig(
+                n_layer=layers,
+                n_head=heads,
+                n_embd=width,
+                block_size=CONTEXT,
+                vocab_size=vocabulary,
+                dropout=0.0,
+                bias=False,
+            )
+        )
         return model, model.configure_optimizers(0.1, peak, (0.9, 0.99), "cpu"), torch.Generator().manual_seed(1)
 
     model, optimizer, generator = start()
@@ -107,7 +125,11 @@ def nanogpt(folder: str, data: Path, size: str, seconds: float, clock: Any) -> d
     began, began_cpu = clock(), time.process_time()
     for index in range(steps):
         progress = (index - warmup) / max(1, steps - warmup)
-        rate = peak * (index + 1) / (warmup + 1) if index < warmup else least + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - least)
+        rate = (
+            peak * (index + 1) / (warmup + 1)
+            if index < warmup
+            else least + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - least)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         step(index)
@@ -118,12 +140,19 @@ def nanogpt(folder: str, data: Path, size: str, seconds: float, clock: Any) -> d
         _, mean = model(inputs, targets)
         return float(mean) * int((targets >= 0).sum())
 
-    return {"steps": steps, "tokens": steps * 12 * CONTEXT, "spent": spent, "cpu_seconds": cpu, "nats": validated(data, nats),
-            "parameters": sum(p.numel() for p in model.parameters())}
+    return {
+        "steps": steps,
+        "tokens": steps * 12 * CONTEXT,
+        "spent": spent,
+        "cpu_seconds": cpu,
+        "nats": validated(data, nats),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def nanochat(folder: str, data: Path, size: str, seconds: float, clock: Any) -> dict[str, Any]:
-    """base_train.py's rules: rates by the root of the batch, weight decay by batch and horizon, warm-up 40, warm-down 65%, momentum 0.85 to 0.97."""
+    """base_train.py's rules: rates by the root of the batch, weight decay by batch and horizon, warm-up 40, warm-down
+    65%, momentum 0.85 to 0.97."""
     sys.path.insert(0, folder)
     import torch
     from nanochat.gpt import GPT, GPTConfig
@@ -134,8 +163,17 @@ def nanochat(folder: str, data: Path, size: str, seconds: float, clock: Any) -> 
 
     def make(layers: int, on: str = "cpu") -> Any:
         with torch.device("meta"):
-            model = GPT(GPTConfig(sequence_len=CONTEXT, vocab_size=vocabulary, n_layer=layers, n_head=layers, n_kv_head=layers, n_embd=64 * layers,
-                                  window_pattern="L"))
+            model = GPT(
+                GPTConfig(
+                    sequence_len=CONTEXT,
+                    vocab_size=vocabulary,
+                    n_layer=layers,
+                    n_head=layers,
+                    n_kv_head=layers,
+                    n_embd=64 * layers,
+                    window_pattern="L",
+                )
+            )
         return model if on == "meta" else model.to_empty(device="cpu")
 
     def scaling(model: Any) -> int:
@@ -149,9 +187,15 @@ def nanochat(folder: str, data: Path, size: str, seconds: float, clock: Any) -> 
         scale = (NANOCHAT_BATCH / batch) ** 0.5
         horizon = steps * NANOCHAT_BATCH
         decay = 0.28 * scale * (12 * scaling(make(12, "meta")) / horizon)
-        decay = min(decay, 0.28)  # the rule is for horizons near the compute-optimal one; so short a training would get a decay above 1
-        optimizer = model.setup_optimizer(unembedding_lr=0.008 * scale, embedding_lr=0.3 * scale, scalar_lr=0.5 * scale, matrix_lr=0.02 * scale,
-                                          weight_decay=decay)
+        # the rule is for horizons near the compute-optimal one; so short a training would get a decay above 1
+        decay = min(decay, 0.28)
+        optimizer = model.setup_optimizer(
+            unembedding_lr=0.008 * scale,
+            embedding_lr=0.3 * scale,
+            scalar_lr=0.5 * scale,
+            matrix_lr=0.02 * scale,
+            weight_decay=decay,
+        )
         return model, optimizer, torch.Generator().manual_seed(1), decay
 
     model, optimizer, generator, decay = start(1000)
@@ -169,16 +213,31 @@ def nanochat(folder: str, data: Path, size: str, seconds: float, clock: Any) -> 
     for index in range(steps):
         left = (steps - index) / falls
         multiplier = (index + 1) / 40 if index < 40 else 1.0 if index <= steps - falls else left + (1 - left) * 0.05
-        momentum = (0.85 + 0.12 * index / 400 if index < 400 else 0.97 if index < steps - falls else 0.97 * left + 0.90 * (1 - left))
+        momentum = (
+            0.85 + 0.12 * index / 400
+            if index < 400
+            else 0.97
+            if index < steps - falls
+            else 0.97 * left + 0.90 * (1 - left)
+        )
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
             if group["kind"] == "muon":
-                group["momentum"], group["weight_decay"] = momentum, decay * 0.5 * (1 + math.cos(math.pi * index / steps))
+                group["momentum"], group["weight_decay"] = (
+                    momentum,
+                    decay * 0.5 * (1 + math.cos(math.pi * index / steps)),
+                )
         step(index)
     spent, cpu = clock() - began, time.process_time() - began_cpu
-    return {"steps": steps, "tokens": steps * NANOCHAT_BATCH, "spent": spent, "cpu_seconds": cpu,
-            "nats": validated(data, lambda inputs, targets: float(model(inputs, targets, loss_reduction="sum"))),
-            "parameters": sum(p.numel() for p in model.parameters()), "dtype": os.environ.get("NANOCHAT_DTYPE", "float32")}
+    return {
+        "steps": steps,
+        "tokens": steps * NANOCHAT_BATCH,
+        "spent": spent,
+        "cpu_seconds": cpu,
+        "nats": validated(data, lambda inputs, targets: float(model(inputs, targets, loss_reduction="sum"))),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": os.environ.get("NANOCHAT_DTYPE", "float32"),
+    }
 
 
 def validated(data: Path, nats: Any) -> float:
@@ -194,9 +253,17 @@ def validated(data: Path, nats: Any) -> float:
 def corpora() -> dict[str, dict[str, Any]]:
     """The recipes of the texts."""
     data = Path(os.environ.get("LMFORGE_DATA") or HERE.parents[1] / "shared" / "data") / "pretrain"
-    english = [{"kind": "jsonl", "path": str(data / name), "genre": genre} for name, genre in
-               (("stories", "stories"), ("encyclopedia/wikipedia_squad_train_articles.jsonl.gz", "encyclopedia"))]
-    return {"python-library": {"sources": [{"kind": "python-library", "genre": "code"}]}, "english": {"sources": english}}
+    english = [
+        {"kind": "jsonl", "path": str(data / name), "genre": genre}
+        for name, genre in (
+            ("stories", "stories"),
+            ("encyclopedia/wikipedia_squad_train_articles.jsonl.gz", "encyclopedia"),
+        )
+    ]
+    return {
+        "python-library": {"sources": [{"kind": "python-library", "genre": "code"}]},
+        "english": {"sources": english},
+    }
 
 
 def prepare(text: str, vocabulary: int, work: Path) -> Path:
@@ -242,7 +309,17 @@ def theirs(side: str, arguments: argparse.Namespace, data: Path, size: str) -> d
     """One training of a peer, in its own process."""
     checkout = arguments.peer if side == "nanoGPT" else arguments.nanochat
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NANOCHAT_DTYPE": arguments.dtype}
-    command = [arguments.peer_python, __file__, "--worker", side, str(checkout.absolute()), str(data), size, str(arguments.seconds), arguments.clock]
+    command = [
+        arguments.peer_python,
+        __file__,
+        "--worker",
+        side,
+        str(checkout.absolute()),
+        str(data),
+        size,
+        str(arguments.seconds),
+        arguments.clock,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {side} {size}: {done.stderr[-800:]}")
@@ -251,7 +328,8 @@ def theirs(side: str, arguments: argparse.Namespace, data: Path, size: str) -> d
 
 
 def ours(arguments: argparse.Namespace, data: Path, size: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """One training of ours, in its own process, and the model it leaves scored like the others. A short one first says how many steps fit."""
+    """One training of ours, in its own process, and the model it leaves scored like the others. A short one first says
+    how many steps fit."""
     from speedrun_cpu import run_ours
 
     key = "cpu_seconds" if arguments.clock == "cpu" else "seconds"
@@ -259,7 +337,13 @@ def ours(arguments: argparse.Namespace, data: Path, size: str, changes: dict[str
     with tempfile.TemporaryDirectory() as temporary:
         count = 24
         while True:
-            row = run_ours(HERE / "texts.toml", data / "tokens", {**settings, "train.steps": count}, 1, Path(temporary) / str(count))
+            row = run_ours(
+                HERE / "texts.toml",
+                data / "tokens",
+                {**settings, "train.steps": count},
+                1,
+                Path(temporary) / str(count),
+            )
             if row[key] > 0.9 * arguments.seconds or count >= (steps := int(arguments.seconds / row[key] * count)):
                 break
             # The first steps are slower than the rest: a second trial of a twentieth of the time, then the run.
@@ -285,8 +369,15 @@ def run(arguments: argparse.Namespace, text: str, side: str, size: str) -> None:
     changes = json.loads(arguments.set) if side == "ours" else {}
     vocabulary = arguments.vocab or (our_vocabulary() if side == "ours" else VOCABULARY)
     vocabulary = changes.pop("tokens.vocab_size", vocabulary)
-    about = {"text": text, "recipe": side, "size": size, "seconds": arguments.seconds, "clock": arguments.clock, "vocabulary": vocabulary,
-             **({"dtype": arguments.dtype} if side == "nanochat" else {})}
+    about = {
+        "text": text,
+        "recipe": side,
+        "size": size,
+        "seconds": arguments.seconds,
+        "clock": arguments.clock,
+        "vocabulary": vocabulary,
+        **({"dtype": arguments.dtype} if side == "nanochat" else {}),
+    }
     known = [row for row in stored()["rows"] if about.items() <= row.items() and not changes]
     if known and not arguments.again:
         print(f"known: {json.dumps(known[-1])}", flush=True)
@@ -295,7 +386,12 @@ def run(arguments: argparse.Namespace, text: str, side: str, size: str) -> None:
     row = ours(arguments, data, size, changes) if side == "ours" else theirs(side, arguments, data, size)
     from lmforge.record import code_version
 
-    row = {**about, "bits_per_byte": row["nats"] / math.log(2) / int(np.load(data / HELD_OUT)["bytes"]), **row, "code": code_version()}
+    row = {
+        **about,
+        "bits_per_byte": row["nats"] / math.log(2) / int(np.load(data / HELD_OUT)["bytes"]),
+        **row,
+        "code": code_version(),
+    }
     print(json.dumps(row), flush=True)
     if not changes and not arguments.dry:
         store(about, row)
@@ -323,7 +419,13 @@ def store(about: dict[str, Any], row: dict[str, Any]) -> None:
     with locked(Path(tempfile.gettempdir()) / "lmforge-peers-cpu.lock"):
         found = stored()
         rows = [*(each for each in found["rows"] if not about.items() <= each.items()), row]
-        write_atomic(RESULT, json.dumps({"command": "python bench/peers_cpu.py", **found, "rows": rows, "compared": compared(rows)}, indent=1) + "\n")
+        write_atomic(
+            RESULT,
+            json.dumps(
+                {"command": "python bench/peers_cpu.py", **found, "rows": rows, "compared": compared(rows)}, indent=1
+            )
+            + "\n",
+        )
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -331,7 +433,10 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for text, seconds, clock in sorted({(row["text"], row["seconds"], row["clock"]) for row in rows}):
         alike = [row for row in rows if (row["text"], row["seconds"], row["clock"]) == (text, seconds, clock)]
-        best = {side: min(([row["bits_per_byte"], row["size"]] for row in alike if row["recipe"] == side), default=None) for side in RECIPES}
+        best = {
+            side: min(([row["bits_per_byte"], row["size"]] for row in alike if row["recipe"] == side), default=None)
+            for side in RECIPES
+        }
         own = best["ours"]
         fewer = {side: 1 - own[0] / each[0] for side, each in best.items() if own and each and side != "ours"}
         found.append({"text": text, "seconds": seconds, "clock": clock, "best": best, "fewer_bits_than": fewer})
@@ -341,21 +446,33 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", choices=["english", "python-library"], nargs="+", default=["english", "python-library"])
+    parser.add_argument(
+        "--text", choices=["english", "python-library"], nargs="+", default=["english", "python-library"]
+    )
     parser.add_argument("--recipe", choices=RECIPES, nargs="+", default=list(RECIPES))
     parser.add_argument("--size", choices=SIZES, nargs="+", default=list(SIZES))
     parser.add_argument("--seconds", type=float, default=300, help="training time of each run")
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="what the seconds are of: the processor, or the wall")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="cpu", help="what the seconds are of: the processor, or the wall"
+    )
     parser.add_argument("--core", type=int, help="the processor to stay on (default: any)")
     parser.add_argument("--again", action="store_true", help="run what is known already, too")
     parser.add_argument("--dry", action="store_true", help="keep no result")
     parser.add_argument("--vocab", type=int, help="another vocabulary than the recipe's")
-    parser.add_argument("--set", default="{}", help="changes to bench/texts.toml as JSON, for trials: their rows are not kept")
+    parser.add_argument(
+        "--set", default="{}", help="changes to bench/texts.toml as JSON, for trials: their rows are not kept"
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of nanochat")
     parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"), help="a checkout of karpathy/nanoGPT")
-    parser.add_argument("--nanochat", type=Path, default=Path(".peers/nanochat"), help="a checkout of karpathy/nanochat")
-    parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for both")
-    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "peers_cpu", help="where texts and shards are kept")
+    parser.add_argument(
+        "--nanochat", type=Path, default=Path(".peers/nanochat"), help="a checkout of karpathy/nanochat"
+    )
+    parser.add_argument(
+        "--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for both"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=HERE.parent / "runs" / "peers_cpu", help="where texts and shards are kept"
+    )
     arguments = parser.parse_args(argv)
     for checkout, file in ((arguments.peer, "model.py"), (arguments.nanochat, "nanochat/gpt.py")):
         side = "nanoGPT" if file == "model.py" else "nanochat"

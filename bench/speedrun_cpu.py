@@ -1,17 +1,22 @@
-"""Time to quality on this CPU: tinyshakespeare by characters beside nanoGPT's own CPU command, and our lowest loss in ten CPU minutes.
+"""Time to quality on this CPU: tinyshakespeare by characters beside nanoGPT's own CPU command, and our lowest loss in
+ten CPU minutes.
 
-    python bench/speedrun_cpu.py [--part beside|lowest|ablations|texts] [--peer .peers/nanoGPT] [--peer-python .peers/venv/bin/python]
+    python bench/speedrun_cpu.py [--part beside|lowest|ablations|texts] [--peer .peers/nanoGPT] [--peer-python
+    .peers/venv/bin/python]
 
-beside     nanoGPT's command (4 layers, d 128, block 64, batch 12, 2,000 steps) and bench/speedrun.toml in turn, each a process of its own
+beside     nanoGPT's command (4 layers, d 128, block 64, batch 12, 2,000 steps) and bench/speedrun.toml in turn, each a
+process of its own
            on both cores: seconds of the training steps alone, and of the whole process.
 lowest     bench/lowest.toml on one thread: the loss after at most 600 seconds of processor time.
 ablations  bench/speedrun.toml with one ingredient taken away at a time, on one thread: processor time and loss.
-texts      the same seconds on one thread for nanoGPT's and nanochat's recipes and ours, on longer texts: bench/peers_cpu.py, which has its own
+texts      the same seconds on one thread for nanoGPT's and nanochat's recipes and ours, on longer texts:
+bench/peers_cpu.py, which has its own
            results and takes what else stands on the command line (--text english --size small --seconds 300 …).
 
-The text is LMFORGE_DATA/pretrain/books/tinyshakespeare.txt.gz (or ../shared/data/…); its last tenth is the validation split, as nanoGPT's prepare.py
-cuts it. Ours goes through `lmforge.train.loop.train`; its loss is over the whole validation split. One character is one byte, so nats per token
-are nats per character. nanoGPT's own estimate is over 240 random rows. Writes bench/results/speedrun_cpu.json.
+The text is LMFORGE_DATA/pretrain/books/tinyshakespeare.txt.gz (or ../shared/data/…); its last tenth is the validation
+split, as nanoGPT's prepare.py cuts it. Ours goes through `lmforge.train.loop.train`; its loss is over the whole
+validation split. One character is one byte, so nats per token are nats per character. nanoGPT's own estimate is over
+240 random rows. Writes bench/results/speedrun_cpu.json.
 """
 
 from __future__ import annotations
@@ -38,15 +43,30 @@ import zstandard
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "speedrun_cpu.json"
 COMMAND = [
-    "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64",
-    "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0",
+    "config/train_shakespeare_char.py",
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
 ]
 EVALUATES = 250  # steps between nanoGPT's evaluations, which are not counted as training
 ABLATIONS: dict[str, dict[str, Any]] = {  # what stands in for the ingredient
     "as it is": {},
     "no n-gram tables": {"model.ngram_rows": 0},
     "no n-gram tables, 4 layers of 128, 200 steps": {
-        "model.ngram_rows": 0, "model.layers": 4, "model.d_model": 128, "model.heads": 4, "train.steps": 200,
+        "model.ngram_rows": 0,
+        "model.layers": 4,
+        "model.d_model": 128,
+        "model.heads": 4,
+        "train.steps": 200,
     },
     "tied output": {"model.tied": True},
     "AdamW alone": {"train.optimizer": "adamw", "train.peak_lr": 0.005},
@@ -66,7 +86,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # what stands in for the ingredient
 
 def text() -> str:
     """The whole text."""
-    path = Path(os.environ.get("LMFORGE_DATA") or HERE.parents[1] / "shared" / "data") / "pretrain" / "books" / "tinyshakespeare.txt.gz"
+    path = (
+        Path(os.environ.get("LMFORGE_DATA") or HERE.parents[1] / "shared" / "data")
+        / "pretrain"
+        / "books"
+        / "tinyshakespeare.txt.gz"
+    )
     if not path.is_file():
         sys.exit(f"error: {path} is not there; set LMFORGE_DATA to the folder that holds pretrain/")
     return gzip.decompress(path.read_bytes()).decode()
@@ -87,7 +112,9 @@ def our_tokens(folder: Path) -> Path:
     documents = folder / "corpus" / "documents"
     documents.mkdir(parents=True)
     for split, content in parts().items():
-        line = json.dumps({"id": split, "text": content, "source": "tinyshakespeare", "genre": "books", "meta": {}}) + "\n"
+        line = (
+            json.dumps({"id": split, "text": content, "source": "tinyshakespeare", "genre": "books", "meta": {}}) + "\n"
+        )
         (documents / f"{split}-00000.jsonl.zst").write_bytes(zstandard.compress(line.encode()))
     build_tokens(parse_recipe({"tokens": {"vocab_size": 257, "context": 64}}), folder / "corpus", folder / "tokens")
     return folder / "tokens"
@@ -101,7 +128,9 @@ def their_tokens(peer: Path, folder: Path) -> Path:
     number = {character: index for index, character in enumerate(characters)}
     for name, split in (("train", "train"), ("val", "valid")):
         np.array([number[character] for character in splits[split]], dtype=np.uint16).tofile(data / f"{name}.bin")
-    (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": number}))
+    (data / "meta.pkl").write_bytes(
+        pickle.dumps({"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": number})
+    )
     return folder
 
 
@@ -109,22 +138,41 @@ def run_theirs(python: Path, folder: Path, threads: int) -> dict[str, float]:
     """One run of nanoGPT's command."""
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([python, "train.py", *COMMAND], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python, "train.py", *COMMAND], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     whole = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"error: nanoGPT failed: {done.stderr[-500:]}")
-    steps = [(int(step), float(milliseconds) / 1000) for step, milliseconds in re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", done.stdout)]
+    steps = [
+        (int(step), float(milliseconds) / 1000)
+        for step, milliseconds in re.findall(r"iter (\d+): loss [\d.]+, time ([\d.]+)ms", done.stdout)
+    ]
     training = [seconds for step, seconds in steps if step % EVALUATES]
     losses = re.findall(r"step (\d+): train loss [\d.]+, val loss ([\d.]+)", done.stdout)
     assert losses[-1][0] == "2000", losses
-    return {"seconds": sum(training) * len(steps) / len(training), "process_seconds": whole, "loss": float(losses[-1][1])}
+    return {
+        "seconds": sum(training) * len(steps) / len(training),
+        "process_seconds": whole,
+        "loss": float(losses[-1][1]),
+    }
 
 
 def run_ours(recipe: Path, tokens: Path, changes: dict[str, Any], threads: int, folder: Path) -> dict[str, Any]:
     """One training in a process of its own."""
-    command = [sys.executable, str(HERE / "speedrun_cpu.py"), "--worker", str(recipe), str(tokens), str(folder), json.dumps(changes)]
+    command = [
+        sys.executable,
+        str(HERE / "speedrun_cpu.py"),
+        "--worker",
+        str(recipe),
+        str(tokens),
+        str(folder),
+        json.dumps(changes),
+    ]
     started = time.perf_counter()
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False
+    )
     whole = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"error: ours failed: {done.stderr[-800:]}")
@@ -133,7 +181,8 @@ def run_ours(recipe: Path, tokens: Path, changes: dict[str, Any], threads: int, 
 
 
 def worker(recipe: str, tokens: str, out: str, *variants: str) -> None:
-    """Train each variant and print its figures; the processor time is that of the steps, with validation and saving at the end left out."""
+    """Train each variant and print its figures; the processor time is that of the steps, with validation and saving at
+    the end left out."""
     from lmforge.allocator import keep_freed_memory
     from lmforge.recipe import load_recipe
     from lmforge.train import loop
@@ -154,7 +203,9 @@ def worker(recipe: str, tokens: str, out: str, *variants: str) -> None:
     loop.TrainingRun = Timed  # type: ignore[misc]
     for number, changes in enumerate(variants):
         spent.clear()
-        settings = load_recipe(Path(recipe), [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()])
+        settings = load_recipe(
+            Path(recipe), [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()]
+        )
         place = Path(out) / str(number)
         figures = loop.train(settings, Path(tokens), place / "train", place / "model")
         loss = figures["valid_bits_per_byte"] * math.log(2)
@@ -169,7 +220,15 @@ def beside(arguments: argparse.Namespace, folder: Path, tokens: Path) -> dict[st
     for turn in range(arguments.rounds):
         rows["nanoGPT"].append(run_theirs(arguments.peer_python, theirs, arguments.peer_threads))
         print(json.dumps(rows["nanoGPT"][-1]), flush=True)
-        rows["ours"].append(run_ours(HERE / "speedrun.toml", tokens, {"train.threads": arguments.threads}, arguments.threads, folder / f"ours{turn}"))
+        rows["ours"].append(
+            run_ours(
+                HERE / "speedrun.toml",
+                tokens,
+                {"train.threads": arguments.threads},
+                arguments.threads,
+                folder / f"ours{turn}",
+            )
+        )
         print(json.dumps(rows["ours"][-1]), flush=True)
     pairs = [*zip(rows["ours"], rows["nanoGPT"], strict=True)]
     ratio = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in ("seconds", "process_seconds")}
@@ -188,13 +247,27 @@ def ablations(arguments: argparse.Namespace, folder: Path, tokens: Path) -> list
     rows = []
     alone = {"train.threads": 1, "train.micro_batch_tokens": 1024}
     variants = [json.dumps({**alone, **changes}) for changes in ABLATIONS.values()]
-    command = [sys.executable, str(HERE / "speedrun_cpu.py"), "--worker", str(HERE / "speedrun.toml"), str(tokens), str(folder / "rows"), *variants]
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        str(HERE / "speedrun_cpu.py"),
+        "--worker",
+        str(HERE / "speedrun.toml"),
+        str(tokens),
+        str(folder / "rows"),
+        *variants,
+    ]
+    with subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         for (name, changes), line in zip(ABLATIONS.items(), process.stdout, strict=False):
             row = json.loads(line)
             rows.append({"what": name, "changes": changes, **row})
-            print(f"{name}: {row['loss']:.4f} nats a character, {row['cpu_seconds']:.1f} s, {row['parameters']:,} parameters", flush=True)
+            print(
+                f"{name}: {row['loss']:.4f} nats a character, {row['cpu_seconds']:.1f} s, {row['parameters']:,} "
+                "parameters",
+                flush=True,
+            )
     if len(rows) < len(ABLATIONS):
         sys.exit(f"error: ours failed at: {[*ABLATIONS][len(rows)]}")
     return rows
@@ -208,10 +281,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["beside", "lowest", "ablations", "texts"], action="append")
     parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"), help="a checkout of karpathy/nanoGPT")
-    parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for it")
+    parser.add_argument(
+        "--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with torch for it"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="of ours: so many networks side by side, one thread each")
-    parser.add_argument("--peer-threads", type=int, default=1, help="of nanoGPT; two took more than twice as long here as one")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of ours: so many networks side by side, one thread each"
+    )
+    parser.add_argument(
+        "--peer-threads", type=int, default=1, help="of nanoGPT; two took more than twice as long here as one"
+    )
     parser.add_argument("--set", default="{}", help="changes to bench/lowest.toml as JSON")
     arguments, rest = parser.parse_known_args()
     wanted = arguments.part or ["beside", "lowest", "ablations", "texts"]
@@ -224,7 +303,9 @@ def main() -> None:
         wanted = [part for part in wanted if part != "texts"]
         peers_cpu.texts(peers)
     if "beside" in wanted and not (arguments.peer / "train.py").is_file():
-        sys.exit(f"{arguments.peer}/train.py: not there; put a checkout of karpathy/nanoGPT there or name it with --peer")
+        sys.exit(
+            f"{arguments.peer}/train.py: not there; put a checkout of karpathy/nanoGPT there or name it with --peer"
+        )
     arguments.peer_python = arguments.peer_python.absolute()
     from lmforge.record import code_version, machine, write_atomic
 
@@ -232,8 +313,11 @@ def main() -> None:
     if found.get("machine") != machine():
         found = {}
     commit = arguments.peer / "COMMIT"
-    found |= {"command": "python bench/speedrun_cpu.py", "machine": machine(),
-              "peer": "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit")}
+    found |= {
+        "command": "python bench/speedrun_cpu.py",
+        "machine": machine(),
+        "peer": "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit"),
+    }
     if not wanted:
         return
     with tempfile.TemporaryDirectory() as temporary:

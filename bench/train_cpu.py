@@ -1,11 +1,14 @@
-"""Training speed on this CPU beside nanoGPT, litgpt and transformers' Trainer: same architecture, batch, threads, alternately in one run.
+"""Training speed on this CPU beside nanoGPT, litgpt and transformers' Trainer: same architecture, batch, threads,
+alternately in one run.
 
-    python bench/train_cpu.py --peer .peers/nanoGPT --peer-python .peers/venv/bin/python --litgpt-python .peers/litgpt/bin/python
+    python bench/train_cpu.py --peer .peers/nanoGPT --peer-python .peers/venv/bin/python --litgpt-python
+    .peers/litgpt/bin/python
 
-Each way (a side and a precision, such as ours-bf16) is a process of its own that waits while the others are timed. Ours and nanoGPT start
-from the same weights, and these two see the same batches, so their losses can be compared step by step; litgpt has rotary for learned
-positions, and the Trainer's GPT-2 has biases. nanoGPT trains in fp32 on a CPU: nanogpt-bf16 is its step under autocast, which it does not do
-itself. The best way of each side counts. The floor is the matrix products alone at this machine's measured fp32 peak, which bfloat16 can pass.
+Each way (a side and a precision, such as ours-bf16) is a process of its own that waits while the others are timed. Ours
+and nanoGPT start from the same weights, and these two see the same batches, so their losses can be compared step by
+step; litgpt has rotary for learned positions, and the Trainer's GPT-2 has biases. nanoGPT trains in fp32 on a CPU:
+nanogpt-bf16 is its step under autocast, which it does not do itself. The best way of each side counts. The floor is the
+matrix products alone at this machine's measured fp32 peak, which bfloat16 can pass.
 """
 
 from __future__ import annotations
@@ -27,8 +30,18 @@ SIZES = {  # name: d_model, layers, context, heads, rows
     "d768": (768, 12, 512, 12, 4),
 }
 RATE, DECAY, BETAS, CLIP = 6e-4, 0.1, (0.9, 0.95), 1.0
-WAYS = ("ours-fp32", "nanogpt-fp32", "litgpt-fp32", "trainer-fp32", "ours-bf16", "nanogpt-bf16", "litgpt-bf16", "trainer-bf16")
-OTHERS = ("ours-compiled", "nanogpt-compiled")  # in fp32; slower than eager at all sizes here (docs/log.md), so only on request
+WAYS = (
+    "ours-fp32",
+    "nanogpt-fp32",
+    "litgpt-fp32",
+    "trainer-fp32",
+    "ours-bf16",
+    "nanogpt-bf16",
+    "litgpt-bf16",
+    "trainer-bf16",
+)
+# in fp32; slower than eager at all sizes here (docs/log.md), so only on request
+OTHERS = ("ours-compiled", "nanogpt-compiled")
 
 
 def batches(vocab: int, rows: int, context: int, step: int) -> Any:
@@ -46,8 +59,18 @@ def our_network(size: str, vocab: int) -> Any:
     from lmforge.model.gpt import GPT, GPTConfig
 
     width, layers, context, heads, _ = SIZES[size]
-    config = GPTConfig(vocab_size=vocab, context=context, layers=layers, d_model=width, heads=heads, kv_heads=heads, d_ff=4 * width,
-                       activation="gelu", norm="layernorm", positions="learned")
+    config = GPTConfig(
+        vocab_size=vocab,
+        context=context,
+        layers=layers,
+        d_model=width,
+        heads=heads,
+        kv_heads=heads,
+        d_ff=4 * width,
+        activation="gelu",
+        norm="layernorm",
+        positions="learned",
+    )
     model = GPT(config)
     model.initialise(1)
     return model
@@ -67,9 +90,18 @@ def ours(size: str, vocab: int, threads: int, mode: str) -> Any:
     keep_freed_memory()
     _, _, context, _, rows = SIZES[size]
     model = our_network(size, vocab)
-    recipe = parse_recipe({"tokens": {"context": context}, "train": {
-        "threads": threads, "compile": "on" if mode == "compiled" else "off", "peak_lr": RATE, "weight_decay": DECAY,
-        "precision": "bf16" if mode == "bf16" else "fp32"}})
+    recipe = parse_recipe(
+        {
+            "tokens": {"context": context},
+            "train": {
+                "threads": threads,
+                "compile": "on" if mode == "compiled" else "off",
+                "peak_lr": RATE,
+                "weight_decay": DECAY,
+                "precision": "bf16" if mode == "bf16" else "fp32",
+            },
+        }
+    )
     way = choose(recipe, model, torch.device("cpu"), rows, 1000)
     networks = Replicas(model, way.replicas, way.threads)
     optimizers = build_optimizers(model, recipe.train)
@@ -111,11 +143,20 @@ def nanogpt(size: str, vocab: int, threads: int, mode: str, directory: Path) -> 
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     width, layers, context, heads, rows = SIZES[size]
-    model = module.GPT(module.GPTConfig(block_size=context, vocab_size=vocab, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0,
-                                        bias=False))
+    model = module.GPT(
+        module.GPTConfig(
+            block_size=context, vocab_size=vocab, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0, bias=False
+        )
+    )
     names = {"embed": "transformer.wte", "learned_positions": "transformer.wpe", "norm": "transformer.ln_f"}
-    inner = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "ff_norm": "ln_2", "ff.up": "mlp.c_fc",
-             "ff.down": "mlp.c_proj"}
+    inner = {
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "ff_norm": "ln_2",
+        "ff.up": "mlp.c_fc",
+        "ff.down": "mlp.c_proj",
+    }
     theirs = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in our_network(size, vocab).named_parameters():
@@ -153,11 +194,24 @@ def litgpt(size: str, vocab: int, threads: int, mode: str) -> Any:
     width, layers, context, heads, rows = SIZES[size]
     torch.set_num_threads(threads)
     fabric = lightning.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if mode == "bf16" else "32-true")
-    config = Config(block_size=context, vocab_size=vocab, padded_vocab_size=vocab, n_layer=layers, n_head=heads, n_embd=width, bias=False,
-                    intermediate_size=4 * width, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", rotary_percentage=1.0,
-                    parallel_residual=False)
+    config = Config(
+        block_size=context,
+        vocab_size=vocab,
+        padded_vocab_size=vocab,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=width,
+        bias=False,
+        intermediate_size=4 * width,
+        norm_class_name="LayerNorm",
+        mlp_class_name="GptNeoxMLP",
+        rotary_percentage=1.0,
+        parallel_residual=False,
+    )
     model = fabric.setup(GPT(config))
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True))
+    optimizer = fabric.setup_optimizers(
+        torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
+    )
 
     def step(index: int) -> float:
         inputs, targets = batches(vocab, rows, context, index)
@@ -202,14 +256,40 @@ def trainer(size: str, vocab: int, threads: int, mode: str, out: Any) -> None:
                 out.write(json.dumps({"seconds": time.perf_counter() - self.started, "losses": []}) + "\n")
                 out.flush()
 
-    config = transformers.GPT2Config(vocab_size=vocab, n_positions=context, n_embd=width, n_layer=layers, n_head=heads, activation_function="gelu",
-                                     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    config = transformers.GPT2Config(
+        vocab_size=vocab,
+        n_positions=context,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        activation_function="gelu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(
-            output_dir=folder, use_cpu=True, bf16=mode == "bf16", per_device_train_batch_size=rows, max_steps=1_000_000, learning_rate=RATE,
-            weight_decay=DECAY, adam_beta1=BETAS[0], adam_beta2=BETAS[1], max_grad_norm=CLIP, lr_scheduler_type="constant",
-            optim="adamw_torch_fused", logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True)
-        run = transformers.Trainer(transformers.GPT2LMHeadModel(config), settings, train_dataset=Rows(), callbacks=[Turns()])
+            output_dir=folder,
+            use_cpu=True,
+            bf16=mode == "bf16",
+            per_device_train_batch_size=rows,
+            max_steps=1_000_000,
+            learning_rate=RATE,
+            weight_decay=DECAY,
+            adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1],
+            max_grad_norm=CLIP,
+            lr_scheduler_type="constant",
+            optim="adamw_torch_fused",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        run = transformers.Trainer(
+            transformers.GPT2LMHeadModel(config), settings, train_dataset=Rows(), callbacks=[Turns()]
+        )
         out.write("ready\n")
         out.flush()
         run.train()
@@ -223,8 +303,13 @@ def worker(way: str, size: str, vocab: int, threads: int, peer: Path) -> None:
     if side == "trainer":
         trainer(size, vocab, threads, mode, out)
         return
-    step = (ours(size, vocab, threads, mode) if side == "ours" else litgpt(size, vocab, threads, mode) if side == "litgpt" else
-            nanogpt(size, vocab, threads, mode, peer))
+    step = (
+        ours(size, vocab, threads, mode)
+        if side == "ours"
+        else litgpt(size, vocab, threads, mode)
+        if side == "litgpt"
+        else nanogpt(size, vocab, threads, mode, peer)
+    )
     out.write("ready\n")
     out.flush()
     done = 0
@@ -238,19 +323,48 @@ def worker(way: str, size: str, vocab: int, threads: int, peer: Path) -> None:
 
 GROUPS = {  # of operations by name, for the profile
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_"),
-    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention_for_cpu_backward", "aten::bmm",
-                  "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_softmax",
+        "aten::_softmax_backward_data",
+    ),
     "activation": ("aten::gelu", "aten::gelu_backward"),
     "normalisation": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-    "loss beside its products": ("aten::_log_softmax", "aten::gather", "aten::scatter_add_", "aten::exp_", "aten::sum", "_LinearCrossEntropy"),
-    "optimizer and clipping": ("aten::_fused_adamw_", "aten::_foreach_norm", "aten::_foreach_mul_", "aten::linalg_vector_norm"),
-    "copies, casts and sums": ("aten::copy_", "aten::add", "aten::add_", "aten::mul", "aten::mul_", "aten::cat", "aten::fill_", "aten::zero_",
-                               "aten::embedding", "aten::embedding_dense_backward"),
+    "loss beside its products": (
+        "aten::_log_softmax",
+        "aten::gather",
+        "aten::scatter_add_",
+        "aten::exp_",
+        "aten::sum",
+        "_LinearCrossEntropy",
+    ),
+    "optimizer and clipping": (
+        "aten::_fused_adamw_",
+        "aten::_foreach_norm",
+        "aten::_foreach_mul_",
+        "aten::linalg_vector_norm",
+    ),
+    "copies, casts and sums": (
+        "aten::copy_",
+        "aten::add",
+        "aten::add_",
+        "aten::mul",
+        "aten::mul_",
+        "aten::cat",
+        "aten::fill_",
+        "aten::zero_",
+        "aten::embedding",
+        "aten::embedding_dense_backward",
+    ),
 }
 
 
 def profile(size: str, vocab: int, mode: str) -> dict[str, float]:
-    """Shares of the time of our step on one thread, by kind of operation; what no operation accounts for is Python's and autograd's."""
+    """Shares of the time of our step on one thread, by kind of operation; what no operation accounts for is Python's
+    and autograd's."""
     import torch
 
     step = ours(size, vocab, 1, mode)
@@ -288,11 +402,26 @@ def flops_per_token(size: str, vocab: int) -> float:
 def measure(size: str, vocab: int, arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
     """All ways in turn, `rounds` times."""
     ways, threads, peer, rounds = arguments.way or WAYS, arguments.threads, arguments.peer, arguments.rounds
-    command = [__file__, "--size", size, "--vocab", str(vocab), "--threads", str(threads), "--peer", str(peer), "--worker"]
+    command = [
+        __file__,
+        "--size",
+        size,
+        "--vocab",
+        str(vocab),
+        "--threads",
+        str(threads),
+        "--peer",
+        str(peer),
+        "--worker",
+    ]
     workers = {}
     for way in ways:  # one after another: each measures its fastest way alone
-        python = {"litgpt": arguments.litgpt_python, "trainer": arguments.peer_python}.get(way.split("-")[0], Path(sys.executable))
-        workers[way] = process = subprocess.Popen([python, *command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        python = {"litgpt": arguments.litgpt_python, "trainer": arguments.peer_python}.get(
+            way.split("-")[0], Path(sys.executable)
+        )
+        workers[way] = process = subprocess.Popen(
+            [python, *command, way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout
         assert process.stdout.readline() == "ready\n", f"{way} did not start"
     times: dict[str, list[float]] = {way: [] for way in ways}
@@ -323,13 +452,27 @@ def measure(size: str, vocab: int, arguments: argparse.Namespace, steps: int) ->
         return {"ratio": statistics.median(found), "low": min(found), "high": max(found)}
 
     peak = max(peaks)
-    pairs = [(way, way.replace("ours", "nanogpt")) for way in ways if way.startswith("ours") and way.replace("ours", "nanogpt") in ways]
-    apart = {mine: max(abs(a - b) / b for a, b in zip(losses[mine], losses[theirs], strict=True)) for mine, theirs in pairs}
+    pairs = [
+        (way, way.replace("ours", "nanogpt"))
+        for way in ways
+        if way.startswith("ours") and way.replace("ours", "nanogpt") in ways
+    ]
+    apart = {
+        mine: max(abs(a - b) / b for a, b in zip(losses[mine], losses[theirs], strict=True)) for mine, theirs in pairs
+    }
     return {
-        "size": size, "vocab": vocab, "tokens_per_second": {way: round(value) for way, value in speed.items()}, "best": best,
+        "size": size,
+        "vocab": vocab,
+        "tokens_per_second": {way: round(value) for way, value in speed.items()},
+        "best": best,
         "best_over": {side: ratio(best["ours"], best[side]) for side in sides if side != "ours"},
-        "same_precision": {theirs: ratio(mine, theirs) for mine in ways if mine.startswith("ours") for theirs in ways
-                           if theirs != mine and theirs.split("-")[1] == mine.split("-")[1]},
+        "same_precision": {
+            theirs: ratio(mine, theirs)
+            for mine in ways
+            if mine.startswith("ours")
+            for theirs in ways
+            if theirs != mine and theirs.split("-")[1] == mine.split("-")[1]
+        },
         "matrix_peak_gflops": peak / 1e9,
         "share_of_peak": {way: value * flops_per_token(size, vocab) / peak for way, value in speed.items()},
         "largest_relative_loss_difference_to_nanogpt": apart,
@@ -340,19 +483,32 @@ def main() -> None:
     """Measure every size, print a table, write bench/results/train_cpu.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"))
-    parser.add_argument("--peer-python", type=Path, default=Path(".peers/venv/bin/python"), help="a Python with transformers and accelerate")
-    parser.add_argument("--litgpt-python", type=Path, default=Path(".peers/litgpt/bin/python"), help="a Python with litgpt")
+    parser.add_argument(
+        "--peer-python",
+        type=Path,
+        default=Path(".peers/venv/bin/python"),
+        help="a Python with transformers and accelerate",
+    )
+    parser.add_argument(
+        "--litgpt-python", type=Path, default=Path(".peers/litgpt/bin/python"), help="a Python with litgpt"
+    )
     parser.add_argument("--way", choices=[*WAYS, *OTHERS], action="append", help="default: all but the compiled ones")
     parser.add_argument("--size", choices=SIZES, action="append")
-    parser.add_argument("--vocab", type=int, action="append", help="default: 65 (characters, as nanoGPT's CPU command) and 4096 (BPE)")
+    parser.add_argument(
+        "--vocab", type=int, action="append", help="default: 65 (characters, as nanoGPT's CPU command) and 4096 (BPE)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, help="steps a turn (default: by size)")
-    parser.add_argument("--profile", action="store_true", help="instead: where the time of our step goes, on one thread")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead: where the time of our step goes, on one thread"
+    )
     parser.add_argument("--worker")
     arguments = parser.parse_args()
     if not (arguments.peer / "model.py").is_file():
-        sys.exit(f"{arguments.peer}/model.py: not there; put a checkout of karpathy/nanoGPT there or name it with --peer")
+        sys.exit(
+            f"{arguments.peer}/model.py: not there; put a checkout of karpathy/nanoGPT there or name it with --peer"
+        )
     vocabularies = arguments.vocab or [65, 4096]
     if arguments.worker:
         worker(arguments.worker, arguments.size[0], vocabularies[0], arguments.threads, arguments.peer)
@@ -364,24 +520,42 @@ def main() -> None:
         for size in arguments.size or SIZES:
             for mode in ("fp32", "bf16"):
                 shares = profile(size, vocabularies[-1], mode)
-                print(f"{size} vocab {vocabularies[-1]} {mode}: " + ", ".join(f"{group} {share:.0%}" for group, share in shares.items()), flush=True)
+                print(
+                    f"{size} vocab {vocabularies[-1]} {mode}: "
+                    + ", ".join(f"{group} {share:.0%}" for group, share in shares.items()),
+                    flush=True,
+                )
         return
     about = {"machine": machine(), "code": code_version(), "threads": arguments.threads}
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    kept = earlier.get("results", []) if earlier.get("machine") == about["machine"] else []  # sizes may be measured one by one
+    # sizes may be measured one by one
+    kept = earlier.get("results", []) if earlier.get("machine") == about["machine"] else []
     results = []
     for size in arguments.size or SIZES:
         for vocab in vocabularies:
-            row = measure(size, vocab, arguments,
-                          arguments.steps or {"d128": 12, "d384": 2, "d768": 1}[size])
+            row = measure(size, vocab, arguments, arguments.steps or {"d128": 12, "d384": 2, "d768": 1}[size])
             results.append(row)
-            rates = ", ".join(f"{way} {rate:,} ({row['share_of_peak'][way]:.0%})" for way, rate in row["tokens_per_second"].items())
-            beside = ", ".join(f"{side} {found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})" for side, found in row["best_over"].items())
-            print(f"{size} vocab {vocab}: tok/s (share of the fp32 peak) {rates}; {row['best']['ours']} over the best of {beside}", flush=True)
+            rates = ", ".join(
+                f"{way} {rate:,} ({row['share_of_peak'][way]:.0%})" for way, rate in row["tokens_per_second"].items()
+            )
+            beside = ", ".join(
+                f"{side} {found['ratio']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
+                for side, found in row["best_over"].items()
+            )
+            print(
+                f"{size} vocab {vocab}: tok/s (share of the fp32 peak) {rates}; {row['best']['ours']} over the best "
+                f"of {beside}",
+                flush=True,
+            )
     commit = arguments.peer / "COMMIT"
     peer = "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit")
     measured = {(row["size"], row["vocab"]): row for row in [*kept, *results]}
-    whole = {"command": "python bench/train_cpu.py", **about, "peer": peer, "results": [measured[key] for key in sorted(measured)]}
+    whole = {
+        "command": "python bench/train_cpu.py",
+        **about,
+        "peer": peer,
+        "results": [measured[key] for key in sorted(measured)],
+    }
     write_atomic(path, json.dumps(whole, indent=1) + "\n")
 
 

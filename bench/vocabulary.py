@@ -1,10 +1,12 @@
-"""How good vocabularies of GPT-2's, cl100k's and o200k's sizes are, learned from the shared English text without every 20th document,
-measured on those (lmforge.tokens.quality); some with merges across spaces; and the published vocabularies on the same documents.
+"""How good vocabularies of GPT-2's, cl100k's and o200k's sizes are, learned from the shared English text without every
+20th document, measured on those (lmforge.tokens.quality); some with merges across spaces; and the published
+vocabularies on the same documents.
 
-    python bench/vocabulary.py --sizes 32768 50257 100277 200019 --superwords 200019 --published r50k_base cl100k_base o200k_base
+    python bench/vocabulary.py --sizes 32768 50257 100277 200019 --superwords 200019 --published r50k_base cl100k_base
+    o200k_base
 
-The published ones are those that tiktoken finds in TIKTOKEN_CACHE_DIR without the network (it checks their hashes). r50k_base is GPT-2's.
-Writes bench/results/vocabulary.json, after each vocabulary.
+The published ones are those that tiktoken finds in TIKTOKEN_CACHE_DIR without the network (it checks their hashes).
+r50k_base is GPT-2's. Writes bench/results/vocabulary.json, after each vocabulary.
 """
 
 from __future__ import annotations
@@ -48,9 +50,22 @@ class Published:
 
 def measured(tokenizer: Any, learning: list[str], held_out: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """Judge one vocabulary."""
-    found = quality(tokenizer, (np.asarray(tokenizer.encode_arrays([text])[0], dtype=np.int64) for text in learning), held_out)
-    kept = ("bytes_per_token", "bytes_per_token_by_genre", "fertility", "fertility_by_genre", "vocabulary_used", "tokens_unseen", "tokens_rare",
-            "rare_below", "rare_examples", "entropy_bits", "renyi_efficiency")
+    found = quality(
+        tokenizer, (np.asarray(tokenizer.encode_arrays([text])[0], dtype=np.int64) for text in learning), held_out
+    )
+    kept = (
+        "bytes_per_token",
+        "bytes_per_token_by_genre",
+        "fertility",
+        "fertility_by_genre",
+        "vocabulary_used",
+        "tokens_unseen",
+        "tokens_rare",
+        "rare_below",
+        "rare_examples",
+        "entropy_bits",
+        "renyi_efficiency",
+    )
     row = {"name": name, "vocab_size": tokenizer.vocab_size, **{figure: found[figure] for figure in kept}}
     say(f"{name} {tokenizer.vocab_size:,}: {row['bytes_per_token']:.3f} bytes per token held out")
     return row
@@ -59,7 +74,9 @@ def measured(tokenizer: Any, learning: list[str], held_out: list[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[32768, 50257, 100277, 200019])
-    parser.add_argument("--superwords", type=int, nargs="*", default=[200019], help="sizes to learn with merges across spaces")
+    parser.add_argument(
+        "--superwords", type=int, nargs="*", default=[200019], help="sizes to learn with merges across spaces"
+    )
     parser.add_argument("--published", nargs="*", default=[], help="names of tiktoken's, found in TIKTOKEN_CACHE_DIR")
     arguments = parser.parse_args()
     everything = list(named_documents())
@@ -67,7 +84,9 @@ def main() -> None:
     learning = [text for number, (_, text) in enumerate(everything) if number % EVERY]
     rows: list[dict[str, Any]] = []
     result = {
-        "held_out_bytes": sum(len(each["text"].encode()) for each in held_out), "vocabularies": rows, "machine": machine(),
+        "held_out_bytes": sum(len(each["text"].encode()) for each in held_out),
+        "vocabularies": rows,
+        "machine": machine(),
         "versions": {"lmforge": code_version(), "python": platform.python_version(), "tiktoken": tiktoken.__version__},
         "command": shlex.join(["python", "bench/vocabulary.py", *sys.argv[1:]]),
     }

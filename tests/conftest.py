@@ -32,8 +32,24 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_texts(directory: Path, documents: int = 120, seed: int = 0) -> Path:
     """A folder of small distinct texts: prose and Python functions that parse."""
     rng = random.Random(seed)
-    words = ["forge", "anvil", "hammer", "iron", "steel", "fire", "water", "smith",
-             "apprentice", "bellows", "spark", "metal", "ember", "tongs", "craft", "learn"]
+    words = [
+        "forge",
+        "anvil",
+        "hammer",
+        "iron",
+        "steel",
+        "fire",
+        "water",
+        "smith",
+        "apprentice",
+        "bellows",
+        "spark",
+        "metal",
+        "ember",
+        "tongs",
+        "craft",
+        "learn",
+    ]
     directory.mkdir(parents=True, exist_ok=True)
     for index in range(documents):
         if index % 3:
@@ -43,7 +59,8 @@ def tiny_texts(directory: Path, documents: int = 120, seed: int = 0) -> Path:
             name, other = rng.sample(words, 2)
             functions = [
                 f'def {name}_{i}(value, {other}):\n    """Return the {rng.choice(words)} of {other}."""\n'
-                f"    total = value + {rng.randint(1, 99)}\n    for item in {other}:\n        total += item * {rng.randint(2, 9)}\n    return total\n"
+                f"    total = value + {rng.randint(1, 99)}\n    for item in {other}:\n        total += item * "
+                f"{rng.randint(2, 9)}\n    return total\n"
                 for i in range(5)
             ]
             (directory / f"code-{index:03}.py").write_text("\n\n".join(functions))
@@ -52,18 +69,29 @@ def tiny_texts(directory: Path, documents: int = 120, seed: int = 0) -> Path:
 
 def tiny_recipe(path: Path, texts: Path, run_dir: Path, **train: Any) -> Path:
     """A recipe that runs through every stage in seconds."""
-    settings = {"steps": 12, "batch_tokens": 256, "peak_lr": 3e-3, "threads": 1, "compile": "off", "micro_batch_tokens": 128,
-                "checkpoint_every": 4, "validate_tokens": 512} | train
+    settings = {
+        "steps": 12,
+        "batch_tokens": 256,
+        "peak_lr": 3e-3,
+        "threads": 1,
+        "compile": "off",
+        "micro_batch_tokens": 128,
+        "checkpoint_every": 4,
+        "validate_tokens": 512,
+    } | train
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
     path.write_text(
-        f'name = "tiny"\nseed = 3\nrun_dir = "{run_dir}"\n[corpus]\nholdout = 0.2\n[[corpus.sources]]\nkind = "folder"\npath = "{texts}"\n'
-        '[tokens]\nvocab_size = 320\ncontext = 32\n[model]\nlayers = 2\nd_model = 32\nheads = 2\n'
+        f'name = "tiny"\nseed = 3\nrun_dir = "{run_dir}"\n[corpus]\nholdout = 0.2\n[[corpus.sources]]\nkind = '
+        f'"folder"\npath = "{texts}"\n'
+        "[tokens]\nvocab_size = 320\ncontext = 32\n[model]\nlayers = 2\nd_model = 32\nheads = 2\n"
         f"[train]\n{lines}\n[evaluate]\nitems = 4\n"
     )
     return path
 
 
-def lmforge(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+def lmforge(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
     """Run a command in this process: exit status, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["lmforge", *arguments])
     try:

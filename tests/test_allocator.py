@@ -59,7 +59,8 @@ print(kept, inside, left())
 
 
 def test_training_may_return_large_blocks_and_those_only() -> None:
-    """In a process of its own: faults of touching a block again and again, large and small, where it is returned and where it is kept."""
+    """In a process of its own: faults of touching a block again and again, large and small, where it is returned and
+    where it is kept."""
     code = """
 import resource, torch
 from lmforge.allocator import LARGE, keep_freed_memory, memory_for

@@ -50,7 +50,7 @@ def test_no_import_cycle() -> None:
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, f"cycle: {' → '.join((*trail[trail.index(module):], module))}"
+        assert module not in trail, f"cycle: {' → '.join((*trail[trail.index(module) :], module))}"
         if module not in done:
             for name in graph.get(module, ()):
                 visit(name, (*trail, module))
@@ -85,8 +85,10 @@ def test_every_folder_is_a_floor_and_no_file_is_a_drawer() -> None:
 
 def test_tests_mirror_the_source() -> None:
     missing = [
-        module_of(path) for path in FILES
-        if path.parent != SOURCE and path.stem != "__init__"
+        module_of(path)
+        for path in FILES
+        if path.parent != SOURCE
+        and path.stem != "__init__"
         and not (Path(__file__).parent / path.parent.relative_to(SOURCE) / f"test_{path.stem}.py").exists()
     ]
     assert not missing, f"no test file for: {missing}"

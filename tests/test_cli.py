@@ -1,4 +1,5 @@
-"""The commands as a user runs them: what they print, their exit status, and one clear line for each kind of bad input."""
+"""The commands as a user runs them: what they print, their exit status, and one clear line for each kind of bad
+input."""
 
 from __future__ import annotations
 
@@ -38,8 +39,23 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
 def test_help_names_every_verb(call) -> None:
     status, out, _ = call("--help")
     assert status == 0
-    for verb in ("new", "plan", "run", "corpus", "tokens", "train", "compress", "evaluate", "status", "report", "generate", "chat", "serve",
-                 "compare", "doctor"):
+    for verb in (
+        "new",
+        "plan",
+        "run",
+        "corpus",
+        "tokens",
+        "train",
+        "compress",
+        "evaluate",
+        "status",
+        "report",
+        "generate",
+        "chat",
+        "serve",
+        "compare",
+        "doctor",
+    ):
         assert re.search(rf"\b{verb}\b", out), verb
     assert call("--version")[1].startswith("lmforge ")
 
@@ -60,21 +76,39 @@ def test_json_has_the_stable_keys(call, tiny_run: Path) -> None:
         "corpus": {"documents_in", "documents_out", "dropped", "bytes_out", "words", "entropy"},
         "tokens": {"vocab_size", "tokens_train", "tokens_valid", "bytes_per_token"},
         "train": {"steps", "tokens", "seconds", "tokens_per_second", "valid_bits_per_byte", "weights_sha256"},
-        "compress": {"steps"}, "evaluate": {"tasks"},
+        "compress": {"steps"},
+        "evaluate": {"tasks"},
     }
     whole = json.loads(call("run", recipe, "--json")[1])
     for stage, keys in wanted.items():
         assert keys <= set(json.loads(call(stage, recipe, "--json")[1])), stage
         assert keys <= set(whole[stage]), stage
     step = whole["compress"]["steps"][0]
-    assert {"name", "file_bytes", "resident_bytes", "macs_per_token", "decode_tokens_per_second", "prefill_tokens_per_second", "bits_per_byte",
-            "scores"} <= set(step)
+    assert {
+        "name",
+        "file_bytes",
+        "resident_bytes",
+        "macs_per_token",
+        "decode_tokens_per_second",
+        "prefill_tokens_per_second",
+        "bits_per_byte",
+        "scores",
+    } <= set(step)
     assert {"1", "16"} <= set(step["decode_tokens_per_second"])
     for task in whole["evaluate"]["tasks"].values():
         assert {"metric", "value", "low", "high", "items", "fingerprint"} <= set(task)
     planned = json.loads(call("plan", recipe, "--json")[1])
-    assert {"parameters", "active_parameters", "flops_per_token", "train_flops", "memory_bytes_per_device", "fits", "hours", "utilization",
-            "layout"} <= set(planned)
+    assert {
+        "parameters",
+        "active_parameters",
+        "flops_per_token",
+        "train_flops",
+        "memory_bytes_per_device",
+        "fits",
+        "hours",
+        "utilization",
+        "layout",
+    } <= set(planned)
     assert planned["parameters"] == whole["train"]["parameters"]
 
 
@@ -111,11 +145,21 @@ def test_new_writes_a_recipe_that_runs(call, tmp_path: Path) -> None:
     assert call("plan", tmp_path / "mine.toml")[0] == 0
     assert_refused(call("new", texts, tmp_path / "mine.toml"), "exists already")
     assert_refused(call("new", tmp_path / "nowhere", tmp_path / "other.toml"), "nowhere")
-    small = ("--set", f"run_dir={tmp_path / 'run'}", "--set", "train.steps=2", "--set", "train.threads=1", "--set", "train.compile=off")
+    small = (
+        "--set",
+        f"run_dir={tmp_path / 'run'}",
+        "--set",
+        "train.steps=2",
+        "--set",
+        "train.threads=1",
+        "--set",
+        "train.compile=off",
+    )
     assert call("run", tmp_path / "mine.toml", "--until", "train", *small)[0] == 0
 
 
-# ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── bad input
+# ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -127,7 +171,9 @@ def test_new_writes_a_recipe_that_runs(call, tmp_path: Path) -> None:
         ("tokens.vocab_size=true_", ("tokens.vocab_size",)),
     ],
 )
-def test_misspelt_keys_and_wrong_types(call, fresh: Path, tmp_path: Path, override: str, parts: tuple[str, ...]) -> None:
+def test_misspelt_keys_and_wrong_types(
+    call, fresh: Path, tmp_path: Path, override: str, parts: tuple[str, ...]
+) -> None:
     assert_refused(call("run", fresh, "--set", override), *parts)
     assert not (tmp_path / "run").exists()
 
@@ -178,7 +224,9 @@ def test_truncated_gzip(call, fresh: Path, tmp_path: Path) -> None:
 
 
 def test_a_corpus_smaller_than_one_batch(call, fresh: Path) -> None:
-    assert_refused(call("run", fresh, "--set", "train.batch_tokens=50000000"), "smaller than one batch", "train.batch_tokens")
+    assert_refused(
+        call("run", fresh, "--set", "train.batch_tokens=50000000"), "smaller than one batch", "train.batch_tokens"
+    )
 
 
 def test_a_vocabulary_larger_than_the_data_supports(call, fresh: Path, tmp_path: Path) -> None:
@@ -216,7 +264,9 @@ def test_a_changed_checkpoint(call, fresh: Path, tmp_path: Path) -> None:
 
 
 def test_too_large_for_this_machine_is_status_3(call, fresh: Path, tmp_path: Path) -> None:
-    status, _, err = call("run", fresh, "--set", "model.layers=300", "--set", "model.d_model=18144", "--set", "model.heads=216")
+    status, _, err = call(
+        "run", fresh, "--set", "model.layers=300", "--set", "model.d_model=18144", "--set", "model.heads=216"
+    )
     assert status == 3
     assert "GiB" in err
     assert not (tmp_path / "run").exists()
@@ -232,7 +282,9 @@ def test_a_crash_in_the_work_is_status_1(call, fresh: Path, monkeypatch: pytest.
     assert call("run", fresh)[0] == 1
 
 
-def test_a_dial_sizes_the_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_dial_sizes_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "r.toml").write_text("[model]\nlayers = 3\n")
     monkeypatch.chdir(tmp_path)
 

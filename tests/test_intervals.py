@@ -77,7 +77,8 @@ def test_difference_of_symmetric_intervals_adds_squares() -> None:
 
 
 def test_difference_of_wilson_intervals_is_newcombes_hybrid_score() -> None:
-    # Newcombe 1998, "Interval estimation for the difference between independent proportions", table II, method 10: 56/70 − 48/80
+    # Newcombe 1998, "Interval estimation for the difference between independent proportions", table II, method 10:
+    # 56/70 − 48/80
     low, high = difference((48 / 80, *wilson(48, 80)), (56 / 70, *wilson(56, 70)))
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 

@@ -29,14 +29,29 @@ def found(run: Path, *overrides: str) -> dict[str, str]:
 
 
 def test_a_finished_run_has_every_file_and_is_up_to_date(run: Path) -> None:
-    for path in ("recipe.toml", "record.json", "corpus/statistics.json", "corpus/samples.html", "tokens/tokenizer.json", "tokens/index.json",
-                 "train/metrics.jsonl", "model/model.safetensors", "compressed/report.json", "scores/bits_per_byte.json", "report.html"):
+    for path in (
+        "recipe.toml",
+        "record.json",
+        "corpus/statistics.json",
+        "corpus/samples.html",
+        "tokens/tokenizer.json",
+        "tokens/index.json",
+        "train/metrics.jsonl",
+        "model/model.safetensors",
+        "compressed/report.json",
+        "scores/bits_per_byte.json",
+        "report.html",
+    ):
         assert (run / path).is_file(), path
     assert set(found(run).values()) == {"done"}
 
 
 def test_how_training_is_run_makes_no_other_run(run: Path) -> None:
-    assert set(found(run, "train.max_seconds=5", "train.store=s3://bucket/run", "train.tensorboard=true", "train.profile=3").values()) == {"done"}
+    assert set(
+        found(
+            run, "train.max_seconds=5", "train.store=s3://bucket/run", "train.tensorboard=true", "train.profile=3"
+        ).values()
+    ) == {"done"}
     assert found(run, "train.clip=0.5")["train"] == "stale"
 
 
@@ -49,8 +64,16 @@ def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("override", "first"),
-    [("corpus.min_chars=65", "corpus"), ("tokens.vocab_size=321", "tokens"), ("model.layers=1", "train"), ("train.peak_lr=1e-3", "train"),
-     ("compress.budget=0.5", "compress"), ("evaluate.items=3", "evaluate"), ("serve.port=1", None), ("seed=4", "corpus")],
+    [
+        ("corpus.min_chars=65", "corpus"),
+        ("tokens.vocab_size=321", "tokens"),
+        ("model.layers=1", "train"),
+        ("train.peak_lr=1e-3", "train"),
+        ("compress.budget=0.5", "compress"),
+        ("evaluate.items=3", "evaluate"),
+        ("serve.port=1", None),
+        ("seed=4", "corpus"),
+    ],
 )
 def test_a_changed_key_makes_stale_what_depends_on_it(run: Path, override: str, first: str | None) -> None:
     at = NAMES.index(first) if first else len(NAMES)
@@ -61,7 +84,10 @@ def test_only_what_depends_is_run(run: Path) -> None:
     recipe = load_recipe(run / "recipe.toml", ["evaluate.items=3"])
     results = run_stages(recipe, run)
     assert {name: figures["was"] for name, figures in results.items()} == {
-        **dict.fromkeys(("corpus", "tokens", "train", "compress"), "done"), "evaluate": "stale", "report": "stale"}
+        **dict.fromkeys(("corpus", "tokens", "train", "compress"), "done"),
+        "evaluate": "stale",
+        "report": "stale",
+    }
     assert set(found(run).values()) == {"done"}
 
 
@@ -82,7 +108,18 @@ def test_lineage(run: Path) -> None:
     stages = Record(run).stages
     assert list(stages) == list(NAMES)
     for name, entry in stages.items():
-        assert {"key", "inputs", "outputs", "recipe", "seed", "code", "machine", "seconds", "finished", "figures"} <= set(entry), name
+        assert {
+            "key",
+            "inputs",
+            "outputs",
+            "recipe",
+            "seed",
+            "code",
+            "machine",
+            "seconds",
+            "finished",
+            "figures",
+        } <= set(entry), name
     assert stages["tokens"]["inputs"]["corpus"] == stages["corpus"]["outputs"]["corpus"]
     assert stages["compress"]["inputs"]["model"] == stages["train"]["outputs"]["model"]
     assert stages["report"]["inputs"]["scores"] == stages["evaluate"]["outputs"]["scores"]
@@ -111,7 +148,11 @@ def test_fresh_does_it_again(run: Path) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with locked(tmp_path / "run"), pytest.raises(InputError, match="another lmforge process works on this run"), locked(tmp_path / "run"):
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(InputError, match="another lmforge process works on this run"),
+        locked(tmp_path / "run"),
+    ):
         pass
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a file stands where"), locked(tmp_path / "file"):
@@ -125,8 +166,13 @@ def test_no_run_here(tmp_path: Path) -> None:
 
 def test_a_corpus_holds_nothing_that_its_model_is_scored_by(tmp_path: Path) -> None:
     texts = tiny_texts(tmp_path / "texts", 40)
-    (texts / "essay.txt").write_text(f"It says somewhere:\n{passage().upper()}\nand so on, for long contexts are measured by that.\n")
-    recipe = load_recipe(tiny_recipe(tmp_path / "recipe.toml", texts, tmp_path / "run"), ['evaluate.tasks=["passkey"]', "corpus.analyse_bytes=0"])
+    (texts / "essay.txt").write_text(
+        f"It says somewhere:\n{passage().upper()}\nand so on, for long contexts are measured by that.\n"
+    )
+    recipe = load_recipe(
+        tiny_recipe(tmp_path / "recipe.toml", texts, tmp_path / "run"),
+        ['evaluate.tasks=["passkey"]', "corpus.analyse_bytes=0"],
+    )
     figures = run_stages(recipe, tmp_path / "run", until="corpus")["corpus"]
     assert figures["dropped"]["contaminated"] == 1
     assert figures["decontamination"]["found"] == {"task passkey": 1}

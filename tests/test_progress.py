@@ -8,12 +8,16 @@ from lmforge import progress
 from lmforge.progress import Bar, in_words, track
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(1.234, "1.2 s"), (12.3, "12 s"), (75, "1 min 15 s"), (7300, "2 h 2 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(1.234, "1.2 s"), (12.3, "12 s"), (75, "1 min 15 s"), (7300, "2 h 2 min")]
+)
 def test_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 
 
-def test_plain_lines_say_share_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_say_share_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     with Bar("train", 100, "tok", done=20) as bar:
         bar.step(30, "loss 2.5")

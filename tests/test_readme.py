@@ -1,7 +1,9 @@
-"""Every command in README.md, CONTRIBUTING.md and docs/ is run: as written, in a scratch checkout whose recipes are tiny.
+"""Every command in README.md, CONTRIBUTING.md and docs/ is run: as written, in a scratch checkout whose recipes are
+tiny.
 
-A command is a line of a fenced `sh` block (or one that begins with `$ ` in a `console` block). What takes minutes is run as far as it
-proves that the command is right: `make TARGET` by make's own dry run, `python bench/…` by its `--help`.
+A command is a line of a fenced `sh` block (or one that begins with `$ ` in a `console` block). What takes minutes is
+run as far as it proves that the command is right: `make TARGET` by make's own dry run, `python bench/…` by its
+`--help`.
 """
 
 from __future__ import annotations
@@ -83,7 +85,11 @@ def _one_core() -> Iterator[None]:
 
 
 def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'src'}",
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run(command, shell=True, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
 
 
@@ -97,7 +103,9 @@ def served(command: str, root: Path, then: list[str]) -> None:
     """Start a server, wait until it answers, run the commands that talk to it, stop it."""
     port = free_port()
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT / 'src'}"}
-    process = subprocess.Popen(f"exec {command} --port {port}", shell=True, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        f"exec {command} --port {port}", shell=True, cwd=root, env=environment, stderr=subprocess.PIPE, text=True
+    )
     try:
         for _ in range(600):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -116,30 +124,48 @@ def served(command: str, root: Path, then: list[str]) -> None:
 
 
 def test_there_are_commands() -> None:
-    assert [command for command in commands(ROOT / "README.md") if command.startswith("make")][:2] == ["make demo", "make test"]
+    assert [command for command in commands(ROOT / "README.md") if command.startswith("make")][:2] == [
+        "make demo",
+        "make test",
+    ]
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(command for _, command in ALL if command.startswith("make")))
 def test_make_targets_exist(command: str) -> None:
-    assert subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    assert (
+        subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    )
 
 
-@pytest.mark.parametrize("command", dict.fromkeys(re.sub(r"^\S*python3? ", "", c) for _, c in ALL if re.match(r"\S*python3? bench/", c)))
+@pytest.mark.parametrize(
+    "command", dict.fromkeys(re.sub(r"^\S*python3? ", "", c) for _, c in ALL if re.match(r"\S*python3? bench/", c))
+)
 def test_benchmarks_explain_themselves(command: str) -> None:
     script = ROOT / shlex.split(command)[0]
     assert script.is_file()
-    result = subprocess.run([sys.executable, str(script), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                            env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    result = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
     assert result.returncode == 0, result.stderr
-    unknown = [word for word in shlex.split(command)[1:] if word.startswith("--") and word.split("=")[0] not in result.stdout]
+    unknown = [
+        word for word in shlex.split(command)[1:] if word.startswith("--") and word.split("=")[0] not in result.stdout
+    ]
     assert not unknown, f"{command}: no such option {unknown}"
 
 
-ELSEWHERE = ("make", "curl", ". ", "git clone", "cd ")  # run by the tests above, with the server, or not commands of ours
+# run by the tests above, with the server, or not commands of ours
+ELSEWHERE = ("make", "curl", ". ", "git clone", "cd ")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(
+    page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In the page's order, so that each finds what those before it made."""
     for command in commands(page):
         if command.startswith(ELSEWHERE) or re.match(r"\S*python3? bench/", command):

@@ -20,7 +20,10 @@ from lmforge.recipe import Source, load_recipe, parse_recipe, to_toml
     [
         ({"trian": {}}, "trian: unknown key 'trian' in the top level; did you mean 'train'?"),
         ({"train": {"peek_lr": 1}}, "train.peek_lr: unknown key 'peek_lr' in train; did you mean 'peak_lr'?"),
-        ({"corpus": {"sources": [{"kind": "folder", "path": "x", "gnre": "web"}]}}, "corpus.sources.0.gnre: unknown key 'gnre'"),
+        (
+            {"corpus": {"sources": [{"kind": "folder", "path": "x", "gnre": "web"}]}},
+            "corpus.sources.0.gnre: unknown key 'gnre'",
+        ),
         ({"compress": {"steps": [{"method": "quantize", "bitts": 8}]}}, "unknown key 'bitts'"),
         ({"train": {"steps": "many"}}, "train.steps: Input should be a valid integer"),
         ({"train": {"steps": 5, "tokens": 5}}, "train: give steps or tokens, not both"),
@@ -63,16 +66,26 @@ def test_source_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
 
 
 @given(
-    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True), steps=st.integers(1, 10**9), rate=st.floats(1e-9, 1e3),
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+    steps=st.integers(1, 10**9),
+    rate=st.floats(1e-9, 1e3),
     path=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30),
-    layers=st.integers(1, 500), biases=st.booleans(),
+    layers=st.integers(1, 500),
+    biases=st.booleans(),
 )
-def test_written_recipes_read_back_equal(name: str, steps: int, rate: float, path: str, layers: int, biases: bool, tmp_path_factory: Any) -> None:
-    recipe = parse_recipe({
-        "name": name, "corpus": {"sources": [{"kind": "folder", "path": "/" + path, "genre": "web"}, {"kind": "python-library"}]},
-        "model": {"layers": layers, "biases": biases}, "train": {"steps": steps, "peak_lr": rate},
-    })
+def test_written_recipes_read_back_equal(
+    name: str, steps: int, rate: float, path: str, layers: int, biases: bool, tmp_path_factory: Any
+) -> None:
+    recipe = parse_recipe(
+        {
+            "name": name,
+            "corpus": {"sources": [{"kind": "folder", "path": "/" + path, "genre": "web"}, {"kind": "python-library"}]},
+            "model": {"layers": layers, "biases": biases},
+            "train": {"steps": steps, "peak_lr": rate},
+        }
+    )
     import tomllib
+
     again = parse_recipe(tomllib.loads(to_toml(recipe)))
     assert again == recipe
 
@@ -97,7 +110,10 @@ def test_damage_is_refused_unless_said_otherwise() -> None:
     assert Source(**source, damaged="skip").skips_damage
 
 
-@pytest.mark.parametrize(("written", "size"), [("2GiB", 2**31), ("500 MB", 500_000_000), ("1.5kB", 1500), ("77", 77), (123, 123), ("1 TiB", 2**40)])
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("2GiB", 2**31), ("500 MB", 500_000_000), ("1.5kB", 1500), ("77", 77), (123, 123), ("1 TiB", 2**40)],
+)
 def test_memory_is_given_in_bytes_or_with_a_unit(written: str | int, size: int) -> None:
     recipe = parse_recipe({"tokens": {"max_ram": written}})
     assert recipe.tokens.max_ram == size
@@ -112,7 +128,10 @@ def test_a_memory_that_is_none_is_refused(written: str | int) -> None:
 
 def test_synthesis_is_checked_and_its_model_found_beside_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
-    path.write_text('[[corpus.synthesis]]\nmethod = "back_translation"\nmodel = "runs/translator"\n[[corpus.synthesis]]\nmethod = "noise"\n')
+    path.write_text(
+        '[[corpus.synthesis]]\nmethod = "back_translation"\nmodel = "runs/translator"\n[[corpus.synthesis]]\nmethod = '
+        '"noise"\n'
+    )
     recipe = load_recipe(path)
     assert recipe.corpus.synthesis[0].model == tmp_path / "runs" / "translator"  # type: ignore[union-attr]
     written = tmp_path / "w.toml"

@@ -100,7 +100,16 @@ def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
 
 
 def test_the_record_reads_back(tmp_path: Path) -> None:
-    Record(tmp_path).enter("corpus", key="k", inputs={"a": "1"}, recipe={"x": 1}, seed=1, seconds=2.0, outputs={"corpus": "h"}, figures={"n": 3})
+    Record(tmp_path).enter(
+        "corpus",
+        key="k",
+        inputs={"a": "1"},
+        recipe={"x": 1},
+        seed=1,
+        seconds=2.0,
+        outputs={"corpus": "h"},
+        figures={"n": 3},
+    )
     entry = Record(tmp_path).stages["corpus"]
     assert entry["key"] == "k"
     assert entry["machine"]["cores"] >= 1

@@ -1,11 +1,12 @@
 """Memory that is freed and asked for again at once should not travel through the kernel.
 
-A training step frees and allocates the same large blocks over and over. glibc gives blocks above 32 MiB (its largest mmap threshold) back
-to the kernel each time, which must zero every page again: a fifth of the step's time for a small network on two cores (docs/log.md).
+A training step frees and allocates the same large blocks over and over. glibc gives blocks above 32 MiB (its largest
+mmap threshold) back to the kernel each time, which must zero every page again: a fifth of the step's time for a small
+network on two cores (docs/log.md).
 
-Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once. So may be training that
-makes activations again to save memory: on long texts it frees blocks of many sizes, and a heap that keeps them all ends twice as large as
-what is in use (docs/log.md).
+Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once.
+So may be training that makes activations again to save memory: on long texts it frees blocks of many sizes, and a heap
+that keeps them all ends twice as large as what is in use (docs/log.md).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # mallopt(3)
-LARGE = 8 << 20  # bytes: the activations of a long text; the pieces in which a feed-forward part or the logits are made again stay below
+# bytes: the activations of a long text; the pieces in which a feed-forward part or the logits are made again stay below
+LARGE = 8 << 20
 _kept = False  # whether keep_freed_memory was called
 
 
@@ -30,19 +32,28 @@ def _mallopt() -> Callable[[int, int], int] | None:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed blocks for the next allocation; True where that was possible (Linux with glibc), else nothing changes."""
+    """Tell glibc to keep freed blocks for the next allocation; True where that was possible (Linux with glibc), else
+    nothing changes."""
     global _kept
     mallopt = _mallopt()
-    _kept = bool(mallopt and mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 64 << 20))
+    _kept = bool(
+        mallopt and mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 64 << 20)
+    )
     return _kept
 
 
 @contextlib.contextmanager
 def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
-    """Inside, glibc hands arrays of `above` bytes and more back to the kernel as they are freed (it would keep up to 32 MiB each)."""
+    """Inside, glibc hands arrays of `above` bytes and more back to the kernel as they are freed (it would keep up to 32
+    MiB each)."""
     mallopt = _mallopt()
     if mallopt:
-        for setting, value in ((_MMAP_MAX, 1 << 16), (_MMAP_THRESHOLD, above), (_TRIM_THRESHOLD, above), (_TOP_PAD, 1 << 17)):
+        for setting, value in (
+            (_MMAP_MAX, 1 << 16),
+            (_MMAP_THRESHOLD, above),
+            (_TRIM_THRESHOLD, above),
+            (_TOP_PAD, 1 << 17),
+        ):
             mallopt(setting, value)
     try:
         yield
@@ -52,7 +63,8 @@ def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
 
 
 def memory_for(returned: bool) -> contextlib.AbstractContextManager[None]:
-    """The setting for training: blocks of `LARGE` bytes and more go back to the kernel as they are freed, or nothing changes."""
+    """The setting for training: blocks of `LARGE` bytes and more go back to the kernel as they are freed, or nothing
+    changes."""
     return freed_memory_returned(LARGE) if returned else contextlib.nullcontext()
 
 

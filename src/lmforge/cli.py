@@ -22,8 +22,13 @@ from lmforge.progress import in_words, say
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="lmforge makes a language model, whole: one recipe, one command.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="lmforge makes a language model, whole: one recipe, one command.",
+)
 
 RecipePath = Annotated[Path, typer.Argument(help="the recipe (TOML)")]
 RunPath = Annotated[Path, typer.Argument(help="the folder of a run, such as runs/laptop")]
@@ -31,7 +36,9 @@ ModelPath = Annotated[Path, typer.Argument(help="a run, a checkpoint or a (compr
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
-Dial = Annotated[str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")]
+Dial = Annotated[
+    str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")
+]
 Which = Annotated[str, typer.Option(help="of a run: auto (the compressed model if there is one), model or compressed")]
 
 
@@ -64,7 +71,9 @@ def new(
     text = recipe_for(texts, detect())
     text = text if dial is None else dialled_text(text, dial)
     write_atomic(recipe, text)
-    _print_json({"recipe": str(recipe)}) if as_json else print(f"wrote {recipe}; next: lmforge plan {recipe}, then lmforge run {recipe}")
+    _print_json({"recipe": str(recipe)}) if as_json else print(
+        f"wrote {recipe}; next: lmforge plan {recipe}, then lmforge run {recipe}"
+    )
 
 
 @app.command()
@@ -118,8 +127,10 @@ def _refuse_what_does_not_fit(recipe: Recipe) -> None:
     figures = make_plan(recipe)
     if not figures["fits"]:
         need = sum(figures["memory_bytes_per_device"].values()) / 2**30
-        raise DoesNotFit(f"{recipe.name}: training needs about {need:,.1f} GiB on each device, more than this machine has; "
-                         "lower model.layers, model.d_model or tokens.vocab_size (lmforge plan shows each part)")
+        raise DoesNotFit(
+            f"{recipe.name}: training needs about {need:,.1f} GiB on each device, more than this machine has; "
+            "lower model.layers, model.d_model or tokens.vocab_size (lmforge plan shows each part)"
+        )
 
 
 def _print_summary(results: dict[str, Any], directory: Path) -> None:
@@ -135,16 +146,25 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
         print("next:")
         print(f"  lmforge chat {directory}      # talk to it in the terminal")
         print(f"  lmforge serve {directory}     # OpenAI-compatible API and a chat page on http://127.0.0.1:8000")
-        print(f"  lmforge report {directory}    # writes and names the page that shows all of it: {directory / 'report.html'}")
+        print(
+            f"  lmforge report {directory}    # writes and names the page that shows all of it: "
+            f"{directory / 'report.html'}"
+        )
 
 
 def _key_figure(name: str, figures: dict[str, Any]) -> str:
     if name == "corpus":
-        return f"{figures['documents_out']:,} of {figures['documents_in']:,} documents, {figures['bytes_out'] / 1e6:.1f} MB"
+        return (
+            f"{figures['documents_out']:,} of {figures['documents_in']:,} documents, {figures['bytes_out'] / 1e6:.1f} "
+            "MB"
+        )
     if name == "tokens":
         return f"{figures['tokens_train']:,} tokens, {figures['bytes_per_token']:.2f} bytes each"
     if name == "train":
-        return f"{figures['valid_bits_per_byte']:.3f} bits per byte (validation), {figures['tokens_per_second']:,} tokens/s"
+        return (
+            f"{figures['valid_bits_per_byte']:.3f} bits per byte (validation), {figures['tokens_per_second']:,} "
+            "tokens/s"
+        )
     if name == "compress":
         first, last = figures["steps"][0], figures["steps"][-1]
         faster = last["decode_tokens_per_second"]["1"] / first["decode_tokens_per_second"]["1"]
@@ -188,7 +208,9 @@ _stage_command("evaluate", "Models → scores.")
 @app.command()
 def status(
     directory: RunPath,
-    watch: Annotated[bool, typer.Option("--watch", help="draw the training's curves until it is done (Ctrl-C leaves it running)")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="draw the training's curves until it is done (Ctrl-C leaves it running)")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What is done, from what, how long it took, what is stale."""
@@ -202,8 +224,15 @@ def status(
         return
     found = states(find_recipe(directory), directory)
     if as_json:
-        _print_json({"run": str(directory), "stages": [
-            {"name": s.name, "state": s.state, "seconds": s.seconds, "key": s.key, "inputs": s.inputs} for s in found]})
+        _print_json(
+            {
+                "run": str(directory),
+                "stages": [
+                    {"name": s.name, "state": s.state, "seconds": s.seconds, "key": s.key, "inputs": s.inputs}
+                    for s in found
+                ],
+            }
+        )
         return
     table = Table("stage", "state", "time", "key", "made from", title=f"run {directory}")
     for s in found:
@@ -278,7 +307,9 @@ def chat(
 @app.command()
 def serve(
     model: ModelPath,
-    host: Annotated[str | None, typer.Option(help="address to listen on (default: the run's recipe, else 127.0.0.1)")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="address to listen on (default: the run's recipe, else 127.0.0.1)")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on (default: the run's recipe, else 8000)")] = None,
     which: Which = "auto",
 ) -> None:
@@ -292,20 +323,28 @@ def serve(
 
 @app.command("import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="a folder of transformers: config.json, safetensors, tokenizer.json")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a folder of transformers: config.json, safetensors, tokenizer.json")
+    ],
     model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
-    context: Annotated[int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or fine-tune from."""
+    """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or
+    fine-tune from."""
     from lmforge.model.imported import import_model
 
     figures = import_model(checkpoint, model, context)
     if as_json:
         _print_json(figures)
         return
-    print(f"{model}: {figures['model_type']}, {figures['parameters']:,} parameters, {figures['vocab_size']:,} tokens, context {figures['context']:,}")
-    print(f"next: lmforge chat {model}, or a recipe with [finetune] base = \"{model}\"")
+    print(
+        f"{model}: {figures['model_type']}, {figures['parameters']:,} parameters, {figures['vocab_size']:,} tokens, "
+        f"context {figures['context']:,}"
+    )
+    print(f'next: lmforge chat {model}, or a recipe with [finetune] base = "{model}"')
 
 
 @app.command()
@@ -345,7 +384,11 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False) -> None:
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
     keep_freed_memory()
 
 
@@ -362,7 +405,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        say("lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each part)")
+        say(
+            "lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each "
+            "part)"
+        )
         sys.exit(3)
 
 

@@ -1,4 +1,5 @@
-"""The errors a user may meet. Each carries one clear line (where, cause, mend) and the exit status the command ends with."""
+"""The errors a user may meet. Each carries one clear line (where, cause, mend) and the exit status the command ends
+with."""
 
 
 class LmforgeError(Exception):

@@ -15,7 +15,8 @@ Numbers = NDArray[Any]
 
 
 def wilson(successes: int, items: int) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927, "Probable inference", p. 210); (0, 1) where there are no items."""
+    """Wilson's score interval of a share (Wilson 1927, "Probable inference", p. 210); (0, 1) where there are no
+    items."""
     if items == 0:
         return 0.0, 1.0
     share, z2 = successes / items, Z * Z
@@ -25,16 +26,25 @@ def wilson(successes: int, items: int) -> Interval:
     return middle - half if successes else 0.0, middle + half if successes < items else 1.0
 
 
-def bootstrap_ratio(numerators: Numbers, denominators: Numbers, seed: int, resamples: int = RESAMPLES) -> Interval | None:
-    """Percentile interval of Σ numerators / Σ denominators, both (N,), under drawing items with replacement (Efron 1979).
+def bootstrap_ratio(
+    numerators: Numbers, denominators: Numbers, seed: int, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Percentile interval of Σ numerators / Σ denominators, both (N,), under drawing items with replacement (Efron
+    1979).
 
-    Items are drawn whole, so a numerator stays with its denominator. None for fewer than two items, which say nothing of the spread.
+    Items are drawn whole, so a numerator stays with its denominator. None for fewer than two items, which say nothing
+    of the spread.
     """
-    return _percentiles(lambda rows: numerators[rows].sum() / denominators[rows].sum(), len(numerators), seed, resamples)
+    return _percentiles(
+        lambda rows: numerators[rows].sum() / denominators[rows].sum(), len(numerators), seed, resamples
+    )
 
 
-def bootstrap_difference(first: Numbers, second: Numbers, denominators: Numbers, seed: int, resamples: int = RESAMPLES) -> Interval | None:
-    """Percentile interval of Σ second / Σ denominators − Σ first / Σ denominators over the same items, all (N,), drawn in pairs.
+def bootstrap_difference(
+    first: Numbers, second: Numbers, denominators: Numbers, seed: int, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Percentile interval of Σ second / Σ denominators − Σ first / Σ denominators over the same items, all (N,), drawn
+    in pairs.
 
     What makes an item hard is hard for both, and so drops out: far narrower than the two intervals apart.
     """
@@ -47,8 +57,9 @@ def bootstrap_median(values: Numbers, seed: int, resamples: int = RESAMPLES) -> 
 
 
 def difference(first: tuple[float, float, float], second: tuple[float, float, float]) -> Interval:
-    """Interval of second − first from two independent (value, low, high) (Zou & Donner 2008, "Construction of confidence limits
-    about effect measures", eq. 4 and 5): exact for normal values, and right for lopsided intervals such as Wilson's.
+    """Interval of second − first from two independent (value, low, high) (Zou & Donner 2008, "Construction of
+    confidence limits about effect measures", eq. 4 and 5): exact for normal values, and right for lopsided intervals
+    such as Wilson's.
     """
     (a, a_low, a_high), (b, b_low, b_high) = first, second
     return b - a - math.hypot(b - b_low, a_high - a), b - a + math.hypot(b_high - b, a - a_low)

@@ -2,8 +2,9 @@
 
     corpus ─▶ tokens ─▶ train ─▶ compress ─▶ evaluate ─▶ report
 
-A stage's key is the hash of its part of the recipe, its inputs' content hashes and its format version. It is done when the record holds
-that key and its outputs are still what it wrote. Changing a key of the recipe so reruns only what depends on it.
+A stage's key is the hash of its part of the recipe, its inputs' content hashes and its format version. It is done when
+the record holds that key and its outputs are still what it wrote. Changing a key of the recipe so reruns only what
+depends on it.
 """
 
 from __future__ import annotations
@@ -65,10 +66,14 @@ class Stage:
 def _corpus(recipe: Recipe, run: Path) -> dict[str, Any]:
     if recipe.finetune:
         tokenizer = Tokenizer.load(recipe.finetune.base / TOKENIZER)
-        return build_examples(recipe, run / "corpus", lambda messages: len(render_conversation(messages, tokenizer).tokens))
+        return build_examples(
+            recipe, run / "corpus", lambda messages: len(render_conversation(messages, tokenizer).tokens)
+        )
     steps = {number: step for number, step in enumerate(recipe.corpus.synthesis) if isinstance(step, BackTranslation)}
     translators = {number: _translator(step, recipe.seed) for number, step in steps.items()}
-    return build_corpus(recipe, run / "corpus", translators, {f"task {name}": texts for name, texts in benchmark_texts(recipe).items()})
+    return build_corpus(
+        recipe, run / "corpus", translators, {f"task {name}": texts for name, texts in benchmark_texts(recipe).items()}
+    )
 
 
 def _translator(step: BackTranslation, seed: int) -> Translate:
@@ -84,8 +89,13 @@ def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
     rows = min(CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
     calibration = Loader(shards, context, rows, recipe.seed).batch(0).inputs
     return compress(
-        recipe, run / "model", run / "compressed", torch.from_numpy(calibration),
-        lambda model: {"bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, recipe.train.validate_tokens)},
+        recipe,
+        run / "model",
+        run / "compressed",
+        torch.from_numpy(calibration),
+        lambda model: {
+            "bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, recipe.train.validate_tokens)
+        },
     )
 
 
@@ -100,27 +110,66 @@ def _report(_recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 def _tokens(recipe: Recipe, run: Path) -> dict[str, Any]:
-    return build_tokens(recipe, run / "corpus", run / "tokens", recipe.finetune.base / TOKENIZER if recipe.finetune else None)
+    return build_tokens(
+        recipe, run / "corpus", run / "tokens", recipe.finetune.base / TOKENIZER if recipe.finetune else None
+    )
 
 
 def _fine(recipe: Recipe, *names: str) -> dict[str, Any]:
     """Keys of [finetune] that a stage depends on, and what its base is now; nothing where there is none."""
     if not recipe.finetune:
         return {}
-    return {"finetune": recipe.finetune.model_dump(mode="json", exclude_none=True, include={*names}), "base": base_fingerprint(recipe.finetune.base)}
+    return {
+        "finetune": recipe.finetune.model_dump(mode="json", exclude_none=True, include={*names}),
+        "base": base_fingerprint(recipe.finetune.base),
+    }
 
 
 STAGES = (
-    Stage("corpus", lambda r: {"corpus": _without(_dump(r.corpus), *ELSEWHERE), "seed": r.seed,
-                               **_fine(r, "task", "fields", "label", "labels", "instruction", "long"),
-                               **({"context": r.tokens.context} if r.finetune else {})}, (), ("corpus",), _corpus, format=3),
-    Stage("tokens", lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers"), **_fine(r)}, ("corpus",), ("tokens",), _tokens, format=2),
-    Stage("train", lambda r: {"model": _dump(r.model), "train": _dump(r.train, *HOW_NOT_WHAT), "seed": r.seed, "context": r.tokens.context,
-                              "packing": r.tokens.packing, "curricula": curricula(r), **_fine(r, "epochs", "lora")}, ("tokens",), ("model",),
-          lambda r, run: train(r, run / "tokens", run / "train", run / "model")),
+    Stage(
+        "corpus",
+        lambda r: {
+            "corpus": _without(_dump(r.corpus), *ELSEWHERE),
+            "seed": r.seed,
+            **_fine(r, "task", "fields", "label", "labels", "instruction", "long"),
+            **({"context": r.tokens.context} if r.finetune else {}),
+        },
+        (),
+        ("corpus",),
+        _corpus,
+        format=3,
+    ),
+    Stage(
+        "tokens",
+        lambda r: {"tokens": _without(_dump(r.tokens), "packing", "workers"), **_fine(r)},
+        ("corpus",),
+        ("tokens",),
+        _tokens,
+        format=2,
+    ),
+    Stage(
+        "train",
+        lambda r: {
+            "model": _dump(r.model),
+            "train": _dump(r.train, *HOW_NOT_WHAT),
+            "seed": r.seed,
+            "context": r.tokens.context,
+            "packing": r.tokens.packing,
+            "curricula": curricula(r),
+            **_fine(r, "epochs", "lora"),
+        },
+        ("tokens",),
+        ("model",),
+        lambda r, run: train(r, run / "tokens", run / "train", run / "model"),
+    ),
     Stage("compress", lambda r: {"compress": _dump(r.compress)}, ("tokens", "model"), ("compressed",), _compress),
-    Stage("evaluate", lambda r: {"evaluate": _dump(r.evaluate), "seed": r.seed}, ("corpus", "tokens", "model", "compressed"), ("scores",),
-          _evaluate),
+    Stage(
+        "evaluate",
+        lambda r: {"evaluate": _dump(r.evaluate), "seed": r.seed},
+        ("corpus", "tokens", "model", "compressed"),
+        ("scores",),
+        _evaluate,
+    ),
     Stage("report", lambda r: {}, ("corpus", "tokens", "model", "compressed", "scores"), ("report.html",), _report),
 )
 NAMES = tuple(stage.name for stage in STAGES)
@@ -163,10 +212,18 @@ def states(recipe: Recipe, run: Path) -> list[State]:
         inputs = _inputs(stage, recipe, run)
         key = _key(stage, recipe, inputs)
         entry = record.stages.get(stage.name)
-        behind = [state for state in found if state.state != "done" and set(_stage(state.name).makes) & set(stage.needs)]
-        whole = entry is not None and all(_output_hash(run / path) == digest for path, digest in entry["outputs"].items())
+        behind = [
+            state for state in found if state.state != "done" and set(_stage(state.name).makes) & set(stage.needs)
+        ]
+        whole = entry is not None and all(
+            _output_hash(run / path) == digest for path, digest in entry["outputs"].items()
+        )
         state = "missing" if entry is None else "done" if whole and entry["key"] == key and not behind else "stale"
-        found.append(State(stage.name, state, key, inputs, entry["seconds"] if entry else None, entry["figures"] if entry else {}))
+        found.append(
+            State(
+                stage.name, state, key, inputs, entry["seconds"] if entry else None, entry["figures"] if entry else {}
+            )
+        )
     return found
 
 
@@ -177,18 +234,30 @@ def _stage(name: str) -> Stage:
 def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
     if stage.name == "corpus":
         if recipe.finetune:
-            return {path.name: hash_file(path) if path.is_file() else "missing" for path in (recipe.finetune.train, recipe.finetune.test) if path}
+            return {
+                path.name: hash_file(path) if path.is_file() else "missing"
+                for path in (recipe.finetune.train, recipe.finetune.test)
+                if path
+            }
         sources = {f"source {i} ({source.kind})": fingerprint(source) for i, source in enumerate(recipe.corpus.sources)}
-        models = {f"synthesis {i} (model)": translator.fingerprint(step.model) for i, step in enumerate(recipe.corpus.synthesis)
-                  if isinstance(step, BackTranslation) and step.model}
-        benchmarks = {f"benchmark {file.name}": f"{file.size} {file.mtime_ns}" for file in benchmark_files(recipe.corpus.decontaminate)}
+        models = {
+            f"synthesis {i} (model)": translator.fingerprint(step.model)
+            for i, step in enumerate(recipe.corpus.synthesis)
+            if isinstance(step, BackTranslation) and step.model
+        }
+        benchmarks = {
+            f"benchmark {file.name}": f"{file.size} {file.mtime_ns}"
+            for file in benchmark_files(recipe.corpus.decontaminate)
+        }
         tasks = {f"task {name} (texts kept out)": hash_json(texts) for name, texts in benchmark_texts(recipe).items()}
         return sources | models | filters_fingerprint(recipe.corpus) | benchmarks | tasks
     return {path: _output_hash(run / path) or "missing" for path in stage.needs}
 
 
 def _key(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    return hash_json({"stage": stage.name, "format": stage.format, "recipe": stage.part(recipe), "inputs": dict(inputs)})
+    return hash_json(
+        {"stage": stage.name, "format": stage.format, "recipe": stage.part(recipe), "inputs": dict(inputs)}
+    )
 
 
 @contextlib.contextmanager
@@ -202,28 +271,38 @@ def locked(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except PermissionError as error:
-        raise InputError(f"{run}: no permission to write there; choose another run_dir or change its permissions") from error
+        raise InputError(
+            f"{run}: no permission to write there; choose another run_dir or change its permissions"
+        ) from error
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{run}: a file stands where the run's folder should be; choose another run_dir or move it away") from error
+        raise InputError(
+            f"{run}: a file stands where the run's folder should be; choose another run_dir or move it away"
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{run}: another lmforge process works on this run; wait for it or choose another name") from error
+            raise InputError(
+                f"{run}: another lmforge process works on this run; wait for it or choose another name"
+            ) from error
         yield
     finally:
         os.close(handle)
 
 
-def run_stages(recipe: Recipe, run: Path, until: str | None = None, only: str | None = None, fresh: bool = False) -> dict[str, Any]:
+def run_stages(
+    recipe: Recipe, run: Path, until: str | None = None, only: str | None = None, fresh: bool = False
+) -> dict[str, Any]:
     """Bring a run up to date: every stage that is not done, in order, up to `until`; or `only` that one.
 
-    `fresh` does what is asked for again from nothing. Returns `{stage: figures}` with `seconds` and `was` (the state found).
+    `fresh` does what is asked for again from nothing. Returns `{stage: figures}` with `seconds` and `was` (the state
+    found).
 
     Raises:
         InputError: what `only` needs is not there yet (names the stage to run first), or the input is wrong.
     """
-    network_of(recipe, recipe.tokens.vocab_size)  # a network that cannot be is refused before hours of work on its texts
+    # a network that cannot be is refused before hours of work on its texts
+    network_of(recipe, recipe.tokens.vocab_size)
     wanted = [only] if only else list(NAMES[: NAMES.index(until) + 1 if until else None])
     if int(os.environ.get("RANK", "0")) > 0:  # a torchrun rank that does not lead has its part in training only
         return {"train": train(recipe, run / "tokens", run / "train", run / "model")} if "train" in wanted else {}
@@ -239,7 +318,10 @@ def run_stages(recipe: Recipe, run: Path, until: str | None = None, only: str | 
                 continue
             for earlier in NAMES[: NAMES.index(name)]:
                 if set(_stage(earlier).makes) & set(_stage(name).needs) and before[earlier].state != "done":
-                    raise InputError(f"{run}: stage '{name}' needs '{earlier}', which is {before[earlier].state}; run: lmforge {earlier} RECIPE")
+                    raise InputError(
+                        f"{run}: stage '{name}' needs '{earlier}', which is {before[earlier].state}; run: lmforge "
+                        f"{earlier} RECIPE"
+                    )
             results[name] = {**_run_stage(_stage(name), recipe, run, state, fresh), "was": state.state}
     return results
 
@@ -254,8 +336,16 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, state: State, fresh: boo
     figures = stage.run(recipe, run)
     seconds = time.monotonic() - started
     outputs = {path: _output_hash(run / path) or "" for path in stage.makes}
-    Record(run).enter(stage.name, key=state.key, inputs=state.inputs, recipe=stage.part(recipe), seed=recipe.seed, seconds=seconds,
-                      outputs=outputs, figures=figures)
+    Record(run).enter(
+        stage.name,
+        key=state.key,
+        inputs=state.inputs,
+        recipe=stage.part(recipe),
+        seed=recipe.seed,
+        seconds=seconds,
+        outputs=outputs,
+        figures=figures,
+    )
     say(f"   {stage.name}: {in_words(seconds)}")
     return {**figures, "stage_seconds": round(seconds, 3)}
 
@@ -271,7 +361,9 @@ def _drop_foreign_checkpoints(directory: Path, key: str, fresh: bool) -> None:
 def is_trained(run: Path) -> bool:
     """Whether the training of a run has ended, by its record."""
     entry = Record(run).stages.get("train")
-    return entry is not None and (run / "train" / "key").is_file() and (run / "train" / "key").read_text() == entry["key"]
+    return (
+        entry is not None and (run / "train" / "key").is_file() and (run / "train" / "key").read_text() == entry["key"]
+    )
 
 
 def find_recipe(run: Path) -> Recipe:

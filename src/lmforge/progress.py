@@ -1,4 +1,5 @@
-"""Progress of long work, on stderr: a bar with rate and time left on a terminal, one plain line now and then elsewhere."""
+"""Progress of long work, on stderr: a bar with rate and time left on a terminal, one plain line now and then
+elsewhere."""
 
 from __future__ import annotations
 
@@ -47,14 +48,21 @@ class Bar:
     def __enter__(self) -> Bar:
         if sys.stderr.isatty():
             self.rich = Progress(
-                TextColumn("{task.description:>10}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+                TextColumn("{task.description:>10}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
             )
             self.rich.start()
             self.task = self.rich.add_task(self.title, total=self.total, completed=round(self.done), note="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.rich:
             self.rich.stop()
 

@@ -2,8 +2,8 @@
 
     recipe = load_recipe(Path("recipes/laptop.toml"), overrides=["train.peak_lr=3e-4"])
 
-A recipe's few real choices (texts, size, steps) are stated; the rest has defaults derived from them. A key that does not exist
-stops the run and the nearest valid key is named. Every section is one pydantic model with `extra="forbid"`.
+A recipe's few real choices (texts, size, steps) are stated; the rest has defaults derived from them. A key that does
+not exist stops the run and the nearest valid key is named. Every section is one pydantic model with `extra="forbid"`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,32 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lmforge.errors import InputError
 
-SourceKind = Literal["python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code", "parallel", "procedural"]
-SKIPPING: frozenset[SourceKind] = frozenset(("hub", "warc", "html", "code"))  # kinds of which some part is always damaged
+SourceKind = Literal[
+    "python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code", "parallel", "procedural"
+]
+# kinds of which some part is always damaged
+SKIPPING: frozenset[SourceKind] = frozenset(("hub", "warc", "html", "code"))
 Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
 ProceduralTask = Literal[
-    "sum", "expression", "division", "sequence", "arithmetic_words", "algebra_words", "copy", "reverse", "spell", "sort", "alphabet", "extreme",
-    "count", "letters", "distinct", "brackets", "close", "program",
-]  # fmt: skip
+    "sum",
+    "expression",
+    "division",
+    "sequence",
+    "arithmetic_words",
+    "algebra_words",
+    "copy",
+    "reverse",
+    "spell",
+    "sort",
+    "alphabet",
+    "extreme",
+    "count",
+    "letters",
+    "distinct",
+    "brackets",
+    "close",
+    "program",
+]
 AttentionKind = Literal["full", "window", "strided", "pooled", "sparse", "lsh", "linear"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -36,7 +55,11 @@ Weight = Annotated[float, Field(gt=0)]
 
 def _in_bytes(value: Any) -> Any:
     """ "2GiB", "500 MB", "1.5e9" → bytes; anything else as it is, for pydantic to judge."""
-    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*(?:([kKMGT])(i?)B?|B)?\s*", value) if isinstance(value, str) else None
+    found = (
+        re.fullmatch(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*(?:([kKMGT])(i?)B?|B)?\s*", value)
+        if isinstance(value, str)
+        else None
+    )
     if not found:
         return value
     unit = 0 if found[2] is None else " kMGT".index(found[2].replace("K", "k"))
@@ -54,8 +77,10 @@ Curriculum = Weight | tuple[tuple[Share, Annotated[float, Field(ge=0)]], ...]
 def check_weight(weight: Curriculum) -> None:
     """Refuse a curriculum that is out of order or gives nothing."""
     if isinstance(weight, tuple) and not (_in_order(weight) and any(value for _, value in weight)):
-        raise ValueError("a weight that changes is a list of [share of training, weight] pairs: the first share 0, each later "
-                         "one larger, some weight above 0; for example [[0, 1.0], [0.8, 0.2]]")
+        raise ValueError(
+            "a weight that changes is a list of [share of training, weight] pairs: the first share 0, each later "
+            "one larger, some weight above 0; for example [[0, 1.0], [0.8, 0.2]]"
+        )
 
 
 def _in_order(schedule: Sequence[tuple[float, float]]) -> bool:
@@ -75,14 +100,17 @@ class Source(Section):
     kind: SourceKind
     path: Path | None = None
     genre: Genre = "unknown"
-    weight: Curriculum = 1.0  # a number: how often its documents stand in the corpus; a curriculum: how often the loader draws them
+    # a number: how often its documents stand in the corpus; a curriculum: how often the loader draws them
+    weight: Curriculum = 1.0
     text_field: str = "text"
-    damaged: Literal["refuse", "skip"] | None = None  # a broken record or file; default: refuse, but skip and count hub, warc, html, code
+    # a broken record or file; default: refuse, but skip and count hub, warc, html, code
+    damaged: Literal["refuse", "skip"] | None = None
     config: str | None = None  # hub: which of the data set's configurations
     split: str = "train"  # hub: which of its splits
     revision: str | None = None  # hub: branch, tag or commit
     join: Literal["repository"] | None = None  # code: the files of each folder directly below the path in one document
-    languages: tuple[str, str] | None = None  # parallel: the two fields of a line, each a sentence in the language it is named after
+    # parallel: the two fields of a line, each a sentence in the language it is named after
+    languages: tuple[str, str] | None = None
     tasks: tuple[ProceduralTask, ...] | None = None  # procedural: which, in equal parts; default: all
     documents: Positive | None = None  # procedural: how many; default: 10,000
     levels: tuple[Level, Level] | None = None  # procedural: the least and the greatest difficulty; default: 1 to 3
@@ -97,15 +125,19 @@ class Source(Section):
         if self.kind not in ("python-library", "procedural") and self.path is None:
             raise ValueError(f"kind '{self.kind}' needs a path")
         if self.kind == "parallel" and self.languages is None:
-            raise ValueError("kind 'parallel' needs languages, such as [\"en\", \"de\"]")
+            raise ValueError('kind \'parallel\' needs languages, such as ["en", "de"]')
         if self.levels and self.levels[0] > self.levels[1]:
             raise ValueError("levels: the greatest comes second")
         return self
 
     @model_validator(mode="after")
     def _keys_fit_kind(self) -> Source:
-        for kind, keys in (("hub", ("config", "split", "revision")), ("code", ("join",)), ("parallel", ("languages",)),
-                           ("procedural", ("tasks", "documents", "levels", "problems"))):
+        for kind, keys in (
+            ("hub", ("config", "split", "revision")),
+            ("code", ("join",)),
+            ("parallel", ("languages",)),
+            ("procedural", ("tasks", "documents", "levels", "problems")),
+        ):
             given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if self.kind != kind and given:
                 raise ValueError(f"{given[0]} is a key of kind '{kind}', not of '{self.kind}'")
@@ -118,12 +150,14 @@ class Source(Section):
 
     @property
     def copies(self) -> float:
-        """How often each document stands in the corpus: a plain weight; 1 where a curriculum leaves the weighing to the loader."""
+        """How often each document stands in the corpus: a plain weight; 1 where a curriculum leaves the weighing to the
+        loader."""
         return self.weight if isinstance(self.weight, float) else 1.0
 
     @property
     def curriculum(self) -> tuple[tuple[float, float], ...]:
-        """(share of training from which it holds, weight) pairs for the loader; a plain weight is already in the corpus, so 1 here."""
+        """(share of training from which it holds, weight) pairs for the loader; a plain weight is already in the
+        corpus, so 1 here."""
         return self.weight if isinstance(self.weight, tuple) else ((0.0, 1.0),)
 
     @property
@@ -140,7 +174,8 @@ class Perplexity(Section):
     """Documents unlike a reference are left out, as an n-gram model of bytes measures it."""
 
     reference: Path  # texts of the wanted kind: a folder, a text, JSONL or Parquet file
-    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0  # worse than this share of the reference's held-out documents is too far
+    # worse than this share of the reference's held-out documents is too far
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.0
     most_bits_per_byte: Annotated[float, Field(gt=0)] | None = None  # instead of the percentile
     order: Annotated[int, Field(ge=1, le=8)] = 5
 
@@ -185,7 +220,8 @@ class BackTranslation(Synthesis):
 
     method: Literal["back_translation"]
     model: Path | None = None  # a run that learned both directions from a `parallel` source
-    hub: tuple[str, str] | None = None  # instead: two Hub models, there and back (needs transformers, and the models on this machine)
+    # instead: two Hub models, there and back (needs transformers, and the models on this machine)
+    hub: tuple[str, str] | None = None
     language: str = "en"
     through: str = "de"
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0  # above 0 the words are drawn: more variety, more mistakes
@@ -215,34 +251,44 @@ class Corpus(Section):
     """Raw text → clean documents."""
 
     sources: tuple[Source, ...] = (Source(kind="python-library", genre="code"),)
-    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of documents kept out of training, chosen by document hash
+    # share of documents kept out of training, chosen by document hash
+    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     min_chars: Positive = 64
     max_chars: Positive = 1_000_000
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
-    # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see corpus/clean/quality.py.
+    # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see
+    # corpus/clean/quality.py.
     rules: tuple[RuleFamily, ...] = ("boilerplate", "gopher", "repetition", "c4", "fineweb")
     languages: tuple[str, ...] = ()  # ISO 639-1 codes of the languages kept, code aside; default: any
-    mask_private: tuple[PrivateKind, ...] = ("email", "ip", "phone", "card")  # replaced by what they are, code and technical text aside
+    # replaced by what they are, code and technical text aside
+    mask_private: tuple[PrivateKind, ...] = ("email", "ip", "phone", "card")
     toxic_words: Path | None = None  # a list, one word or phrase a line; documents with one are left out
     perplexity: Perplexity | None = None
     quality: Quality | None = None
-    analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000  # text sampled for the slower figures of statistics.json; 0: none of these
+    # text sampled for the slower figures of statistics.json; 0: none of these
+    analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000
     synthesis: tuple[SynthesisStep, ...] = ()
-    synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # the most of the training text, in bytes, that made documents may be
-    near_duplicates: Share = 0.75  # documents that share at least this share of their words, in order, with a kept one go; 1: none do
-    repeated_lines: Annotated[int, Field(ge=0)] = 10  # lines (not of code) that stand in at least so many documents go; 0: none do
+    # the most of the training text, in bytes, that made documents may be
+    synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    # documents that share at least this share of their words, in order, with a kept one go; 1: none do
+    near_duplicates: Share = 0.75
+    # lines (not of code) that stand in at least so many documents go; 0: none do
+    repeated_lines: Annotated[int, Field(ge=0)] = 10
     decontaminate: tuple[Path, ...] = ()  # benchmark texts to keep out: JSONL or text files, folders, patterns
     executor: Literal["local", "slurm", "ray"] = "local"
-    workers: Positive | None = None  # processes, or tasks at once on a cluster; default: the cores, but one where that is quicker
+    # processes, or tasks at once on a cluster; default: the cores, but one where that is quicker
+    workers: Positive | None = None
     slurm: Slurm | None = None
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Corpus:
         asked = sum(step.share for step in self.synthesis)
         if asked > self.synthetic_share + 1e-9:
-            raise ValueError(f"the shares of synthesis add up to {asked:g}, more than synthetic_share {self.synthetic_share:g}; "
-                             "lower them or raise it")
+            raise ValueError(
+                f"the shares of synthesis add up to {asked:g}, more than synthetic_share {self.synthetic_share:g}; "
+                "lower them or raise it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -259,10 +305,14 @@ class Tokens(Section):
     context: Annotated[int, Field(ge=8)] = 256
     sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
     superwords: bool = False  # half of the vocabulary may cross spaces
-    max_ram: Size | None = None  # memory for learning the vocabulary, in bytes or as "2GiB"; default: half of what is free
-    chat: bool | None = None  # chat tokens in the vocabulary; default: when there are conversations among the training documents
-    workers: Positive | None = None  # processes that encode; default: one a core, fewer for little text. The files are the same
-    packing: Literal["ring", "best_fit"] = "ring"  # rows cut from one ring of text, or whole documents that do not see each other
+    # memory for learning the vocabulary, in bytes or as "2GiB"; default: half of what is free
+    max_ram: Size | None = None
+    # chat tokens in the vocabulary; default: when there are conversations among the training documents
+    chat: bool | None = None
+    # processes that encode; default: one a core, fewer for little text. The files are the same
+    workers: Positive | None = None
+    # rows cut from one ring of text, or whole documents that do not see each other
+    packing: Literal["ring", "best_fit"] = "ring"
 
 
 class Model(Section):
@@ -273,8 +323,10 @@ class Model(Section):
     heads: Positive = 4
     kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
     d_ff: Positive | None = None  # default: 4 × d_model
-    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu"] = "relu"  # gelu_tanh: GPT-2's approximation of it
-    attention: AttentionKind | tuple[AttentionKind, ...] = "full"  # one kind, or a pattern of kinds repeated over the layers
+    # gelu_tanh: GPT-2's approximation of it
+    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu"] = "relu"
+    # one kind, or a pattern of kinds repeated over the layers
+    attention: AttentionKind | tuple[AttentionKind, ...] = "full"
     window: Positive = 256  # tokens: the band of window, strided and sparse
     stride: Positive = 1024  # every so many tokens one that strided and sparse see from anywhere later
     pool: Positive = 128  # tokens of a block that pooled and sparse see as one key and value
@@ -283,17 +335,21 @@ class Model(Section):
     lsh_rounds: Positive = 4
     feature_map: Literal["elu", "learned"] = "elu"  # of linear attention
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    norm_eps: Annotated[float, Field(gt=0)] | None = None  # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
+    # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
     positions: Literal["rope", "learned", "none"] = "rope"
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
-    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"  # how RoPE reaches beyond the context it was trained at …
+    # how RoPE reaches beyond the context it was trained at …
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
     rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
     biases: bool = False
     qk_norm: bool = False
     ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
     tied: bool = True  # the output matrix is the embedding
-    residual: Literal["plain", "reversible"] = "plain"  # reversible: activations are made again from the last ones, whatever the depth
-    recompute: bool = False  # keep what enters each block (unless reversible) and what attention mixed; make the rest again in the backward pass
+    # reversible: activations are made again from the last ones, whatever the depth
+    residual: Literal["plain", "reversible"] = "plain"
+    # keep what enters each block (unless reversible) and what attention mixed; make the rest again in the backward pass
+    recompute: bool = False
     ahead: Annotated[int, Field(ge=0)] = 0  # further tokens predicted in training
     experts: Annotated[int, Field(ge=0)] = 0  # networks that share a layer's d_ff; 0: one
     experts_active: Positive = 2  # of which each token uses so many
@@ -326,26 +382,33 @@ class Train(Section):
     steps: Positive | None = None
     tokens: Positive | None = None  # instead of steps
     batch_tokens: Positive = 8192
-    batch_schedule: tuple[tuple[Share, Positive], ...] = ()  # [share of training, batch_tokens] pairs, where it is not one size throughout
-    context_schedule: tuple[tuple[Share, Positive], ...] = ()  # [share of training, context] pairs: shorter rows, as many tokens a batch
+    # [share of training, batch_tokens] pairs, where it is not one size throughout
+    batch_schedule: tuple[tuple[Share, Positive], ...] = ()
+    # [share of training, context] pairs: shorter rows, as many tokens a batch
+    context_schedule: tuple[tuple[Share, Positive], ...] = ()
     mixture: dict[Genre, Curriculum] = {}  # how often texts of a genre are drawn, where not equally often
     micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
-    return_memory: bool = False  # large freed blocks go back to the system: with long texts and recompute half the peak, 1.4 times the time
+    # large freed blocks go back to the system: with long texts and recompute half the peak, 1.4 times the time
+    return_memory: bool = False
     peak_lr: Annotated[float, Field(gt=0)] = 6e-4
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
-    base_width: Positive | None = None  # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)
-    output_multiplier: Annotated[float, Field(gt=0)] = 1.0  # of the logits, to be tuned at base_width along with the rates
+    # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)
+    base_width: Positive | None = None
+    # of the logits, to be tuned at base_width along with the rates
+    output_multiplier: Annotated[float, Field(gt=0)] = 1.0
     schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
     final_lr: Share = 0.1  # the schedule ends at this share of the peak
     warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     weight_decay_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the run
     betas: tuple[float, float] = (0.9, 0.95)
-    z_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
+    # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["fp32", "bf16", "fp16", "fp8", "auto"] = "auto"  # auto: the fastest safe one, measured at start-up on a CPU
+    # auto: the fastest safe one, measured at start-up on a CPU
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "auto"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: measured at start-up, its compile time counted
     threads: Positive | None = None  # default: measured at start-up
     validate_every: Positive | None = None  # steps; default: a tenth of the run
@@ -353,10 +416,13 @@ class Train(Section):
     checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
     keep: Positive = 2  # newest checkpoints kept, beside the best
     store: str | None = None  # an object store's address that each checkpoint is copied to (s3://bucket/run)
-    max_seconds: Annotated[float, Field(gt=0)] | None = None  # after these a checkpoint is saved and the command ends, to be run again
+    # after these a checkpoint is saved and the command ends, to be run again
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
     tensorboard: bool = False  # metrics in TensorBoard's file format too, in train/tensorboard
-    profile: Annotated[int, Field(ge=0)] = 0  # steps recorded operation by operation, in train/profile, once the run has settled
-    ensemble: Annotated[int, Field(ge=0)] = 4  # weights kept near the end, to average and to choose from; 0: the best checkpoint alone
+    # steps recorded operation by operation, in train/profile, once the run has settled
+    profile: Annotated[int, Field(ge=0)] = 0
+    # weights kept near the end, to average and to choose from; 0: the best checkpoint alone
+    ensemble: Annotated[int, Field(ge=0)] = 4
 
     @model_validator(mode="after")
     def _schedules_are_in_order(self) -> Train:
@@ -364,14 +430,20 @@ class Train(Section):
             check_weight(weight)
         for name, schedule in (("context", self.context_schedule), ("batch", self.batch_schedule)):
             if schedule and not _in_order(schedule):
-                raise ValueError(f"{name}_schedule is a list of [share of training, tokens] pairs: the first share 0, each later one larger")
+                raise ValueError(
+                    f"{name}_schedule is a list of [share of training, tokens] pairs: the first share 0, each later "
+                    "one larger"
+                )
         return self
 
     @model_validator(mode="after")
     def _state_fits_optimizer(self) -> Train:
         if self.optimizer == "sgd" and self.optimizer_state == "8bit":
             raise ValueError("optimizer 'sgd' keeps its state in fp32; use optimizer_state = 'fp32', or adamw or muon")
-        for key, given in (("base_width", self.base_width is not None), ("output_multiplier", self.output_multiplier != 1)):
+        for key, given in (
+            ("base_width", self.base_width is not None),
+            ("output_multiplier", self.output_multiplier != 1),
+        ):
             if self.optimizer == "sgd" and given:
                 raise ValueError(f"{key} scales what adamw and muon do; optimizer 'sgd' would need other factors")
         return self
@@ -391,7 +463,8 @@ class Lora(Section):
 
     rank: Positive = 8
     alpha: Annotated[float, Field(gt=0)] | None = None  # the product counts alpha / rank times; default: twice the rank
-    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = get_args(LoraTarget)  # matrices of each layer that get one
+    # matrices of each layer that get one
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = get_args(LoraTarget)
 
     @property
     def scale(self) -> float:
@@ -400,18 +473,21 @@ class Lora(Section):
 
 
 class Finetune(Section):
-    """A trained model and examples → a model of these examples. Takes the place of the corpus's sources, the vocabulary and [model]."""
+    """A trained model and examples → a model of these examples. Takes the place of the corpus's sources, the vocabulary
+    and [model]."""
 
     base: Path  # a run, a checkpoint or a model (not a compressed one)
     task: Literal["chat", "classify", "span"]
     train: Path  # examples, a JSON object a line (plain, gzip or Zstandard)
     test: Path | None = None  # examples that are scored at the end; default: a part of `train`, as corpus.holdout says
-    fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)  # classify: where its text stands, or a pair's two texts
+    # classify: where its text stands, or a pair's two texts
+    fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
     label: str = "label"  # classify: where its label stands
     labels: dict[str, str] = {}  # classify: a label as the file has it → the word to answer with; default: as it is
     instruction: str = ""  # a line before each question
     long: Literal["refuse", "skip"] = "refuse"  # what is done with a training example longer than tokens.context
-    epochs: Annotated[float, Field(gt=0)] = 3.0  # times that each example is seen, where train.steps and train.tokens are not given
+    # times that each example is seen, where train.steps and train.tokens are not given
+    epochs: Annotated[float, Field(gt=0)] = 3.0
     lora: Lora | None = None  # default: every weight is trained
 
 
@@ -425,7 +501,8 @@ class Compress(Section):
     """Model → smaller model, one method after another."""
 
     steps: tuple[QuantizeStep, ...] = (QuantizeStep(),)
-    budget: Annotated[float, Field(gt=0)] | None = None  # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+    budget: Annotated[float, Field(gt=0)] | None = None
 
 
 TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers", "passkey"]
@@ -467,7 +544,10 @@ class Recipe(Section):
         for _, context in self.train.context_schedule:
             if self.tokens.context % context:
                 whole = self.tokens.context
-                raise ValueError(f"train.context_schedule: {context} does not divide tokens.context {whole}, of whose rows it cuts parts")
+                raise ValueError(
+                    f"train.context_schedule: {context} does not divide tokens.context {whole}, of whose rows it cuts "
+                    "parts"
+                )
         return self
 
     @field_validator("run_dir")
@@ -502,7 +582,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _resolve_paths(recipe, path.resolve().parent)
 
 
-OWN = ("recompute", "rope_scaling", "rope_trained")  # keys of [model] that may differ from those of a model it goes on from
+# keys of [model] that may differ from those of a model it goes on from
+OWN = ("recompute", "rope_scaling", "rope_trained")
 
 
 def _take_from_base(data: dict[str, Any], folder: Path) -> None:
@@ -512,7 +593,9 @@ def _take_from_base(data: dict[str, Any], folder: Path) -> None:
         InputError: no model there; or the recipe states another network, or sources.
     """
     given = data["finetune"]
-    corpus, tokens, model, train, evaluate = (data.setdefault(name, {}) for name in ("corpus", "tokens", "model", "train", "evaluate"))
+    corpus, tokens, model, train, evaluate = (
+        data.setdefault(name, {}) for name in ("corpus", "tokens", "model", "train", "evaluate")
+    )
     if not all(isinstance(section, dict) for section in (corpus, tokens, model, train, evaluate)):
         return  # parsing tells what is wrong
     base = _absolute(Path(given["base"]), folder)
@@ -522,20 +605,40 @@ def _take_from_base(data: dict[str, Any], folder: Path) -> None:
         shape, compression = dict(config["architecture"]), config["compression"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if (base / "config.json").is_file() and "model_type" in (base / "config.json").read_text(errors="replace"):
-            raise InputError(f"finetune.base: {given['base']}: a checkpoint of transformers; make a model of it first: "
-                             f"lmforge import {given['base']} MODEL") from error
-        raise InputError(f"finetune.base: {given['base']}: no model there; give a run that is trained, a checkpoint or a model") from error
+            raise InputError(
+                f"finetune.base: {given['base']}: a checkpoint of transformers; make a model of it first: "
+                f"lmforge import {given['base']} MODEL"
+            ) from error
+        raise InputError(
+            f"finetune.base: {given['base']}: no model there; give a run that is trained, a checkpoint or a model"
+        ) from error
     if compression:
-        raise InputError(f"finetune.base: {given['base']}: a compressed model, which cannot be trained; give the model that it was made from")
+        raise InputError(
+            f"finetune.base: {given['base']}: a compressed model, which cannot be trained; give the model that it was "
+            "made from"
+        )
     given["base"] = str(base)
     if corpus.setdefault("sources", []):
-        raise InputError("corpus.sources: a recipe with [finetune] learns from finetune.train alone; leave the sources out")
-    for section, stated, key in [("model", model, key) for key in Model.model_fields if key in shape] + [("tokens", tokens, "vocab_size")]:
-        value = [stated[key]] if key == "attention" and isinstance(stated.get(key), str) else stated.setdefault(key, shape[key])
+        raise InputError(
+            "corpus.sources: a recipe with [finetune] learns from finetune.train alone; leave the sources out"
+        )
+    for section, stated, key in [("model", model, key) for key in Model.model_fields if key in shape] + [
+        ("tokens", tokens, "vocab_size")
+    ]:
+        value = (
+            [stated[key]]
+            if key == "attention" and isinstance(stated.get(key), str)
+            else stated.setdefault(key, shape[key])
+        )
         if value != shape[key] and key not in OWN:
-            raise InputError(f"{section}.{key}: {value} is not {shape[key]}, that of finetune.base; leave it out, it is taken from there")
+            raise InputError(
+                f"{section}.{key}: {value} is not {shape[key]}, that of finetune.base; leave it out, it is taken from "
+                "there"
+            )
     if tokens.setdefault("context", shape["context"]) != shape["context"] and shape["positions"] == "learned":
-        raise InputError(f"tokens.context: {tokens['context']}; the learned positions of finetune.base need {shape['context']}")
+        raise InputError(
+            f"tokens.context: {tokens['context']}; the learned positions of finetune.base need {shape['context']}"
+        )
     tokens.setdefault("packing", "best_fit")  # whole examples
     train.setdefault("peak_lr", 2e-3 if given.get("lora") is not None else 3e-4)
     train.setdefault("weight_decay", 0.0)
@@ -555,7 +658,9 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     changed: dict[str, Any] = {
         "sources": tuple(source.model_copy(update={"path": _resolved(source, base)}) for source in corpus.sources),
         "synthesis": tuple(
-            step.model_copy(update={"model": _absolute(step.model, base)}) if isinstance(step, BackTranslation) and step.model else step
+            step.model_copy(update={"model": _absolute(step.model, base)})
+            if isinstance(step, BackTranslation) and step.model
+            else step
             for step in corpus.synthesis
         ),
         "decontaminate": tuple(_absolute(path, base) for path in corpus.decontaminate),
@@ -578,7 +683,8 @@ def _absolute(path: Path, base: Path) -> Path:
 
 def _resolved(source: Source, base: Path) -> Path | None:
     path = source.path and base / source.path.expanduser()
-    return source.path if path is None or (source.kind == "hub" and not path.exists()) else path.resolve()  # OWNER/NAME on the Hub
+    # OWNER/NAME on the Hub
+    return source.path if path is None or (source.kind == "hub" and not path.exists()) else path.resolve()
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -605,7 +711,11 @@ def _explain(problem: Any) -> str:
         key, valid = str(location[-1]), _valid_keys(location[:-1])
         close = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         section = ".".join(str(part) for part in location[:-1]) or "the top level"
-        return f"{dotted}: unknown key '{key}' in {section}; did you mean '{close[0]}'?" if close else f"{dotted}: unknown key"
+        return (
+            f"{dotted}: unknown key '{key}' in {section}; did you mean '{close[0]}'?"
+            if close
+            else f"{dotted}: unknown key"
+        )
     cause = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {json.dumps(given, default=str)[:80]})"
@@ -638,16 +748,23 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML; `load_recipe` of it gives an equal recipe. Keys whose value is None (derived at run time) are left out."""
+    """The recipe as TOML; `load_recipe` of it gives an equal recipe. Keys whose value is None (derived at run time) are
+    left out."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
     for name, section in data.items():
         if not isinstance(section, dict):
             continue
         lines += ["", f"[{name}]"]
-        tables = {key: value for key, value in section.items() if isinstance(value, list) and value and isinstance(value[0], dict)}
+        tables = {
+            key: value
+            for key, value in section.items()
+            if isinstance(value, list) and value and isinstance(value[0], dict)
+        }
         nested = {key: value for key, value in section.items() if isinstance(value, dict)}
-        lines += [f"{key} = {_toml(value)}" for key, value in section.items() if key not in tables and key not in nested]
+        lines += [
+            f"{key} = {_toml(value)}" for key, value in section.items() if key not in tables and key not in nested
+        ]
         for key, value in nested.items():
             lines += ["", f"[{name}.{key}]", *(f"{_toml_key(inner)} = {_toml(each)}" for inner, each in value.items())]
         for key, entries in tables.items():

@@ -1,8 +1,9 @@
 """Artefacts: written atomically, checksummed, each naming what it was made from.
 
-A file is written under a temporary name in its own folder, flushed to disk and renamed. A directory is complete when its
-`manifest.json`, which lists every file with size and SHA-256, is there; it is renamed into place as the last act.
-`record.json` of a run holds, per stage: its key, inputs' hashes, part of the recipe, seed, code version, machine, seconds.
+A file is written under a temporary name in its own folder, flushed to disk and renamed. A directory is complete when
+its `manifest.json`, which lists every file with size and SHA-256, is there; it is renamed into place as the last act.
+`record.json` of a run holds, per stage: its key, inputs' hashes, part of the recipe, seed, code version, machine,
+seconds.
 """
 
 from __future__ import annotations
@@ -91,12 +92,15 @@ def _explained(path: Path, error: OSError) -> LmforgeError:
         return InputError(f"{path}: no permission to write there; choose another run_dir or change its permissions")
     if isinstance(error, NotADirectoryError | FileExistsError):
         return InputError(f"{path}: a file stands where a directory is needed; choose another run_dir or move it away")
-    return LmforgeError(f"{path}: could not be written ({error.strerror or error}); free disk space and run the same command again")
+    return LmforgeError(
+        f"{path}: could not be written ({error.strerror or error}); free disk space and run the same command again"
+    )
 
 
 @contextlib.contextmanager
 def atomic_directory(final: Path) -> Iterator[Path]:
-    """Give a temporary directory to fill; on success list it in a manifest and rename it to `final`, replacing what was there.
+    """Give a temporary directory to fill; on success list it in a manifest and rename it to `final`, replacing what was
+    there.
 
     On any exception the temporary directory is removed and `final` is left as it was.
 
@@ -182,7 +186,9 @@ def verify_directory(directory: Path) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         path = directory / name
         if not path.is_file():
-            raise InputError(f"{path}: missing, though {MANIFEST} lists it; restore it or run the stage again with --fresh")
+            raise InputError(
+                f"{path}: missing, though {MANIFEST} lists it; restore it or run the stage again with --fresh"
+            )
         if path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
             raise InputError(
                 f"{path}: its bytes do not match the checksum in {MANIFEST} (altered or damaged); "
@@ -197,7 +203,11 @@ def code_version() -> str:
     here = Path(__file__).resolve().parent
     try:
         commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"], cwd=here, capture_output=True, text=True, timeout=5
+            ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=5,
         )
         return f"{__version__} {commit.stdout.strip()}".strip() if commit.returncode == 0 else __version__
     except (OSError, subprocess.TimeoutExpired):
@@ -206,7 +216,8 @@ def code_version() -> str:
 
 @cache
 def machine() -> dict[str, Any]:
-    """What this machine is, in words a reader of a record can compare: processor, cores, memory, system, Python, torch."""
+    """What this machine is, in words a reader of a record can compare: processor, cores, memory, system, Python,
+    torch."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -237,16 +248,33 @@ class Record:
             try:
                 self.stages = json.loads(self.path.read_text())["stages"]
             except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-                raise InputError(f"{self.path}: not a readable record ({error}); remove it to run every stage again") from error
+                raise InputError(
+                    f"{self.path}: not a readable record ({error}); remove it to run every stage again"
+                ) from error
 
     def enter(
-        self, stage: str, *, key: str, inputs: Mapping[str, str], recipe: Mapping[str, Any], seed: int, seconds: float,
-        outputs: Mapping[str, str], figures: Mapping[str, Any],
+        self,
+        stage: str,
+        *,
+        key: str,
+        inputs: Mapping[str, str],
+        recipe: Mapping[str, Any],
+        seed: int,
+        seconds: float,
+        outputs: Mapping[str, str],
+        figures: Mapping[str, Any],
     ) -> None:
         """Write that `stage` ended: its key, `{input name: hash}`, `{output path: content hash}` and key figures."""
         self.stages[stage] = {
-            "key": key, "inputs": dict(inputs), "outputs": dict(outputs), "recipe": dict(recipe), "seed": seed,
-            "code": code_version(), "machine": machine(), "seconds": round(seconds, 3),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "figures": dict(figures),
+            "key": key,
+            "inputs": dict(inputs),
+            "outputs": dict(outputs),
+            "recipe": dict(recipe),
+            "seed": seed,
+            "code": code_version(),
+            "machine": machine(),
+            "seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "figures": dict(figures),
         }
         write_atomic(self.path, json.dumps({"format": 1, "stages": self.stages}, indent=1) + "\n")

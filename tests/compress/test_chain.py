@@ -1,4 +1,5 @@
-"""The compress stage: what it writes loads again, what it reports was measured, and a budget is kept or the run fails."""
+"""The compress stage: what it writes loads again, what it reports was measured, and a budget is kept or the run
+fails."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from lmforge.model.score import token_nats
 from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import atomic_directory, read_manifest, write_manifest
 
-REALISTIC = GPTConfig(vocab_size=2048, context=64, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, ngram_rows=2048)
+REALISTIC = GPTConfig(
+    vocab_size=2048, context=64, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, ngram_rows=2048
+)
 TINY = GPTConfig(vocab_size=300, context=32, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=128)
 
 PEAK_MEMORY = chain.peak_memory
@@ -83,9 +86,13 @@ def test_small_file_same_logits_and_a_full_report(tmp_path: Path) -> None:
     assert report["file_ratio_to_bf16"] == pytest.approx(2 * ratio)
     for step in report["steps"]:
         assert step["decode_tokens_per_second"].keys() == {"1", "16"}
-        assert min(*step["decode_tokens_per_second"].values(), step["prefill_tokens_per_second"], step["resident_bytes"]) > 0
+        assert (
+            min(*step["decode_tokens_per_second"].values(), step["prefill_tokens_per_second"], step["resident_bytes"])
+            > 0
+        )
         assert step["scores"].keys() == {"bits_per_byte", "other"}
-    assert any("not reduced here" in sentence and "multiply" in sentence for sentence in report["verdicts"])  # int8 saves no MACs
+    # int8 saves no MACs
+    assert any("not reduced here" in sentence and "multiply" in sentence for sentence in report["verdicts"])
     small = chain.load(tmp_path / "compressed")
     quantized, _ = quantize.quantize(chain.load(model_dir), torch.split(text(REALISTIC), 4))
     with torch.inference_mode():
@@ -184,9 +191,21 @@ def test_the_directory_is_complete_and_names_its_compression(tmp_path: Path) -> 
 
 
 def test_verdicts_say_what_did_not_improve() -> None:
-    first = {"file_bytes": 400, "resident_bytes": 400, "macs_per_token": 10, "decode_tokens_per_second": {"1": 100.0, "16": 100.0},
-             "prefill_tokens_per_second": 100.0, "bits_per_byte": 2.0, "peak_memory": None}
-    last = first | {"file_bytes": 100, "resident_bytes": 150, "decode_tokens_per_second": {"1": 250.0, "16": 93.0}, "bits_per_byte": 2.01}
+    first = {
+        "file_bytes": 400,
+        "resident_bytes": 400,
+        "macs_per_token": 10,
+        "decode_tokens_per_second": {"1": 100.0, "16": 100.0},
+        "prefill_tokens_per_second": 100.0,
+        "bits_per_byte": 2.0,
+        "peak_memory": None,
+    }
+    last = first | {
+        "file_bytes": 100,
+        "resident_bytes": 150,
+        "decode_tokens_per_second": {"1": 250.0, "16": 93.0},
+        "bits_per_byte": 2.01,
+    }
     told = chain.verdicts(first, last)
     assert "file: 0.250× the fp32 bytes, 0.500× what bf16 would take" in told
     assert "decode at batch 1: 2.50×" in told

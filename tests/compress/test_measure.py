@@ -31,7 +31,8 @@ def test_resident_bytes_count_the_tied_matrix_as_often_as_it_lies_in_memory() ->
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     table = CONFIG.vocab_size * CONFIG.d_model
     held = resident_bytes(quantize(model)[0])
-    assert matrices + table < held < 1.2 * (matrices + table) + rotations  # the head's packed copy stands beside the table
+    # the head's packed copy stands beside the table
+    assert matrices + table < held < 1.2 * (matrices + table) + rotations
 
 
 def test_models_take_turns_and_the_first_round_does_not_count() -> None:
@@ -51,5 +52,7 @@ def test_measure_gives_every_figure_of_every_model() -> None:
     found = measure({"original": model, "quantize": quantize(model)[0]}, seconds=0.2)
     assert list(found) == ["original", "quantize"]
     for figures in found.values():
-        assert all(rate > 0 for rate in (*figures["decode_tokens_per_second"].values(), figures["prefill_tokens_per_second"]))
+        assert all(
+            rate > 0 for rate in (*figures["decode_tokens_per_second"].values(), figures["prefill_tokens_per_second"])
+        )
         assert figures["threads"] == torch.get_num_threads()

@@ -12,13 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmforge.compress import quantize as quantize_module
-from lmforge.compress.quantize import QuantizedEmbedding, QuantizedLinear, even_out, int8_engine, layer_names, quantize, restore
+from lmforge.compress.quantize import (
+    QuantizedEmbedding,
+    QuantizedLinear,
+    even_out,
+    int8_engine,
+    layer_names,
+    quantize,
+    restore,
+)
 from lmforge.errors import InputError
 from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.model.saved import model_tensors
 
-SMALL = GPTConfig(vocab_size=300, context=32, layers=2, d_model=64, heads=4, kv_heads=2, d_ff=128, qk_norm=True, ngram_rows=64)
+SMALL = GPTConfig(
+    vocab_size=300, context=32, layers=2, d_model=64, heads=4, kv_heads=2, d_ff=128, qk_norm=True, ngram_rows=64
+)
 
 
 def plain_model(seed: int = 0, **changes: object) -> GPT:
@@ -47,7 +57,10 @@ def relative(found: Tensor, true: Tensor) -> float:
 
 
 SHAPES: list[dict[str, object]] = [
-    {}, {"activation": "relu2"}, {"activation": "gelu", "biases": True}, {"positions": "learned", "norm": "layernorm", "biases": True},
+    {},
+    {"activation": "relu2"},
+    {"activation": "gelu", "biases": True},
+    {"positions": "learned", "norm": "layernorm", "biases": True},
     {"kv_heads": 4, "ngram_rows": 0, "biases": True},
 ]
 
@@ -55,7 +68,8 @@ SHAPES: list[dict[str, object]] = [
 @pytest.mark.parametrize("changes", SHAPES)
 @torch.inference_mode()
 def test_logits_are_within_three_percent(changes: dict[str, object]) -> None:
-    """Each token with its own reach: 1.5-2.1% over 20 seeds. One reach per layer, learned from 96 tokens: up to 3.1% in one shape."""
+    """Each token with its own reach: 1.5-2.1% over 20 seeds. One reach per layer, learned from 96 tokens: up to 3.1% in
+    one shape."""
     for seed in range(3):
         model = plain_model(seed, **changes)
         true = model(tokens(seed=100 + seed))
@@ -110,7 +124,9 @@ def test_the_kernel_computes_what_the_formula_says(seed: int, signed: bool, rows
     expected = (whole.double() @ weight.double().t()).float() * scale * largest / levels + layer.bias
     if int8_engine() == "fbgemm":
         # one unit of rounding apart at most, where x/m falls on the border between two levels
-        assert (layer(x) - expected).abs().max() <= 1e-4 * expected.abs().max() + float((127 * scale.max() * largest.max()) / levels)
+        assert (layer(x) - expected).abs().max() <= 1e-4 * expected.abs().max() + float(
+            (127 * scale.max() * largest.max()) / levels
+        )
     assert relative(layer(x), x @ (weight.float() * scale[:, None]).t() + layer.bias) < (1e-5 if extreme else 0.05)
 
 
@@ -144,7 +160,11 @@ def test_a_layer_that_one_reach_would_round_away_keeps_a_reach_per_token(monkeyp
 def test_the_tied_matrix_is_stored_once() -> None:
     small, _ = quantize(small_model())
     stored = model_tensors(small)
-    assert {name for name in stored if name.startswith(("embed", "head"))} == {"embed.weight", "embed.scale", "head.reach"}
+    assert {name for name in stored if name.startswith(("embed", "head"))} == {
+        "embed.weight",
+        "embed.scale",
+        "head.reach",
+    }
     assert stored["embed.weight"].dtype == torch.int8
     assert isinstance(small.embed, QuantizedEmbedding)
     ids = torch.arange(300)
@@ -171,13 +191,16 @@ def test_a_copy_is_independent_and_equal() -> None:
     assert twin.head.tied[0] is twin.embed  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda entry, stored: stored.pop("blocks.1.ff.down.scale"),
-    lambda entry, stored: stored.update({"blocks.1.ff.down.weight": torch.zeros(3, 3, dtype=torch.int8)}),
-    lambda entry, stored: stored.update({"embed.weight": torch.zeros(300, 64)}),
-    lambda entry, stored: entry.update(bits=4),
-    lambda entry, stored: entry.update(kept=["no.such.layer"]),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry, stored: stored.pop("blocks.1.ff.down.scale"),
+        lambda entry, stored: stored.update({"blocks.1.ff.down.weight": torch.zeros(3, 3, dtype=torch.int8)}),
+        lambda entry, stored: stored.update({"embed.weight": torch.zeros(300, 64)}),
+        lambda entry, stored: entry.update(bits=4),
+        lambda entry, stored: entry.update(kept=["no.such.layer"]),
+    ],
+)
 def test_tensors_of_another_kind_are_refused(damage: object) -> None:
     small, details = quantize(small_model())
     stored, entry = model_tensors(small), dict(details["entry"])
@@ -192,7 +215,9 @@ def test_quantising_twice_is_refused() -> None:
         quantize(small)
 
 
-@pytest.mark.parametrize("changes", [{}, {"activation": "relu2", "biases": True}, {"norm": "layernorm", "biases": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"activation": "relu2", "biases": True}, {"norm": "layernorm", "biases": True}]
+)
 @torch.inference_mode()
 def test_evening_out_changes_no_logit_and_tames_an_outlier(changes: dict[str, object]) -> None:
     model = small_model(**changes)
@@ -210,7 +235,9 @@ def test_evening_out_changes_no_logit_and_tames_an_outlier(changes: dict[str, ob
 
 
 @torch.inference_mode()
-def test_without_a_kernel_it_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_kernel_it_falls_back_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = small_model()
     monkeypatch.setattr(quantize_module, "int8_engine", lambda: None)
     small, details = quantize(model)
@@ -251,7 +278,8 @@ def test_greedy_decoding_mostly_agrees() -> None:
     prompts = [row.tolist() for row in tokens(8, 6)]
     greedy = [Sampling(max_tokens=1, temperature=0, stop_ids=())] * 8
     pairs = []
-    for _ in range(16):  # teacher-forced: both continue the same text, so one early difference does not count for all after it
+    # teacher-forced: both continue the same text, so one early difference does not count for all after it
+    for _ in range(16):
         drawn = [next(iter(decode(each, prompts, greedy))) for each in (model, small)]
         pairs += [(a.token, b.token) for a, b in zip(*drawn, strict=True)]
         prompts = [[*prompt, one.token] for prompt, one in zip(prompts, drawn[0], strict=True)]

@@ -1,4 +1,5 @@
-"""The whole stage: every document is accounted for, the split is stable, the order deterministic, nothing is half written."""
+"""The whole stage: every document is accounted for, the split is stable, the order deterministic, nothing is half
+written."""
 
 import heapq
 import html
@@ -23,7 +24,11 @@ from lmforge.errors import InputError
 from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import content_hash, verify_directory
 
-WORDS = [first + last for first in ("time", "wat", "lif", "han", "par", "pla", "wor", "eve") for last in ("ing", "er", "le", "ful", "so")]
+WORDS = [
+    first + last
+    for first in ("time", "wat", "lif", "han", "par", "pla", "wor", "eve")
+    for last in ("ing", "er", "le", "ful", "so")
+]
 
 
 def text(number: int, words: int = 40) -> str:
@@ -119,7 +124,9 @@ def test_weights_sample_and_repeat_the_training_split_only(tmp_path: Path) -> No
     assert more["splits"]["train"]["documents"] / whole["splits"]["train"]["documents"] == pytest.approx(2.5, abs=0.06)
     assert more["splits"]["test"] == whole["splits"]["test"]
     assert more["splits"]["valid"] == whole["splits"]["valid"]
-    counts = {each: splits(tmp_path / "more")["train"].count(each) for each in set(splits(tmp_path / "whole")["train"][:50])}
+    counts = {
+        each: splits(tmp_path / "more")["train"].count(each) for each in set(splits(tmp_path / "whole")["train"][:50])
+    }
     assert set(counts.values()) == {2, 3}
 
 
@@ -148,7 +155,8 @@ def test_a_failure_leaves_nothing_new_and_keeps_the_old(tmp_path: Path, monkeypa
     monkeypatch.setattr(steps, "prepare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_corpus(recipe(good, holdout=0.1), tmp_path / "run" / "corpus")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"corpus", ".corpus.work"}  # what is done stays, to go on from
+    # what is done stays, to go on from
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"corpus", ".corpus.work"}
     assert content_hash(tmp_path / "run" / "corpus") == before is not None
 
 
@@ -178,7 +186,8 @@ def test_reading_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def planted_corpus(folder: Path, base: list[str], benchmark: list[str]) -> tuple[Recipe, dict[str, set[str]]]:
-    """10,000 documents, of which 500 are exact copies, 500 near ones with up to a fifth of the words edited, 200 hold a benchmark text."""
+    """10,000 documents, of which 500 are exact copies, 500 near ones with up to a fifth of the words edited, 200 hold a
+    benchmark text."""
     rng = random.Random(11)
     pool = sorted({word for each in base[:500] for word in each.split()})
     originals = base[:8800]
@@ -186,14 +195,28 @@ def planted_corpus(folder: Path, base: list[str], benchmark: list[str]) -> tuple
     exact = [each.replace(" ", "  ", 1) + "\n" for each in chosen[:500]]
     near = [edited(each, rng.uniform(0.01, 0.2), pool, rng) for each in chosen[500:]]
     kinds = list(PLANTED.values())
-    contaminated = [kinds[number % len(kinds)][0](rng.choice(benchmark), base[8800 + number], rng) for number in range(200)]
+    contaminated = [
+        kinds[number % len(kinds)][0](rng.choice(benchmark), base[8800 + number], rng) for number in range(200)
+    ]
     texts = {"original": originals, "exact": exact, "near": near, "contaminated": contaminated}
-    lines = {kind: [json.dumps({"id": f"{kind}-{number}", "text": each}) for number, each in enumerate(part)] for kind, part in texts.items()}
+    lines = {
+        kind: [json.dumps({"id": f"{kind}-{number}", "text": each}) for number, each in enumerate(part)]
+        for kind, part in texts.items()
+    }
     copies = [*lines["exact"], *lines["near"], *lines["contaminated"]]
     rng.shuffle(copies)
     source = folder / "planted.jsonl"
     source.write_text("\n".join([*lines["original"], *copies]) + "\n")
-    made = parse_recipe({"corpus": {"sources": [{"kind": "jsonl", "path": source}], "analyse_bytes": 0, "max_duplicate_ngrams": 1.0, "min_chars": 1}})
+    made = parse_recipe(
+        {
+            "corpus": {
+                "sources": [{"kind": "jsonl", "path": source}],
+                "analyse_bytes": 0,
+                "max_duplicate_ngrams": 1.0,
+                "min_chars": 1,
+            }
+        }
+    )
     return made, {kind: {f"{kind}-{number}" for number in range(len(part))} for kind, part in texts.items()}
 
 
@@ -222,7 +245,11 @@ def test_planted_copies_are_found_in_real_text(tmp_path: Path) -> None:
     if not data.is_dir():
         pytest.skip("needs the shared texts: set LMFORGE_DATA to their folder")
     base: list[str] = []
-    for name in ("encyclopedia/wikipedia_squad_train_articles", "web/gov_and_project_blogs", "stories/children_classics"):
+    for name in (
+        "encyclopedia/wikipedia_squad_train_articles",
+        "web/gov_and_project_blogs",
+        "stories/children_classics",
+    ):
         for _, line in lines_of(data / "pretrain" / f"{name}.jsonl.gz"):
             text = json.loads(line)["text"]
             base += [text[at : at + 1500] for at in range(0, len(text) - 1500, 1500)]
@@ -234,31 +261,41 @@ def test_planted_copies_are_found_in_real_text(tmp_path: Path) -> None:
 
 
 def check_planted(corpus: Path, ids: dict[str, set[str]]) -> None:
-    """Recall of what was planted at least 0.99 / 0.95 / 0.99; precision at least 0.99 / 0.98 / 0.99. Real texts bring copies of their own:
-    removing one that is truly a copy of a document that stays is right, planted or not."""
+    """Recall of what was planted at least 0.99 / 0.95 / 0.99; precision at least 0.99 / 0.98 / 0.99. Real texts bring
+    copies of their own: removing one that is truly a copy of a document that stays is right, planted or not."""
     with (corpus.parent / "planted.jsonl").open() as file:
         texts = {record["id"]: record["text"].lower().split() for record in map(json.loads, file)}
     dropped: dict[str, set[str]] = {}
     for entry in dropped_lines(corpus):
         dropped.setdefault(entry["reason"], set()).add(entry["id"])
     for reason, kind, recall, precision in (
-        ("exact_duplicate", "exact", 0.99, 0.99), ("near_duplicate", "near", 0.95, 0.98), ("contaminated", "contaminated", 0.99, 0.99),
-    ):  # fmt: skip
+        ("exact_duplicate", "exact", 0.99, 0.99),
+        ("near_duplicate", "near", 0.95, 0.98),
+        ("contaminated", "contaminated", 0.99, 0.99),
+    ):
         found = dropped.get(reason, set())
         hits = len(found & ids[kind])
-        copies = {each for each in found - ids[kind] if reason != "contaminated" and is_copy(each, reason, texts, dropped)}
+        copies = {
+            each for each in found - ids[kind] if reason != "contaminated" and is_copy(each, reason, texts, dropped)
+        }
         right = (hits + len(copies)) / max(1, len(found))
-        print(f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {right:.4f}; {len(found) - hits} not planted, {len(copies)} of them copies")
+        print(
+            f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {right:.4f}; {len(found) - hits} not planted, "
+            f"{len(copies)} of them copies"
+        )
         assert hits / len(ids[kind]) >= recall
         assert right >= precision
 
 
 def is_copy(name: str, reason: str, texts: dict[str, list[str]], dropped: dict[str, set[str]]) -> bool:
-    """Whether a document that was not planted is a copy, or at most a fifth of its words edited, of one that stayed. By brute force, with
-    nothing of our own search: the ten documents that share most pairs of words with it, then the longest common subsequence of words."""
+    """Whether a document that was not planted is a copy, or at most a fifth of its words edited, of one that stayed. By
+    brute force, with nothing of our own search: the ten documents that share most pairs of words with it, then the
+    longest common subsequence of words."""
     pairs = set(itertools.pairwise(texts[name]))
     gone = set().union(*dropped.values())
-    like = heapq.nlargest(10, texts.keys() - gone, key=lambda other: len(pairs.intersection(itertools.pairwise(texts[other]))))
+    like = heapq.nlargest(
+        10, texts.keys() - gone, key=lambda other: len(pairs.intersection(itertools.pairwise(texts[other])))
+    )
     best = max(common_words(texts[name], texts[other]) / max(len(texts[name]), len(texts[other])) for other in like)
     return best == 1 if reason == "exact_duplicate" else best >= 0.8
 
@@ -274,8 +311,14 @@ def common_words(one: list[str], other: list[str]) -> int:
 
 
 def test_trained_filters_tell_how_well_they_do_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = [" ".join(random.Random(-number).choices(["qzx", "jjk", "vvw", "kqz", "wxz"], k=40)) + "\n" for number in range(1, 61)]
-    quality = {"good": jsonl(tmp_path / "good.jsonl", [text(1000 + number) for number in range(60)]), "bad": jsonl(tmp_path / "bad.jsonl", noise)}
+    noise = [
+        " ".join(random.Random(-number).choices(["qzx", "jjk", "vvw", "kqz", "wxz"], k=40)) + "\n"
+        for number in range(1, 61)
+    ]
+    quality = {
+        "good": jsonl(tmp_path / "good.jsonl", [text(1000 + number) for number in range(60)]),
+        "bad": jsonl(tmp_path / "bad.jsonl", noise),
+    }
     source = jsonl(tmp_path / "a.jsonl", [text(number) for number in range(60)] + noise[:5])
     build_corpus(recipe(source, quality=quality), tmp_path / "corpus")
     filters = json.loads((tmp_path / "corpus" / "statistics.json").read_text())["filters"]
@@ -284,6 +327,8 @@ def test_trained_filters_tell_how_well_they_do_and_are_kept(tmp_path: Path, monk
     folder = tmp_path / "kept"
     folder.mkdir()
     cleaning.Trained(None, classifier(recipe(source, quality=quality).corpus.quality)).save(folder)
-    assert cleaning.Trained.load(folder).quality.report == {name: filters["quality_classifier"][name] for name in filters["quality_classifier"]}
+    assert cleaning.Trained.load(folder).quality.report == {
+        name: filters["quality_classifier"][name] for name in filters["quality_classifier"]
+    }
     build_corpus(recipe(source), tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / "statistics.json").read_text())["filters"] == {}

@@ -1,4 +1,5 @@
-"""The same recipe gives the same bytes with any number of workers and on Slurm and Ray; a killed run goes on where it stopped."""
+"""The same recipe gives the same bytes with any number of workers and on Slurm and Ray; a killed run goes on where it
+stopped."""
 
 import os
 import random
@@ -25,8 +26,13 @@ def corpus_recipe(folder: Path, documents: int = 400, **corpus: Any) -> Recipe:
     """Some files with exact and near duplicates and repeated lines among them."""
     folder.mkdir(exist_ok=True)
     rng = random.Random(1)
-    texts = [text(number, 60) + ("Follow us on all of our channels today!\n" if number % 3 else "") for number in range(documents)]
-    texts += rng.choices(texts, k=documents // 10) + [each.replace(" ", " and ", 3) for each in texts[: documents // 10]]
+    texts = [
+        text(number, 60) + ("Follow us on all of our channels today!\n" if number % 3 else "")
+        for number in range(documents)
+    ]
+    texts += rng.choices(texts, k=documents // 10) + [
+        each.replace(" ", " and ", 3) for each in texts[: documents // 10]
+    ]
     rng.shuffle(texts)
     files = [jsonl(folder / f"{number}.jsonl", texts[number::8]) for number in range(8)]
     return recipe(*files, near_duplicates=0.75, **corpus)
@@ -81,16 +87,21 @@ BIN = Path(sys.executable).parent
 
 
 def fake_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, runs: bool) -> Path:
-    """sbatch, srun, squeue and scontrol that note what they are given; sbatch runs the job's tasks here if it `runs`."""
+    """sbatch, srun, squeue and scontrol that note what they are given; sbatch runs the job's tasks here if it
+    `runs`."""
     folder.mkdir()
     log = folder / "calls"
     run = (
         'last=$(sed -n "s/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p" "$script"); '
-        f'for i in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here bash "$script" >>{folder}/out 2>&1; done'
-        if runs else ":"
-    )  # fmt: skip
+        f'for i in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here bash "$script" >>{folder}/out 2>&1; '
+        "done"
+        if runs
+        else ":"
+    )
     scripts = {
-        "sbatch": f'for script; do :; done; echo "$@" >>{log}; cat "$script" >>{log}; {run}; echo Submitted batch job 17',
+        "sbatch": (
+            f'for script; do :; done; echo "$@" >>{log}; cat "$script" >>{log}; {run}; echo Submitted batch job 17'
+        ),
         "srun": 'while [ "${1#-}" != "$1" ]; do case "$1" in -n) shift;; esac; shift; done; exec "$@"',
         "squeue": "true",
         "scontrol": "echo here",
@@ -115,7 +126,15 @@ def test_slurm_jobs_are_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(LmforgeError, match=r"8 of 8 tasks did not end; see .*logs/read/logs"):
         build_corpus(made, tmp_path / "corpus")
     script = (work_folder(tmp_path / "corpus") / "logs" / "read" / "launch_script.slurm").read_text()
-    for line in ("partition=cpu", "time=01:00:00", "mem-per-cpu=3G", "array=0-7%5", "account=me", "job-name=lmforge-corpus-read", "cpus-per-task=1"):
+    for line in (
+        "partition=cpu",
+        "time=01:00:00",
+        "mem-per-cpu=3G",
+        "array=0-7%5",
+        "account=me",
+        "job-name=lmforge-corpus-read",
+        "cpus-per-task=1",
+    ):
         assert f"#SBATCH --{line}\n" in script
     assert f"export PATH={BIN}:$PATH" in script
     assert "launch_pickled_pipeline" in script
@@ -163,7 +182,8 @@ def test_killed_at_ten_random_moments_the_corpus_is_the_same(tmp_path: Path) -> 
     made = corpus_recipe(tmp_path / "texts", documents=3000, workers=2)
     (tmp_path / "recipe.toml").write_text(to_toml(made))
     program = (
-        "import sys; from pathlib import Path; from lmforge.corpus import build; from lmforge.recipe import load_recipe; "
+        "import sys; from pathlib import Path; from lmforge.corpus import build; from lmforge.recipe import "
+        "load_recipe; "
         "build.TASK_BYTES = 200_000; build.build_corpus(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "recipe.toml")]

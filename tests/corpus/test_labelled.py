@@ -34,7 +34,9 @@ def words(example: Example) -> list[str]:
 
 def recipe(tmp_path: Path, context: int = 100, holdout: float = 0.2, **keys: Any) -> Recipe:
     given = {"base": "base", "task": "classify", "train": str(tmp_path / "train.jsonl"), **keys}
-    return Recipe.model_validate({"tokens": {"context": context}, "corpus": {"sources": [], "holdout": holdout}, "finetune": given})
+    return Recipe.model_validate(
+        {"tokens": {"context": context}, "corpus": {"sources": [], "holdout": holdout}, "finetune": given}
+    )
 
 
 def length(messages: list[dict[str, str]]) -> int:
@@ -42,7 +44,9 @@ def length(messages: list[dict[str, str]]) -> int:
 
 
 def test_a_text_and_a_pair(tmp_path: Path) -> None:
-    (one,) = read(tmp_path, settings("classify", labels={"0": "bad", "1": "good"}), {"text": "so so", "label": 1, "idx": 9})
+    (one,) = read(
+        tmp_path, settings("classify", labels={"0": "bad", "1": "good"}), {"text": "so so", "label": 1, "idx": 9}
+    )
     assert words(one) == ["so so", "good"]
     assert one.where == f"{tmp_path / 'e.jsonl'}:1"
     pair = settings("classify", fields=["premise", "hypothesis"], label="gold", instruction="Does it follow?")
@@ -52,9 +56,14 @@ def test_a_text_and_a_pair(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
-    [({"answers": {"text": ["1066", "in 1066", "1066"], "answer_start": [3, 0, 3]}}, ("1066", "in 1066")), ({"answer": "1066"}, ("1066",)),
-     ({"answers": ["1066"]}, ("1066",)), ({"answers": [{"text": "1066", "answer_start": 3}]}, ("1066",)), ({"answers": []}, (NO_ANSWER,)),
-     ({"answers": ["1066"], "is_impossible": True}, (NO_ANSWER,))],
+    [
+        ({"answers": {"text": ["1066", "in 1066", "1066"], "answer_start": [3, 0, 3]}}, ("1066", "in 1066")),
+        ({"answer": "1066"}, ("1066",)),
+        ({"answers": ["1066"]}, ("1066",)),
+        ({"answers": [{"text": "1066", "answer_start": 3}]}, ("1066",)),
+        ({"answers": []}, (NO_ANSWER,)),
+        ({"answers": ["1066"], "is_impossible": True}, (NO_ANSWER,)),
+    ],
 )
 def test_answers_in_every_form(tmp_path: Path, answers: dict[str, Any], expected: tuple[str, ...]) -> None:
     (example,) = read(tmp_path, settings("span"), {"question": "When?", "context": "in 1066", **answers})
@@ -70,7 +79,11 @@ def test_articles_and_the_official_file(tmp_path: Path) -> None:
 
 
 def test_conversations_end_with_the_assistant(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"}]
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
     (example,) = read(tmp_path, settings("chat", instruction="Be brief."), {"messages": turns})
     assert [message["role"] for message in example.messages] == ["system", "user", "assistant"]
     assert words(example) == ["Be brief.", "Hi", "Hello"]
@@ -79,24 +92,51 @@ def test_conversations_end_with_the_assistant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "line", "message"),
     [
-        (settings("classify"), {"txet": "a", "label": 1}, "e.jsonl:2: no field 'text' (it has txet, label); did you mean 'txet'? set finetune.f"),
-        (settings("classify"), {"text": "a", "lable": 1}, "e.jsonl:2: no field 'label' (it has text, lable); did you mean 'lable'? set finet"),
+        (
+            settings("classify"),
+            {"txet": "a", "label": 1},
+            "e.jsonl:2: no field 'text' (it has txet, label); did you mean 'txet'? set finetune.f",
+        ),
+        (
+            settings("classify"),
+            {"text": "a", "lable": 1},
+            "e.jsonl:2: no field 'label' (it has text, lable); did you mean 'lable'? set finet",
+        ),
         (settings("classify"), {"text": " ", "label": 1}, "e.jsonl:2: field 'text' is empty"),
         (settings("classify"), {"text": 3, "label": 1}, "e.jsonl:2: field 'text' is a int, not a string"),
         (settings("classify"), {"text": "a", "label": 0.5}, "e.jsonl:2: label 0.5 is a float"),
-        (settings("classify", labels={"1": "good"}), {"text": "a", "label": 2}, "e.jsonl:2: label '2' is not in finetune.labels (1)"),
+        (
+            settings("classify", labels={"1": "good"}),
+            {"text": "a", "label": 2},
+            "e.jsonl:2: label '2' is not in finetune.labels (1)",
+        ),
         (settings("classify"), [1], "e.jsonl:2: a list, not an object"),
-        (settings("span"), {"question": "a", "context": "b"}, "e.jsonl:2: no field 'answers' (it has question, context)"),
-        (settings("span"), {"question": "a", "context": "b", "answers": ["c"]}, "e.jsonl:2: the answer 'c' does not stand in the context"),
+        (
+            settings("span"),
+            {"question": "a", "context": "b"},
+            "e.jsonl:2: no field 'answers' (it has question, context)",
+        ),
+        (
+            settings("span"),
+            {"question": "a", "context": "b", "answers": ["c"]},
+            "e.jsonl:2: the answer 'c' does not stand in the context",
+        ),
         (settings("span"), {"question": "a", "context": "b", "answers": [3]}, "e.jsonl:2: answers are not texts"),
         (settings("chat"), {"message": []}, "e.jsonl:2: no field 'messages' (it has message); did you mean 'message'?"),
         (settings("chat"), {"messages": [{"role": "user"}]}, "e.jsonl:2: messages[0] is no message"),
-        (settings("chat"), {"messages": [{"role": "user", "content": "a"}]}, "e.jsonl:2: messages hold no answer of the assistant"),
+        (
+            settings("chat"),
+            {"messages": [{"role": "user", "content": "a"}]},
+            "e.jsonl:2: messages hold no answer of the assistant",
+        ),
     ],
 )
 def test_what_is_no_example(tmp_path: Path, made: Finetune, line: Any, message: str) -> None:
-    good = {"classify": {"text": "a", "label": 1}, "span": {"question": "a", "context": "b", "answers": []},
-            "chat": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}}[made.task]
+    good = {
+        "classify": {"text": "a", "label": 1},
+        "span": {"question": "a", "context": "b", "answers": []},
+        "chat": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    }[made.task]
     with pytest.raises(InputError, match=re.escape(message)):
         read(tmp_path, made, good, line)
 
@@ -137,8 +177,14 @@ def test_questions_of_the_test_are_not_learned(tmp_path: Path) -> None:
 
 
 def test_examples_that_are_too_long(tmp_path: Path) -> None:
-    written(tmp_path / "train.jsonl", *({"text": f"number {n}", "label": n % 2} for n in range(100)), {"text": "a b c d e f g h", "label": 0})
-    with pytest.raises(InputError, match=r"train\.jsonl:101: 9 tokens, more than tokens\.context = 8; .*finetune\.long = 'skip'"):
+    written(
+        tmp_path / "train.jsonl",
+        *({"text": f"number {n}", "label": n % 2} for n in range(100)),
+        {"text": "a b c d e f g h", "label": 0},
+    )
+    with pytest.raises(
+        InputError, match=r"train\.jsonl:101: 9 tokens, more than tokens\.context = 8; .*finetune\.long = 'skip'"
+    ):
         build_examples(recipe(tmp_path, 8), tmp_path / "corpus", length)
     assert not (tmp_path / "corpus").exists()
     assert build_examples(recipe(tmp_path, 8, long="skip"), tmp_path / "corpus", length)["dropped"] == {"too_long": 1}

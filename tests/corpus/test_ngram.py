@@ -86,7 +86,9 @@ def test_equals_the_plain_reference_on_every_byte_value(order: int, modified: bo
 
 @settings(max_examples=100, deadline=None)
 @given(texts, st.one_of(few_bytes, st.binary(max_size=12)), orders, st.booleans())
-def test_probabilities_sum_to_one_after_any_context(documents: list[bytes], context: bytes, order: int, modified: bool) -> None:
+def test_probabilities_sum_to_one_after_any_context(
+    documents: list[bytes], context: bytes, order: int, modified: bool
+) -> None:
     model = KneserNey.train(documents, order, modified)
     for seen_or_not in (context, documents[0], documents[0][:3], b""):
         distribution = model.distribution(seen_or_not)
@@ -99,7 +101,9 @@ def test_probabilities_sum_to_one_after_any_context(documents: list[bytes], cont
 @settings(max_examples=50, deadline=None)
 def test_distribution_agrees_with_log2_probabilities(documents: list[bytes], scored: bytes, order: int) -> None:
     model = KneserNey.train(documents, order)
-    assert model.distribution(scored[:-1])[scored[-1]] == pytest.approx(2 ** model.log2_probabilities(scored)[-1], rel=1e-12)
+    assert model.distribution(scored[:-1])[scored[-1]] == pytest.approx(
+        2 ** model.log2_probabilities(scored)[-1], rel=1e-12
+    )
 
 
 def test_unigram_by_hand() -> None:
@@ -108,7 +112,9 @@ def test_unigram_by_hand() -> None:
     assert model.discounts == [(0.5, 0.5, 0.5)]
     left = 3 * 0.5 / 4 / ALPHABET
     distribution = model.distribution(b"anything")
-    assert distribution[[A, B, END, Z]] == pytest.approx([1.5 / 4 + left, 0.5 / 4 + left, 0.5 / 4 + left, left], abs=1e-15)
+    assert distribution[[A, B, END, Z]] == pytest.approx(
+        [1.5 / 4 + left, 0.5 / 4 + left, 0.5 / 4 + left, left], abs=1e-15
+    )
 
 
 def test_bigram_by_hand() -> None:
@@ -120,8 +126,12 @@ def test_bigram_by_hand() -> None:
     a, b = 1.5 / 4 + left, 0.5 / 4 + left
     assert model.distribution(b"")[A] == pytest.approx((2 - 1 / 7) / 2 + 1 / 7 / 2 * a, abs=1e-15)
     assert model.distribution(b"a")[B] == pytest.approx((2 - 1 / 7) / 3 + 2 / 7 / 3 * b, abs=1e-15)
-    assert model.distribution(b"z")[B] == pytest.approx(b, abs=1e-15), "a history never seen leaves all to the order below"
-    assert 2 ** model.log2_probabilities(b"ab") == pytest.approx([model.distribution(b"")[A], model.distribution(b"a")[B]])
+    assert model.distribution(b"z")[B] == pytest.approx(b, abs=1e-15), (
+        "a history never seen leaves all to the order below"
+    )
+    assert 2 ** model.log2_probabilities(b"ab") == pytest.approx(
+        [model.distribution(b"")[A], model.distribution(b"a")[B]]
+    )
 
 
 def test_three_discounts_by_hand() -> None:
@@ -140,7 +150,9 @@ def test_what_begins_and_ends_a_document_is_learned_and_nothing_crosses_from_one
     assert model.distribution(b"")[A] > 0.95
     assert model.distribution(b"abcd")[END] > 0.95
     assert model.distribution(b"abcd")[A] < 0.01, "the byte that begins the next document does not follow this one"
-    assert model.distribution(b"zzz")[A] < model.distribution(b"")[A] / 4, "the middle of a document is not its beginning"
+    assert model.distribution(b"zzz")[A] < model.distribution(b"")[A] / 4, (
+        "the middle of a document is not its beginning"
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -177,7 +189,8 @@ def test_estimates_the_entropy_of_independent_symbols(modified: bool) -> None:
 
 
 def test_estimates_the_entropy_rate_of_a_second_order_source() -> None:
-    # A byte repeats the one two before it with probability 0.9: H(0.9) = 0.469 bits. Order 2 sees nothing of that: 1 bit.
+    # A byte repeats the one two before it with probability 0.9: H(0.9) = 0.469 bits. Order 2 sees nothing of that: 1
+    # bit.
     flips = np.random.default_rng(2).random(400_000) < 0.1
     bits = np.empty(400_000, bool)
     bits[0::2], bits[1::2] = (np.logical_xor.accumulate(flips[start::2]) for start in (0, 1))

@@ -55,7 +55,8 @@ def test_marks_that_skip_the_detector_are_never_bad() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["“curly” ‘quotes’", "&lt;b&gt; &amp;amp; &eacute;", "ﬁne ﬂow", "ＦＵＬＬ width", "x\u200dy", "naïve café – 5 €"]
+    "text",
+    ["“curly” ‘quotes’", "&lt;b&gt; &amp;amp; &eacute;", "ﬁne ﬂow", "ＦＵＬＬ width", "x\u200dy", "naïve café – 5 €"],
 )
 def test_clean_leaves_what_may_be_meant(text: str) -> None:
     assert clean(text) == text

@@ -15,7 +15,9 @@ from lmforge.corpus.sources.decode import lines_of
 
 @given(st.lists(st.binary(max_size=40), unique=True, max_size=60), st.integers(1, 2000), st.integers(1, 5))
 @settings(max_examples=30, deadline=None)
-def test_order_is_the_keys_whatever_the_runs(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], held: int, count: int) -> None:
+def test_order_is_the_keys_whatever_the_runs(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], held: int, count: int
+) -> None:
     folder = tmp_path_factory.mktemp("runs")
     shards = Shards(("train",), (count,))
     entries = [Entry(sha256(line).digest()[:16], len(line), line) for line in lines]
@@ -37,12 +39,17 @@ def test_shards_are_numbered_split_after_split() -> None:
     assert [shards.file_name(number) for number in (0, 9, 10, 12)] == [
         "train-00000.jsonl.zst", "train-00009.jsonl.zst", "valid-00000.jsonl.zst", "test-00001.jsonl.zst",
     ]  # fmt: skip
-    places = [shards.part(split, key) for split, key in (("train", bytes(16)), ("train", b"\xff" * 16), ("test", b"\x80" + bytes(15)))]
+    places = [
+        shards.part(split, key)
+        for split, key in (("train", bytes(16)), ("train", b"\xff" * 16), ("test", b"\x80" + bytes(15)))
+    ]
     assert [place // shuffle.PARTS for place in places] == [0, 9, 12]
 
 
 def test_a_shard_holds_its_lines(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.jsonl.zst", [Entry(bytes(16), 1, json.dumps(number).encode() + b"\n") for number in range(25)])
+    write_shard(
+        tmp_path / "a.jsonl.zst", [Entry(bytes(16), 1, json.dumps(number).encode() + b"\n") for number in range(25)]
+    )
     assert [int(line) for _, line in lines_of(tmp_path / "a.jsonl.zst")] == list(range(25))
 
 

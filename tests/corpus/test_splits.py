@@ -33,7 +33,9 @@ def test_every_split_has_a_document_in_any_batching(digests: list[bytes]) -> Non
 
 
 def test_too_few_is_said() -> None:
-    with pytest.raises(InputError, match=r"2 documents are left \(dropped: 4 too_short\), too few to hold some out: at least one each"):
+    with pytest.raises(
+        InputError, match=r"2 documents are left \(dropped: 4 too_short\), too few to hold some out: at least one each"
+    ):
         split_bounds(0.1, lambda: [np.array([0.5, 0.6])], lambda: Counter(too_short=4))
     with pytest.raises(InputError, match="all fall in the held-out part"):
         split_bounds(0.4, lambda: [np.array([0.01, 0.2, 0.3])], Counter)

@@ -1,4 +1,5 @@
-"""Records come back sorted, from their slice of hashes alone, whatever the runs; a killed task leaves nothing that counts."""
+"""Records come back sorted, from their slice of hashes alone, whatever the runs; a killed task leaves nothing that
+counts."""
 
 from pathlib import Path
 
@@ -15,7 +16,9 @@ RECORDS = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 9)), max_
 
 @given(RECORDS, st.integers(16, 400), st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
-def test_slices_partition_the_records(tmp_path_factory: pytest.TempPathFactory, records: list[tuple[int, int]], held: int, parts: int) -> None:
+def test_slices_partition_the_records(
+    tmp_path_factory: pytest.TempPathFactory, records: list[tuple[int, int]], held: int, parts: int
+) -> None:
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool, "RUN_BYTES", held)

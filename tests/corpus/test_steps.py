@@ -47,10 +47,14 @@ def outcome(folder: Path) -> dict[str, Any]:
 def test_duplicates_are_found_over_task_borders(tmp_path: Path) -> None:
     texts = [text(number, 80) for number in range(60)]
     near = [each.replace(each.split()[9], "else") for each in texts[:5]]
-    files = [jsonl(tmp_path / f"{number}.jsonl", part) for number, part in enumerate([texts[:30], texts[30:], [*near, *texts[5:12]]])]
+    files = [
+        jsonl(tmp_path / f"{number}.jsonl", part)
+        for number, part in enumerate([texts[:30], texts[30:], [*near, *texts[5:12]]])
+    ]
     figures = build_corpus(recipe(*files), tmp_path / "corpus")
     assert figures["dropped"] == {"exact_duplicate": 7, "near_duplicate": 5}
-    assert sorted(each for part in outcome(tmp_path / "corpus").values() for each in part) == sorted(texts)  # the first of each stays
+    # the first of each stays
+    assert sorted(each for part in outcome(tmp_path / "corpus").values() for each in part) == sorted(texts)
     overlap = figures["overlap"]
     assert overlap["exact"]["cluster_sizes"] == {"2": 7}
     assert overlap["near"]["cluster_sizes"] == {"2": 5}
@@ -63,8 +67,13 @@ def test_duplicates_are_found_over_task_borders(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_tasks")
 def test_lines_that_many_documents_repeat_go(tmp_path: Path) -> None:
-    banner, rare = "Subscribe to our newsletter, and follow us everywhere!", "This line stands in three documents and is no boilerplate."
-    texts = [f"{banner if number < 12 else rare if number < 15 else 'Only here'}\n{text(number)}" for number in range(40)]
+    banner, rare = (
+        "Subscribe to our newsletter, and follow us everywhere!",
+        "This line stands in three documents and is no boilerplate.",
+    )
+    texts = [
+        f"{banner if number < 12 else rare if number < 15 else 'Only here'}\n{text(number)}" for number in range(40)
+    ]
     texts.append(f"{banner}\nToo little is left of this one without it.")
     figures = build_corpus(recipe(jsonl(tmp_path / "a.jsonl", texts)), tmp_path / "corpus")
     kept = [each for part in outcome(tmp_path / "corpus").values() for each in part]
@@ -77,14 +86,23 @@ def test_lines_that_many_documents_repeat_go(tmp_path: Path) -> None:
     assert lines["bytes"] == 13 * (len(banner) + 1)
     assert lines["examples"] == [{"documents": 13, "line": banner}]
     assert figures["bytes_out"] == sum(len(each) for each in kept)
-    assert "repeated_lines" not in build_corpus(recipe(tmp_path / "a.jsonl", repeated_lines=0), tmp_path / "other")["dropped"]
+    assert (
+        "repeated_lines"
+        not in build_corpus(recipe(tmp_path / "a.jsonl", repeated_lines=0), tmp_path / "other")["dropped"]
+    )
 
 
 @pytest.mark.usefixtures("small_tasks")
 def test_benchmark_texts_are_kept_out(tmp_path: Path) -> None:
     texts = [text(number) for number in range(50)]
-    quiz = jsonl(tmp_path / "quiz.jsonl", ["Which of these planets is the largest one in all of the solar system, and why is that so?"])
-    planted = ["Before. WHICH of these planets is\nthe largest one in all of the solar system and why is that so! " + texts[0], texts[7].upper()]
+    quiz = jsonl(
+        tmp_path / "quiz.jsonl",
+        ["Which of these planets is the largest one in all of the solar system, and why is that so?"],
+    )
+    planted = [
+        "Before. WHICH of these planets is\nthe largest one in all of the solar system and why is that so! " + texts[0],
+        texts[7].upper(),
+    ]
     source = jsonl(tmp_path / "a.jsonl", texts + planted)
     figures = build_corpus(recipe(source, decontaminate=[quiz]), tmp_path / "corpus", benchmarks={"other": [texts[7]]})
     assert figures["dropped"] == {"contaminated": 3}

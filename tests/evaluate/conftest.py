@@ -43,7 +43,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(tiny_model(1), folder / "model", folder)
     small, details = quantize(tiny_model(1))
     with atomic_directory(folder / "compressed") as directory:
-        write_model(directory, small.config, model_tensors(small), folder / "tokens" / "tokenizer.json", compression=[details["entry"]])
+        write_model(
+            directory,
+            small.config,
+            model_tensors(small),
+            folder / "tokens" / "tokenizer.json",
+            compression=[details["entry"]],
+        )
     return folder
 
 
@@ -63,6 +69,8 @@ def context_of(base: Path) -> Callable[..., Context]:
 
     def make(model: GPT | None, *overrides: str) -> Context:
         recipe = load_recipe(base / "recipe.toml", overrides)
-        return Context(recipe, base / "corpus", base / "tokens", Tokenizer.load(base / "tokens" / "tokenizer.json"), model)
+        return Context(
+            recipe, base / "corpus", base / "tokens", Tokenizer.load(base / "tokens" / "tokenizer.json"), model
+        )
 
     return make

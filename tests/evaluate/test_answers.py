@@ -1,4 +1,5 @@
-"""Answers scored: measures against worked examples, likelihoods that do not depend on the batch, what does not fit counted as wrong."""
+"""Answers scored: measures against worked examples, likelihoods that do not depend on the batch, what does not fit
+counted as wrong."""
 
 from __future__ import annotations
 
@@ -45,9 +46,17 @@ def context(base: Path, tmp_path: Path) -> Callable[..., Context]:
         for name in ("train", "test"):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         given = {"base": "base", "task": task, "train": str(tmp_path / "train.jsonl"), "long": "skip", **keys}
-        recipe = Recipe.model_validate({"finetune": given, "tokens": {"context": 1000}, "corpus": {"sources": [], "holdout": 0.4}})
+        recipe = Recipe.model_validate(
+            {"finetune": given, "tokens": {"context": 1000}, "corpus": {"sources": [], "holdout": 0.4}}
+        )
         build_examples(recipe, tmp_path / "corpus", lambda messages: 1)
-        return Context(recipe, tmp_path / "corpus", base / "tokens", Tokenizer.load(base / "tokens" / "tokenizer.json"), tiny_model())
+        return Context(
+            recipe,
+            tmp_path / "corpus",
+            base / "tokens",
+            Tokenizer.load(base / "tokens" / "tokenizer.json"),
+            tiny_model(),
+        )
 
     return make
 
@@ -73,9 +82,17 @@ def test_the_likeliest_label_is_taken(context: Callable[..., Context], monkeypat
     assert [row["predicted"] for row in answers(made).rows] == [row["predicted"] for row in score.rows]
 
 
-def test_likelihoods_do_not_depend_on_the_batch(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = context("classify", [{"text": "word " * (n % 5), "label": "ab"[n % 2]} | {"text": f"{n} " + "on " * (n % 5)} for n in range(40)])
-    rendered = [render_conversation([*each.question, {"role": "assistant", "content": each.answers[0]}], made.tokenizer) for each in held_out(made)]
+def test_likelihoods_do_not_depend_on_the_batch(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = context(
+        "classify",
+        [{"text": "word " * (n % 5), "label": "ab"[n % 2]} | {"text": f"{n} " + "on " * (n % 5)} for n in range(40)],
+    )
+    rendered = [
+        render_conversation([*each.question, {"role": "assistant", "content": each.answers[0]}], made.tokenizer)
+        for each in held_out(made)
+    ]
     together = nats_of(made, rendered, "x")
     monkeypatch.setattr(module, "BATCH_TOKENS", {"cpu": 1})
     assert nats_of(made, rendered, "x") == pytest.approx(together, rel=1e-5)
@@ -86,15 +103,27 @@ def test_what_does_not_fit_is_wrong(context: Callable[..., Context]) -> None:
     score = answers(made)
     assert score.value == 0
     assert score.extra["too_long"] == score.items
-    assert all(math.isinf(nats) for nats in nats_of(made, [render_conversation(each.question, made.tokenizer) for each in held_out(made)], "x"))
+    assert all(
+        math.isinf(nats)
+        for nats in nats_of(made, [render_conversation(each.question, made.tokenizer) for each in held_out(made)], "x")
+    )
     asked = list(held_out(made))
     assert written(made, asked) == [None] * len(asked)
 
 
-def test_spans_are_compared_with_the_nearest_answer(context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_are_compared_with_the_nearest_answer(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = ["1066", "the year 1066"]
-    made = context("span", [{"question": f"{n}?", "context": "in the year 1066", "answers": right if n % 3 else []} for n in range(60)])
-    monkeypatch.setattr(module, "written", lambda _context, asked: ["year 1066" if len(each.answers) == 2 else "unanswerable" for each in asked])
+    made = context(
+        "span",
+        [{"question": f"{n}?", "context": "in the year 1066", "answers": right if n % 3 else []} for n in range(60)],
+    )
+    monkeypatch.setattr(
+        module,
+        "written",
+        lambda _context, asked: ["year 1066" if len(each.answers) == 2 else "unanswerable" for each in asked],
+    )
     score = answers(made)
     assert score.value == 1
     assert score.extra["exact"] == 1
@@ -107,10 +136,14 @@ def test_spans_are_compared_with_the_nearest_answer(context: Callable[..., Conte
 
 
 def test_answers_of_a_chat(context: Callable[..., Context]) -> None:
-    lines = [{"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "ok"}]} for n in range(40)]
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "ok"}]} for n in range(40)
+    ]
     made = context("chat", lines)
     score = answers(made)
-    assert score.value == pytest.approx(sum(row["bits"] for row in score.rows) / sum(row["bytes"] for row in score.rows))
+    assert score.value == pytest.approx(
+        sum(row["bits"] for row in score.rows) / sum(row["bytes"] for row in score.rows)
+    )
     assert not score.higher_is_better
     assert score.extra["written"]["items"] == min(64, score.items)
     assert all(len(made.tokenizer.encode(row["completion"])) <= CONTEXT // 4 for row in score.rows)

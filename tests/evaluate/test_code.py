@@ -94,7 +94,14 @@ def test_functions_and_methods_long_enough_are_found() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["def f(:\n  broken", "In English, def is a word.\ndef ", "x = 1\n", "def f():\n    '\0'\n", "", "(" * 5000 + "\ndef f(): 1"],
+    [
+        "def f(:\n  broken",
+        "In English, def is a word.\ndef ",
+        "x = 1\n",
+        "def f():\n    '\0'\n",
+        "",
+        "(" * 5000 + "\ndef f(): 1",
+    ],
 )
 def test_what_is_not_python_has_no_items(text: str) -> None:
     assert items_of(text) == {}
@@ -111,8 +118,15 @@ def test_odd_line_ends_and_escapes() -> None:
 
 @pytest.mark.parametrize(
     "completion",
-    ["\n    return x", "\n\n    # a remark\n    return x\n", "\n    if x:\n        pass\n    else:\n        return (1,\n2)",
-     '\n    x = """\nmargin\n"""', "\n    def g():\n        return 1", "\n    ...", "; y = 1"],
+    [
+        "\n    return x",
+        "\n\n    # a remark\n    return x\n",
+        "\n    if x:\n        pass\n    else:\n        return (1,\n2)",
+        '\n    x = """\nmargin\n"""',
+        "\n    def g():\n        return 1",
+        "\n    ...",
+        "; y = 1",
+    ],
 )
 def test_good_completions(completion: str) -> None:
     assert passes(item(), completion)
@@ -120,9 +134,24 @@ def test_good_completions(completion: str) -> None:
 
 @pytest.mark.parametrize(
     "completion",
-    ["", "\n", "\n    # only a remark", "\n    return (", "\n    if x:", "\n  return x", "\n        return x", "\nreturn x",
-     "\n    return x\ny = 1", "\n    x = '", "\n    while True\n        pass", "\n    return x return",
-     "\n\treturn x\n    return x", " + 1", "\n    print 'x'", "\n    \0"],
+    [
+        "",
+        "\n",
+        "\n    # only a remark",
+        "\n    return (",
+        "\n    if x:",
+        "\n  return x",
+        "\n        return x",
+        "\nreturn x",
+        "\n    return x\ny = 1",
+        "\n    x = '",
+        "\n    while True\n        pass",
+        "\n    return x return",
+        "\n\treturn x\n    return x",
+        " + 1",
+        "\n    print 'x'",
+        "\n    \0",
+    ],
 )
 def test_bad_completions(completion: str) -> None:
     assert not passes(item(), completion)
@@ -133,7 +162,10 @@ def test_a_method_is_judged_out_of_its_place() -> None:
     assert passes(method, "\n        return self\n")
     assert not passes(method, "\n    return self\n")
     assert not passes(method, "\n        return self\n\n    def g(self):\n        pass\n")
-    assert cut(method, "\n        return self\n\n    def g(self):\n        pass\n", finished=False) == "\n        return self"
+    assert (
+        cut(method, "\n        return self\n\n    def g(self):\n        pass\n", finished=False)
+        == "\n        return self"
+    )
     assert cut(method, "\n        return self\n\nclass Other:\n    pass\n", finished=True) == "\n        return self"
 
 
@@ -145,9 +177,16 @@ def test_a_method_is_judged_out_of_its_place() -> None:
         ("\n    x = 1\n", "\n    x = 1", "\n    x = 1\n"),
         ("\n    x = (1,\n2)\n    return x\n", "\n    x = (1,\n2)\n    return x", "\n    x = (1,\n2)\n    return x\n"),
         ("\n    x = [\n]\nclass", "\n    x = [\n]", "\n    x = [\n]"),
-        ('\n    x = """\ntext\n"""\n    y = 1\nz', '\n    x = """\ntext\n"""\n    y = 1', '\n    x = """\ntext\n"""\n    y = 1'),
-        ("\n    x = 1\n# remark at the margin\n    y = 2\nz = '", "\n    x = 1\n# remark at the margin\n    y = 2",
-         "\n    x = 1\n# remark at the margin\n    y = 2"),
+        (
+            '\n    x = """\ntext\n"""\n    y = 1\nz',
+            '\n    x = """\ntext\n"""\n    y = 1',
+            '\n    x = """\ntext\n"""\n    y = 1',
+        ),
+        (
+            "\n    x = 1\n# remark at the margin\n    y = 2\nz = '",
+            "\n    x = 1\n# remark at the margin\n    y = 2",
+            "\n    x = 1\n# remark at the margin\n    y = 2",
+        ),
         ("\n    return x", "", "\n    return x"),
         (" # goes on", " # goes on", " # goes on"),
         ("", "", ""),

@@ -73,7 +73,9 @@ def test_which_way_is_better(runs: tuple[Path, Path], altered: Callable[..., Pat
     assert (row["differs"], row["better"]) == (True, "first")
 
 
-@pytest.mark.parametrize("part", ["data", "prompt", "marks", "tokenizer", "seed", "limits", "format", "dtype", "metric"])
+@pytest.mark.parametrize(
+    "part", ["data", "prompt", "marks", "tokenizer", "seed", "limits", "format", "dtype", "metric"]
+)
 def test_refused_with_the_part_that_differs(runs: tuple[Path, Path], altered: Callable[..., Path], part: str) -> None:
     other = altered("bits_per_byte", lambda score: score["alike"].update({part: "something else"}))
     with pytest.raises(InputError, match=rf"^bits_per_byte: not scored alike in .*: {part} differ \(.*something else"):

@@ -18,7 +18,9 @@ from tests.evaluate.conftest import save, tiny_model
 
 
 def run(recipe: Recipe, base: Path, out: Path, *names: str) -> dict[str, Any]:
-    figures: dict[str, Any] = evaluate(recipe, {name: base / name for name in names}, base / "corpus", base / "tokens", out)["tasks"]
+    figures: dict[str, Any] = evaluate(
+        recipe, {name: base / name for name in names}, base / "corpus", base / "tokens", out
+    )["tasks"]
     return figures
 
 
@@ -43,14 +45,23 @@ def test_every_default_task_of_every_model(base: Path, recipe: Recipe, tmp_path:
         assert len(rows) == content["items"] * (1 + len(content["models"]))
         assert {row["model"] for row in rows} == ({"baseline"} if name in alone else {"model", "compressed"})
     against = json.loads((tmp_path / "scores" / "kneser_ney.json").read_text())["against"]
-    assert against["compressed"]["ratio"] == pytest.approx(figures["bits_per_byte.compressed"]["value"] / figures["kneser_ney"]["value"])
+    assert against["compressed"]["ratio"] == pytest.approx(
+        figures["bits_per_byte.compressed"]["value"] / figures["kneser_ney"]["value"]
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "changed"),
-    [("evaluate.max_tokens=1500", {"data", "limits"}), ("tokens.context=16", {"prompt"}), ("seed=9", set()), ("evaluate.items=2", set())],
+    [
+        ("evaluate.max_tokens=1500", {"data", "limits"}),
+        ("tokens.context=16", {"prompt"}),
+        ("seed=9", set()),
+        ("evaluate.items=2", set()),
+    ],
 )
-def test_the_fingerprint_is_of_what_matters(base: Path, recipe: Recipe, tmp_path: Path, override: str, changed: set[str]) -> None:
+def test_the_fingerprint_is_of_what_matters(
+    base: Path, recipe: Recipe, tmp_path: Path, override: str, changed: set[str]
+) -> None:
     found = []
     for place, overrides in (("a", []), ("b", [override])):
         only = load_recipe(base / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]', *overrides])
@@ -65,7 +76,9 @@ def test_the_model_is_no_part_of_the_fingerprint(base: Path, tmp_path: Path) -> 
     save(tiny_model(7), tmp_path / "model", base)
     only = load_recipe(base / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]'])
     one = run(only, base, tmp_path / "a", "model")["bits_per_byte"]
-    other = evaluate(only, {"model": tmp_path / "model"}, base / "corpus", base / "tokens", tmp_path / "b")["tasks"]["bits_per_byte"]
+    other = evaluate(only, {"model": tmp_path / "model"}, base / "corpus", base / "tokens", tmp_path / "b")["tasks"][
+        "bits_per_byte"
+    ]
     assert one["fingerprint"] == other["fingerprint"]
     assert one["value"] != other["value"]
 
@@ -93,7 +106,9 @@ def test_another_tokenizers_model_is_refused_and_old_scores_stay(base: Path, rec
     other = load_recipe(tiny_recipe(tmp_path / "recipe.toml", tiny_texts(tmp_path / "texts", 60, seed=4), tmp_path))
     build_corpus(other, tmp_path / "corpus")
     build_tokens(other, tmp_path / "corpus", tmp_path / "tokens")
-    with pytest.raises(InputError, match=r"model: made with another tokenizer than .*tokenizer.json; run the train stage again"):
+    with pytest.raises(
+        InputError, match=r"model: made with another tokenizer than .*tokenizer.json; run the train stage again"
+    ):
         evaluate(other, {"model": base / "model"}, tmp_path / "corpus", tmp_path / "tokens", tmp_path / "scores")
     with pytest.raises(InputError, match="missing"):
         evaluate(recipe, {"model": tmp_path / "missing"}, base / "corpus", base / "tokens", tmp_path / "scores")

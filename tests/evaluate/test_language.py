@@ -97,8 +97,12 @@ def test_groups_add_up_to_the_whole(context_of: Callable[..., Context]) -> None:
     for part in ("by_genre", "by_source"):
         groups = score.extra[part].values()
         assert sum(group["documents"] for group in groups) == score.items
-        assert sum(group["bits_per_byte"] * group["bytes"] for group in groups) == pytest.approx(score.value * score.extra["bytes"])
-    assert sum(row["bits"] for row in score.rows) / sum(row["bytes"] for row in score.rows) == pytest.approx(score.value)
+        assert sum(group["bits_per_byte"] * group["bytes"] for group in groups) == pytest.approx(
+            score.value * score.extra["bytes"]
+        )
+    assert sum(row["bits"] for row in score.rows) / sum(row["bytes"] for row in score.rows) == pytest.approx(
+        score.value
+    )
     places = score.extra["by_position"]
     assert sum(place["tokens"] for place in places.values()) == score.extra["tokens"]
     mean = sum(place["mean_context"] * place["tokens"] for place in places.values()) / score.extra["tokens"]
@@ -111,12 +115,17 @@ def test_by_position_counts_bytes_of_the_tokens() -> None:
     places = by_position(scores, np.full(VOCABULARY, 2))
     assert list(places) == ["0–63", "64–255", "256–1023"]
     assert [place["tokens"] for place in places.values()] == [64, 192, 43]
-    assert all(place["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-6) for place in places.values())
+    assert all(
+        place["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-6) for place in places.values()
+    )
     assert places["0–63"]["mean_context"] < places["64–255"]["mean_context"]
 
 
 def test_max_tokens_takes_whole_documents(context_of: Callable[..., Context]) -> None:
-    everything, some = bits_per_byte(context_of(tiny_model(4))), bits_per_byte(context_of(tiny_model(4), "evaluate.max_tokens=1500"))
+    everything, some = (
+        bits_per_byte(context_of(tiny_model(4))),
+        bits_per_byte(context_of(tiny_model(4), "evaluate.max_tokens=1500")),
+    )
     assert 0 < some.extra["tokens"] <= 1500 < everything.extra["tokens"]
     of_all = {row["id"]: row["bits"] for row in everything.rows}
     for row in some.rows:
@@ -126,9 +135,13 @@ def test_max_tokens_takes_whole_documents(context_of: Callable[..., Context]) ->
 
 def test_the_quick_score_is_bounded_and_agrees_on_everything(base: Path, context_of: Callable[..., Context]) -> None:
     score = bits_per_byte(context_of(tiny_model(5), f"tokens.context={CONTEXT * 8}"))
-    assert quick_bits_per_byte(tiny_model(5), base / "tokens", "test", CONTEXT * 8, 10**9) == pytest.approx(score.value, rel=1e-5)
+    assert quick_bits_per_byte(tiny_model(5), base / "tokens", "test", CONTEXT * 8, 10**9) == pytest.approx(
+        score.value, rel=1e-5
+    )
     shards = Shards.open(base / "tokens", "valid")
-    quick = [quick_bits_per_byte(tiny_model(seed=None), base / "tokens", "valid", CONTEXT, most) for most in (40, 300, 300)]
+    quick = [
+        quick_bits_per_byte(tiny_model(seed=None), base / "tokens", "valid", CONTEXT, most) for most in (40, 300, 300)
+    ]
     assert quick[1] == quick[2] != quick[0]
     mean = math.log2(VOCABULARY) * (shards.tokens - len(shards.documents)) / shards.bytes
     assert 0.5 * mean < quick[1] < 2 * mean

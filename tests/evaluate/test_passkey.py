@@ -77,7 +77,11 @@ def test_a_copying_model_finds_every_key(base: Path, context_of: Callable[..., C
 
 
 def test_an_untrained_model_finds_none(context_of: Callable[..., Context]) -> None:
-    score = passkey(context_of(GPT(GPTConfig(VOCABULARY, 256, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=32)), "evaluate.items=60"))
+    score = passkey(
+        context_of(
+            GPT(GPTConfig(VOCABULARY, 256, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=32)), "evaluate.items=60"
+        )
+    )
     assert score.value == 0.0
     assert score.extra["keys_per_cell"] == 6
 

@@ -22,7 +22,9 @@ DIGESTS = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), min_size
 
 
 @given(DIGESTS, st.integers(1, 2000), st.randoms())
-def test_the_choice_stays_within_the_limit_and_does_not_depend_on_order(digests: list[str], limit: int, random: object) -> None:
+def test_the_choice_stays_within_the_limit_and_does_not_depend_on_order(
+    digests: list[str], limit: int, random: object
+) -> None:
     tokens = {digest: int(digest, 16) % 300 + 1 for digest in digests}
     chosen = {digests[row] for row in choose(digests, [tokens[digest] for digest in digests], limit)}
     assert sum(tokens[digest] for digest in chosen) <= limit or len(chosen) == 1
@@ -44,7 +46,9 @@ def test_documents_are_those_of_the_shards(context_of: Callable[..., Context]) -
 def test_another_corpus_is_refused(base: Path, tmp_path: Path) -> None:
     from lmforge.corpus.build import build_corpus
 
-    recipe = load_recipe(tiny_recipe(tmp_path / "recipe.toml", tiny_texts(tmp_path / "texts", documents=60, seed=5), tmp_path))
+    recipe = load_recipe(
+        tiny_recipe(tmp_path / "recipe.toml", tiny_texts(tmp_path / "texts", documents=60, seed=5), tmp_path)
+    )
     build_corpus(recipe, tmp_path / "corpus")
     tokenizer = Tokenizer.load(base / "tokens" / "tokenizer.json")
     with pytest.raises(InputError, match=r"test documents, but .* run the tokens stage again"):

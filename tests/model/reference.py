@@ -1,4 +1,5 @@
-"""Every kind of attention in its plainest form, T×T scores and loops: what the fast paths must equal. Used by tests only."""
+"""Every kind of attention in its plainest form, T×T scores and loops: what the fast paths must equal. Used by tests
+only."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from lmforge.model.longrange import ITSELF, LSH, Linear
 
 
 def softmax_kind(mixer: Softmax, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
-    """q (B,T,H,E), k, v (B,T,kv_heads,E), not rotated → (B,H,T,E): the keys each query sees, one list a query, by the words of the docs."""
+    """q (B,T,H,E), k, v (B,T,kv_heads,E), not rotated → (B,H,T,E): the keys each query sees, one list a query, by the
+    words of the docs."""
     rows, length, heads, width = q.shape
     turned_q, turned_k = (q, k) if rotations is None else (rotate(q, rotations), rotate(k, rotations))
     pooled = []
@@ -34,7 +36,8 @@ def softmax_kind(mixer: Softmax, q: Tensor, k: Tensor, v: Tensor, rotations: Ten
         near = range(max(0, t - window + 1), t + 1)
         far = [j for j in range(0, t - window + 1) if mixer.stride and j % mixer.stride == 0]
         blocks = [(key, value) for begin, key, value in pooled if begin + mixer.pool <= t and begin <= t - window]
-        keys = torch.stack([*(turned_k[:, j] for j in [*far, *near]), *(key for key, _ in blocks)], 2)  # (B,kv_heads,S,E)
+        # (B,kv_heads,S,E)
+        keys = torch.stack([*(turned_k[:, j] for j in [*far, *near]), *(key for key, _ in blocks)], 2)
         values = torch.stack([*(v[:, j] for j in [*far, *near]), *(value for _, value in blocks)], 2)
         keys, values = (x.repeat_interleave(heads // x.shape[1], 1) for x in (keys, values))
         scores = torch.einsum("bhe,bhse->bhs", turned_q[:, t], keys) / math.sqrt(width)
@@ -47,7 +50,9 @@ def lsh(mixer: LSH, q: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:
     q = (q if rotations is None else rotate(q, rotations)).transpose(1, 2)
     v = v.transpose(1, 2)
     rows, heads, length, width = q.shape
-    scores = q @ (q / q.norm(dim=-1, keepdim=True)).transpose(-1, -2) / math.sqrt(width) + ITSELF * torch.eye(length, dtype=q.dtype)
+    scores = q @ (q / q.norm(dim=-1, keepdim=True)).transpose(-1, -2) / math.sqrt(width) + ITSELF * torch.eye(
+        length, dtype=q.dtype
+    )
     times = torch.zeros_like(scores)  # in how many rounds each key is looked at
     for bucket in mixer.buckets_of(q):
         for b in range(rows):

@@ -24,7 +24,9 @@ TWO = shape(attention=("sparse", "lsh"), window=8, pool=4, lsh_span=4)
 
 @pytest.mark.parametrize("config", [*SHAPES, TWO, shape(experts=4, activation="swiglu"), *MIXED])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reversible_gradients_equal_the_stored_ones(
+    config: GPTConfig, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lmforge.model.attention.recalls", bands)
     model = network(dataclasses.replace(config, residual="reversible", layers=4, recompute=recompute)).double()
     x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7
@@ -37,14 +39,20 @@ def test_reversible_gradients_equal_the_stored_ones(config: GPTConfig, recompute
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("config", [*SHAPES, *MIXED, shape(experts=4, activation="swiglu")], ids=lambda c: "-".join(c.attention))
+@pytest.mark.parametrize(
+    "config", [*SHAPES, *MIXED, shape(experts=4, activation="swiglu")], ids=lambda c: "-".join(c.attention)
+)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("keeps", [False, True])
-def test_recomputed_gradients_equal_the_stored_ones(config: GPTConfig, packed: bool, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_gradients_equal_the_stored_ones(
+    config: GPTConfig, packed: bool, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if keeps:
         monkeypatch.setattr("lmforge.model.attention.recalls", bands)
     monkeypatch.setattr(again, "TOKENS", 7)  # so that the feed-forward part is cut
-    model, stored = (network(dataclasses.replace(config, layers=2, recompute=recompute)).double() for recompute in (True, False))
+    model, stored = (
+        network(dataclasses.replace(config, layers=2, recompute=recompute)).double() for recompute in (True, False)
+    )
     x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7 if packed else None
     for each in (model, stored):
         each.loss(x, y, documents).backward()
@@ -53,7 +61,9 @@ def test_recomputed_gradients_equal_the_stored_ones(config: GPTConfig, packed: b
 
 
 def test_a_frozen_block_and_half_precision_are_made_again_too() -> None:
-    model, stored = (network(dataclasses.replace(MIXED[3], layers=2, recompute=recompute)) for recompute in (True, False))
+    model, stored = (
+        network(dataclasses.replace(MIXED[3], layers=2, recompute=recompute)) for recompute in (True, False)
+    )
     for each in (model, stored):
         each.blocks[1].ff.requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16):
@@ -62,7 +72,9 @@ def test_a_frozen_block_and_half_precision_are_made_again_too() -> None:
     for (name, ours), theirs in zip(model.named_parameters(), stored.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None) == name.startswith("blocks.1.ff."), name
         if ours.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0.05, atol=0.02 * float(theirs.grad.abs().max()), msg=name)
+            torch.testing.assert_close(
+                ours.grad, theirs.grad, rtol=0.05, atol=0.02 * float(theirs.grad.abs().max()), msg=name
+            )
 
 
 def test_what_is_kept_of_a_reversible_stack_does_not_grow_with_depth() -> None:

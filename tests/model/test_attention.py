@@ -1,4 +1,5 @@
-"""Each softmax kind equals its plain form, decoding equals the full pass whatever the steps and the rows, caches stay small."""
+"""Each softmax kind equals its plain form, decoding equals the full pass whatever the steps and the rows, caches stay
+small."""
 
 from __future__ import annotations
 
@@ -18,17 +19,38 @@ from tests.model.test_gpt import PLAIN, network, tokens
 
 SOFTMAX = ["full", "window", "strided", "pooled", "sparse"]
 MIXED = [
-    dataclasses.replace(PLAIN, context=64, attention=kinds, window=6, stride=5, pool=4, pooling=pooling, lsh_span=4, lsh_rounds=2,
-                        feature_map=features, positions=positions, heads=heads, kv_heads=2, d_model=32)
+    dataclasses.replace(
+        PLAIN,
+        context=64,
+        attention=kinds,
+        window=6,
+        stride=5,
+        pool=4,
+        pooling=pooling,
+        lsh_span=4,
+        lsh_rounds=2,
+        feature_map=features,
+        positions=positions,
+        heads=heads,
+        kv_heads=2,
+        d_model=32,
+    )
     for kinds, pooling, features, positions, heads in [
-        (("window",), "mean", "elu", "rope", 4), (("strided",), "mean", "elu", "learned", 2), (("pooled",), "max", "elu", "rope", 4),
-        (("sparse",), "mean", "elu", "rope", 2), (("sparse", "full"), "conv", "elu", "none", 4), (("lsh",), "mean", "elu", "rope", 2),
-        (("linear",), "mean", "elu", "rope", 4), (("linear", "lsh"), "mean", "learned", "none", 2),
+        (("window",), "mean", "elu", "rope", 4),
+        (("strided",), "mean", "elu", "learned", 2),
+        (("pooled",), "max", "elu", "rope", 4),
+        (("sparse",), "mean", "elu", "rope", 2),
+        (("sparse", "full"), "conv", "elu", "none", 4),
+        (("lsh",), "mean", "elu", "rope", 2),
+        (("linear",), "mean", "elu", "rope", 4),
+        (("linear", "lsh"), "mean", "learned", "none", 2),
     ]
-]  # fmt: skip
+]
 
 
-def inputs(rows: int, length: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+def inputs(
+    rows: int, length: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype, seed: int
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((rows, length, heads, width), *[(rows, length, kv_heads, width)] * 2)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
@@ -36,25 +58,58 @@ def inputs(rows: int, length: int, heads: int, kv_heads: int, width: int, dtype:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(SOFTMAX), pooling=st.sampled_from(["mean", "max", "conv"]), length=st.integers(1, 70),
+    kind=st.sampled_from(SOFTMAX),
+    pooling=st.sampled_from(["mean", "max", "conv"]),
+    length=st.integers(1, 70),
     window=st.integers(1, 40),
-    stride=st.integers(1, 20), pool=st.integers(1, 20), rows=st.integers(1, 2), groups=st.integers(1, 2), turned=st.booleans(),
+    stride=st.integers(1, 20),
+    pool=st.integers(1, 20),
+    rows=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    turned=st.booleans(),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_fast_equals_plain(
-    kind: str, pooling: str, length: int, window: int, stride: int, pool: int, rows: int, groups: int, turned: bool, seed: int
+    kind: str,
+    pooling: str,
+    length: int,
+    window: int,
+    stride: int,
+    pool: int,
+    rows: int,
+    groups: int,
+    turned: bool,
+    seed: int,
 ) -> None:
-    config = GPTConfig(vocab_size=9, context=80, layers=1, d_model=16 * groups, heads=2 * groups, kv_heads=2, d_ff=4, attention=(kind,),
-                       window=window, stride=stride, pool=pool, pooling=pooling)  # fmt: skip
+    config = GPTConfig(
+        vocab_size=9,
+        context=80,
+        layers=1,
+        d_model=16 * groups,
+        heads=2 * groups,
+        kv_heads=2,
+        d_ff=4,
+        attention=(kind,),
+        window=window,
+        stride=stride,
+        pool=pool,
+        pooling=pooling,
+    )
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         mixer = Softmax(config, kind).to(dtype)
         if mixer.pool_keys is not None:
             torch.nn.init.normal_(mixer.pool_keys, generator=torch.Generator().manual_seed(seed))
-        turns = rotations(config, 100)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
+        turns = (
+            rotations(config, 100)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+            if turned
+            else None
+        )
         x = inputs(rows, length, 2 * groups, 2, 8, dtype, seed)
         fast, plain = mixer.whole(*x, turns), reference.softmax_kind(mixer, *x, turns)
         torch.testing.assert_close(fast, plain, rtol=bound, atol=bound)
-        weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype)
+        weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(
+            dtype
+        )
         wanted = [*x, *mixer.parameters()]
         ours = torch.autograd.grad(fast, wanted, weights, allow_unused=True)
         theirs = torch.autograd.grad(plain, wanted, weights, allow_unused=True)
@@ -73,8 +128,11 @@ def test_sparse_equals_full_when_its_window_covers_the_text() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(range(len(MIXED))), st.integers(1, 40), st.lists(st.sampled_from([1, 1, 1, 2, 5, 9]), max_size=12), st.integers(1, 3),
-)  # fmt: skip
+    st.sampled_from(range(len(MIXED))),
+    st.integers(1, 40),
+    st.lists(st.sampled_from([1, 1, 1, 2, 5, 9]), max_size=12),
+    st.integers(1, 3),
+)
 def test_decoding_equals_the_full_pass(shape: int, first: int, steps: list[int], rows: int) -> None:
     model = network(MIXED[shape]).double()
     x = tokens(rows, min(64, first + sum(steps)))
@@ -90,7 +148,10 @@ def test_decoding_equals_the_full_pass(shape: int, first: int, steps: list[int],
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(range(len(MIXED))), st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=45), min_size=1, max_size=4))
+@given(
+    st.sampled_from(range(len(MIXED))),
+    st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=45), min_size=1, max_size=4),
+)
 def test_rows_of_any_length_decode_as_if_alone(shape: int, prompts: list[list[int]]) -> None:
     model = network(MIXED[shape]).double()
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -105,7 +166,9 @@ def test_rows_of_any_length_decode_as_if_alone(shape: int, prompts: list[list[in
         for row, prompt in enumerate(prompts):
             alone = model.hidden(torch.cat((torch.tensor(prompt), more[row]))[None])[0]
             torch.testing.assert_close(first[row, : len(prompt)], alone[: len(prompt)], rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(torch.cat([part[row] for part in rest]), alone[len(prompt) :], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                torch.cat([part[row] for part in rest]), alone[len(prompt) :], rtol=1e-9, atol=1e-9
+            )
         kept = torch.tensor([len(prompts) - 1])
         cache.select(kept)
         again = model.hidden(more[kept, :1], cache)
@@ -136,7 +199,9 @@ def test_the_decoding_loop_serves_every_kind(config: GPTConfig) -> None:
 
 def test_caches_are_bounded() -> None:
     def held(kind: str, capacity: int) -> int:
-        config = GPTConfig(vocab_size=9, context=30_000, layers=2, d_model=64, heads=2, kv_heads=2, d_ff=4, attention=(kind,))
+        config = GPTConfig(
+            vocab_size=9, context=30_000, layers=2, d_model=64, heads=2, kv_heads=2, d_ff=4, attention=(kind,)
+        )
         return KVCache(config, 1, capacity, torch.device("cpu")).nbytes
 
     assert held("window", 30_000) == held("window", 1_000)

@@ -17,7 +17,8 @@ def test_the_mask_function_says_what_the_kernel_does(length: int, window: int, l
     seen = torch.tensor(sorted(window + x for x in later), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
     q, k, v, extra_k, extra_v = (
-        torch.randn(2, 2, n, 4, generator=generator, dtype=torch.float64) for n in (length, length, length, len(seen), len(seen))
+        torch.randn(2, 2, n, 4, generator=generator, dtype=torch.float64)
+        for n in (length, length, length, len(seen), len(seen))
     )
     rule = visible(length, window, seen)
     query, key = torch.arange(length)[:, None], torch.arange(length + len(seen))[None]
@@ -31,7 +32,10 @@ def test_the_mask_function_says_what_the_kernel_does(length: int, window: int, l
 def test_gradients_of_extras_arrive_where_autograd_brings_them(length: int, step: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, length, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    strided, means = x[:, ::step], x[:, : length // step * step].unflatten(1, (-1, step)).mean(2) if length >= step else x[:, :0]
+    strided, means = (
+        x[:, ::step],
+        x[:, : length // step * step].unflatten(1, (-1, step)).mean(2) if length >= step else x[:, :0],
+    )
     ways = {with_strided: strided, with_means: means} if length >= step else {with_strided: strided}
     for way, plain in ways.items():
         same, found = way(x, step)

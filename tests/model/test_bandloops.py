@@ -1,4 +1,5 @@
-"""The compiled loops of the band: powers of two, the softmax of a row, products; several threads; the same bits whatever their number."""
+"""The compiled loops of the band: powers of two, the softmax of a row, products; several threads; the same bits
+whatever their number."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_powers_of_two_are_numpys() -> None:
     assert total == pytest.approx(exact.sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("values", [[3.0], [-2.0, -1.0], [-1e30, 1e30, 5.0], [-0.0, 0.0], [-5.0] * 17 + [-4.5], list(range(-40, 33))])
+@pytest.mark.parametrize(
+    "values", [[3.0], [-2.0, -1.0], [-1e30, 1e30, 5.0], [-0.0, 0.0], [-5.0] * 17 + [-4.5], list(range(-40, 33))]
+)
 def test_the_largest_is_found_whatever_the_signs(values: list[float]) -> None:
     for dtype in (np.float32, np.float64):
         assert bandloops._top(np.array(values, dtype), rooms(len(values))) == np.array(values, dtype).max()

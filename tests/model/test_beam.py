@@ -46,7 +46,9 @@ def test_neighbours_change_nothing(prompts: list[list[int]], width: int) -> None
     model = network(PLAIN)
     limits = [3 + number for number in range(len(prompts))]
     together = beam_search(model, prompts, limits, (7,), width)
-    alone = [beam_search(model, [prompt], [limit], (7,), width)[0] for prompt, limit in zip(prompts, limits, strict=True)]
+    alone = [
+        beam_search(model, [prompt], [limit], (7,), width)[0] for prompt, limit in zip(prompts, limits, strict=True)
+    ]
     assert [found.tokens for found in together] == [found.tokens for found in alone]
 
 

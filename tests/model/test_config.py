@@ -1,4 +1,5 @@
-"""The shape of a network goes to JSON and back; what does not fit together is refused in one line that names the key."""
+"""The shape of a network goes to JSON and back; what does not fit together is refused in one line that names the
+key."""
 
 from __future__ import annotations
 
@@ -42,9 +43,17 @@ def test_what_does_not_fit_is_refused(changes: dict[str, object], words: str) ->
 
 
 def test_a_recipe_makes_a_network_and_its_defaults_are_the_networks() -> None:
-    recipe = parse_recipe({"tokens": {"context": 64}, "model": {"layers": 4, "attention": ["sparse", "full"], "pool": 16, "experts": 4}})
+    recipe = parse_recipe(
+        {"tokens": {"context": 64}, "model": {"layers": 4, "attention": ["sparse", "full"], "pool": 16, "experts": 4}}
+    )
     config = network_of(recipe, 300)
-    assert (config.attention, config.kv_heads, config.d_ff, config.experts, config.context) == (("sparse", "full"), 4, 1024, 4, 64)
+    assert (config.attention, config.kv_heads, config.d_ff, config.experts, config.context) == (
+        ("sparse", "full"),
+        4,
+        1024,
+        4,
+        64,
+    )
     for name, field in Model.model_fields.items():
         ours = GPTConfig.__dataclass_fields__[name].default
         if name not in ("layers", "d_model", "heads", "kv_heads", "d_ff", "attention"):

@@ -1,4 +1,5 @@
-"""Experts equal their plain form, drop nothing, and are kept even; router losses add gradients in the loss's own scale."""
+"""Experts equal their plain form, drop nothing, and are kept even; router losses add gradients in the loss's own
+scale."""
 
 from __future__ import annotations
 
@@ -31,21 +32,43 @@ def plain(part: Experts, x: torch.Tensor) -> torch.Tensor:
         ranking = scores if part.choice_bias is None else scores.log() + BIAS_STEP * part.choice_bias
         chosen = ranking.topk(part.active).indices
         weights = SCALE * part.active * scores[chosen] / scores[chosen].sum()
-        y = sum((w * part.experts[int(i)](token) for w, i in zip(weights.to(x.dtype), chosen, strict=True)), torch.zeros_like(token))
+        y = sum(
+            (w * part.experts[int(i)](token) for w, i in zip(weights.to(x.dtype), chosen, strict=True)),
+            torch.zeros_like(token),
+        )
         rows.append(y if part.shared is None else y + part.shared(token))
     return torch.stack(rows).view(x.shape)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.sampled_from([0, 1]), st.sampled_from(["relu", "swiglu"]), st.integers(0, 99))
-def test_experts_equal_their_plain_form(rows: int, length: int, active: int, shared: int, activation: str, seed: int) -> None:
-    part = experts(dataclasses.replace(EXPERTS, experts_active=active, experts_shared=shared, activation=activation, balance="none"), seed)
-    x = torch.randn(rows, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sampled_from([0, 1]),
+    st.sampled_from(["relu", "swiglu"]),
+    st.integers(0, 99),
+)
+def test_experts_equal_their_plain_form(
+    rows: int, length: int, active: int, shared: int, activation: str, seed: int
+) -> None:
+    part = experts(
+        dataclasses.replace(
+            EXPERTS, experts_active=active, experts_shared=shared, activation=activation, balance="none"
+        ),
+        seed,
+    )
+    x = torch.randn(
+        rows, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True
+    )
     place = Place()
     ours, theirs = part(x, place), plain(part, x)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     assert int(place.loads[0].sum()) == rows * length * active  # nobody is dropped
-    for a, b in zip(*(torch.autograd.grad(y.sum(), [x, *part.experts[0].parameters()], allow_unused=True) for y in (ours, theirs)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(y.sum(), [x, *part.experts[0].parameters()], allow_unused=True) for y in (ours, theirs)),
+        strict=True,
+    ):
         if b is not None or a is not None:
             found, wanted = a if a is not None else torch.zeros_like(b), b if b is not None else torch.zeros_like(a)
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
@@ -106,7 +129,12 @@ def test_one_grouped_product_equals_slices(load: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     layers = [torch.nn.Linear(16, 8, bias=False) for _ in load]
     x, counts = torch.randn(sum(load) + 1, 16), torch.tensor([*load[:2], load[2] + 1])
-    torch.testing.assert_close(grouped_linear(x, counts, layers, fused=True), grouped_linear(x, counts, layers, fused=False), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        grouped_linear(x, counts, layers, fused=True),
+        grouped_linear(x, counts, layers, fused=False),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("biases", [False, True])
@@ -115,7 +143,9 @@ def test_replaced_experts_are_called_one_by_one_and_give_the_same(biases: bool) 
     x = torch.randn(9, 16, dtype=torch.float64)
     chosen, weights = torch.randint(0, 4, (9, 2)), torch.rand(9, 2, dtype=torch.float64)
     wrapped = [torch.nn.Sequential(expert) for expert in part.experts]
-    torch.testing.assert_close(dispatch_here(x, chosen, weights, list(part.experts)), dispatch_here(x, chosen, weights, wrapped))
+    torch.testing.assert_close(
+        dispatch_here(x, chosen, weights, list(part.experts)), dispatch_here(x, chosen, weights, wrapped)
+    )
 
 
 def test_experts_begin_alike_as_a_dense_layer_of_their_width() -> None:

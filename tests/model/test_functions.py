@@ -52,7 +52,8 @@ def test_tokens_that_do_not_count_change_nothing() -> None:
     targets[::3] = -1
     linear_cross_entropy(hidden, weight, targets, 7).backward()
     expected = torch.autograd.grad(
-        torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, ignore_index=-1, reduction="sum"), (hidden, weight)
+        torch.nn.functional.cross_entropy(hidden @ weight.t(), targets, ignore_index=-1, reduction="sum"),
+        (hidden, weight),
     )
     assert hidden.grad is not None
     assert torch.allclose(hidden.grad, expected[0], atol=1e-5)

@@ -1,4 +1,5 @@
-"""The decoding loop: greedy equals the argmax of full passes, rows do not disturb each other, text is never taken back."""
+"""The decoding loop: greedy equals the argmax of full passes, rows do not disturb each other, text is never taken
+back."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_greedy_equals_full_passes(config) -> None:
 @given(st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=30), min_size=2, max_size=5))
 def test_rows_do_not_disturb_each_other(prompts) -> None:
     model = network(PLAIN)
-    samplings = [Sampling(max_tokens=3 + i, temperature=1.0, top_k=5, seed=i, stop_ids=(7,)) for i in range(len(prompts))]
+    samplings = [
+        Sampling(max_tokens=3 + i, temperature=1.0, top_k=5, seed=i, stop_ids=(7,)) for i in range(len(prompts))
+    ]
     together = continued(model, prompts, samplings)
     alone = [continued(model, [p], [s])[0] for p, s in zip(prompts, samplings, strict=True)]
     assert together == alone
@@ -56,16 +59,24 @@ def test_text_goes_on_beyond_the_context() -> None:
 
 def test_seeds_top_k_and_top_p() -> None:
     model = network(PLAIN)
-    one, two = (continued(model, [[5]], [Sampling(max_tokens=10, temperature=1.5, seed=4, stop_ids=())])[0] for _ in range(2))
+    one, two = (
+        continued(model, [[5]], [Sampling(max_tokens=10, temperature=1.5, seed=4, stop_ids=())])[0] for _ in range(2)
+    )
     assert one == two
-    narrow = [Sampling(max_tokens=10, temperature=3.0, top_k=1, stop_ids=()), Sampling(max_tokens=10, temperature=3.0, top_p=1e-6, stop_ids=())]
+    narrow = [
+        Sampling(max_tokens=10, temperature=3.0, top_k=1, stop_ids=()),
+        Sampling(max_tokens=10, temperature=3.0, top_p=1e-6, stop_ids=()),
+    ]
     greedy = continued(model, [[5]], [Sampling(max_tokens=10, temperature=0, stop_ids=())])[0]
     assert continued(model, [[5], [5]], narrow) == [greedy, greedy]
 
 
 def test_why_a_row_ends_and_its_probabilities() -> None:
     model = network(PLAIN)
-    steps = [drawn for (drawn,) in decode(model, [[1, 2]], [Sampling(max_tokens=3, temperature=0, stop_ids=(), top_logprobs=2)])]
+    steps = [
+        drawn
+        for (drawn,) in decode(model, [[1, 2]], [Sampling(max_tokens=3, temperature=0, stop_ids=(), top_logprobs=2)])
+    ]
     assert [d.finish for d in steps] == [None, None, "length"]
     with torch.no_grad():
         expected = model(torch.tensor([[1, 2]]))[0, -1].log_softmax(-1)
@@ -76,7 +87,9 @@ def test_why_a_row_ends_and_its_probabilities() -> None:
     assert list(decode(model, [[1]], [Sampling(max_tokens=0)])) == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("top_k", -1), ("max_tokens", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("top_k", -1), ("max_tokens", -1)]
+)
 def test_ranges(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):
         Sampling(**{field: value})

@@ -55,7 +55,12 @@ def test_loss_and_gradients_equal_plain_cross_entropy(config: GPTConfig) -> None
 
 
 @settings(max_examples=25, deadline=None)
-@given(shape=st.sampled_from(range(len(SHAPES))), first=st.integers(1, 12), steps=st.lists(st.integers(1, 4), max_size=4), rows=st.integers(1, 3))
+@given(
+    shape=st.sampled_from(range(len(SHAPES))),
+    first=st.integers(1, 12),
+    steps=st.lists(st.integers(1, 4), max_size=4),
+    rows=st.integers(1, 3),
+)
 def test_decoding_equals_the_full_pass(shape: int, first: int, steps: list[int], rows: int) -> None:
     model = network(SHAPES[shape])
     total = min(24, first + sum(steps))
@@ -93,6 +98,7 @@ def test_rope_depends_on_distance_only() -> None:
     with torch.no_grad():
         q = torch.ones(1, 20, 1, 8)
         from lmforge.model.functions import rotate
+
         turned = rotate(q, model.rotations[:20])[0, :, 0]
     products = turned @ turned.T
     for distance in range(1, 6):
@@ -115,9 +121,13 @@ def test_output_is_tied() -> None:
 
 
 EXTRAS = [
-    dataclasses.replace(PLAIN, activation="swiglu"), dataclasses.replace(PLAIN, tied=False), dataclasses.replace(PLAIN, positions="none"),
-    dataclasses.replace(PLAIN, residual="reversible"), dataclasses.replace(PLAIN, ahead=2), dataclasses.replace(PLAIN, experts=4),
-]  # fmt: skip
+    dataclasses.replace(PLAIN, activation="swiglu"),
+    dataclasses.replace(PLAIN, tied=False),
+    dataclasses.replace(PLAIN, positions="none"),
+    dataclasses.replace(PLAIN, residual="reversible"),
+    dataclasses.replace(PLAIN, ahead=2),
+    dataclasses.replace(PLAIN, experts=4),
+]
 
 
 @pytest.mark.parametrize("config", EXTRAS)
@@ -174,7 +184,9 @@ def test_tokens_further_ahead_add_gradients_only_and_stay_within_their_document(
     last = model._layers(x, place, None)
     changed = y.clone()
     changed[0, 6:] = (changed[0, 6:] + 3) % 50
-    both = [model._further(last, targets.masked_fill(documents == 1, -1), documents, place, 512) for targets in (y, changed)]
+    both = [
+        model._further(last, targets.masked_fill(documents == 1, -1), documents, place, 512) for targets in (y, changed)
+    ]
     assert torch.equal(*both)
 
 

@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from lmforge.model import halves
 
 
-@pytest.mark.parametrize(("rows", "length", "heads", "width"), [(3, 1, 2, 8), (2, 64, 2, 32), (3, 128, 1, 16), (2, 200, 2, 8), (1, 300, 3, 64)])
-def test_value_and_gradients_are_those_of_softmax_attention(rows: int, length: int, heads: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "length", "heads", "width"),
+    [(3, 1, 2, 8), (2, 64, 2, 32), (3, 128, 1, 16), (2, 200, 2, 8), (1, 300, 3, 64)],
+)
+def test_value_and_gradients_are_those_of_softmax_attention(
+    rows: int, length: int, heads: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(halves, "_CACHED", 1 << 16)  # several rows, and several blocks of queries, one after another
     torch.manual_seed(0)
     whole = torch.randn(3, rows, length, heads, width).bfloat16().requires_grad_()

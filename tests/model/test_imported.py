@@ -1,4 +1,5 @@
-"""A checkpoint of transformers and the model made of it say the same: against logits that transformers gave (kept, and asked again where it is)."""
+"""A checkpoint of transformers and the model made of it say the same: against logits that transformers gave (kept, and
+asked again where it is)."""
 
 from __future__ import annotations
 
@@ -22,14 +23,40 @@ GOLDEN = Path(__file__).parent / "golden" / "imported.json"
 # The embedding has some rows more than there are tokens.
 ROWS, WIDTH, HEADS, UNITS, LAYERS, CONTEXT = 264, 32, 4, 48, 2, 24
 TOKENS = [END, 104, 258, 11, 0, 259, 87, 31, 200, 258, 0, 5, 44, 104, 258, 99]
-LLAMA = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": 2, "intermediate_size": UNITS, "num_hidden_layers": LAYERS,
-         "max_position_embeddings": CONTEXT, "vocab_size": ROWS, "eos_token_id": END, "bos_token_id": END, "rms_norm_eps": 1e-5,
-         "hidden_act": "silu"}
+LLAMA = {
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "intermediate_size": UNITS,
+    "num_hidden_layers": LAYERS,
+    "max_position_embeddings": CONTEXT,
+    "vocab_size": ROWS,
+    "eos_token_id": END,
+    "bos_token_id": END,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"model_type": "gpt2", "n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS, "n_positions": CONTEXT, "vocab_size": ROWS,
-             "eos_token_id": END, "bos_token_id": END, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": WIDTH,
+        "n_head": HEADS,
+        "n_layer": LAYERS,
+        "n_positions": CONTEXT,
+        "vocab_size": ROWS,
+        "eos_token_id": END,
+        "bos_token_id": END,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+    },
     "llama": {"model_type": "llama", **LLAMA, "rope_theta": 5000.0, "tie_word_embeddings": False},
-    "llama-biases": {"model_type": "llama", **LLAMA, "attention_bias": True, "tie_word_embeddings": True, "eos_token_id": [END, 3]},
+    "llama-biases": {
+        "model_type": "llama",
+        **LLAMA,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "eos_token_id": [END, 3],
+    },
     "mistral": {"model_type": "mistral", **LLAMA, "sliding_window": 5, "tie_word_embeddings": False, "head_dim": 8},
     "qwen2": {"model_type": "qwen2", **LLAMA, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", **LLAMA, "tie_word_embeddings": True, "head_dim": 8},
@@ -42,16 +69,31 @@ def shapes(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {
             "wte.weight": (ROWS, WIDTH), "wpe.weight": (CONTEXT, WIDTH), "ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,),
         }  # fmt: skip
-        matrices = {"attn.c_attn": (WIDTH, 3 * WIDTH), "attn.c_proj": (WIDTH, WIDTH), "mlp.c_fc": (WIDTH, 4 * WIDTH),
-                    "mlp.c_proj": (4 * WIDTH, WIDTH)}
+        matrices = {
+            "attn.c_attn": (WIDTH, 3 * WIDTH),
+            "attn.c_proj": (WIDTH, WIDTH),
+            "mlp.c_fc": (WIDTH, 4 * WIDTH),
+            "mlp.c_proj": (4 * WIDTH, WIDTH),
+        }
         for layer in range(LAYERS):
             for name, shape in {**matrices, "ln_1": (WIDTH,), "ln_2": (WIDTH,)}.items():
                 found |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
         return {f"transformer.{name}": shape for name, shape in found.items()}
     found = {"model.embed_tokens.weight": (ROWS, WIDTH), "model.norm.weight": (WIDTH,)}
-    matrices = {"self_attn.q": (WIDTH, WIDTH), "self_attn.k": (WIDTH // 2, WIDTH), "self_attn.v": (WIDTH // 2, WIDTH), "self_attn.o": (WIDTH, WIDTH),
-                "mlp.gate": (UNITS, WIDTH), "mlp.up": (UNITS, WIDTH), "mlp.down": (WIDTH, UNITS)}
-    biased = {"llama": [], "qwen2": ["q", "k", "v"]}.get(settings["model_type"], []) if not settings.get("attention_bias") else ["q", "k", "v", "o"]
+    matrices = {
+        "self_attn.q": (WIDTH, WIDTH),
+        "self_attn.k": (WIDTH // 2, WIDTH),
+        "self_attn.v": (WIDTH // 2, WIDTH),
+        "self_attn.o": (WIDTH, WIDTH),
+        "mlp.gate": (UNITS, WIDTH),
+        "mlp.up": (UNITS, WIDTH),
+        "mlp.down": (WIDTH, UNITS),
+    }
+    biased = (
+        {"llama": [], "qwen2": ["q", "k", "v"]}.get(settings["model_type"], [])
+        if not settings.get("attention_bias")
+        else ["q", "k", "v", "o"]
+    )
     for layer in range(LAYERS):
         for name, shape in matrices.items():
             found[f"model.layers.{layer}.{name}_proj.weight"] = shape
@@ -70,7 +112,9 @@ def checkpoint(folder: Path, kind: str, **changes: Any) -> Path:
     rng = np.random.default_rng(7)
     tensors = {}
     for name, shape in shapes(settings).items():
-        drawn = rng.standard_normal(shape) * 0.2 + (1.0 if name.endswith("weight") and ("norm" in name or "ln_" in name) else 0.0)
+        drawn = rng.standard_normal(shape) * 0.2 + (
+            1.0 if name.endswith("weight") and ("norm" in name or "ln_" in name) else 0.0
+        )
         tensors[name] = torch.from_numpy(drawn.astype(np.float32))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(settings))
@@ -81,7 +125,9 @@ def checkpoint(folder: Path, kind: str, **changes: Any) -> Path:
 def theirs(folder: Path) -> torch.Tensor:
     """The logits of TOKENS by transformers, (T, tokens)."""
     transformers = pytest.importorskip("transformers", reason="transformers, an optional extra, is not installed")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         return model(torch.tensor([TOKENS])).logits[0, :, : END + 1]
 
@@ -157,22 +203,31 @@ def test_the_command_makes_a_model_that_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint(tmp_path / "theirs", "llama")
-    status, out, _ = lmforge(capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "model"), "--context", "16", "--json")
+    status, out, _ = lmforge(
+        capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "model"), "--context", "16", "--json"
+    )
     assert status == 0
     assert json.loads(out)["context"] == read_config(tmp_path / "model")["architecture"].context == 16
-    status, out, _ = lmforge(capsys, monkeypatch, "generate", str(tmp_path / "model"), "--prompt", "hello", "--max-tokens", "4", "--json")
+    status, out, _ = lmforge(
+        capsys, monkeypatch, "generate", str(tmp_path / "model"), "--prompt", "hello", "--max-tokens", "4", "--json"
+    )
     assert status == 0
     assert json.loads(out)["tokens"] <= 4
     assert load_served(tmp_path / "model").tokenizer.vocab_size == END + 1
     assert lmforge(capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "model"))[0] == 2
-    status, _, err = lmforge(capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "other"), "--context", "99")
+    status, _, err = lmforge(
+        capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "other"), "--context", "99"
+    )
     assert status == 2
     assert "reads 1 to 24 tokens" in err
 
 
 def keep(folder: Path) -> None:
     """Write the logits that transformers gives: `python -m tests.model.test_imported FOLDER`, where it is installed."""
-    found = {kind: [[round(value, 6) for value in row] for row in theirs(checkpoint(folder / kind, kind))[:, ::16].tolist()] for kind in KINDS}
+    found = {
+        kind: [[round(value, 6) for value in row] for row in theirs(checkpoint(folder / kind, kind))[:, ::16].tolist()]
+        for kind in KINDS
+    }
     GOLDEN.write_text(json.dumps(found) + "\n")
 
 

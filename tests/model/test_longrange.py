@@ -23,10 +23,14 @@ def shape(**changes: object) -> GPTConfig:
     return dataclasses.replace(PLAIN, context=64, **changes)  # type: ignore[arg-type]
 
 
-def assert_close_with_gradients(fast: torch.Tensor, plain: torch.Tensor, wanted: list[torch.Tensor], bound: float) -> None:
+def assert_close_with_gradients(
+    fast: torch.Tensor, plain: torch.Tensor, wanted: list[torch.Tensor], bound: float
+) -> None:
     torch.testing.assert_close(fast, plain, rtol=bound, atol=bound)
     weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(fast.dtype)
-    for a, b in zip(torch.autograd.grad(fast, wanted, weights), torch.autograd.grad(plain, wanted, weights), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(fast, wanted, weights), torch.autograd.grad(plain, wanted, weights), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=bound, atol=bound * 10)
 
 
@@ -36,7 +40,11 @@ def test_lsh_equals_its_plain_form(length: int, span: int, rounds: int, turned: 
     config = shape(attention=("lsh",), lsh_span=span, lsh_rounds=rounds)
     mixer = LSH(config, seed)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
-        turns = rotations(config, 64)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
+        turns = (
+            rotations(config, 64)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+            if turned
+            else None
+        )
         q, _, v = inputs(2, length, 2, 2, 8, dtype, seed)
         assert_close_with_gradients(mixer.whole(q, q, v, turns), reference.lsh(mixer, q, v, turns), [q, v], bound)
 
@@ -46,11 +54,16 @@ def test_lsh_gradients_without_the_kernel() -> None:
     mixer = LSH(config, 0)
     q, _, v = inputs(1, 33, 2, 2, 8, torch.float64, 0)
     sort = longrange._Sorted(mixer.buckets_of(q.transpose(1, 2))[0], 5, torch.float64)
-    queries, keys, values = (pick(x.detach().transpose(1, 2)).requires_grad_() for pick, x in ((sort.queries, q), (sort.keys, q), (sort.keys, v)))
+    queries, keys, values = (
+        pick(x.detach().transpose(1, 2)).requires_grad_()
+        for pick, x in ((sort.queries, q), (sort.keys, q), (sort.keys, v))
+    )
     scores = queries @ keys.transpose(-1, -2) / 8**0.5 + sort.mask
     out = scores.softmax(-1) @ values
     gradient = torch.randn_like(out)
-    ours = longrange._plain_backward(gradient, queries, keys, values, out, scores.logsumexp(-1, keepdim=True), sort.mask)
+    ours = longrange._plain_backward(
+        gradient, queries, keys, values, out, scores.logsumexp(-1, keepdim=True), sort.mask
+    )
     for a, b in zip(ours, torch.autograd.grad(out, (queries, keys, values), gradient), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
@@ -61,13 +74,17 @@ def test_lsh_equals_full_attention_when_one_bucket_covers_the_text() -> None:
     q, _, v = inputs(2, 50, 2, 2, 8, torch.float64, 1)
     ours = LSH(config, 0).whole(q, q, v, None)
     q, v = q.transpose(1, 2), v.transpose(1, 2)
-    mask = torch.full((50, 50), float("-inf"), dtype=torch.float64).triu(1) + ITSELF * torch.eye(50, dtype=torch.float64)
+    mask = torch.full((50, 50), float("-inf"), dtype=torch.float64).triu(1) + ITSELF * torch.eye(
+        50, dtype=torch.float64
+    )
     full = F.scaled_dot_product_attention(q, F.normalize(q, dim=-1), v, attn_mask=mask)
     torch.testing.assert_close(ours, full, rtol=1e-10, atol=1e-10)
 
 
 def test_like_vectors_share_buckets_and_buckets_grow_with_the_context() -> None:
-    config = GPTConfig(vocab_size=9, context=30_000, layers=1, d_model=32, heads=1, kv_heads=1, d_ff=4, attention=("lsh",))
+    config = GPTConfig(
+        vocab_size=9, context=30_000, layers=1, d_model=32, heads=1, kv_heads=1, d_ff=4, attention=("lsh",)
+    )
     mixer = LSH(config, 0)
     assert 30_000 / 64 <= mixer.buckets < 30_000 / 64 * 1.1
     x = torch.randn(1, 1, 500, 32)
@@ -83,10 +100,16 @@ def test_linear_equals_its_plain_form(length: int, features: str, groups: int, t
     config = shape(attention=("linear",), feature_map=features, d_model=16 * groups, heads=2 * groups)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         mixer = Linear(config).to(dtype)
-        turns = rotations(config, 200)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64) if turned else None
+        turns = (
+            rotations(config, 200)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+            if turned
+            else None
+        )
         x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
         with mock.patch.object(longrange, "PIECE", 2):  # so that these texts, too, are worked on in pieces
-            assert_close_with_gradients(mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound)
+            assert_close_with_gradients(
+                mixer.whole(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound
+            )
 
 
 def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> None:
@@ -95,4 +118,9 @@ def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> No
     whole, state = linear_attention(q, k, v)
     first, carried = linear_attention(q[:, :, :70], k[:, :, :70], v[:, :, :70])
     second, same = linear_attention(q[:, :, 70:], k[:, :, 70:], v[:, :, 70:], carried)
-    assert_close_with_gradients((torch.cat((first, second), 2) * weights).sum() + same.sum(), (whole * weights).sum() + state.sum(), [q, k, v], 1e-10)
+    assert_close_with_gradients(
+        (torch.cat((first, second), 2) * weights).sum() + same.sum(),
+        (whole * weights).sum() + state.sum(),
+        [q, k, v],
+        1e-10,
+    )

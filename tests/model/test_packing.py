@@ -1,4 +1,5 @@
-"""Documents are kept apart: packed equals alone, and no bit depends on the neighbours, whatever the kind of attention."""
+"""Documents are kept apart: packed equals alone, and no bit depends on the neighbours, whatever the kind of
+attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Translating in batches is translating one by one; what cannot be done is said; and a toy language is really learned."""
+"""Translating in batches is translating one by one; what cannot be done is said; and a toy language is really
+learned."""
 
 import json
 import random
@@ -21,7 +22,16 @@ from lmforge.recipe import load_recipe, parse_recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import train_tokenizer
 
-WORDS = {"dog": "hund", "cat": "katze", "house": "haus", "tree": "baum", "red": "rot", "big": "gross", "old": "alt", "one": "eins"}
+WORDS = {
+    "dog": "hund",
+    "cat": "katze",
+    "house": "haus",
+    "tree": "baum",
+    "red": "rot",
+    "big": "gross",
+    "old": "alt",
+    "one": "eins",
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +103,9 @@ def test_hub_models_are_asked_for_their_direction(monkeypatch: pytest.MonkeyPatc
         return Model()
 
     stand_in = types.SimpleNamespace(
-        AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer), AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=missing),
-    )  # fmt: skip
+        AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer),
+        AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=missing),
+    )
     monkeypatch.setitem(sys.modules, "transformers", stand_in)
     translate = HubTranslator.load(("en-de", "de-en"), "en")
     assert translate(["abc"] * 70, "en", "de") == ["en-de 3"] * 70
@@ -109,7 +120,9 @@ def test_a_real_model_of_transformers_translates(run: Path, tmp_path: Path, monk
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(run / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
-    config = transformers.T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = transformers.T5Config(
+        vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
     torch.manual_seed(0)
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -117,26 +130,36 @@ def test_a_real_model_of_transformers_translates(run: Path, tmp_path: Path, monk
         translate = HubTranslator.load((str(tmp_path), str(tmp_path)), "en", temperature)
         made = translate(["A dog.", "The old house is big"], "en", "de")
         assert len(made) == 2
-        assert made == translate(["A dog.", "The old house is big"], "en", "de")  # drawn words depend on text and seed alone
+        # drawn words depend on text and seed alone
+        assert made == translate(["A dog.", "The old house is big"], "en", "de")
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A translator of a toy language, trained by the ordinary recipe, and sentences that it never saw. "large" and "ancient" are translated
-    as "big" and "old" are, so not everything comes back as it was."""
+    """A translator of a toy language, trained by the ordinary recipe, and sentences that it never saw. "large" and
+    "ancient" are translated as "big" and "old" are, so not everything comes back as it was."""
     folder, rng = tmp_path_factory.mktemp("toy"), random.Random(1)
     words = WORDS | {"large": "gross", "ancient": "alt"}
     lines = [" ".join(rng.choices(list(words), k=rng.randint(2, 4))) for _ in range(3000)]
     held = [" ".join(rng.choices(list(WORDS), k=4)) for _ in range(40)]
     records = [{"en": line, "de": " ".join(words[word] for word in line.split())} for line in lines if line not in held]
     (folder / "toy.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    recipe = parse_recipe({
-        "run_dir": folder / "run",
-        "corpus": {"sources": [{"kind": "parallel", "path": folder / "toy.jsonl", "languages": ["en", "de"]}]},
-        "tokens": {"vocab_size": 290, "context": 64},
-        "model": {"layers": 2, "d_model": 64, "heads": 2, "activation": "relu2", "qk_norm": True},
-        "train": {"steps": 350, "batch_tokens": 2048, "optimizer": "muon", "peak_lr": 3e-3, "threads": 1, "compile": "off"},
-    })  # fmt: skip
+    recipe = parse_recipe(
+        {
+            "run_dir": folder / "run",
+            "corpus": {"sources": [{"kind": "parallel", "path": folder / "toy.jsonl", "languages": ["en", "de"]}]},
+            "tokens": {"vocab_size": 290, "context": 64},
+            "model": {"layers": 2, "d_model": 64, "heads": 2, "activation": "relu2", "qk_norm": True},
+            "train": {
+                "steps": 350,
+                "batch_tokens": 2048,
+                "optimizer": "muon",
+                "peak_lr": 3e-3,
+                "threads": 1,
+                "compile": "off",
+            },
+        }
+    )
     run_stages(recipe, recipe.directory, until="train")
     return recipe.directory, held
 
@@ -153,14 +176,20 @@ def test_a_toy_language_is_learned_through_the_ordinary_recipe(toy: tuple[Path, 
 
 @pytest.mark.slow
 def test_a_recipe_paraphrases_through_a_run_and_goes_stale_with_it(toy: tuple[Path, list[str]], tmp_path: Path) -> None:
-    """`[[corpus.synthesis]] method = "back_translation"` from a recipe's file to labelled documents; the model is an input of the stage."""
+    """`[[corpus.synthesis]] method = "back_translation"` from a recipe's file to labelled documents; the model is an
+    input of the stage."""
     shutil.copytree(toy[0], tmp_path / "translator")
     rng = random.Random(5)
-    texts = [". ".join(" ".join(rng.choices(["large", "ancient", "dog", "cat", "tree"], k=4)) for _ in range(4)) + "." for _ in range(80)]
+    texts = [
+        ". ".join(" ".join(rng.choices(["large", "ancient", "dog", "cat", "tree"], k=4)) for _ in range(4)) + "."
+        for _ in range(80)
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "recipe.toml").write_text(
-        f'run_dir = "{tmp_path / "run"}"\n[corpus]\nmin_chars = 1\nholdout = 0.2\nanalyse_bytes = 0\nnear_duplicates = 1.0\n'
-        '[[corpus.sources]]\nkind = "jsonl"\npath = "a.jsonl"\n[[corpus.synthesis]]\nmethod = "back_translation"\nmodel = "translator"\nshare = 0.2\n'
+        f'run_dir = "{tmp_path / "run"}"\n[corpus]\nmin_chars = 1\nholdout = 0.2\nanalyse_bytes = 0\nnear_duplicates = '
+        "1.0\n"
+        '[[corpus.sources]]\nkind = "jsonl"\npath = "a.jsonl"\n[[corpus.synthesis]]\nmethod = '
+        '"back_translation"\nmodel = "translator"\nshare = 0.2\n'
     )
     recipe = load_recipe(tmp_path / "recipe.toml")
     figures = run_stages(recipe, recipe.directory, until="corpus")["corpus"]["synthetic"]
@@ -168,7 +197,11 @@ def test_a_recipe_paraphrases_through_a_run_and_goes_stale_with_it(toy: tuple[Pa
     assert method["documents"] >= 10
     assert 0.1 < figures["share"] <= 0.2
     assert 0.4 < method["likeness"]["kept"] < 1  # dog, cat and tree come back, large and ancient as their synonyms
-    made = [document for document in read_documents(recipe.directory / "corpus", "train") if document["meta"].get("synthetic")]
+    made = [
+        document
+        for document in read_documents(recipe.directory / "corpus", "train")
+        if document["meta"].get("synthetic")
+    ]
     assert len(made) == method["documents"]
     assert {document["meta"]["through"] for document in made} == {"de"}
     assert states(recipe, recipe.directory)[0].state == "done"

@@ -28,7 +28,11 @@ def test_a_patch_is_its_pixels_and_its_place() -> None:
     images = torch.randn(3, 2, 6, 6)
     embedded = model.patches(images).view(3, 2, 2, 16)
     pixels = images[1, :, 3:6, 0:3].flatten()
-    expected = F.linear(pixels, model.patches.pixels.weight, model.patches.pixels.bias) + model.patches.row[1, 0] + model.patches.column[0, 0]
+    expected = (
+        F.linear(pixels, model.patches.pixels.weight, model.patches.pixels.bias)
+        + model.patches.row[1, 0]
+        + model.patches.column[0, 0]
+    )
     torch.testing.assert_close(embedded[1, 1, 0], expected)
 
 

@@ -29,7 +29,9 @@ def test_one_process_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(InputError, match=r"parallel\.data: 4 processes asked for, 1 started; run: torchrun --nproc-per-node 4"):
+    with pytest.raises(
+        InputError, match=r"parallel\.data: 4 processes asked for, 1 started; run: torchrun --nproc-per-node 4"
+    ):
         join_mesh(4)
 
 
@@ -47,6 +49,19 @@ def test_two_ranks_sum(tmp_path: Path) -> None:
         "mesh.wait(); mesh.close()\n"
         "open(sys.argv[1] + str(mesh.rank), 'w').write('ok')\n"
     )
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path / "rank")],
-                   check=True, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(script),
+            str(tmp_path / "rank"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert sorted(p.name for p in tmp_path.glob("rank*")) == ["rank0", "rank1"]

@@ -22,7 +22,9 @@ def family(path: Path) -> dict[str, Recipe]:
 
 @pytest.mark.parametrize("length", ["steps = 10", "tokens = 10"])
 def test_each_member_sees_twenty_tokens_a_parameter(tmp_path: Path, length: str) -> None:
-    (tmp_path / "r.toml").write_text(f'name = "x"\n[model]\nlayers = 3\nactivation = "relu2"\n[train]\n{length}\noptimizer = "muon"\n')
+    (tmp_path / "r.toml").write_text(
+        f'name = "x"\n[model]\nlayers = 3\nactivation = "relu2"\n[train]\n{length}\noptimizer = "muon"\n'
+    )
     recipes = family(tmp_path / "r.toml")
     for name, recipe in recipes.items():
         matrices = 12 * recipe.model.layers * recipe.model.d_model**2

@@ -15,12 +15,23 @@ from lmforge.recipe import Model, Parallel, Recipe, Tokens, Train, load_recipe
 
 LAPTOP = Hardware(cores=2, memory_bytes=8 * 2**30, matrix_flops=1e11, bytes_per_second=1e10)
 CARD = Hardware(cores=16, memory_bytes=2**37, gpu="Example GPU", gpu_memory_bytes=80 * 2**30, gpus=8, matrix_flops=6e14)
-KEYS = {"parameters", "active_parameters", "flops_per_token", "train_flops", "memory_bytes_per_device", "fits", "hours", "utilization",
-        "layout", "assumptions"}  # fmt: skip
+KEYS = {
+    "parameters",
+    "active_parameters",
+    "flops_per_token",
+    "train_flops",
+    "memory_bytes_per_device",
+    "fits",
+    "hours",
+    "utilization",
+    "layout",
+    "assumptions",
+}
 GIANT = Recipe(
-    tokens=Tokens(vocab_size=5_000_000, context=30_000), model=Model(layers=300, d_model=18_144, heads=216, d_ff=65_536),
+    tokens=Tokens(vocab_size=5_000_000, context=30_000),
+    model=Model(layers=300, d_model=18_144, heads=216, d_ff=65_536),
     train=Train(tokens=1_300_000_000_000, batch_tokens=30_000_000),
-)  # fmt: skip
+)
 
 
 def test_the_default_recipe_fits_a_laptop() -> None:
@@ -61,7 +72,9 @@ def test_what_does_not_fit_is_found_out() -> None:
 
 
 def test_gpus_share_the_batch_and_the_time() -> None:
-    one, eight = (plan(Recipe(parallel=Parallel(data=n), train=Train(steps=10, batch_tokens=65_536)), CARD) for n in (1, 8))
+    one, eight = (
+        plan(Recipe(parallel=Parallel(data=n), train=Train(steps=10, batch_tokens=65_536)), CARD) for n in (1, 8)
+    )
     assert eight["hours"] == pytest.approx(one["hours"] / 8)
     assert eight["device_hours"] == pytest.approx(one["device_hours"])
     assert eight["layout"]["micro_batch_tokens"] == 8192
@@ -85,16 +98,23 @@ def test_utilization_is_what_was_measured_on_two_cores() -> None:
 
 
 @given(
-    layers=st.integers(1, 200), heads=st.integers(1, 64), context=st.integers(8, 100_000), vocab=st.integers(257, 5_000_000),
-    batch=st.integers(1, 10**9), micro=st.none() | st.integers(1, 10**7), data=st.none() | st.integers(1, 10_000),
-    optimizer=st.sampled_from(["adamw", "muon"]), card=st.booleans(),
-)  # fmt: skip
+    layers=st.integers(1, 200),
+    heads=st.integers(1, 64),
+    context=st.integers(8, 100_000),
+    vocab=st.integers(257, 5_000_000),
+    batch=st.integers(1, 10**9),
+    micro=st.none() | st.integers(1, 10**7),
+    data=st.none() | st.integers(1, 10_000),
+    optimizer=st.sampled_from(["adamw", "muon"]),
+    card=st.booleans(),
+)
 def test_every_recipe_has_a_plan(layers, heads, context, vocab, batch, micro, data, optimizer, card) -> None:  # type: ignore[no-untyped-def]
     recipe = Recipe(
-        tokens=Tokens(vocab_size=vocab, context=context), model=Model(layers=layers, d_model=heads * 64, heads=heads),
+        tokens=Tokens(vocab_size=vocab, context=context),
+        model=Model(layers=layers, d_model=heads * 64, heads=heads),
         parallel=Parallel(data=data),
         train=Train(batch_tokens=batch, micro_batch_tokens=micro, optimizer=optimizer),
-    )  # fmt: skip
+    )
     found = plan(recipe, CARD if card else LAPTOP)
     assert set(found) >= KEYS
     assert all(isinstance(value, int) and value >= 0 for value in found["memory_bytes_per_device"].values())

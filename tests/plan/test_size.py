@@ -22,7 +22,12 @@ LAPTOP = Hardware(cores=2, memory_bytes=8 * 2**30, matrix_flops=1e11)
 
 def sentences(seed: int, count: int) -> str:
     rng = random.Random(seed)
-    words = [f"{a}{b}{c}" for a in ("for", "mel", "spar", "i", "to") for b in ("ge", "ro", "ti", "ka") for c in ("s", "n", "", "d", "r")]
+    words = [
+        f"{a}{b}{c}"
+        for a in ("for", "mel", "spar", "i", "to")
+        for b in ("ge", "ro", "ti", "ka")
+        for c in ("s", "n", "", "d", "r")
+    ]
     return "\n".join(" ".join(rng.choices(words, k=rng.randint(5, 12))).capitalize() + "." for _ in range(count))
 
 
@@ -39,7 +44,9 @@ def loaded(texts: Path, where: Path, hardware: Hardware = LAPTOP) -> Recipe:
     return load_recipe(recipe)
 
 
-@pytest.mark.parametrize(("documents", "count"), [(4, 120), (25, 40), (300, 3), (60, 150)], ids=["few", "50 kB", "short", "450 kB"])
+@pytest.mark.parametrize(
+    ("documents", "count"), [(4, 120), (25, 40), (300, 3), (60, 150)], ids=["few", "50 kB", "short", "450 kB"]
+)
 def test_small_texts_support_their_recipe(tmp_path: Path, documents: int, count: int) -> None:
     recipe = loaded(folder(tmp_path / "texts", documents, count), tmp_path)
     build_corpus(recipe, tmp_path / "corpus")
@@ -53,8 +60,17 @@ def test_small_texts_support_their_recipe(tmp_path: Path, documents: int, count:
     assert found["hours"] < 0.15
 
 
-@pytest.mark.parametrize("files", [{}, {"a.txt": "hello"}, {"a.bin": "x" * 5000}, {".hidden.txt": "x" * 5000}, {"a.txt": ""},
-                                   {f"{n}.txt": "same words in each of the files\n" * 3 for n in range(40)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"a.txt": "hello"},
+        {"a.bin": "x" * 5000},
+        {".hidden.txt": "x" * 5000},
+        {"a.txt": ""},
+        {f"{n}.txt": "same words in each of the files\n" * 3 for n in range(40)},
+    ],
+)
 def test_nothing_usable_is_one_clear_error(tmp_path: Path, files: dict[str, str]) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -124,7 +140,13 @@ def test_the_baseline_is_left_out_where_it_would_take_longest(tmp_path: Path) ->
 
 
 def test_vocabulary_follows_the_bytes() -> None:
-    assert [vocabulary_for(n) for n in (50_000, 1_000_000, 30_000_000, 10**9, 10**13)] == [512, 1024, 4096, 32_768, 65_536]
+    assert [vocabulary_for(n) for n in (50_000, 1_000_000, 30_000_000, 10**9, 10**13)] == [
+        512,
+        1024,
+        4096,
+        32_768,
+        65_536,
+    ]
     assert bytes_per_token(4096) == pytest.approx(3.1, abs=0.1)
 
 
@@ -135,7 +157,9 @@ def texts_of(size: int) -> Texts:
 
 
 def test_shapes_grow_with_the_machine() -> None:
-    machines = [Hardware(cores=2, memory_bytes=2**36, matrix_flops=10.0**power) for power in (9, 10, 11, 12, 13, 14, 15)]
+    machines = [
+        Hardware(cores=2, memory_bytes=2**36, matrix_flops=10.0**power) for power in (9, 10, 11, 12, 13, 14, 15)
+    ]
     shapes = [choose_shape(texts_of(10**11), machine) for machine in machines]
     widths = [shape.width for shape in shapes]
     assert widths == sorted(widths)
@@ -160,4 +184,7 @@ def test_little_text_gets_a_small_network_and_few_passes() -> None:
 
 def test_a_small_memory_holds_the_network_back() -> None:
     tiny = Hardware(cores=64, memory_bytes=2**31, matrix_flops=1e14)
-    assert choose_shape(texts_of(10**9), tiny).width < choose_shape(texts_of(10**9), Hardware(64, 2**38, matrix_flops=1e14)).width
+    assert (
+        choose_shape(texts_of(10**9), tiny).width
+        < choose_shape(texts_of(10**9), Hardware(64, 2**38, matrix_flops=1e14)).width
+    )

@@ -1,4 +1,5 @@
-"""The page: complete, self-contained, well formed; nothing that a file holds breaks out of it, and no broken file breaks it."""
+"""The page: complete, self-contained, well formed; nothing that a file holds breaks out of it, and no broken file
+breaks it."""
 
 import json
 import shutil
@@ -60,10 +61,29 @@ def read(run: Path) -> Checker:
 
 def test_every_figure_of_a_finished_run_is_shown(finished_run: Path) -> None:
     text = read(finished_run).text
-    for wanted in ("laptop", "9.0% below", "1.658", "1.821", "5.85 M", "5 min 10 s", "23.4 MB → 6.01 MB", "412 → 771", "0.257×",
-                   "exact duplicate", "technical", "64 KiB", "8,420,000", "Learning rate", "Prefill did not improve",
-                   "0.4560 – 0.6910",
-                   "self._randbelow", "vocab_size = 4096", "0.1.0 4f2c1aa", "Example CPU", "compression bits per byte"):
+    for wanted in (
+        "laptop",
+        "9.0% below",
+        "1.658",
+        "1.821",
+        "5.85 M",
+        "5 min 10 s",
+        "23.4 MB → 6.01 MB",
+        "412 → 771",
+        "0.257×",
+        "exact duplicate",
+        "technical",
+        "64 KiB",
+        "8,420,000",
+        "Learning rate",
+        "Prefill did not improve",
+        "0.4560 – 0.6910",
+        "self._randbelow",
+        "vocab_size = 4096",
+        "0.1.0 4f2c1aa",
+        "Example CPU",
+        "compression bits per byte",
+    ):
         assert wanted in text, wanted  # fmt: skip
     assert "not run yet" not in text
 
@@ -80,7 +100,9 @@ def test_nothing_run_yet(tmp_path: Path) -> None:
         write_report(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("lost", ["corpus", "tokens", "train", "model", "compressed", "scores", "record.json", "recipe.toml"])
+@pytest.mark.parametrize(
+    "lost", ["corpus", "tokens", "train", "model", "compressed", "scores", "record.json", "recipe.toml"]
+)
 def test_a_part_that_is_missing_is_no_error(finished_run: Path, lost: str) -> None:
     path = finished_run / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -91,7 +113,9 @@ def test_altered_outputs_and_earlier_inputs_show_as_such(finished_run: Path) -> 
     manifest = finished_run / "corpus/manifest.json"
     manifest.write_text(json.dumps({"content": "f" * 64, "files": {}}))
     record = json.loads((finished_run / "record.json").read_text())
-    record["stages"]["train"]["outputs"]["model"] = json.loads((finished_run / "model/manifest.json").read_text())["content"]
+    record["stages"]["train"]["outputs"]["model"] = json.loads((finished_run / "model/manifest.json").read_text())[
+        "content"
+    ]
     record["stages"]["compress"]["inputs"]["model"] = "e" * 64
     (finished_run / "record.json").write_text(json.dumps(record))
     text = read(finished_run).text
@@ -122,9 +146,15 @@ def replace_texts(value: Any, hostile: str) -> Any:
     return hostile if isinstance(value, str) else value
 
 
-HOSTILE = ['<script>alert(1)</script>', '"><img src=http://x.test onerror=alert(1)>',
-           "</pre></style><style>@import url(//x.test)",
-           "' onmouseover='alert(1)", "&lt;b&gt;\x00\x1b\ud800", "]]><!-- </title>", "\u202e</svg><svg onload=x>"]  # fmt: skip
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=http://x.test onerror=alert(1)>',
+    "</pre></style><style>@import url(//x.test)",
+    "' onmouseover='alert(1)",
+    "&lt;b&gt;\x00\x1b\ud800",
+    "]]><!-- </title>",
+    "\u202e</svg><svg onload=x>",
+]
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -166,7 +196,11 @@ def test_no_content_of_the_files_is_an_exception(data: st.DataObject) -> None:
         run = write_run(Path(folder) / "run")
         for path in sorted(run.rglob("*.json*")):
             lines = path.read_text().splitlines()[:12]
-            path.write_text("\n".join(json.dumps(data.draw(damaged(json.loads(line)), label=path.name)) for line in lines))
-        broken = data.draw(st.sampled_from(["record.json", "train/metrics.jsonl", "scores/kneser_ney.json", "recipe.toml"]))
+            path.write_text(
+                "\n".join(json.dumps(data.draw(damaged(json.loads(line)), label=path.name)) for line in lines)
+            )
+        broken = data.draw(
+            st.sampled_from(["record.json", "train/metrics.jsonl", "scores/kneser_ney.json", "recipe.toml"])
+        )
         (run / broken).write_bytes(data.draw(st.binary(max_size=40)))
         assert read(run)

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.report.plots import HEIGHT, WIDTH, Series, bar_chart, line_chart, logarithmic, share_bar, share_map, thin, ticks
+from lmforge.report.plots import (
+    HEIGHT,
+    WIDTH,
+    Series,
+    bar_chart,
+    line_chart,
+    logarithmic,
+    share_bar,
+    share_map,
+    thin,
+    ticks,
+)
 
 finite = st.floats(-1e14, 1e14)
 

@@ -18,7 +18,13 @@ def test_models_of_a_task_stand_side_by_side(finished_run: Path) -> None:
 
 def test_the_table_says_what_a_score_rests_on(finished_run: Path) -> None:
     page = scores(Run(finished_run))
-    for wanted in ("1.644 – 1.672", "<td>baseline</td>", "reference 0.984", "not applicable: too short a context", "9.0% fewer bits"):
+    for wanted in (
+        "1.644 – 1.672",
+        "<td>baseline</td>",
+        "reference 0.984",
+        "not applicable: too short a context",
+        "9.0% fewer bits",
+    ):
         assert wanted in page, wanted
 
 
@@ -38,8 +44,17 @@ def test_samples_in_the_score_itself(finished_run: Path) -> None:
 
 
 def test_keys_found_by_length_and_depth_are_a_map_a_model(finished_run: Path) -> None:
-    row = {"metric": "share of keys found", "value": 0.9, "items": 40, "lengths": [256, 1024], "depths": [0.25, 0.75], "accuracy": [[1, 1], [0.5, 1]]}
-    (finished_run / "scores/passkey.json").write_text(json.dumps({**row, "models": {"pooled": row, "broken": {"lengths": 3, "accuracy": [None]}}}))
+    row = {
+        "metric": "share of keys found",
+        "value": 0.9,
+        "items": 40,
+        "lengths": [256, 1024],
+        "depths": [0.25, 0.75],
+        "accuracy": [[1, 1], [0.5, 1]],
+    }
+    (finished_run / "scores/passkey.json").write_text(
+        json.dumps({**row, "models": {"pooled": row, "broken": {"lengths": 3, "accuracy": [None]}}})
+    )
     page = scores(Run(finished_run))
     assert page.count("Keys found, ") == 4  # a caption and a description for each of two models
     assert "<title>1,024, 25%: 50.0%</title>" in page

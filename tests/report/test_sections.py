@@ -55,10 +55,13 @@ def test_the_models_of_the_runs_weights_are_a_table(finished_run: Path) -> None:
     path = finished_run / "record.json"
     record = json.loads(path.read_text())
     assert "weights give" not in sections.training(Run(finished_run))
-    record["stages"]["train"]["figures"] |= {"chosen": "greedy soup", "candidates": [
-        {"name": "greedy soup", "members": [90, 100], "bits_per_byte": 1.98, "networks": 1},
-        {"name": "step 100", "members": [100], "bits_per_byte": 2.0, "networks": 1},
-    ]}
+    record["stages"]["train"]["figures"] |= {
+        "chosen": "greedy soup",
+        "candidates": [
+            {"name": "greedy soup", "members": [90, 100], "bits_per_byte": 1.98, "networks": 1},
+            {"name": "step 100", "members": [100], "bits_per_byte": 2.0, "networks": 1},
+        ],
+    }
     path.write_text(json.dumps(record))
     page = sections.training(Run(finished_run))
     assert "<b>greedy soup (taken)</b>" in page

@@ -14,7 +14,12 @@ from lmforge.report.watch import picture, plot, watch
 
 
 def dots(rows: list[str]) -> int:
-    return sum(bin(ord(character) - 0x2800).count("1") for row in rows for character in row if 0x2800 <= ord(character) < 0x2900)
+    return sum(
+        bin(ord(character) - 0x2800).count("1")
+        for row in rows
+        for character in row
+        if 0x2800 <= ord(character) < 0x2900
+    )
 
 
 def test_a_falling_line_falls() -> None:
@@ -34,7 +39,11 @@ def test_crosses_mark_validation() -> None:
     assert rows[2].split("┤")[1][10] == "×"
 
 
-@given(st.lists(st.tuples(st.integers(0, 1000), st.floats(-1e6, 1e6) | st.just(math.nan)), max_size=40), st.integers(2, 30), st.integers(1, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 1000), st.floats(-1e6, 1e6) | st.just(math.nan)), max_size=40),
+    st.integers(2, 30),
+    st.integers(1, 9),
+)
 def test_any_points_fit(points: list[tuple[int, float]], width: int, height: int) -> None:
     line = sorted(dict(points).items())
     rows = plot(line, [], width, height)
@@ -49,8 +58,18 @@ def test_any_points_fit(points: list[tuple[int, float]], width: int, height: int
 def test_a_picture_of_a_run(tmp_path: Path) -> None:
     assert "no training step yet" in picture(tmp_path)
     (tmp_path / "train").mkdir()
-    lines = [{"step": n, "tokens": 100 * n, "seconds": n / 2, "bits_per_byte": 2 + 1 / n, "tokens_per_second": 200, "utilization": 0.5,
-              "memory_bytes": 3e8} for n in range(1, 101)]
+    lines = [
+        {
+            "step": n,
+            "tokens": 100 * n,
+            "seconds": n / 2,
+            "bits_per_byte": 2 + 1 / n,
+            "tokens_per_second": 200,
+            "utilization": 0.5,
+            "memory_bytes": 3e8,
+        }
+        for n in range(1, 101)
+    ]
     lines += [{"step": 100, "valid_bits_per_byte": 2.1}, {"step": 101, "skipped": "x"}]
     (tmp_path / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = picture(tmp_path)
@@ -65,7 +84,9 @@ def test_without_a_terminal_it_is_drawn_once(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("no training step yet") == 1
 
 
-def test_on_a_terminal_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_terminal_until_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     looks = iter([False, False, True])
     watch(tmp_path, lambda: next(looks), every=0)

@@ -54,10 +54,14 @@ def test_a_completion_is_what_the_decoding_loop_says(client: openai.OpenAI, serv
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 4}, {"seed": 4, "temperature": 1.5, "top_p": 0.8}])
 def test_streamed_and_whole_completions_are_equal(client: openai.OpenAI, options: dict[str, Any]) -> None:
     whole = complete(client, max_tokens=30, logprobs=2, **options)
-    chunks = list(complete(client, max_tokens=30, logprobs=2, stream=True, stream_options={"include_usage": True}, **options))
+    chunks = list(
+        complete(client, max_tokens=30, logprobs=2, stream=True, stream_options={"include_usage": True}, **options)
+    )
     assert len(chunks) > 5
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == whole.choices[0].text
-    assert [t for chunk in chunks for choice in chunk.choices for t in choice.logprobs.tokens] == whole.choices[0].logprobs.tokens
+    assert [t for chunk in chunks for choice in chunk.choices for t in choice.logprobs.tokens] == whole.choices[
+        0
+    ].logprobs.tokens
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
@@ -75,7 +79,10 @@ def test_streamed_and_whole_chats_are_equal(client: openai.OpenAI, options: dict
 
 
 def test_a_chat_reads_the_rendered_conversation(client: openai.OpenAI, served: Served) -> None:
-    several = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "the cat"}]}]
+    several = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "the cat"}]},
+    ]
     plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the cat"}]
     first, second = talk(client, messages=several, temperature=0), talk(client, messages=plain, temperature=0)
     assert first.choices[0].message.content == second.choices[0].message.content
@@ -83,7 +90,14 @@ def test_a_chat_reads_the_rendered_conversation(client: openai.OpenAI, served: S
 
 
 def test_the_stream_ends_with_done(base_url: str) -> None:
-    body = {"model": MODEL, "prompt": "a", "max_tokens": 3, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    body = {
+        "model": MODEL,
+        "prompt": "a",
+        "max_tokens": 3,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     reply = httpx.post(f"{base_url}/v1/completions", json=body)
     events = sse(reply.text)
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -122,12 +136,23 @@ def test_several_prompts_and_choices(client: openai.OpenAI, served: Served) -> N
 def test_completion_logprobs(client: openai.OpenAI, served: Served) -> None:
     choice = complete(client, seed=2, logprobs=3, echo=False).choices[0]
     logprobs = choice.logprobs
-    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == 12
+    assert (
+        len(logprobs.tokens)
+        == len(logprobs.token_logprobs)
+        == len(logprobs.top_logprobs)
+        == len(logprobs.text_offset)
+        == 12
+    )
     for token, own, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert 3 <= len(top) <= 4
         assert top[token] == own <= max(top.values()) < 0
     ids = [*served.document("def f")]
-    drawn = [id for name in logprobs.tokens for id in range(served.tokenizer.vocab_size) if token_name(served.tokenizer, id) == name]
+    drawn = [
+        id
+        for name in logprobs.tokens
+        for id in range(served.tokenizer.vocab_size)
+        if token_name(served.tokenizer, id) == name
+    ]
     expected = prompt_scores(served.model, served.tokenizer, [*ids, *drawn], len(ids), 0)
     assert logprobs.token_logprobs == pytest.approx([score.logprob for score in expected], abs=1e-4)
 
@@ -159,7 +184,9 @@ def test_chat_logprobs(client: openai.OpenAI) -> None:
             assert len(token.top_logprobs) == 2
             assert token.logprob <= token.top_logprobs[0].logprob < 0
             assert math.isfinite(token.logprob)
-            assert bytes(token.bytes).decode("utf-8", "replace") == token.token or token.token.startswith(("bytes:", "<|"))
+            assert bytes(token.bytes).decode("utf-8", "replace") == token.token or token.token.startswith(
+                ("bytes:", "<|")
+            )
     assert talk(client, seed=2).choices[0].logprobs is None
 
 
@@ -195,7 +222,9 @@ def test_defaults_keep_to_openai(client: openai.OpenAI, served: Served) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ],
 )
-def test_bad_requests_name_the_parameter(client: openai.OpenAI, options: dict[str, Any], param: str, code: str | None) -> None:
+def test_bad_requests_name_the_parameter(
+    client: openai.OpenAI, options: dict[str, Any], param: str, code: str | None
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, **options)
     assert (caught.value.param, caught.value.code, caught.value.type) == (param, code, "invalid_request_error")
@@ -221,13 +250,19 @@ def test_bad_chats_name_the_parameter(client: openai.OpenAI, options: dict[str, 
 
 def test_neutral_values_of_unsupported_parameters_are_taken(client: openai.OpenAI) -> None:
     plain = complete(client, seed=3).choices[0].text
-    neutral = complete(client, seed=3, presence_penalty=0, frequency_penalty=0, best_of=1, logit_bias={}, user="someone", top_p=1)
+    neutral = complete(
+        client, seed=3, presence_penalty=0, frequency_penalty=0, best_of=1, logit_bias={}, user="someone", top_p=1
+    )
     assert neutral.choices[0].text == plain
     assert complete(client, seed=3, top_p=0).choices[0].text == complete(client, temperature=0).choices[0].text
 
 
 def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
-    for ask in (lambda: complete(client, model="other"), lambda: talk(client, model="other"), lambda: client.models.retrieve("other")):
+    for ask in (
+        lambda: complete(client, model="other"),
+        lambda: talk(client, model="other"),
+        lambda: client.models.retrieve("other"),
+    ):
         with pytest.raises(openai.NotFoundError) as caught:
             ask()
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
@@ -261,7 +296,9 @@ def test_a_malformed_body_is_a_400_in_openais_shape(base_url: str, body: bytes, 
         ("GET", "/v1/nothing", {}, 404, "Invalid URL"),
     ],
 )
-def test_every_error_has_openais_shape(base_url: str, method: str, url: str, content: dict[str, Any], status: int, words: str) -> None:
+def test_every_error_has_openais_shape(
+    base_url: str, method: str, url: str, content: dict[str, Any], status: int, words: str
+) -> None:
     reply = httpx.request(method, base_url + url, **content)
     assert reply.status_code == status
     assert_openai_error(reply, words)
@@ -327,7 +364,8 @@ def test_leaving_a_stream_cancels_its_rows(served: Served, monkeypatch: pytest.M
 
 
 def test_a_full_queue_answers_503(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmforge.serve.api.QUEUE_ROWS", QUEUE_ROWS + 1)  # let one request more than the queue holds through
+    # let one request more than the queue holds through
+    monkeypatch.setattr("lmforge.serve.api.QUEUE_ROWS", QUEUE_ROWS + 1)
     with pytest.raises(openai.InternalServerError) as caught:
         complete(client, prompt=["a"] * (QUEUE_ROWS + 1))
     assert caught.value.status_code == 503
@@ -336,7 +374,9 @@ def test_a_full_queue_answers_503(client: openai.OpenAI, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_failing_model_answers_500_and_goes_on(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+def test_a_failing_model_answers_500_and_goes_on(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     def fail(*_: object) -> Any:
         raise RuntimeError("out of luck")
 
@@ -350,7 +390,10 @@ def test_a_failing_model_answers_500_and_goes_on(client: openai.OpenAI, monkeypa
 
 def test_an_enormous_body_is_refused_before_it_is_read(base_url: str) -> None:
     body = b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}'
-    assert httpx.post(f"{base_url}/v1/completions", content=body, headers={"Content-Type": "application/json"}).status_code == 413
+    assert (
+        httpx.post(f"{base_url}/v1/completions", content=body, headers={"Content-Type": "application/json"}).status_code
+        == 413
+    )
 
 
 def test_other_sites_get_no_leave_to_read(base_url: str) -> None:

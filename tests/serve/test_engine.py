@@ -33,7 +33,9 @@ class Ear:
         self.gate()
 
     def text(self, index: int = 0) -> str:
-        return "".join(event.text for i, event in self.events if i == index and isinstance(event, Part) and not event.prompt)
+        return "".join(
+            event.text for i, event in self.events if i == index and isinstance(event, Part) and not event.prompt
+        )
 
 
 def row(served: Served, text: str, **sampling: object) -> Row:
@@ -41,11 +43,15 @@ def row(served: Served, text: str, **sampling: object) -> Row:
 
 
 def alone(served: Served, row: Row) -> str:
-    return "".join(piece.text for piece in stream_text(served.model, served.tokenizer, row.prompt, row.sampling, row.stop))
+    return "".join(
+        piece.text for piece in stream_text(served.model, served.tokenizer, row.prompt, row.sampling, row.stop)
+    )
 
 
 def test_a_row_says_the_same_in_any_company(served: Served) -> None:
-    rows = [row(served, "the cat " * n, seed=n, max_tokens=6 + 3 * n, temperature=(0.0, 1.0)[n % 2]) for n in range(1, 9)]
+    rows = [
+        row(served, "the cat " * n, seed=n, max_tokens=6 + 3 * n, temperature=(0.0, 1.0)[n % 2]) for n in range(1, 9)
+    ]
     ear = Ear(len(rows))
     with Engine(served.model, served.tokenizer) as engine:
         engine.submit(rows, ear)
@@ -96,7 +102,8 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(served: Served)
 
 
 def test_cancelling_ends_a_row_early_and_silently(served: Served) -> None:
-    """The row's tokens stop being drawn: the next request is answered although the first had asked for a very long text."""
+    """The row's tokens stop being drawn: the next request is answered although the first had asked for a very long
+    text."""
     tickets: list[Ticket] = []
     submitted = threading.Event()
 
@@ -178,7 +185,9 @@ def test_prompt_scores_are_the_models_own(served: Served) -> None:
     assert [score.id for score in scores] == ids[1:]
     expected = [float(log_p[i, token]) for i, token in enumerate(ids[1:])]
     assert [score.logprob for score in scores] == pytest.approx(expected, abs=1e-5)
-    assert all(score.top == tuple(sorted(score.top, key=lambda pair: -pair[1])) and len(score.top) == 3 for score in scores)
+    assert all(
+        score.top == tuple(sorted(score.top, key=lambda pair: -pair[1])) and len(score.top) == 3 for score in scores
+    )
     whole = prompt_scores(served.model, served.tokenizer, ids, 0, 0)
     assert whole[0].logprob is None
     assert len(whole) == len(ids)
@@ -193,7 +202,9 @@ def test_decoding_and_scoring_agree(served: Served) -> None:
         assert ear.ended.wait(60)
     tokens = [token for _, event in ear.events if isinstance(event, Part) for token in event.tokens]
     assert len(tokens) == 10
-    scores = prompt_scores(served.model, served.tokenizer, [*asked.prompt, *(token.id for token in tokens)], len(asked.prompt), 0)
+    scores = prompt_scores(
+        served.model, served.tokenizer, [*asked.prompt, *(token.id for token in tokens)], len(asked.prompt), 0
+    )
     assert [token.logprob for token in tokens] == pytest.approx([score.logprob for score in scores], abs=1e-4)
     assert [token.offset for token in tokens] == [score.offset for score in scores]
 

@@ -54,7 +54,8 @@ def test_what_is_loaded(run: Path) -> None:
 
 @pytest.mark.parametrize("size", [257, 261])
 def test_the_server_asks_with_the_known_ids(served: Served, size: int) -> None:
-    """The golden conversations of tests/tokens: the same ids as in training, for models with and without chat tokens."""
+    """The golden conversations of tests/tokens: the same ids as in training, for models with and without chat
+    tokens."""
     path = Path(__file__).parents[1] / "tokens" / "golden" / "conversations.json"
     chat = size == 261
     asked = dataclasses.replace(served, tokenizer=train_tokenizer([], size, chat=chat))

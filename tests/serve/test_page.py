@@ -32,13 +32,16 @@ def test_every_field_has_a_label_and_every_reference_exists() -> None:
     ids = set(re.findall(r'\bid="([^"]+)"', HTML))
     labelled = set(re.findall(r'<label[^>]* for="([^"]+)"', HTML))
     assert set(re.findall(r'<(?:input|textarea)[^>]*\bid="([^"]+)"', HTML)) == labelled
-    used = set(re.findall(r'\bat\("([^"]+)"\)', HTML)) | set(re.findall(r'aria-(?:controls|labelledby)="([^"]+)"', HTML))
+    used = set(re.findall(r'\bat\("([^"]+)"\)', HTML)) | set(
+        re.findall(r'aria-(?:controls|labelledby)="([^"]+)"', HTML)
+    )
     assert used <= ids
     assert len(ids) == len(re.findall(r'\bid="', HTML))
 
 
 @pytest.mark.parametrize(
-    "words", ['<html lang="en">', 'name="viewport"', "prefers-color-scheme: dark", "def fibonacci(n):\n", 'role="status"']
+    "words",
+    ['<html lang="en">', 'name="viewport"', "prefers-color-scheme: dark", "def fibonacci(n):\n", 'role="status"'],
 )
 def test_what_the_page_promises(words: str) -> None:
     assert words in HTML

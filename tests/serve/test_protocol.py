@@ -54,7 +54,10 @@ def test_folded_chunks_are_the_joined_text(pieces: list[tuple[str, int]]) -> Non
             return b"abc"[token - 1 : token]
 
     finishes = [None] * (len(pieces) - 1) + ["stop"]
-    parts = [Part(text, (Token(id, -1.0, ((id, -1.0),), 0),), 1, finish) for (text, id), finish in zip(pieces, finishes, strict=True)]
+    parts = [
+        Part(text, (Token(id, -1.0, ((id, -1.0),), 0),), 1, finish)
+        for (text, id), finish in zip(pieces, finishes, strict=True)
+    ]
     joined = "".join(text for text, _ in pieces)
 
     whole, *rest = [Completions(Letters(), 1).choice(0, part, 5) for part in parts]

@@ -42,7 +42,9 @@ def talk(served: Served, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     chat(served, SAMPLING)
 
 
-def test_a_piped_conversation(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_piped_conversation(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     talk(served, monkeypatch, "the cat\n\n")
     answer = capsys.readouterr().out
     assert answer.strip()
@@ -57,7 +59,9 @@ def test_a_piped_conversation(served: Served, monkeypatch: pytest.MonkeyPatch, c
 def test_the_second_turn_reads_the_first(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
 
-    def spy(model: object, tokenizer: object, prompt: list[int], sampling: object, stop: tuple[str, ...]) -> list[object]:
+    def spy(
+        model: object, tokenizer: object, prompt: list[int], sampling: object, stop: tuple[str, ...]
+    ) -> list[object]:
         prompts.append(served.tokenizer.decode(prompt))
         assert stop == CHAT_STOP
         return []
@@ -91,7 +95,8 @@ def test_a_taken_port_is_one_clear_line(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "words"), [("no such host", 0, "--host"), ("192.0.2.1", 0, "--host"), ("127.0.0.1", 70000, "--port")]
+    ("host", "port", "words"),
+    [("no such host", 0, "--host"), ("192.0.2.1", 0, "--host"), ("127.0.0.1", 70000, "--port")],
 )
 def test_an_address_that_cannot_be_is_refused(served: Served, host: str, port: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
@@ -100,7 +105,8 @@ def test_an_address_that_cannot_be_is_refused(served: Served, host: str, port: i
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_cleanly(model_dir: Path, number: signal.Signals) -> None:
-    """The command as people run it: it names its address, answers, and a signal ends it with status 0, even amid an answer."""
+    """The command as people run it: it names its address, answers, and a signal ends it with status 0, even amid an
+    answer."""
     command = [sys.executable, "-m", "lmforge.cli", "serve", str(model_dir), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

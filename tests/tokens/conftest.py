@@ -23,7 +23,8 @@ def text(number: int) -> str:
 
 
 def in_groups(split: str, texts: list[str]) -> list[str]:
-    """The order in which `write_corpus`'s texts of a split come to lie: of the training split, books first, then code."""
+    """The order in which `write_corpus`'s texts of a split come to lie: of the training split, books first, then
+    code."""
     return texts if split != "train" else texts[::3] + [each for number, each in enumerate(texts) if number % 3]
 
 
@@ -36,12 +37,16 @@ def write_documents(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> Pa
 
 
 def write_corpus(folder: Path, splits: dict[str, list[str]]) -> Path:
-    return write_documents(folder, {
-        split: [
-            {"id": f"{split}{n}", "text": each, "source": "s", "genre": "code" if n % 3 else "books", "meta": {}} for n, each in enumerate(texts)
-        ]
-        for split, texts in splits.items()
-    })
+    return write_documents(
+        folder,
+        {
+            split: [
+                {"id": f"{split}{n}", "text": each, "source": "s", "genre": "code" if n % 3 else "books", "meta": {}}
+                for n, each in enumerate(texts)
+            ]
+            for split, texts in splits.items()
+        },
+    )
 
 
 def all_texts() -> dict[str, list[str]]:

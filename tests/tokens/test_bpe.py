@@ -18,7 +18,22 @@ from lmforge.tokens import bpe
 from lmforge.tokens.bpe import CHAT_TOKENS, END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
 from lmforge.tokens.pieces import cut
 
-WORDS = ["return", "self", "value", "the", "of", "count", "naïve", "don't", "12345", "<|", "endoftext", "|>", "日本語", "🙂"]
+WORDS = [
+    "return",
+    "self",
+    "value",
+    "the",
+    "of",
+    "count",
+    "naïve",
+    "don't",
+    "12345",
+    "<|",
+    "endoftext",
+    "|>",
+    "日本語",
+    "🙂",
+]
 
 
 def texts(seed: int = 0, documents: int = 60) -> list[str]:
@@ -33,7 +48,9 @@ VOCAB = 320
 TOKENIZER = train_tokenizer(texts(), VOCAB)
 LIBRARY = tokenizers.Tokenizer.from_str(TOKENIZER._content)
 LIBRARY.encode_special_tokens = True  # "<|endoftext|>" inside a text is text
-pieces = st.text() | st.sampled_from([*WORDS, END_OF_TEXT, "\n    ", "\r\n\t", "  ", "\x1c", "\u2028", "'s", "_x", "((", "½", "\0"])
+pieces = st.text() | st.sampled_from(
+    [*WORDS, END_OF_TEXT, "\n    ", "\r\n\t", "  ", "\x1c", "\u2028", "'s", "_x", "((", "½", "\0"]
+)
 mixed = st.lists(pieces, max_size=12).map("".join)
 
 
@@ -99,7 +116,9 @@ def test_decoding_shows_bytes_that_are_not_text_as_the_replacement_character() -
 
 @pytest.mark.parametrize("token", [-1, VOCAB, 10**9])
 def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
-    with pytest.raises(InputError, match=f"token {token}: outside the vocabulary of {VOCAB}; is this another model's tokenizer"):
+    with pytest.raises(
+        InputError, match=f"token {token}: outside the vocabulary of {VOCAB}; is this another model's tokenizer"
+    ):
         TOKENIZER.token_bytes(token)
     with pytest.raises(InputError, match="outside the vocabulary"):
         TOKENIZER.decode([1, token])
@@ -149,7 +168,9 @@ def test_weighted_pieces_count_beyond_32_bits() -> None:
     heavy = [(b"xy", 2**32 + 1), (b"ab", 5), (b"cd", 2**40), (b"xyz", 2**33), (b"ab", 2**31)]
     tokenizer = train_on_pieces(heavy, 260)
     assert [tokenizer.token_bytes(token) for token in range(257, 260)] == [b"cd", b"xy", b"xyz"]
-    with pytest.raises(InputError, match=r"piece b'ab': its count 0 is not between 1 and 2\^62; leave it out or scale the counts"):
+    with pytest.raises(
+        InputError, match=r"piece b'ab': its count 0 is not between 1 and 2\^62; leave it out or scale the counts"
+    ):
         train_on_pieces([(b"ab", 0)], 257)
 
 
@@ -158,7 +179,10 @@ def test_weighted_pieces_give_what_their_texts_give() -> None:
     assert train_on_pieces(pieces.items(), VOCAB).sha256 == TOKENIZER.sha256
 
 
-SENTENCES = ["the end of the day\n    return self.value of the end of 1234 words\n", "  the end of  the day, of the end;\r\n\r\n\tthe end of it "] * 3
+SENTENCES = [
+    "the end of the day\n    return self.value of the end of 1234 words\n",
+    "  the end of  the day, of the end;\r\n\r\n\tthe end of it ",
+] * 3
 SUPER = train_tokenizer(SENTENCES, 312, superwords=True)
 SUPER_LIBRARY = tokenizers.Tokenizer.from_str(SUPER._content)
 SUPER_LIBRARY.encode_special_tokens = True
@@ -216,14 +240,21 @@ def test_the_file_works_in_the_library_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("superwords", [False, True])
 def test_transformers_loads_the_file_and_encodes_alike(superwords: bool, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed (the extra `translate` brings it)")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed (the extra `translate` brings it)"
+    )
     ours = SUPER if superwords else TOKENIZER
     ours.save(tmp_path / "tokenizer.json")
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), split_special_tokens=True)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), split_special_tokens=True
+    )
     assert len(theirs) == ours.vocab_size
     assert theirs.convert_tokens_to_ids(END_OF_TEXT) == ours.end_of_text == 0
     generator = random.Random(4)
-    given = ["".join(generator.choices([*WORDS, *PARTS, END_OF_TEXT, "\0", "\x85", "\u2028", "\U00020000"], k=20)) for _ in range(300)]
+    given = [
+        "".join(generator.choices([*WORDS, *PARTS, END_OF_TEXT, "\0", "\x85", "\u2028", "\U00020000"], k=20))
+        for _ in range(300)
+    ]
     for text in [*given, *SENTENCES]:
         tokens = theirs(text, add_special_tokens=False)["input_ids"]
         assert tokens == ours.encode(text)
@@ -234,8 +265,11 @@ def test_transformers_loads_the_file_and_encodes_alike(superwords: bool, tmp_pat
 
 def test_more_vocabulary_than_the_texts_support_is_refused_with_the_most_they_do() -> None:
     few = ["abab abab abab"] * 4
-    with pytest.raises(InputError, match=r"tokens\.vocab_size: 5000 is more than these texts support \((\d+) merges found\); "
-                                         r"set tokens\.vocab_size to at most (\d+) or add texts") as refused:
+    with pytest.raises(
+        InputError,
+        match=r"tokens\.vocab_size: 5000 is more than these texts support \((\d+) merges found\); "
+        r"set tokens\.vocab_size to at most (\d+) or add texts",
+    ) as refused:
         train_tokenizer(few, 5000)
     most = int(str(refused.value).split("at most ")[1].split()[0])
     assert train_tokenizer(few, most).vocab_size == most
@@ -247,7 +281,9 @@ def test_no_text_at_all_supports_the_bytes_alone() -> None:
     assert sorted(train_tokenizer([], 257).decode_bytes(range(1, 257))) == list(range(256))
     with pytest.raises(InputError, match=r"\(0 merges found\); set tokens\.vocab_size to at most 257"):
         train_tokenizer([], 300)
-    with pytest.raises(InputError, match=r"tokens\.vocab_size: 256 has no room for 256 bytes and the end of text; set it to 257"):
+    with pytest.raises(
+        InputError, match=r"tokens\.vocab_size: 256 has no room for 256 bytes and the end of text; set it to 257"
+    ):
         train_tokenizer(texts(), 256)
 
 
@@ -256,7 +292,9 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json: no such file; run the tokens stage first"):
         Tokenizer.load(path)
     path.write_text("{}")
-    with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer that lmforge wrote .*; run the tokens stage again"):
+    with pytest.raises(
+        InputError, match=r"tokenizer\.json: not a tokenizer that lmforge wrote .*; run the tokens stage again"
+    ):
         Tokenizer.load(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"tokenizer\.json: cannot be read as UTF-8 text"):

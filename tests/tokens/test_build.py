@@ -82,8 +82,11 @@ def test_a_small_sample_still_encodes_everything(corpus: Path, tmp_path: Path) -
 def test_a_split_too_small_for_one_row_is_refused_and_nothing_is_left(tmp_path: Path, split: str, mend: str) -> None:
     texts = all_texts() if split != "train" else {name: ["ab ab ab ab"] * 40 for name in COUNTS}
     source = write_corpus(tmp_path / "corpus", {**texts, split: ["ab ab ab"]})
-    with pytest.raises(InputError, match=rf"^corpus: the {split} split holds (\d+) tokens, less than one row of 17 "
-                                         rf"\(tokens\.context \+ 1\); {mend}$"):
+    with pytest.raises(
+        InputError,
+        match=rf"^corpus: the {split} split holds (\d+) tokens, less than one row of 17 "
+        rf"\(tokens\.context \+ 1\); {mend}$",
+    ):
         build_tokens(recipe(vocab_size=258 if split == "train" else 300), source, tmp_path / "tokens")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
 
@@ -108,9 +111,11 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chat", [False, True], ids=["transcript", "chat tokens"])
 def test_trainer_and_evaluator_read_the_known_ids(tmp_path: Path, chat: bool) -> None:
-    """The golden conversations as documents: their ids and what counts of them, in the training split as the loader reads it and in
-    the test split as the scores do."""
-    conversations = json.loads((Path(__file__).parent / "golden" / "conversations.json").read_text("utf-8"))["conversations"]
+    """The golden conversations as documents: their ids and what counts of them, in the training split as the loader
+    reads it and in the test split as the scores do."""
+    conversations = json.loads((Path(__file__).parent / "golden" / "conversations.json").read_text("utf-8"))[
+        "conversations"
+    ]
     documents = [
         {"id": str(n), "text": "x" * 70, "source": "chats", "genre": "web", "meta": {"messages": each["messages"]}}
         for n, each in enumerate(conversations)
@@ -129,13 +134,21 @@ def test_trainer_and_evaluator_read_the_known_ids(tmp_path: Path, chat: bool) ->
             ended = counts[-1]
 
 
-@pytest.mark.parametrize(("stated", "conversations", "expected"), [(None, True, 5), (None, False, 1), (True, False, 5), (False, True, 1)])
+@pytest.mark.parametrize(
+    ("stated", "conversations", "expected"), [(None, True, 5), (None, False, 1), (True, False, 5), (False, True, 1)]
+)
 def test_chat_tokens_are_there_for_conversations_or_when_asked_for(
     tmp_path: Path, stated: bool | None, conversations: bool, expected: int
 ) -> None:
     messages = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]
     documents = [
-        {"id": str(n), "text": text, "source": "s", "genre": "web", "meta": {"messages": messages} if conversations and n == 3 else {}}
+        {
+            "id": str(n),
+            "text": text,
+            "source": "s",
+            "genre": "web",
+            "meta": {"messages": messages} if conversations and n == 3 else {},
+        }
         for n, text in enumerate(all_texts()["train"])
     ]
     write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
@@ -152,7 +165,9 @@ def test_processes_change_no_byte(corpus: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_share_that_counts_is_told(tmp_path: Path) -> None:
-    documents = [{"id": "d", "text": "abcdefghij" * 4, "source": "s", "genre": "web", "meta": {"loss_spans": [[0, 10]]}}] * 3
+    documents = [
+        {"id": "d", "text": "abcdefghij" * 4, "source": "s", "genre": "web", "meta": {"loss_spans": [[0, 10]]}}
+    ] * 3
     write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
     figures = build_tokens(recipe(vocab_size=257), tmp_path / "corpus", tmp_path / "tokens")
     assert figures["counted_train"] == pytest.approx(1 - 90 / 123)
@@ -168,7 +183,9 @@ def test_quality_is_told_of_training_tokens_and_held_out_texts(corpus: Path, tmp
     assert found["tokens_unseen"] == unused <= found["tokens_rare"]
 
 
-def test_superwords_and_a_memory_budget_come_from_the_recipe(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_superwords_and_a_memory_budget_come_from_the_recipe(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     build_tokens(recipe(vocab_size=400, superwords=True), corpus, tmp_path / "tokens")
     tokenizer = Tokenizer.load(tmp_path / "tokens" / "tokenizer.json")
     assert any(b" " in tokenizer.token_bytes(token).strip() for token in range(400))

@@ -16,7 +16,9 @@ from lmforge.tokens.chat import SPEAKERS, STOP, conversation_text, render_chat, 
 TOKENIZER = train_tokenizer([], 257)
 WITH_CHAT = train_tokenizer([], 261, chat=True)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "conversations.json").read_text("utf-8"))["conversations"]
-CONVERSATIONS = st.lists(st.tuples(st.sampled_from(sorted(SPEAKERS)), st.text() | st.sampled_from(CHAT_TOKENS)), min_size=1, max_size=6)
+CONVERSATIONS = st.lists(
+    st.tuples(st.sampled_from(sorted(SPEAKERS)), st.text() | st.sampled_from(CHAT_TOKENS)), min_size=1, max_size=6
+)
 
 
 def message(role: str, content: Any) -> dict[str, Any]:
@@ -38,7 +40,12 @@ def test_conversations_have_their_known_ids(conversation: dict[str, Any], tokeni
 
 
 def test_a_conversation_is_a_transcript_after_one_end_of_text() -> None:
-    messages = [message("system", "Be brief."), message("user", " Hello \n"), message("assistant", "Hi."), message("user", "Bye")]
+    messages = [
+        message("system", "Be brief."),
+        message("user", " Hello \n"),
+        message("assistant", "Hi."),
+        message("user", "Bye"),
+    ]
     tokens = render_chat(messages, TOKENIZER)
     assert tokens[0] == TOKENIZER.end_of_text
     assert tokens.count(TOKENIZER.end_of_text) == 1
@@ -108,11 +115,15 @@ def test_the_assistants_words_and_their_end_are_learned_and_nothing_else(turns: 
     tokens, counted = render_conversation([message(role, content) for role, content in turns], WITH_CHAT)
     learned = [token for token, counts in zip(tokens[1:], counted[1:], strict=True) if counts]
     end = WITH_CHAT.special["<|end|>"]
-    assert learned == [token for role, content in turns if role == "assistant" for token in (*WITH_CHAT.encode(content), end)]
+    assert learned == [
+        token for role, content in turns if role == "assistant" for token in (*WITH_CHAT.encode(content), end)
+    ]
 
 
 def test_in_a_transcript_the_next_turns_name_ends_the_assistants() -> None:
-    tokens, counted = render_conversation([message("user", "a"), message("assistant", "b"), message("user", "c")], TOKENIZER)
+    tokens, counted = render_conversation(
+        [message("user", "a"), message("assistant", "b"), message("user", "c")], TOKENIZER
+    )
     learned = [token for token, counts in zip(tokens[1:], counted[1:], strict=True) if counts]
     assert TOKENIZER.decode(learned) == " b\n\nUser:"
 
@@ -150,11 +161,17 @@ def test_what_is_no_message_is_refused() -> None:
 
 @pytest.mark.parametrize("content", [None, 3, {"text": "x"}])
 def test_content_of_another_kind_is_refused(content: Any) -> None:
-    with pytest.raises(InputError, match=r"messages\[0\]\.content: neither a string nor a list of text parts; give the message's text"):
+    with pytest.raises(
+        InputError, match=r"messages\[0\]\.content: neither a string nor a list of text parts; give the message's text"
+    ):
         render_chat([message("user", content)], TOKENIZER)
 
 
-@pytest.mark.parametrize(("part", "kind"), [({"type": "image_url"}, "'image_url'"), ({"type": "text"}, "'text'"), ("x", "'str'")])
+@pytest.mark.parametrize(
+    ("part", "kind"), [({"type": "image_url"}, "'image_url'"), ({"type": "text"}, "'text'"), ("x", "'str'")]
+)
 def test_a_part_that_is_no_text_is_refused_by_its_place(part: Any, kind: str) -> None:
-    with pytest.raises(InputError, match=rf"messages\[0\]\.content\[1\]: {kind} is not a text part; this model reads text alone"):
+    with pytest.raises(
+        InputError, match=rf"messages\[0\]\.content\[1\]: {kind} is not a text part; this model reads text alone"
+    ):
         render_chat([message("user", [{"type": "text", "text": "x"}, part])], TOKENIZER)

@@ -35,7 +35,9 @@ def test_pieces_are_counted(texts: list[str], superwords: bool) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("superwords", [False, True])
-def test_neither_threads_nor_batches_nor_spilling_change_anything(threads: int, superwords: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_threads_nor_batches_nor_spilling_change_anything(
+    threads: int, superwords: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, _ = count_pieces(MANY, superwords)
     monkeypatch.setattr(count, "BATCH_BYTES", 3000)
     spilled: list[Path] = []

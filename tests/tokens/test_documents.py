@@ -29,8 +29,13 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
-def test_any_number_of_processes_gives_the_same_documents_in_order(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line(f"{number} cd naïve ab " * (number % 7), loss_spans=[[0, number % 5]] if number % 7 else []) for number in range(300)]
+def test_any_number_of_processes_gives_the_same_documents_in_order(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        line(f"{number} cd naïve ab " * (number % 7), loss_spans=[[0, number % 5]] if number % 7 else [])
+        for number in range(300)
+    ]
     found = []
     for workers, size in ((1, 1 << 20), (1, 300), (2, 2000), (3, 500)):
         monkeypatch.setattr(module, "BATCH_BYTES", size)
@@ -97,12 +102,17 @@ def test_everything_counts_where_nothing_is_said() -> None:
 
 @pytest.mark.parametrize("spans", [[[0, 6]], [[-1, 2]], [[3, 2]], [[1]], ["ab"], 7, [[None, 2]]])
 def test_spans_outside_the_text_are_refused(spans: Any) -> None:
-    with pytest.raises(InputError, match=r"^corpus document 'd7': meta\.loss_spans .* are not \[first, last\] pairs of characters within "
-                                         r"its text of 5; correct them"):
+    with pytest.raises(
+        InputError,
+        match=r"^corpus document 'd7': meta\.loss_spans .* are not \[first, last\] pairs of characters within "
+        r"its text of 5; correct them",
+    ):
         encode_batch([line("ab cd", loss_spans=spans)], TOKENIZER)
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, train_tokenizer([], 261, chat=True)], ids=["transcript", "chat tokens"])
+@pytest.mark.parametrize(
+    "tokenizer", [TOKENIZER, train_tokenizer([], 261, chat=True)], ids=["transcript", "chat tokens"]
+)
 def test_a_conversation_is_rendered(tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
     first, chat, last = encode_batch([line("ab"), line("ab cd", messages=messages), line("cd")], tokenizer)

@@ -13,7 +13,10 @@ from lmforge.tokens.pieces import as_bytes, classes_for, cut, joined
 
 IDENTITY = np.arange(256, dtype=np.int32)
 A, B = ord("a"), ord("b")
-MERGES = np.array([[A, B, 256], [B, B, 257], [256, 256, 258], [A, A, 259], [259, B, 260], [258, 257, 261], [259, 259, 262]], dtype=np.int32)
+MERGES = np.array(
+    [[A, B, 256], [B, B, 257], [256, 256, 258], [A, A, 259], [259, B, 260], [258, 257, 261], [259, 259, 262]],
+    dtype=np.int32,
+)
 RANKS = ranks_of(MERGES, IDENTITY)
 
 

@@ -1,4 +1,5 @@
-"""Batches are a pure function of seed and step, the same for any number of processes, and hold the documents that they say."""
+"""Batches are a pure function of seed and step, the same for any number of processes, and hold the documents that they
+say."""
 
 import json
 import time
@@ -32,8 +33,15 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.arange(tokens, dtype="<u2").tofile(folder / f"{name}-00000.bin")
         file = {"name": f"{name}-00000.bin", "tokens": tokens, "documents": 1, "bytes": tokens}
         splits[name] = {"tokens": tokens, "documents": 1, "bytes": tokens, "files": [file]}
-    index = {"format": 2, "sources": [], "genres": [], "vocab_size": 257, "dtype": "uint16", "splits": splits,
-             "tokenizer_sha256": hash_file(folder / "tokenizer.json")}
+    index = {
+        "format": 2,
+        "sources": [],
+        "genres": [],
+        "vocab_size": 257,
+        "dtype": "uint16",
+        "splits": splits,
+        "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
+    }
     (folder / "index.json").write_text(json.dumps(index))
     return folder
 
@@ -89,8 +97,11 @@ def test_the_batch_size_does_not_change_the_order_of_rows(numbered: Path) -> Non
 def test_a_corpus_smaller_than_one_batch_is_refused(numbered: Path) -> None:
     shards = Shards.open(numbered, "valid")
     assert Loader(shards, 21, 3, 1).batch(0)[0].shape == (3, 21)
-    with pytest.raises(InputError, match=r"^corpus smaller than one batch: 64 tokens, needs 65; "
-                                         r"lower train\.batch_tokens or tokens\.context, or add texts$"):
+    with pytest.raises(
+        InputError,
+        match=r"^corpus smaller than one batch: 64 tokens, needs 65; "
+        r"lower train\.batch_tokens or tokens\.context, or add texts$",
+    ):
         Loader(shards, 16, 4, 1)
 
 
@@ -113,12 +124,17 @@ def loader_of(built: Path, packing: Any, rows: int = 12) -> Loader:
 
 
 def test_one_two_four_one_ranks_consume_one_runs_batches(built: Path, packing: Any) -> None:
-    """A run that is stopped and gone on with on another number of ranks, each a new process that knows the step alone."""
+    """A run that is stopped and gone on with on another number of ranks, each a new process that knows the step
+    alone."""
     whole = [loader_of(built, packing).batch(step) for step in range(40)]
     for steps, world in ((range(10), 1), (range(10, 20), 2), (range(20, 30), 4), (range(30, 40), 1)):
         ranks = [loader_of(built, packing) for _ in range(world)]
         for step in steps:
-            parts = [loader.batch(step, share.start, len(share)) for loader in ranks for share in [loader.share(ranks.index(loader), world)]]
+            parts = [
+                loader.batch(step, share.start, len(share))
+                for loader in ranks
+                for share in [loader.share(ranks.index(loader), world)]
+            ]
             for name in Batch._fields:
                 found = [getattr(part, name) for part in parts]
                 expected = getattr(whole[step], name)
@@ -162,7 +178,14 @@ def test_the_mixture_follows_its_weights(built: Path) -> None:
 
 def test_tokens_that_do_not_count_are_no_targets(tmp_path: Path, packing: Any) -> None:
     documents = [
-        {"id": str(n), "text": "abcdefghijklmnopqrstuvwxyz", "source": "s", "genre": "web", "meta": {"loss_spans": [[3, 6]]}} for n in range(40)
+        {
+            "id": str(n),
+            "text": "abcdefghijklmnopqrstuvwxyz",
+            "source": "s",
+            "genre": "web",
+            "meta": {"loss_spans": [[3, 6]]},
+        }
+        for n in range(40)
     ]
     write_documents(tmp_path / "corpus", dict.fromkeys(("train", "valid", "test"), documents))
     build_tokens(recipe(vocab_size=257), tmp_path / "corpus", tmp_path / "tokens")
@@ -194,7 +217,9 @@ def test_prefetched_batches_are_the_loaders(built: Path, packing: Any) -> None:
         for step in range(7, 20):
             got, expected = prefetch.take(), loader_of(built, packing).batch(step, 3, 6)
             assert prefetch.waited >= 0
-            assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True) if a is not None and b is not None)
+            assert all(
+                np.array_equal(a, b) for a, b in zip(got, expected, strict=True) if a is not None and b is not None
+            )
         with pytest.raises(IndexError):
             prefetch.take()
     finally:
@@ -227,7 +252,9 @@ def test_changing_one_packed_document_leaves_the_others_logits_alone(built: Path
     """Bit for bit, in rows as the loader packs them."""
     inputs, _, documents = Loader(Shards.open(built, "train"), 128, 6, 3, "best_fit").batch(2)
     assert documents is not None
-    model = GPT(GPTConfig(vocab_size=300, context=128, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=64, ngram_rows=64))
+    model = GPT(
+        GPTConfig(vocab_size=300, context=128, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=64, ngram_rows=64)
+    )
     model.initialise(1)
     tokens, numbers = torch.from_numpy(inputs), torch.from_numpy(documents)
     assert len(np.unique(documents[0])) > 1
@@ -256,7 +283,11 @@ def test_a_rows_documents_are_those_its_pieces_come_from(corpus: Path, tmp_path:
         for step in (0, 5, 40):
             inputs, _, documents = loader.batch(step)
             for row in range(8):
-                cut = np.flatnonzero(np.diff(documents[row])) + 1 if documents is not None else np.flatnonzero(inputs[row] == shards_end(texts))
+                cut = (
+                    np.flatnonzero(np.diff(documents[row])) + 1
+                    if documents is not None
+                    else np.flatnonzero(inputs[row] == shards_end(texts))
+                )
                 pieces = [piece.tolist() for piece in np.split(inputs[row], cut) if len(piece)]
                 found = loader.documents(step, row).tolist()
                 assert all(any(within(piece, texts[number]) for number in found) for piece in pieces)

@@ -51,7 +51,11 @@ def plainly(words: dict[bytes, int], vocab_size: int) -> list[Merge]:
     return [(*pair, new) for pair, new in merges.items()]
 
 
-words = st.dictionaries(st.binary(min_size=1, max_size=3) | st.text("ab", min_size=1, max_size=30).map(str.encode), st.integers(1, 9), max_size=12)
+words = st.dictionaries(
+    st.binary(min_size=1, max_size=3) | st.text("ab", min_size=1, max_size=30).map(str.encode),
+    st.integers(1, 9),
+    max_size=12,
+)
 
 
 @given(words, st.integers(256, 300))
@@ -61,29 +65,46 @@ def test_the_merges_are_those_of_the_plain_algorithm(given_words: dict[bytes, in
     assert [tuple(row) for row in found.merges.tolist()] == plainly(given_words, vocab_size)
 
 
-@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=12), st.integers(1, 50), max_size=30), st.integers(257, 320))
+@given(
+    st.dictionaries(st.text("abcdef", min_size=1, max_size=12), st.integers(1, 50), max_size=30), st.integers(257, 320)
+)
 @settings(max_examples=200, deadline=None)
 def test_the_merges_are_those_of_the_library(given_words: dict[str, int], vocab_size: int) -> None:
-    """The library counts the pieces it is given, so each stands as often as it counts. Where two merges make the same token, the library
-    merges the places of the second alone; what comes after may differ and is not compared."""
+    """The library counts the pieces it is given, so each stands as often as it counts. Where two merges make the same
+    token, the library merges the places of the second alone; what comes after may differ and is not compared."""
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     alphabet = [chr(point) for point in range(256, 512)]
     characters = {chr(byte): alphabet[byte] for byte in range(256)}
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, max_token_length=LONGEST, initial_alphabet=alphabet,
-                                             special_tokens=[], show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        max_token_length=LONGEST,
+        initial_alphabet=alphabet,
+        special_tokens=[],
+        show_progress=False,
+    )
     mapped = {"".join(characters[c] for c in word): count for word, count in given_words.items()}
     library.train_from_iterator([f"{word} " * count for word, count in mapped.items()], trainer)
     names = library.get_vocab()
-    theirs = [(names[left], names[right], names[left + right]) for left, right in json.loads(library.to_str())["model"]["merges"]]
-    ours = [tuple(row) for row in learned({word.encode(): count for word, count in given_words.items()}, vocab_size).merges.tolist()]
+    theirs = [
+        (names[left], names[right], names[left + right])
+        for left, right in json.loads(library.to_str())["model"]["merges"]
+    ]
+    ours = [
+        tuple(row)
+        for row in learned({word.encode(): count for word, count in given_words.items()}, vocab_size).merges.tolist()
+    ]
     twice = next((at for at, row in enumerate(theirs) if row[2] in {other[2] for other in theirs[:at]}), len(theirs))
     assert ours[:twice] == theirs[:twice]
 
 
 def test_growing_arrays_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    many = {bytes(generator.integers(97, 103, size=generator.integers(1, 20)).tolist()): int(generator.integers(1, 9)) for _ in range(2000)}
+    many = {
+        bytes(generator.integers(97, 103, size=generator.integers(1, 20)).tolist()): int(generator.integers(1, 9))
+        for _ in range(2000)
+    }
     whole = learned(many, 1500)
     monkeypatch.setattr(merge, "_PAUSE", 7)
     monkeypatch.setattr(merge, "_FIRST_PAIRS", 64)

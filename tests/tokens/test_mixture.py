@@ -73,7 +73,9 @@ def test_nothing_stated_is_every_text_equally_often() -> None:
 
 
 def test_a_genre_that_is_not_there_and_a_time_without_text_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^train\.mixture: no training text is of genre 'news'; there is books, code$"):
+    with pytest.raises(
+        InputError, match=r"^train\.mixture: no training text is of genre 'news'; there is books, code$"
+    ):
         weights_of(recipe({"news": 2}, a=1), GROUPS)
     with pytest.raises(InputError, match=r"from share 0\.3 of the training on every weight is 0; raise one$"):
         weights_of(recipe({"books": [[0, 1], [0.3, 0]], "code": [[0, 1], [0.3, 0]]}, a=1), GROUPS)

@@ -15,7 +15,9 @@ LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=60)
 
 def best_fit(lengths: list[int], context: int, seed: int = 1, block_rows: int = 4) -> BestFit:
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    return BestFit(sum(lengths), lambda first, stop: starts[(starts >= first) & (starts < stop)], context, seed, 0, block_rows)
+    return BestFit(
+        sum(lengths), lambda first, stop: starts[(starts >= first) & (starts < stop)], context, seed, 0, block_rows
+    )
 
 
 @given(st.integers(1, 600), KEYS)
@@ -58,29 +60,37 @@ def test_seeds_epochs_and_groups_give_different_orders_and_cuts() -> None:
     rings = [Ring(1003, 8, 1), Ring(1003, 8, 2), Ring(1003, 8, 1, group=1)]
     orders = [tuple(ring.pieces(np.arange(125) + epoch * 125).start) for ring in rings for epoch in (0, 1)]
     assert len(set(orders)) == 6
-    assert len({rings[0].pieces(np.array([epoch * 125])).start[0] % 8 for epoch in range(30)}) > 4  # rows begin elsewhere in each epoch
+    # rows begin elsewhere in each epoch
+    assert len({rings[0].pieces(np.array([epoch * 125])).start[0] % 8 for epoch in range(30)}) > 4
 
 
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 9), st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
-def test_every_epoch_of_best_fit_has_every_token_once(lengths: list[int], context: int, epoch: int, block_rows: int) -> None:
+def test_every_epoch_of_best_fit_has_every_token_once(
+    lengths: list[int], context: int, epoch: int, block_rows: int
+) -> None:
     order = best_fit(lengths, context, block_rows=block_rows)
     tokens = sum(lengths)
     numbers = np.arange(epoch * order.rows, (epoch + 1) * order.rows)
     pieces = order.pieces(numbers)
     assert np.bincount(pieces.row, pieces.length, order.rows).tolist() == [context] * order.rows  # every row is full
-    covered = np.concatenate([(start + np.arange(length)) % tokens for start, length in zip(pieces.start, pieces.length, strict=True)])
+    covered = np.concatenate(
+        [(start + np.arange(length)) % tokens for start, length in zip(pieces.start, pieces.length, strict=True)]
+    )
     if tokens >= context:
         assert len(np.unique(covered)) == covered.size
         assert tokens - covered.size < context * (order.blocks + 1)
     edges = {*np.cumsum(lengths).tolist(), 0}
-    for start, length in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True):  # a piece has parts of one document alone
+    # a piece has parts of one document alone
+    for start, length in zip(pieces.start.tolist(), pieces.length.tolist(), strict=True):
         assert not edges & {place % tokens for place in range(start + 1, start + length)}
 
 
 @given(LENGTHS, st.integers(1, 40), st.lists(st.integers(0, 500), min_size=1, max_size=20))
 @settings(max_examples=40, deadline=None)
-def test_a_row_of_best_fit_does_not_depend_on_what_was_asked_before(lengths: list[int], context: int, numbers: list[int]) -> None:
+def test_a_row_of_best_fit_does_not_depend_on_what_was_asked_before(
+    lengths: list[int], context: int, numbers: list[int]
+) -> None:
     together = best_fit(lengths, context).pieces(np.array(numbers))
     for place, number in enumerate(numbers):
         alone = best_fit(lengths, context).pieces(np.array([number]))
@@ -96,7 +106,9 @@ def test_packing_fills_every_row_and_loses_nothing(lengths: list[int], context: 
     rows = pack(starts, np.array(lengths), sum(lengths) // context, context)
     assert np.bincount(rows.row, rows.length).tolist() == [context] * (sum(lengths) // context)
     pieces = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
-    assert sorted(place for start, length in pieces for place in range(start, start + length)) == list(range(sum(lengths)))
+    assert sorted(place for start, length in pieces for place in range(start, start + length)) == list(
+        range(sum(lengths))
+    )
 
 
 def test_documents_that_fit_stay_whole() -> None:
@@ -113,7 +125,9 @@ def test_few_documents_are_cut_where_a_ring_cuts_many() -> None:
     order = best_fit(lengths, 1024, block_rows=256)
     pieces = order.pieces(np.arange(order.rows))
     begins = np.cumsum(lengths) - lengths
-    whole = {*zip(begins.tolist(), lengths, strict=True)} & {*zip(pieces.start.tolist(), pieces.length.tolist(), strict=True)}
+    whole = {*zip(begins.tolist(), lengths, strict=True)} & {
+        *zip(pieces.start.tolist(), pieces.length.tolist(), strict=True)
+    }
     cut_by_ring = order.rows / len(lengths)
     assert cut_by_ring > 0.2
     assert 1 - len(whole) / len(lengths) < 0.05 * cut_by_ring
@@ -128,7 +142,8 @@ def test_a_group_smaller_than_a_row_fills_it_by_going_round(tokens: int) -> None
 
 
 def test_memory_stays_flat_over_blocks_and_epochs() -> None:
-    """Of 8 blocks an epoch, only what the last rows asked for is held: not a plan more after 40 blocks than after one."""
+    """Of 8 blocks an epoch, only what the last rows asked for is held: not a plan more after 40 blocks than after
+    one."""
     lengths = np.clip(np.random.default_rng(0).lognormal(4, 1, 20_000).astype(int), 2, 512).tolist()
     order = best_fit(lengths, 64, block_rows=sum(lengths) // 64 // 8)
     held = []

@@ -5,9 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
-from lmforge.tokens.pieces import SUPERWORDS, WORDS, as_bytes, character_classes, classes_for, cut, joined, without_surrogates
+from lmforge.tokens.pieces import (
+    SUPERWORDS,
+    WORDS,
+    as_bytes,
+    character_classes,
+    classes_for,
+    cut,
+    joined,
+    without_surrogates,
+)
 
-SPLITS = {False: pre_tokenizers.Split(Regex(WORDS), "isolated"), True: pre_tokenizers.Split(Regex(SUPERWORDS), "isolated")}
+SPLITS = {
+    False: pre_tokenizers.Split(Regex(WORDS), "isolated"),
+    True: pre_tokenizers.Split(Regex(SUPERWORDS), "isolated"),
+}
 ODD = "ab1 2\n\r\t .,_()\u00a0\u2028é日٣½\x1c\x85\u3000🙂'\u0301\U00020000"
 odd_texts = st.text(st.sampled_from(ODD), max_size=24) | st.text(max_size=24)
 
@@ -25,7 +37,9 @@ def test_every_character_is_cut_as_the_library_cuts_it(start: int, superwords: b
     for first in range(start, start + 0x2000, 64):
         characters = [chr(point) for point in range(first, first + 64) if not 0xD800 <= point < 0xE000]
         text = "".join(f"{c}a{c}1{c}{c} ({c}\n{c} {c}  " for c in characters)
-        assert cut(text, superwords) == [piece for piece, _ in SPLITS[superwords].pre_tokenize_str(text)], f"near U+{first:04X}"
+        assert cut(text, superwords) == [piece for piece, _ in SPLITS[superwords].pre_tokenize_str(text)], (
+            f"near U+{first:04X}"
+        )
 
 
 def test_a_text_of_low_characters_needs_only_the_small_table() -> None:

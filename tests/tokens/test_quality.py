@@ -17,7 +17,9 @@ def document(text: str, genre: str = "books", **meta: str) -> dict[str, object]:
 
 
 def test_length_and_fertility_by_genre_and_language() -> None:
-    found = quality(TOKENIZER, [], [document("ab ab", language="en"), document("x é", "web", language="fr"), document("", "web")])
+    found = quality(
+        TOKENIZER, [], [document("ab ab", language="en"), document("x é", "web", language="fr"), document("", "web")]
+    )
     assert found["bytes_per_token_by_genre"] == {"books": 5 / 2, "web": 1.0}
     assert found["fertility_by_genre"] == {"books": 1.0, "web": 4 / 2}
     assert found["bytes_per_token_by_language"] == {"en": 5 / 2, "fr": 1.0, "unknown": 0.0}

@@ -10,7 +10,10 @@ from lmforge.recipe import Recipe, parse_recipe
 from lmforge.tokens.ramp import Ramp, ramp_of, with_length
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 50)), max_size=4, unique_by=lambda pair: pair[0]), st.integers(1, 200))
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 50)), max_size=4, unique_by=lambda pair: pair[0]),
+    st.integers(1, 200),
+)
 def test_rows_before_a_step_are_the_sum_of_those_before_it(later: list[tuple[float, int]], steps: int) -> None:
     ramp = Ramp([(0.0, 3), *sorted(pair for pair in later if pair[0])], steps)
     total = 0

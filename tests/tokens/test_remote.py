@@ -58,7 +58,10 @@ def test_an_altered_remote_file_is_named_and_not_kept(cache: Path, memory: str) 
     data = bytearray(store.cat_file("/bucket/tokens/train-00001.bin"))
     data[3] ^= 1
     store.pipe_file("/bucket/tokens/train-00001.bin", bytes(data))
-    with pytest.raises(InputError, match=r"^memory://bucket/tokens/train-00001\.bin: its bytes do not match the checksum in index\.json"):
+    with pytest.raises(
+        InputError,
+        match=r"^memory://bucket/tokens/train-00001\.bin: its bytes do not match the checksum in index\.json",
+    ):
         Shards.open(memory, "train")
     (folder,) = cache.iterdir()
     assert "train-00001.bin" not in os.listdir(folder)

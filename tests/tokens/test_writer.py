@@ -17,7 +17,11 @@ from tests.tokens.conftest import COUNTS, all_texts, in_groups, recipe, write_do
 
 @pytest.mark.parametrize("split", sorted(COUNTS))
 def test_every_document_comes_back_whole_and_in_order(built: Path, split: str) -> None:
-    shards, tokenizer, texts = Shards.open(built, split), Tokenizer.load(built / "tokenizer.json"), in_groups(split, all_texts()[split])
+    shards, tokenizer, texts = (
+        Shards.open(built, split),
+        Tokenizer.load(built / "tokenizer.json"),
+        in_groups(split, all_texts()[split]),
+    )
     assert len(shards.documents) == len(texts) == COUNTS[split]
     position = 0
     for (first, count, size), expected in zip(shards.documents.tolist(), texts, strict=True):
@@ -44,7 +48,9 @@ def test_files_turn_over_between_documents(built: Path) -> None:
     assert sum(file["documents"] for file in files) == COUNTS["train"]
 
 
-def test_a_large_vocabulary_takes_four_bytes_a_token(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_vocabulary_takes_four_bytes_a_token(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for each in (module, build):
         monkeypatch.setattr(each, "token_dtype", lambda size: np.dtype("<u4"))
     build_tokens(recipe(), corpus, tmp_path / "tokens")
@@ -75,7 +81,13 @@ def masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "SHARD_TOKENS", 60)
     metas: list[dict[str, Any]] = [{}, {"loss_spans": [[2, 5]]}, {"loss_spans": []}, {"loss_spans": [[0, 3], [18, 26]]}]
     documents = [
-        {"id": str(n), "text": "abcdefghijklmnopqrstuvwxyz", "source": "s", "genre": "code" if n % 5 else "books", "meta": metas[n % 4]}
+        {
+            "id": str(n),
+            "text": "abcdefghijklmnopqrstuvwxyz",
+            "source": "s",
+            "genre": "code" if n % 5 else "books",
+            "meta": metas[n % 4],
+        }
         for n in range(20)
     ]
     write_documents(tmp_path / "corpus", dict.fromkeys(COUNTS, documents))
@@ -89,7 +101,9 @@ def test_the_mask_says_what_counts(masked: Path, split: str) -> None:
     assert shards.masked
     shards.verify()
     every = {0: {*range(26)}, 1: {2, 3, 4}, 2: set(), 3: {*range(3), *range(18, 26)}}
-    numbers = [n for n in range(20) if n % 5 == 0] + [n for n in range(20) if n % 5] if split == "train" else [*range(20)]
+    numbers = (
+        [n for n in range(20) if n % 5 == 0] + [n for n in range(20) if n % 5] if split == "train" else [*range(20)]
+    )
     expected: list[bool] = []
     for place, number in enumerate(numbers):
         begins_group = place == 0 or (split == "train" and place == 4)

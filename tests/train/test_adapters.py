@@ -30,7 +30,20 @@ TOKENS = torch.arange(24).view(2, 12) % 257
 
 
 def network(seed: int = 0, activation: str = "relu", experts: int = 0) -> GPT:
-    model = GPT(GPTConfig(257, 16, layers=2, d_model=16, heads=2, kv_heads=1, d_ff=32, activation=activation, biases=True, experts=experts))
+    model = GPT(
+        GPTConfig(
+            257,
+            16,
+            layers=2,
+            d_model=16,
+            heads=2,
+            kv_heads=1,
+            d_ff=32,
+            activation=activation,
+            biases=True,
+            experts=experts,
+        )
+    )
     model.initialise(seed)
     return model
 
@@ -52,7 +65,9 @@ def test_at_first_nothing_changes_and_only_adapters_are_trained(activation: str)
     adapt(adapted, Lora(rank=3), 0)
     assert torch.equal(model(TOKENS), adapted(TOKENS))
     adapted.loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
-    assert {name for name, p in adapted.named_parameters() if p.grad is not None} == {n for n, _ in adapted.named_parameters() if "adapter_" in n}
+    assert {name for name, p in adapted.named_parameters() if p.grad is not None} == {
+        n for n, _ in adapted.named_parameters() if "adapter_" in n
+    }
     assert len(adapted_layers(adapted)) == 8
     assert all(isinstance(layer, torch.nn.Linear) for layer in adapted_layers(adapted).values())
 
@@ -83,7 +98,10 @@ def test_targets_rank_and_alpha() -> None:
     assert {name.split(".", 2)[2] for name in adapted_layers(model)} == {"attention.out", "ff.down"}
     assert all(layer.adapter_a.shape[0] == 2 and layer.scale == 0.5 for layer in adapted_layers(model).values())
     assert Lora(rank=4).scale == 2
-    with pytest.raises(InputError, match=r"lora\.targets: ff\.up is no matrix of this network's layers; it has attention\.qkv, attention\.out"):
+    with pytest.raises(
+        InputError,
+        match=r"lora\.targets: ff\.up is no matrix of this network's layers; it has attention\.qkv, attention\.out",
+    ):
         adapt(network(experts=2), Lora(), 0)
 
 
@@ -107,10 +125,15 @@ def test_saved_alone_and_merged_again(tmp_path: Path) -> None:
     write_adapter(tmp_path / "adapter", adapter_tensors(model), tmp_path / "base", Lora(rank=3))
     again = load_with_adapter(tmp_path / "adapter")
     assert torch.allclose(again(TOKENS), model(TOKENS), atol=1e-5)
-    assert sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir()) < 0.5 * (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert (
+        sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir())
+        < 0.5 * (tmp_path / "base" / "model.safetensors").stat().st_size
+    )
     (tmp_path / "base").rename(tmp_path / "moved")
     (tmp_path / "other").rename(tmp_path / "base")
-    with pytest.raises(InputError, match=r"an adapter of a model with SHA-256 [0-9a-f]{12}…, but .*base is [0-9a-f]{12}…; restore it"):
+    with pytest.raises(
+        InputError, match=r"an adapter of a model with SHA-256 [0-9a-f]{12}…, but .*base is [0-9a-f]{12}…; restore it"
+    ):
         load_with_adapter(tmp_path / "adapter")
     (tmp_path / "base").rename(tmp_path / "gone")
     with pytest.raises(InputError, match="base: no whole model there"):

@@ -90,12 +90,18 @@ def test_changed_bytes_are_named_and_incomplete_ones_passed_over(tmp_path: Path,
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"optimizer\.safetensors: its bytes do not match .*remove .*go on from step 1"):
+    with pytest.raises(
+        InputError, match=r"optimizer\.safetensors: its bytes do not match .*remove .*go on from step 1"
+    ):
         checkpoints.load_newest(model, optimizers)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")])
-def test_a_full_disk_leaves_the_previous_one_usable(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_full_disk_leaves_the_previous_one_usable(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     checkpoints = Checkpoints(tmp_path / "c", 2)
     model, optimizers = trained(1)
     checkpoints.save(1, model, optimizers, {"step": 1, "best_step": 1}, tokenizer)
@@ -120,7 +126,9 @@ def test_another_model_is_refused(tmp_path: Path, tokenizer: Path) -> None:
         checkpoints.load_newest(other, build_optimizers(other, Train(optimizer="muon")))
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     may_write, real = threading.Event(), checkpoint.write_model
 
     def slow(*arguments: object, **more: object) -> None:
@@ -151,7 +159,9 @@ def test_a_disk_that_fills_while_training_goes_on_is_told_at_the_next_save(
     checkpoints = Checkpoints(tmp_path / "c", 2)
     model, optimizers = trained(1)
     checkpoints.save(1, model, optimizers, {"step": 1}, tokenizer)
-    monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     checkpoints.save(2, model, optimizers, {"step": 2}, tokenizer, wait=False)
     with pytest.raises(LmforgeError, match="No space left on device"):
         checkpoints.save(3, model, optimizers, {"step": 3}, tokenizer, wait=False)
@@ -161,8 +171,8 @@ def test_a_disk_that_fills_while_training_goes_on_is_told_at_the_next_save(
 
 @pytest.mark.slow
 def test_two_hundred_kills_while_saving(tmp_path: Path, tokenizer: Path) -> None:
-    """A child that does nothing but save is killed 200 times, at random moments: the newest complete checkpoint is always whole, and none
-    that was finished is lost."""
+    """A child that does nothing but save is killed 200 times, at random moments: the newest complete checkpoint is
+    always whole, and none that was finished is lost."""
     rng = random.Random(5)
     model, optimizers = trained(1)
     Checkpoints(tmp_path / "c", 2).save(0, model, optimizers, {"step": 0, "best_step": 0}, tokenizer)
@@ -176,7 +186,9 @@ def test_two_hundred_kills_while_saving(tmp_path: Path, tokenizer: Path) -> None
             while True:
                 step += 1
                 average = {"w": torch.full((999,), float(step))}
-                checkpoints.save(step, model, optimizers, {"step": step, "best_step": step - step % 7}, tokenizer, average)
+                checkpoints.save(
+                    step, model, optimizers, {"step": step, "best_step": step - step % 7}, tokenizer, average
+                )
                 os.write(writer, step.to_bytes(8, "little"))
         os.close(writer)
         os.read(reader, 8)  # it is at it

@@ -30,7 +30,10 @@ def test_values_come_back_nearly(count: int, power: int, seed: int) -> None:
     codes, largest = pack_squares(squares, seed)
     back = unpack_squares(codes, largest)
     assert ((back > 0) | (squares == 0)).all()
-    assert ((back.sqrt().sqrt() - squares.sqrt().sqrt()).abs() <= 1.01 / 255 * largest.repeat_interleave(256)[:count].sqrt().sqrt()).all()
+    assert (
+        (back.sqrt().sqrt() - squares.sqrt().sqrt()).abs()
+        <= 1.01 / 255 * largest.repeat_interleave(256)[:count].sqrt().sqrt()
+    ).all()
 
 
 def test_a_slowly_falling_average_falls() -> None:
@@ -56,7 +59,9 @@ def test_it_trains_as_well_and_resumes_exactly(optimizer: str) -> None:
     def start(kind: str) -> tuple[GPT, dict[str, torch.optim.Optimizer]]:
         model = GPT(CONFIG)
         model.initialise(0)
-        return model, build_optimizers(model, Train(optimizer=optimizer, optimizer_state=kind, peak_lr=3e-3, weight_decay=0.0))
+        return model, build_optimizers(
+            model, Train(optimizer=optimizer, optimizer_state=kind, peak_lr=3e-3, weight_decay=0.0)
+        )
 
     def go(model: GPT, optimizers: dict[str, torch.optim.Optimizer], steps: int) -> float:
         for _ in range(steps):

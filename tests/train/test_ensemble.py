@@ -1,4 +1,5 @@
-"""Averages, soups and networks together: what they are, and that the choice is never worse than the best single network."""
+"""Averages, soups and networks together: what they are, and that the choice is never worse than the best single
+network."""
 
 from __future__ import annotations
 
@@ -38,7 +39,13 @@ def test_the_greedy_soup_leaves_out_what_does_not_help() -> None:
     assert weights["w"].item() == pytest.approx(1.05)
     assert next(c.members for c in choice.table if c.name == "greedy soup") == (10, 20)
     assert {c.name for c in choice.table} == {
-        "step 10", "step 20", "step 30", "average of the last 2", "average of the last 3", "greedy soup", "3 networks together",
+        "step 10",
+        "step 20",
+        "step 30",
+        "average of the last 2",
+        "average of the last 3",
+        "greedy soup",
+        "3 networks together",
     }
 
 

@@ -35,7 +35,10 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
             yield tag >> 3, varint()
             continue
         size = {1: 8, 5: 4}[kind] if kind != 2 else varint()
-        yield tag >> 3, struct.unpack({1: "<d", 5: "<f"}[kind], data[at : at + size])[0] if kind != 2 else data[at : at + size]
+        yield (
+            tag >> 3,
+            struct.unpack({1: "<d", 5: "<f"}[kind], data[at : at + size])[0] if kind != 2 else data[at : at + size],
+        )
         at += size
 
 
@@ -67,7 +70,17 @@ def test_the_checksum_is_castagnolis() -> None:
 
 def test_numbers_are_written_and_the_rest_is_not(tmp_path: Path) -> None:
     events = EventFile(tmp_path / "tb", 0)
-    events.add(1, {"step": 1, "loss": 2.5, "skipped": "why", "bad": math.nan, "flag": True, "layers": {"blocks.0": {"gradients": 0.25}}})
+    events.add(
+        1,
+        {
+            "step": 1,
+            "loss": 2.5,
+            "skipped": "why",
+            "bad": math.nan,
+            "flag": True,
+            "layers": {"blocks.0": {"gradients": 0.25}},
+        },
+    )
     events.add(300, {"step": 300, "loss": 2})
     events.add(301, {"step": 301, "documents": ["a"]})
     events.close()
@@ -85,7 +98,9 @@ def test_going_on_forgets_what_came_after(tmp_path: Path) -> None:
 
 
 def test_tensorboard_reads_it(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
     for last, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
         events = EventFile(tmp_path, last)
         for step in steps:
@@ -93,4 +108,10 @@ def test_tensorboard_reads_it(tmp_path: Path) -> None:
         events.close()
     found = accumulator.EventAccumulator(str(tmp_path))
     found.Reload()
-    assert [(event.step, round(event.value, 1)) for event in found.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 3.2), (4, 4.2), (5, 5.2)]
+    assert [(event.step, round(event.value, 1)) for event in found.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.2),
+        (4, 4.2),
+        (5, 5.2),
+    ]

@@ -59,7 +59,9 @@ def test_the_fastest_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_noise_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastest, "_per_token", lambda model, replicas, threads, size, context, precision: 0.98 if replicas == 1 else 1.0)
+    monkeypatch.setattr(
+        fastest, "_per_token", lambda model, replicas, threads, size, context, precision: 0.98 if replicas == 1 else 1.0
+    )
     monkeypatch.setattr(fastest, "cores", lambda: 2)
     assert choose(recipe(compile="off"), network(), CPU, 4, 10).replicas == 2
 
@@ -77,7 +79,9 @@ def test_compiling_must_pay_for_itself(monkeypatch: pytest.MonkeyPatch, compiled
 
 
 @pytest.mark.parametrize(("product", "step", "taken"), [(0.03, 0.1, "fp32"), (4.0, 0.95, "fp32"), (4.0, 0.5, "bf16")])
-def test_bfloat16_is_taken_where_whole_steps_in_it_measure_faster(monkeypatch: pytest.MonkeyPatch, product: float, step: float, taken: str) -> None:
+def test_bfloat16_is_taken_where_whole_steps_in_it_measure_faster(
+    monkeypatch: pytest.MonkeyPatch, product: float, step: float, taken: str
+) -> None:
     asked = []
 
     def per_token(model, replicas, threads, size, context, precision):
@@ -111,7 +115,9 @@ def test_a_real_measurement() -> None:
     assert fastest._per_token(network(), 2, 2, 32, 16, repeats=1) > 0
 
 
-def on_gpu(monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[bool, bool], float], norms: tuple[float, float, float]) -> fastest.Way:
+def on_gpu(
+    monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[bool, bool], float], norms: tuple[float, float, float]
+) -> fastest.Way:
     """The choice for a GPU, whose times and gradients are given: eager, compiled, graphs. A speed of 0 fails."""
     given = iter(norms)
 
@@ -126,12 +132,16 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[bool, bool], floa
 
 @pytest.mark.parametrize(("speeds", "norms", "expected"), [
     ({(False, False): 100, (True, False): 150, (True, True): 200}, (1, 1, 1), (True, True)),
-    ({(False, False): 100, (True, False): 150, (True, True): 200}, (1, 1, 3), (True, False)),  # graphs that change the gradient
+    # graphs that change the gradient
+    ({(False, False): 100, (True, False): 150, (True, True): 200}, (1, 1, 3), (True, False)),
     ({(False, False): 100, (True, False): 0, (True, True): 200}, (1, 1, 1), (True, True)),  # compiling alone fails
     ({(False, False): 100, (True, False): 90, (True, True): 80}, (1, 1, 1), (False, False)),
 ])  # fmt: skip
 def test_on_a_gpu_the_fastest_code_with_the_same_gradient_is_taken(
-    monkeypatch: pytest.MonkeyPatch, speeds: dict[tuple[bool, bool], float], norms: tuple[float, float, float], expected: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+    speeds: dict[tuple[bool, bool], float],
+    norms: tuple[float, float, float],
+    expected: tuple[bool, bool],
 ) -> None:
     way = on_gpu(monkeypatch, speeds, norms)
     assert (way.compiled, way.graphs) == expected
@@ -142,7 +152,8 @@ def test_on_a_gpu_the_fastest_code_with_the_same_gradient_is_taken(
 
 
 def test_replayed_code_gives_the_loss_and_gradient_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)  # a CPU has no graphs; the wrapper around them is the same
+    # a CPU has no graphs; the wrapper around them is the same
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)
     model = network()
     expected = fastest._gradient_norm(model, 32, 16, "fp32", None)
     way = fastest.Way(1, 1, 32, True, "", graphs=True)

@@ -1,4 +1,5 @@
-"""Fine-tuning, from a base and examples to a scored model: it learns, resumes exactly, and says what is wrong with its input."""
+"""Fine-tuning, from a base and examples to a scored model: it learns, resumes exactly, and says what is wrong with its
+input."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ WORDS = {"hot": ["fire", "ember", "spark"], "cold": ["water", "iron", "steel"]}
 def base(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the tiny run's texts with room for a question."""
     folder = tmp_path_factory.mktemp("base")
-    recipe = load_recipe(tiny_run / "recipe.toml", ["tokens.context=64", "train.steps=60", "train.batch_tokens=512", "train.peak_lr=1e-2"])
+    recipe = load_recipe(
+        tiny_run / "recipe.toml",
+        ["tokens.context=64", "train.steps=60", "train.batch_tokens=512", "train.peak_lr=1e-2"],
+    )
     train(recipe, tiny_run / "tokens", folder / "train", folder / "model")
     return folder / "model"
 
@@ -50,10 +54,18 @@ def labelled(path: Path, count: int = 240, seed: int = 0) -> Path:
 
 
 def recipe_of(folder: Path, base: Path, more: str = "", task: str = "classify", **train: Any) -> Recipe:
-    keys = {"steps": 60, "batch_tokens": 512, "peak_lr": 1e-2, "threads": 1, "compile": "off", "micro_batch_tokens": 256} | train
+    keys = {
+        "steps": 60,
+        "batch_tokens": 512,
+        "peak_lr": 1e-2,
+        "threads": 1,
+        "compile": "off",
+        "micro_batch_tokens": 256,
+    } | train
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items())
     (folder / "r.toml").write_text(
-        f'name = "fine"\nrun_dir = "{folder / "run"}"\n[corpus]\nholdout = 0.2\n[train]\n{lines}\n[evaluate]\nitems = 8\ntasks = ["answers"]\n'
+        f'name = "fine"\nrun_dir = "{folder / "run"}"\n[corpus]\nholdout = 0.2\n[train]\n{lines}\n[evaluate]\nitems = '
+        '8\ntasks = ["answers"]\n'
         f'[finetune]\nbase = "{base}"\ntask = "{task}"\ntrain = "examples.jsonl"\n{more}'
     )
     return load_recipe(folder / "r.toml")
@@ -71,7 +83,12 @@ def scored(recipe: Recipe) -> dict[str, Any]:
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_it_learns_and_the_served_model_is_an_ordinary_one(base: Path, tmp_path: Path, lora: bool) -> None:
     labelled(tmp_path / "examples.jsonl")
-    recipe = recipe_of(tmp_path, base, "[finetune.lora]\nrank = 4\n" if lora else "", **({"steps": 120, "peak_lr": 4e-2} if lora else {}))
+    recipe = recipe_of(
+        tmp_path,
+        base,
+        "[finetune.lora]\nrank = 4\n" if lora else "",
+        **({"steps": 120, "peak_lr": 4e-2} if lora else {}),
+    )
     score = scored(recipe)
     figures = run_stages(recipe, recipe.directory, until="train")
     assert score["metric"] == "accuracy"
@@ -84,7 +101,9 @@ def test_it_learns_and_the_served_model_is_an_ordinary_one(base: Path, tmp_path:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert (changed == {name for name in before if name.startswith("blocks.") and "norm" not in name}) == lora
     parameters = figures["train"]["parameters"]
-    assert figures["train"]["trained_parameters"] == (2 * 4 * (32 + 96 + 32 + 32 + 2 * (32 + 128)) if lora else parameters)
+    assert figures["train"]["trained_parameters"] == (
+        2 * 4 * (32 + 96 + 32 + 32 + 2 * (32 + 128)) if lora else parameters
+    )
     if lora:
         run_stages(recipe, recipe.directory)
         assert "accuracy" in (recipe.directory / "report.html").read_text()
@@ -92,11 +111,15 @@ def test_it_learns_and_the_served_model_is_an_ordinary_one(base: Path, tmp_path:
         with_adapter = model_tensors(load_with_adapter(recipe.directory / "model" / "adapter"))
         assert all(torch.allclose(with_adapter[name], after[name], atol=1e-6) for name in after)
         assert load_served(recipe.directory / "model" / "adapter").name == "adapter"
-        assert {state.state for state in states(load_recipe(recipe.directory / "recipe.toml"), recipe.directory)} == {"done"}
+        assert {state.state for state in states(load_recipe(recipe.directory / "recipe.toml"), recipe.directory)} == {
+            "done"
+        }
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_stopped_and_started_again_equals_never_stopped(base: Path, tmp_path: Path, lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_started_again_equals_never_stopped(
+    base: Path, tmp_path: Path, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = []
     real = TrainingRun.step
     for name in ("whole", "stopped"):
@@ -124,7 +147,10 @@ def test_stopped_and_started_again_equals_never_stopped(base: Path, tmp_path: Pa
 def test_a_pair_of_texts_and_a_file_of_test_examples(base: Path, tmp_path: Path) -> None:
     rng = random.Random(1)
     for name, count in (("examples", 120), ("test", 30)):
-        lines = [{"a": rng.choice(WORDS["hot"]), "b": f"{rng.choice(WORDS['cold'])} {rng.randint(0, 999)}", "label": n % 2} for n in range(count)]
+        lines = [
+            {"a": rng.choice(WORDS["hot"]), "b": f"{rng.choice(WORDS['cold'])} {rng.randint(0, 999)}", "label": n % 2}
+            for n in range(count)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     more = 'test = "test.jsonl"\nfields = ["a", "b"]\nlabels = { 0 = "no", 1 = "yes" }\n'
     recipe = recipe_of(tmp_path, base, more, steps=2)
@@ -135,14 +161,21 @@ def test_a_pair_of_texts_and_a_file_of_test_examples(base: Path, tmp_path: Path)
 
 
 def test_spans_are_found_in_their_context(base: Path, tmp_path: Path) -> None:
-    """The answer is the word after "is", or there is none; a model of this size learns which question has none, and to copy."""
+    """The answer is the word after "is", or there is none; a model of this size learns which question has none, and to
+    copy."""
     rng = random.Random(0)
     words = ["iron", "fire", "water", "steel"]
     lines = []
     for number in range(400):
         word = rng.choice(words)
         known = bool(number % 4)
-        lines.append({"question": "what?", "context": f"{number} is {word}" if known else f"{number}", "answers": {"text": [word] if known else []}})
+        lines.append(
+            {
+                "question": "what?",
+                "context": f"{number} is {word}" if known else f"{number}",
+                "answers": {"text": [word] if known else []},
+            }
+        )
     (tmp_path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = recipe_of(tmp_path, base, task="span", steps=80)
     score = scored(recipe)
@@ -153,8 +186,11 @@ def test_spans_are_found_in_their_context(base: Path, tmp_path: Path) -> None:
 
 
 def test_conversations(base: Path, tmp_path: Path) -> None:
-    lines = [{"messages": [{"role": "user", "content": f"say {word} {n}"}, {"role": "assistant", "content": word}]}
-             for n in range(80) for word in ("fire", "water", "iron")]
+    lines = [
+        {"messages": [{"role": "user", "content": f"say {word} {n}"}, {"role": "assistant", "content": word}]}
+        for n in range(80)
+        for word in ("fire", "water", "iron")
+    ]
     (tmp_path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = recipe_of(tmp_path, base, task="chat", steps=30)
     score = scored(recipe)
@@ -183,7 +219,10 @@ def test_what_the_recipe_may_not_say(base: Path, tmp_path: Path, tiny_run: Path)
     for override, message in [
         ("model.layers=3", r"model\.layers: 3 is not 2, that of finetune\.base; leave it out"),
         ("tokens.vocab_size=300", r"tokens\.vocab_size: 300 is not 320"),
-        ('corpus.sources=[{kind="python-library"}]', r"corpus\.sources: a recipe with \[finetune\] learns from finetune\.train alone"),
+        (
+            'corpus.sources=[{kind="python-library"}]',
+            r"corpus\.sources: a recipe with \[finetune\] learns from finetune\.train alone",
+        ),
         ("finetune.base=nowhere", r"finetune\.base: nowhere: no model there"),
         (f"finetune.base={tiny_run / 'compressed'}", "a compressed model, which cannot be trained"),
         ('finetune.lora.targets=["ff.sideways"]', r"finetune\.lora\.targets\.0"),
@@ -218,7 +257,9 @@ def test_it_begins_with_an_imported_model(tmp_path: Path, lora: bool) -> None:
     assert after.config.to_json() == before.config.to_json()
     assert torch.equal(before.embed.weight, after.embed.weight) == lora
     assert not torch.equal(before.blocks[0].ff.up.weight, after.blocks[0].ff.up.weight)
-    assert (recipe.directory / "tokens" / "tokenizer.json").read_bytes() == (tmp_path / "base" / "tokenizer.json").read_bytes()
+    assert (recipe.directory / "tokens" / "tokenizer.json").read_bytes() == (
+        tmp_path / "base" / "tokenizer.json"
+    ).read_bytes()
     losses = [line["loss"] for line in read_lines(recipe.directory / "train" / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
     assert figures["parameters"] == sum(tensor.numel() for tensor in model_tensors(after).values())

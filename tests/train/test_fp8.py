@@ -1,5 +1,5 @@
-"""8-bit products: close to the exact ones, in the value and both gradients, and a network learns with them. Run on a CPU, which computes the
-same products slowly; where a run asks for fp8 on one, it is refused."""
+"""8-bit products: close to the exact ones, in the value and both gradients, and a network learns with them. Run on a
+CPU, which computes the same products slowly; where a run asks for fp8 on one, it is refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ def test_only_blocks_matrices_that_fit_are_changed() -> None:
 
 
 def test_a_cpu_and_an_old_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"train\.precision: 'fp8' needs a GPU of compute capability 8\.9 or more, and this is a CPU; use 'auto'"):
+    with pytest.raises(
+        InputError,
+        match=r"train\.precision: 'fp8' needs a GPU of compute capability 8\.9 or more, and this is a CPU; use 'auto'",
+    ):
         require(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
     with pytest.raises(InputError, match=r"and this one has 8\.0"):
@@ -95,10 +98,17 @@ def test_a_cpu_and_an_old_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_run_asks_before_anything_else(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'fp8' needs a GPU"):
-        train(load_recipe(tiny_run / "recipe.toml", ["train.precision=fp8"]), tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
+        train(
+            load_recipe(tiny_run / "recipe.toml", ["train.precision=fp8"]),
+            tiny_run / "tokens",
+            tmp_path / "t",
+            tmp_path / "m",
+        )
 
 
-def test_it_learns_as_in_float32_and_leaves_an_ordinary_model(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns_as_in_float32_and_leaves_an_ordinary_model(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fp8, "require", lambda _device: None)
     monkeypatch.setattr(loop, "autocast", lambda _precision, _device: torch.autocast("cpu", torch.bfloat16))
     used: list[torch.dtype] = []

@@ -44,7 +44,9 @@ from tests.train.test_events import scalars
 
 
 def recipe_of(tiny_run: Path, **train_keys: object) -> Recipe:
-    return load_recipe(tiny_run / "recipe.toml", [f"train.{key}={json.dumps(value)}" for key, value in train_keys.items()])
+    return load_recipe(
+        tiny_run / "recipe.toml", [f"train.{key}={json.dumps(value)}" for key, value in train_keys.items()]
+    )
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
@@ -58,13 +60,26 @@ def test_the_loss_falls_and_the_figures_are_there(tiny_run: Path, tmp_path: Path
     assert len(values) == 40
     assert values[-1] < 0.8 * values[0]
     assert content_hash(tmp_path / "model")
-    valid = [line["valid_bits_per_byte"] for line in read_lines(tmp_path / "train" / "metrics.jsonl") if "valid_bits_per_byte" in line]
+    valid = [
+        line["valid_bits_per_byte"]
+        for line in read_lines(tmp_path / "train" / "metrics.jsonl")
+        if "valid_bits_per_byte" in line
+    ]
     singles = [row["bits_per_byte"] for row in figures["candidates"] if len(row["members"]) == 1]
     assert min(singles) == pytest.approx(min(valid[1:]), rel=1e-9)  # those after which weights were kept
     assert figures["valid_bits_per_byte"] <= min(singles)
-    assert figures["valid_bits_per_byte"] == min(row["bits_per_byte"] for row in figures["candidates"] if row["networks"] == 1)
+    assert figures["valid_bits_per_byte"] == min(
+        row["bits_per_byte"] for row in figures["candidates"] if row["networks"] == 1
+    )
     names = {row["name"] for row in figures["candidates"]}
-    assert {"step 34", "step 40", "average of the last 4", "greedy soup", "4 networks together", "moving average"} <= names
+    assert {
+        "step 34",
+        "step 40",
+        "average of the last 4",
+        "greedy soup",
+        "4 networks together",
+        "moving average",
+    } <= names
 
 
 def test_without_ensembles_the_best_checkpoint_is_the_model(tiny_run: Path, tmp_path: Path) -> None:
@@ -97,7 +112,9 @@ REGIMES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-def test_stopped_and_started_again_equals_never_stopped(tiny_run: Path, tmp_path: Path, regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_started_again_equals_never_stopped(
+    tiny_run: Path, tmp_path: Path, regime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(LossScaler, "DOUBLE_AFTER", 4)
     keys = {"checkpoint_every": 5} | REGIMES[regime]
     inside = keys.pop("inside", False)
@@ -146,9 +163,13 @@ def ragged(rows: int = 16, context: int = 32, vocabulary: int = 300) -> Batch:
     return Batch(text[:, :-1].copy(), targets, None)
 
 
-def gradients(recipe: Recipe, tokens: Path, out: Path, micro: int, batch: Batch | None = None, threads: int = 1) -> list[torch.Tensor]:
+def gradients(
+    recipe: Recipe, tokens: Path, out: Path, micro: int, batch: Batch | None = None, threads: int = 1
+) -> list[torch.Tensor]:
     """Of a batch, or of the first."""
-    keys: dict[str, int] = {"micro_batch_tokens": micro, "threads": threads} | ({"batch_tokens": batch.inputs.size} if batch else {})
+    keys: dict[str, int] = {"micro_batch_tokens": micro, "threads": threads} | (
+        {"batch_tokens": batch.inputs.size} if batch else {}
+    )
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=keys)})
     with contextlib.closing(TrainingRun(recipe, tokens, out, Mesh(0, 1, torch.device("cpu")))) as run:
         run.gradient(0, batch or run.loader.batch(0), 32)
@@ -202,15 +223,32 @@ figures = train(load_recipe(base / "r.toml", ["train.checkpoint_every=5"]), toke
 
 def on_two_ranks(tiny_run: Path, base: Path, name: str, dies_at: int = -1) -> None:
     (base / "two.py").write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(base / "two.py"), str(base),
-               str(tiny_run / "tokens"), name, str(dies_at)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(base / "two.py"),
+        str(base),
+        str(tiny_run / "tokens"),
+        name,
+        str(dies_at),
+    ]
     path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    subprocess.run(command, check=dies_at < 0, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, timeout=280)
+    subprocess.run(
+        command,
+        check=dies_at < 0,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        timeout=280,
+    )
 
 
 @pytest.fixture(scope="module")
 def masked(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run's texts as shards of which a part counts: in each document another share of its characters, in some nothing."""
+    """The tiny run's texts as shards of which a part counts: in each document another share of its characters, in some
+    nothing."""
     out = tmp_path_factory.mktemp("masked")
     splits = {}
     for split in ("train", "valid", "test"):
@@ -224,9 +262,13 @@ def masked(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("packing", ["ring", "best_fit"])
 def test_micro_batches_change_nothing_where_few_tokens_count(
-    masked: Path, tiny_run: Path, tmp_path: Path, packing: str,
+    masked: Path,
+    tiny_run: Path,
+    tmp_path: Path,
+    packing: str,
 ) -> None:
-    """The mean is over the tokens that count in the whole batch, however unevenly they fall into micro-batches and ranks."""
+    """The mean is over the tokens that count in the whole batch, however unevenly they fall into micro-batches and
+    ranks."""
     recipe = load_recipe(tiny_run / "recipe.toml", [f"tokens.packing={packing}"])
     whole = gradients(recipe, masked, tmp_path, 256)
     for micro in (32, 64, 96):
@@ -237,13 +279,24 @@ def test_micro_batches_change_nothing_where_few_tokens_count(
     assert 0 < counted < 0.8 * batch.targets.size
     documents = None if batch.documents is None else torch.from_numpy(batch.documents)
     with torch.no_grad():
-        mean = float(run.model.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), documents)) / counted
+        mean = (
+            float(run.model.loss(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), documents)) / counted
+        )
     assert run.step(0, batch)["loss"] == pytest.approx(mean, rel=1e-5)
 
 
-@pytest.mark.parametrize("sets", [["tokens.packing=best_fit"], ["train.context_schedule=[[0, 8], [0.5, 32]]"],
-                                  ["train.mixture={unknown = 2, code = [[0, 1], [0.5, 0.2]]}"]], ids=["best fit", "contexts", "mixture"])
-def test_every_order_of_the_data_resumes_exactly(tiny_run: Path, tmp_path: Path, sets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["tokens.packing=best_fit"],
+        ["train.context_schedule=[[0, 8], [0.5, 32]]"],
+        ["train.mixture={unknown = 2, code = [[0, 1], [0.5, 0.2]]}"],
+    ],
+    ids=["best fit", "contexts", "mixture"],
+)
+def test_every_order_of_the_data_resumes_exactly(
+    tiny_run: Path, tmp_path: Path, sets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = load_recipe(tiny_run / "recipe.toml", sets)
     whole = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     plain = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "c", tmp_path / "cm")
@@ -314,7 +367,9 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_run: Path, tmp_path: Path, mon
         return real(self, step, batch)
 
     monkeypatch.setattr(TrainingRun, "step", term)
-    with pytest.raises(Interrupted, match=r"stopped after step 5 of 12, saved in .*step-00000005; the same command goes on"):
+    with pytest.raises(
+        Interrupted, match=r"stopped after step 5 of 12, saved in .*step-00000005; the same command goes on"
+    ):
         train(recipe, tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
     monkeypatch.setattr(TrainingRun, "step", real)
     train(recipe, tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
@@ -361,8 +416,14 @@ def skipped(out: Path) -> list[dict[str, Any]]:
     ids=["a batch of NaN", "float16 overflows in the network"],
 )
 def test_a_bad_batch_is_survived_and_its_cause_named(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    precision: str, spoil: Any, cause: str, layer: str,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    spoil: Any,
+    cause: str,
+    layer: str,
 ) -> None:
     recipe = recipe_of(tiny_run, steps=60, checkpoint_every=20, precision=precision)
     clean = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
@@ -376,10 +437,15 @@ def test_a_bad_batch_is_survived_and_its_cause_named(
     ids = {document["id"] for document in read_documents(tiny_run / "corpus", "train")}
     assert line["documents"]
     assert set(line["documents"]) <= ids
-    assert re.search(rf"step 31 skipped: {cause}.*documents {re.escape(line['documents'][0])}.*first not finite: {layer}", capsys.readouterr().err)
+    assert re.search(
+        rf"step 31 skipped: {cause}.*documents {re.escape(line['documents'][0])}.*first not finite: {layer}",
+        capsys.readouterr().err,
+    )
 
 
-def test_a_hundredfold_loss_is_survived_and_named(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hundredfold_loss_is_survived_and_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_of(tiny_run, steps=60, checkpoint_every=20)
     clean = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     real, loss = TrainingRun.step, GPT.loss
@@ -397,7 +463,9 @@ def test_a_hundredfold_loss_is_survived_and_named(tiny_run: Path, tmp_path: Path
     assert line["documents"]
 
 
-def test_gradients_that_overflow_cost_nothing_but_a_smaller_scale(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_that_overflow_cost_nothing_but_a_smaller_scale(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clean = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
@@ -408,12 +476,16 @@ def test_gradients_that_overflow_cost_nothing_but_a_smaller_scale(tiny_run: Path
     assert scales[0] == 2.0**16
     assert scales[5] < 2.0**16
     assert scales[-1] == scales[5]
-    assert re.search(r"step 6: float16 overflows at a loss scale of 65536, first in the gradient of blocks\.", capsys.readouterr().err)
+    assert re.search(
+        r"step 6: float16 overflows at a loss scale of 65536, first in the gradient of blocks\.",
+        capsys.readouterr().err,
+    )
     assert hurt["valid_bits_per_byte"] == pytest.approx(clean["valid_bits_per_byte"], rel=0.01)
 
 
 class _Steep(torch.autograd.Function):
-    """The identity, whose gradient is infinite where it exceeds a third of the largest it was at first: a quarter of the scale helps."""
+    """The identity, whose gradient is infinite where it exceeds a third of the largest it was at first: a quarter of
+    the scale helps."""
 
     limit: torch.Tensor | None = None
 
@@ -428,19 +500,25 @@ class _Steep(torch.autograd.Function):
         return torch.where(gradient.abs() > _Steep.limit, math.inf, gradient)
 
 
-def test_bad_steps_in_a_row_lead_back_to_the_checkpoint(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_steps_in_a_row_lead_back_to_the_checkpoint(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_of(tiny_run, steps=24)
     poisoned(monkeypatch, {9, 10, 11}, lambda x: x * math.nan)
     figures = train(recipe, tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
     assert [line["step"] for line in skipped(tmp_path / "t")] == [10, 11, 12]
     assert all(line["skipped"] == "left out after a return to a checkpoint" for line in skipped(tmp_path / "t"))
     assert json.loads((tmp_path / "t" / "excluded.json").read_text()) == {"steps": [9, 10, 11], "returns": 1}
-    assert [line["step"] for line in read_lines(tmp_path / "t" / "metrics.jsonl") if "lr" in line or "skipped" in line] == [*range(1, 25)]
+    assert [
+        line["step"] for line in read_lines(tmp_path / "t" / "metrics.jsonl") if "lr" in line or "skipped" in line
+    ] == [*range(1, 25)]
     assert figures["valid_bits_per_byte"] < 8
 
 
 def test_what_going_back_does_not_help_stops_with_the_cause(tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(LmforgeError, match=r"steps \d+ to \d+ had to be skipped.*: the loss is .*nan; lower train.peak_lr"):
+    with pytest.raises(
+        LmforgeError, match=r"steps \d+ to \d+ had to be skipped.*: the loss is .*nan; lower train.peak_lr"
+    ):
         train(recipe_of(tiny_run, peak_lr=1e30, warmup=0), tiny_run / "tokens", tmp_path / "t", tmp_path / "m")
 
 
@@ -456,12 +534,22 @@ def test_statistics_are_in_the_metrics(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_events_and_profile_are_written_and_change_nothing(tiny_run: Path, tmp_path: Path) -> None:
     plain = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
-    watched = train(recipe_of(tiny_run, tensorboard=True, profile=2), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
+    watched = train(
+        recipe_of(tiny_run, tensorboard=True, profile=2), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm"
+    )
     assert watched["weights_sha256"] == plain["weights_sha256"]
     (events,) = (tmp_path / "b" / "tensorboard").iterdir()
     found = scalars(events)
     assert [(step, pytest.approx(value)) for step, tag, value in found if tag == "loss"] == losses(tmp_path / "b")
-    assert {"lr", "grad_norm", "tokens_per_second", "utilization", "memory_bytes", "data_wait", "valid_bits_per_byte"} <= {tag for _, tag, _ in found}
+    assert {
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "utilization",
+        "memory_bytes",
+        "data_wait",
+        "valid_bits_per_byte",
+    } <= {tag for _, tag, _ in found}
     assert len([*(tmp_path / "b" / "profile").glob("step-00000004.*")]) == 2
     lines = [line for line in read_lines(tmp_path / "b" / "metrics.jsonl") if "loss" in line]
     assert all(line["utilization"] > 0 and line["memory_bytes"] > 1e7 for line in lines)
@@ -479,26 +567,34 @@ class Reads(TorchDispatchMode):
 
 
 def test_the_host_waits_for_the_device_by_the_step_and_not_by_the_micro_batch(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the loss asks whether all tokens count on a CPU alone
+    # the loss asks whether all tokens count on a CPU alone
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     found, copies = [], []
     real = loop.read
     monkeypatch.setattr(loop, "read", lambda *numbers: copies.append(len(numbers)) or real(*numbers))
     for micro in (256, 32):
         recipe = recipe_of(tiny_run, micro_batch_tokens=micro, optimizer="muon")
-        with contextlib.closing(TrainingRun(recipe, tiny_run / "tokens", tmp_path / str(micro), Mesh(0, 1, torch.device("cpu")))) as run:
+        with contextlib.closing(
+            TrainingRun(recipe, tiny_run / "tokens", tmp_path / str(micro), Mesh(0, 1, torch.device("cpu")))
+        ) as run:
             batch = run.loader.batch(0)
             with Reads() as reads:
                 run.step(0, batch)
         found.append(reads.count)
-    # The loss and the gradient's norm, which decide whether there is an update at all, in one copy; no other number of the device is read.
+    # The loss and the gradient's norm, which decide whether there is an update at all, in one copy; no other number of
+    # the device is read.
     assert copies == [2, 2]
     assert found == [0, 0]
 
 
 def test_frozen_weights_cost_no_gradients(tiny_run: Path, tmp_path: Path) -> None:
-    with contextlib.closing(TrainingRun(recipe_of(tiny_run), tiny_run / "tokens", tmp_path, Mesh(0, 1, torch.device("cpu")))) as run:
+    with contextlib.closing(
+        TrainingRun(recipe_of(tiny_run), tiny_run / "tokens", tmp_path, Mesh(0, 1, torch.device("cpu")))
+    ) as run:
         whole = run.flops_per_token(32)
         run.model.embed.requires_grad_(False)
         assert run.flops_per_token(32) == pytest.approx(whole * 2 / 3)
@@ -508,7 +604,9 @@ def test_frozen_weights_cost_no_gradients(tiny_run: Path, tmp_path: Path) -> Non
 def test_when_its_time_is_over_it_saves_and_the_same_command_goes_on(tiny_run: Path, tmp_path: Path) -> None:
     whole = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     for step in (1, 2):
-        with pytest.raises(Interrupted, match=rf"stopped after step {step} of 12, saved in .*; the same command goes on"):
+        with pytest.raises(
+            Interrupted, match=rf"stopped after step {step} of 12, saved in .*; the same command goes on"
+        ):
             train(recipe_of(tiny_run, max_seconds=1e-6), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
     again = train(recipe_of(tiny_run), tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
     assert again["weights_sha256"] == whole["weights_sha256"]
@@ -527,7 +625,10 @@ def test_a_batch_that_grows_takes_the_same_rows(tiny_run: Path, tmp_path: Path) 
     recipe = recipe_of(tiny_run, batch_schedule=[[0, 64], [0.5, 256]], optimizer="sgd", peak_lr=1e-9, ensemble=0)
     train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     lines = [line for line in read_lines(tmp_path / "a" / "metrics.jsonl") if "loss" in line]
-    assert [line["tokens"] for line in lines] == [*range(64, 7 * 64, 64), *range(6 * 64 + 256, 6 * 64 + 6 * 256 + 1, 256)]
+    assert [line["tokens"] for line in lines] == [
+        *range(64, 7 * 64, 64),
+        *range(6 * 64 + 256, 6 * 64 + 6 * 256 + 1, 256),
+    ]
     constant = recipe_of(tiny_run, batch_tokens=64, steps=30, optimizer="sgd", peak_lr=1e-9, ensemble=0)
     train(constant, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
     same = [loss for _, loss in losses(tmp_path / "b")]
@@ -555,7 +656,9 @@ def test_weights_hash_sees_every_change() -> None:
 
 
 def test_the_network_follows_the_recipe() -> None:
-    config = network_of(Recipe.model_validate({"model": {"layers": 3, "d_model": 64, "heads": 2}, "tokens": {"context": 99}}), 777)
+    config = network_of(
+        Recipe.model_validate({"model": {"layers": 3, "d_model": 64, "heads": 2}, "tokens": {"context": 99}}), 777
+    )
     assert (config.layers, config.d_ff, config.kv_heads, config.context, config.vocab_size) == (3, 256, 2, 99, 777)
 
 
@@ -568,7 +671,16 @@ def test_five_random_kills(tiny_run: Path, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         run = tmp_path / name
         overrides = ["--set", f"run_dir={run}", "--set", "train.steps=150", "--set", "train.checkpoint_every=10"]
-        command = [sys.executable, "-m", "lmforge.cli", "run", str(tiny_run / "recipe.toml"), "--until", "train", *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "lmforge.cli",
+            "run",
+            str(tiny_run / "recipe.toml"),
+            "--until",
+            "train",
+            *overrides,
+        ]
         if name == "killed":
             kills = 0
             while kills < 5:
@@ -583,13 +695,17 @@ def test_five_random_kills(tiny_run: Path, tmp_path: Path) -> None:
             assert kills >= 2
         subprocess.run(command, check=True, capture_output=True)
     assert losses(tmp_path / "whole" / "train") == losses(tmp_path / "killed" / "train")
-    records = [json.loads((tmp_path / n / "record.json").read_text())["stages"]["train"]["figures"] for n in ("whole", "killed")]
+    records = [
+        json.loads((tmp_path / n / "record.json").read_text())["stages"]["train"]["figures"]
+        for n in ("whole", "killed")
+    ]
     assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
 
 
 @pytest.mark.slow
 def test_a_batch_of_3_200_000_tokens_in_flat_memory(tmp_path: Path) -> None:
-    """One step at exactly that size, by accumulation; what is resident while the last micro-batches are computed is what was with the first."""
+    """One step at exactly that size, by accumulation; what is resident while the last micro-batches are computed is
+    what was with the first."""
     context, tokens = 250, 3_200_000
     rng = np.random.default_rng(0)
     folder = tmp_path / "tokens"
@@ -598,17 +714,46 @@ def test_a_batch_of_3_200_000_tokens_in_flat_memory(tmp_path: Path) -> None:
     splits, names = {}, Names()
     for split, documents in (("train", 700), ("valid", 4), ("test", 4)):
         writer = TokenWriter(folder, split, 257, names, grouped=split == "train")
-        writer.add([Encoded(np.concatenate(([0], rng.integers(1, 257, 4999))).astype("<u2"), None, 4999, "s", "code") for _ in range(documents)])
+        writer.add(
+            [
+                Encoded(np.concatenate(([0], rng.integers(1, 257, 4999))).astype("<u2"), None, 4999, "s", "code")
+                for _ in range(documents)
+            ]
+        )
         writer.close()
-        splits[split] = {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "files": writer.files}
-    (folder / "index.json").write_text(json.dumps({
-        "format": FORMAT, "vocab_size": 257, "dtype": "uint16", "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
-        "sources": [*names.sources], "genres": [*names.genres], "splits": splits,
-    }))
-    recipe = Recipe.model_validate({
-        "tokens": {"context": context}, "model": {"layers": 1, "d_model": 16, "heads": 2},
-        "train": {"steps": 1, "batch_tokens": tokens, "micro_batch_tokens": 40 * context, "threads": 1, "compile": "off", "validate_tokens": 2000},
-    })
+        splits[split] = {
+            "tokens": writer.tokens,
+            "documents": writer.documents,
+            "bytes": writer.bytes,
+            "files": writer.files,
+        }
+    (folder / "index.json").write_text(
+        json.dumps(
+            {
+                "format": FORMAT,
+                "vocab_size": 257,
+                "dtype": "uint16",
+                "tokenizer_sha256": hash_file(folder / "tokenizer.json"),
+                "sources": [*names.sources],
+                "genres": [*names.genres],
+                "splits": splits,
+            }
+        )
+    )
+    recipe = Recipe.model_validate(
+        {
+            "tokens": {"context": context},
+            "model": {"layers": 1, "d_model": 16, "heads": 2},
+            "train": {
+                "steps": 1,
+                "batch_tokens": tokens,
+                "micro_batch_tokens": 40 * context,
+                "threads": 1,
+                "compile": "off",
+                "validate_tokens": 2000,
+            },
+        }
+    )
     process, resident = psutil.Process(), []
     real = TrainingRun.on_device
 

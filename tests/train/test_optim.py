@@ -36,11 +36,15 @@ def test_orthogonalising_keeps_directions() -> None:
 @pytest.mark.parametrize("shape", [(128, 128), (256, 64), (64, 256)])
 @pytest.mark.parametrize("units", [True, False])
 def test_large_matrices_are_orthogonalised_whatever_they_are_multiplied_in(
-    shape: tuple[int, int], units: bool, monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    units: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
     for seed in range(4):
-        u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), full_matrices=False)
+        u, _, v = torch.linalg.svd(
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed)), full_matrices=False
+        )
         found = orthogonalise((u @ torch.diag(torch.linspace(0.05, 1, min(shape))) @ v)[None])[0]
         assert (found * (u @ v)).sum() / (found.norm() * (u @ v).norm()) > 0.99
         assert torch.linalg.svdvals(found).max() < 1.3
@@ -56,9 +60,27 @@ def test_stacked_projections_are_orthogonalised_one_by_one() -> None:
 
 
 def test_groups_by_rule() -> None:
-    model = GPT(GPTConfig(vocab_size=20, context=8, layers=2, d_model=8, heads=2, kv_heads=2, d_ff=16, ngram_rows=10, biases=True, norm="layernorm"))
+    model = GPT(
+        GPTConfig(
+            vocab_size=20,
+            context=8,
+            layers=2,
+            d_model=8,
+            heads=2,
+            kv_heads=2,
+            d_ff=16,
+            ngram_rows=10,
+            biases=True,
+            norm="layernorm",
+        )
+    )
     optimizers = build_optimizers(model, Train(optimizer="muon", weight_decay=0.3))
-    grouped = {id(p): (name, group["weight_decay"]) for name, o in optimizers.items() for group in o.param_groups for p in group["params"]}
+    grouped = {
+        id(p): (name, group["weight_decay"])
+        for name, o in optimizers.items()
+        for group in o.param_groups
+        for p in group["params"]
+    }
     assert len(grouped) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         owner, decay = grouped[id(parameter)]
@@ -72,7 +94,9 @@ def test_a_small_problem_is_learned(kind: str) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=16, context=8, layers=1, d_model=16, heads=2, kv_heads=2, d_ff=32))
     model.initialise(0)
-    optimizers = build_optimizers(model, Train(optimizer=kind, peak_lr=0.2 if kind == "sgd" else 1e-2, weight_decay=0.0))
+    optimizers = build_optimizers(
+        model, Train(optimizer=kind, peak_lr=0.2 if kind == "sgd" else 1e-2, weight_decay=0.0)
+    )
     x = torch.arange(8).repeat(4, 1)
     losses = []
     for _ in range(80):
@@ -123,14 +147,19 @@ def test_weight_decay_follows_its_own_schedule() -> None:
     assert {g["weight_decay"] for o in optimizers.values() for g in o.param_groups} == {0.05, 0.0}
 
 
-@pytest.mark.parametrize(("kind", "base", "steady"), [("adamw", 32, True), ("adamw", None, False), ("muon", None, True)])
+@pytest.mark.parametrize(
+    ("kind", "base", "steady"), [("adamw", 32, True), ("adamw", None, False), ("muon", None, True)]
+)
 def test_one_tuning_moves_networks_of_all_widths_alike(kind: str, base: int | None, steady: bool) -> None:
-    """How far three steps move what a feed-forward part gives for the inputs it began with, at width 32 and at width 256."""
+    """How far three steps move what a feed-forward part gives for the inputs it began with, at width 32 and at width
+    256."""
     moves = []
     for width in (32, 256):
         model = GPT(GPTConfig(vocab_size=64, context=16, layers=1, d_model=width, heads=2, kv_heads=2, d_ff=4 * width))
         model.initialise(0)
-        optimizers = build_optimizers(model, Train(optimizer=kind, base_width=base, peak_lr=1e-3, matrix_lr=1e-3, weight_decay=0.0))
+        optimizers = build_optimizers(
+            model, Train(optimizer=kind, base_width=base, peak_lr=1e-3, matrix_lr=1e-3, weight_decay=0.0)
+        )
         x = torch.arange(16).repeat(2, 1)
         with torch.no_grad():
             inputs = model.blocks[0].ff_norm(model.embed(x))
@@ -162,22 +191,39 @@ def test_the_outputs_multiplier_is_where_the_last_norm_begins_and_how_fast_it_mo
     model.initialise(1, 16, 3.0)
     torch.testing.assert_close(model(tokens), 3 * plain)
     for base, expected in ((16, 0.3), (None, 1.2)):
-        groups = build_optimizers(model, Train(peak_lr=0.4, base_width=base, output_multiplier=3.0))["adamw"].param_groups
-        assert [group["peak"] for group in groups if any(p is model.norm.weight for p in group["params"])] == [pytest.approx(expected)]
+        groups = build_optimizers(model, Train(peak_lr=0.4, base_width=base, output_multiplier=3.0))[
+            "adamw"
+        ].param_groups
+        assert [group["peak"] for group in groups if any(p is model.norm.weight for p in group["params"])] == [
+            pytest.approx(expected)
+        ]
     with pytest.raises(ValueError, match="output_multiplier"):
         Train(optimizer="sgd", output_multiplier=3.0)
 
 
 @pytest.mark.parametrize(("kind", "base", "steady"), [("adamw", 64, True), ("muon", 64, True), ("adamw", None, False)])
 def test_coordinates_are_of_one_size_at_every_width(kind: str, base: int | None, steady: bool) -> None:
-    """Yang et al. 2022, appendix D.1, the coordinate check: how far a few steps move the logits and what each block gives, by width."""
+    """Yang et al. 2022, appendix D.1, the coordinate check: how far a few steps move the logits and what each block
+    gives, by width."""
     widths, moves = (32, 64, 128, 256), []
     tokens = torch.randint(64, (8, 17), generator=torch.Generator().manual_seed(0))
     x, y = tokens[:, :-1], tokens[:, 1:]
     for width in widths:
-        model = GPT(GPTConfig(vocab_size=64, context=16, layers=2, d_model=width, heads=width // 16, kv_heads=width // 16, d_ff=4 * width))
+        model = GPT(
+            GPTConfig(
+                vocab_size=64,
+                context=16,
+                layers=2,
+                d_model=width,
+                heads=width // 16,
+                kv_heads=width // 16,
+                d_ff=4 * width,
+            )
+        )
         model.initialise(0, base)
-        optimizers = build_optimizers(model, Train(optimizer=kind, base_width=base, peak_lr=0.01, matrix_lr=0.02, weight_decay=0.0))
+        optimizers = build_optimizers(
+            model, Train(optimizer=kind, base_width=base, peak_lr=0.01, matrix_lr=0.02, weight_decay=0.0)
+        )
         runs = []
         for _ in range(4):
             with torch.no_grad():
@@ -189,5 +235,8 @@ def test_coordinates_are_of_one_size_at_every_width(kind: str, base: int | None,
                 optimizer.step()
             model.zero_grad()
         moves.append([float((last - first).abs().mean()) for first, last in zip(runs[0], runs[-1], strict=True)])
-    growth = [math.log(wide / narrow) / math.log(widths[-1] / widths[0]) for narrow, wide in zip(moves[0], moves[-1], strict=True)]
+    growth = [
+        math.log(wide / narrow) / math.log(widths[-1] / widths[0])
+        for narrow, wide in zip(moves[0], moves[-1], strict=True)
+    ]
     assert (max(abs(exponent) for exponent in growth) < 0.25) == steady, growth

@@ -28,7 +28,9 @@ def test_the_scale_halves_on_overflow_and_doubles_after_a_calm_while(monkeypatch
 def test_at_the_floor_it_stops_with_the_cause() -> None:
     scaler = LossScaler({"scale": 2.0, "calm": 9})
     scaler.overflowed(6)
-    with pytest.raises(LmforgeError, match=r"gradients of step 7 overflow even at a loss scale of 1; lower train\.peak_lr"):
+    with pytest.raises(
+        LmforgeError, match=r"gradients of step 7 overflow even at a loss scale of 1; lower train\.peak_lr"
+    ):
         scaler.overflowed(6)
 
 
@@ -41,7 +43,9 @@ def test_unscaling_is_exact() -> None:
     assert torch.equal(weight.grad, gradient)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_arithmetic_follows_the_precision(precision: str, dtype: torch.dtype) -> None:
     layer = torch.nn.Linear(4, 4)
     with autocast(precision, CPU):
@@ -56,7 +60,9 @@ def test_the_gain_is_measured_here() -> None:
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
-def test_on_a_gpu_bfloat16_where_it_is_multiplied(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str) -> None:
+def test_on_a_gpu_bfloat16_where_it_is_multiplied(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     precision, why = safest_on_gpu(torch.device("cuda"))
     assert precision == expected

@@ -28,7 +28,11 @@ def test_sizes_by_layer() -> None:
 
 
 def test_layers_of_parameters() -> None:
-    assert [layer_of(n) for n in ("blocks.3.ff.up.weight", "embed.weight", "ngrams.bigram.weight")] == ["blocks.3", "embed", "ngrams"]
+    assert [layer_of(n) for n in ("blocks.3.ff.up.weight", "embed.weight", "ngrams.bigram.weight")] == [
+        "blocks.3",
+        "embed",
+        "ngrams",
+    ]
 
 
 def test_the_noise_scale_of_a_known_gradient() -> None:

@@ -27,10 +27,16 @@ def test_a_lost_disk_is_made_good(tmp_path: Path, store: str) -> None:
     model, optimizers = trained(1)
     checkpoints = Checkpoints(tmp_path / "c", 2, store)
     for step in range(1, 5):
-        checkpoints.save(step, model, optimizers, {"step": step, "best_step": 1}, tmp_path / "tokenizer.json", wait=False)
+        checkpoints.save(
+            step, model, optimizers, {"step": step, "best_step": 1}, tmp_path / "tokenizer.json", wait=False
+        )
     checkpoints.close()
     system = fsspec.filesystem("memory")
-    assert sorted(path.rsplit("/", 1)[-1] for path in system.ls("/bucket/run", detail=False)) == ["step-00000001", "step-00000003", "step-00000004"]
+    assert sorted(path.rsplit("/", 1)[-1] for path in system.ls("/bucket/run", detail=False)) == [
+        "step-00000001",
+        "step-00000003",
+        "step-00000004",
+    ]
     shutil.rmtree(tmp_path / "c")
     system.rm_file("/bucket/run/step-00000004/manifest.json")  # as if its copying had been cut short
     fresh = Checkpoints(tmp_path / "c", 2, store)

@@ -1,9 +1,10 @@
 """Model → smaller model: the recipe's steps in order, each measured, nothing claimed that was not.
 
-    model/ ─load─▶ original ─step─▶ smaller ─step─▶ … ─▶ compressed/ {model.safetensors, config.json, tokenizer.json, report.json}
-                      └──────── bytes, memory, MACs, tokens/s, bits per byte of each, side by side ────────┘
+model/ ─load─▶ original ─step─▶ smaller ─step─▶ … ─▶ compressed/ {model.safetensors, config.json, tokenizer.json,
+report.json}
+                  └──────── bytes, memory, MACs, tokens/s, bits per byte of each, side by side ────────┘
 
-    python -m lmforge.compress.chain MODEL      loads MODEL, decodes a little and prints its memory in bytes, as JSON
+python -m lmforge.compress.chain MODEL      loads MODEL, decodes a little and prints its memory in bytes, as JSON
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def load(directory: Path, verify: bool = True) -> GPT:
     def restore(model: GPT, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> GPT:
         method = entry.get("method")
         if method not in RESTORE:
-            raise InputError(f"{directory / CONFIG}: compression method {method!r} is not known; run the compress stage again")
+            raise InputError(
+                f"{directory / CONFIG}: compression method {method!r} is not known; run the compress stage again"
+            )
         return RESTORE[method](model, entry, tensors)
 
     return load_model(directory, restore, verify)
@@ -67,8 +70,9 @@ class Stage:
 def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Tensor, evaluate: Evaluate) -> dict[str, Any]:
     """Run `recipe.compress.steps` on the model in `model_dir`; leave the small model and `report.json` in `out`.
 
-    `calibration`: tokens (rows, context) int64 from the training split. `evaluate(model)` gives at least `bits_per_byte`. The
-    result (also in `report.json`) has `steps[]`, the first of them the uncompressed model, "original", and `verdicts` in words.
+    `calibration`: tokens (rows, context) int64 from the training split. `evaluate(model)` gives at least
+    `bits_per_byte`. The result (also in `report.json`) has `steps[]`, the first of them the uncompressed model,
+    "original", and `verdicts` in words.
 
     Raises:
         InputError: `model_dir` holds no intact model.
@@ -99,7 +103,8 @@ def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Tensor, ev
 def _quantize(
     before: Stage, batches: Sequence[Tensor], evaluate: Evaluate, original: float, budget: float | None
 ) -> tuple[GPT, dict[str, Any], dict[str, float]]:
-    """Quantise; where bits per byte rise beyond `budget`, give the dearest layers back their fp32 weights, as few as will do.
+    """Quantise; where bits per byte rise beyond `budget`, give the dearest layers back their fp32 weights, as few as
+    will do.
 
     Raises:
         LmforgeError: even with all layers but one in fp32 the budget is not met.
@@ -113,7 +118,10 @@ def _quantize(
     model, details, scores, rise = attempt(())
     if budget is None or rise <= budget:
         return model, details, scores
-    say(f"compress: bits per byte rose by {100 * rise:.2f}%, compress.budget allows {100 * budget:.2f}%; ranking the layers")
+    say(
+        f"compress: bits per byte rose by {100 * rise:.2f}%, compress.budget allows {100 * budget:.2f}%; ranking the "
+        "layers"
+    )
     ranking = sensitivity(before.model, batches)
     worst = list(ranking)
     found = None
@@ -138,7 +146,8 @@ def _quantize(
 
 @torch.inference_mode()
 def sensitivity(model: GPT, batches: Sequence[Tensor]) -> dict[str, float]:
-    """Each layer's cost when it alone is quantised, the dearest first: mean KL divergence from the fp32 model, nats per token."""
+    """Each layer's cost when it alone is quantised, the dearest first: mean KL divergence from the fp32 model, nats per
+    token."""
     sample = batches[0]
     names = quantize.layer_names(model)
     reference = torch.log_softmax(model(sample), dim=-1)
@@ -157,8 +166,15 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
     if stages[0].file_bytes >= MEMORY_FROM_BYTES:
         memory = {stages[0].name: peak_memory(model_dir), stages[-1].name: peak_memory(directory)}
     steps = [
-        {"name": stage.name, "file_bytes": stage.file_bytes, **figures[stage.name], "peak_memory": memory.get(stage.name),
-         "bits_per_byte": stage.scores["bits_per_byte"], "scores": stage.scores, **stage.details}
+        {
+            "name": stage.name,
+            "file_bytes": stage.file_bytes,
+            **figures[stage.name],
+            "peak_memory": memory.get(stage.name),
+            "bits_per_byte": stage.scores["bits_per_byte"],
+            "scores": stage.scores,
+            **stage.details,
+        }
         for stage in stages
     ]
     first, last = steps[0], steps[-1]
@@ -176,7 +192,10 @@ def verdicts(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     """Plain sentences on what compression changed, and where it brought nothing."""
     file = last["file_bytes"] / first["file_bytes"]
     rise = last["bits_per_byte"] / first["bits_per_byte"] - 1
-    told = [f"file: {file:.3f}× the fp32 bytes, {2 * file:.3f}× what bf16 would take" + ("" if file < 1 else " — no smaller")]
+    told = [
+        f"file: {file:.3f}× the fp32 bytes, {2 * file:.3f}× what bf16 would take"
+        + ("" if file < 1 else " — no smaller")
+    ]
     compared = [("memory held by the model", last["resident_bytes"] / first["resident_bytes"], False)]
     if first["peak_memory"] and last["peak_memory"]:
         peaks = [step["peak_memory"]["peak_bytes"] for step in (first, last)]
@@ -190,15 +209,18 @@ def verdicts(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
         better = ratio > 1.02 if speed else ratio < 0.98  # within 2% is no change
         nothing = "" if better else " — no speed-up here" if speed else " — not reduced here"
         told.append(f"{name}: {ratio:.2f}×{nothing}")
-    told.append(f"bits per byte: {first['bits_per_byte']:.4f} → {last['bits_per_byte']:.4f} ({100 * rise:+.2f}%)"
-                + (" — worse" if rise > 5e-5 else ""))
+    told.append(
+        f"bits per byte: {first['bits_per_byte']:.4f} → {last['bits_per_byte']:.4f} ({100 * rise:+.2f}%)"
+        + (" — worse" if rise > 5e-5 else "")
+    )
     if "none" in str(last.get("engine", "")):
         told.append("no working int8 kernel on this machine: the products are taken in fp32, so nothing gets faster")
     return told
 
 
 def peak_memory(directory: Path) -> dict[str, int] | None:
-    """Memory of a fresh process that loads the model and decodes: `peak_bytes`, and `before_bytes` with the libraries alone.
+    """Memory of a fresh process that loads the model and decodes: `peak_bytes`, and `before_bytes` with the libraries
+    alone.
 
     None where such a process cannot be started or does not end within a minute.
     """

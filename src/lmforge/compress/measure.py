@@ -1,5 +1,5 @@
-"""What a model costs to run: bytes, multiply-accumulates, memory, tokens per second. Several models in turn (A B A B), so that a
-busy moment of the machine falls on all of them.
+"""What a model costs to run: bytes, multiply-accumulates, memory, tokens per second. Several models in turn (A B A B),
+so that a busy moment of the machine falls on all of them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ PREFILL_TOKENS = 256
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes of everything the model holds in memory: parameters, buffers, packed matrices; what is shared counts once."""
+    """Bytes of everything the model holds in memory: parameters, buffers, packed matrices; what is shared counts
+    once."""
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if tensor.nbytes}
-    return sum(held.values()) + sum(module.packed_bytes() for module in model.modules() if isinstance(module, QuantizedLinear))
+    return sum(held.values()) + sum(
+        module.packed_bytes() for module in model.modules() if isinstance(module, QuantizedLinear)
+    )
 
 
 def macs_per_token(model: GPT) -> int:
@@ -39,11 +42,12 @@ def macs_per_token(model: GPT) -> int:
 
 
 def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[str, Any]]:
-    """Per model: `resident_bytes, macs_per_token, decode_tokens_per_second {batch: x}, prefill_tokens_per_second, threads`.
+    """Per model: `resident_bytes, macs_per_token, decode_tokens_per_second {batch: x}, prefill_tokens_per_second,
+    threads`.
 
-    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context; prefill is one prompt of 256
-    tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take turns, after a
-    warm-up; `seconds` is about what the whole takes.
+    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context; prefill is one prompt
+    of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take
+    turns, after a warm-up; `seconds` is about what the whole takes.
     """
     share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
 
@@ -65,7 +69,8 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
 
 
 def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, float]:
-    """The median of each measurement, all taking turns; every second round runs backwards, and the first round does not count."""
+    """The median of each measurement, all taking turns; every second round runs backwards, and the first round does not
+    count."""
     found: dict[str, list[float]] = {name: [] for name in rates}
     for repetition in range(repetitions + 1):
         for name in list(rates)[:: -1 if repetition % 2 else 1]:
@@ -77,7 +82,8 @@ def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETIT
 
 @torch.inference_mode()
 def decode_rate(model: GPT, batch: int, seconds: float) -> float:
-    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt of a quarter context."""
+    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt of a quarter
+    context."""
     length, vocabulary = max(1, model.config.context // 4), model.config.vocab_size
     prompts = [[(row + position) % vocabulary for position in range(length)] for row in range(batch)]
     logits, cache = prefill(model, prompts, model.config.context)

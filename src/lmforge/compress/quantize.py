@@ -3,12 +3,12 @@
     x (…,I) ─divided by its reach, 127 levels─▶ uint8 ─┐
                             weight (O,I) int8 ─packed──┴─ int8 GEMM, int32 sums ─▶ · scale (O) · reach ─▶ y (…,O)
 
-Weights: symmetric, one scale per output row. Activations: a reach (the largest magnitude kept) per layer, learned from calibration
-text, so that a layer is one call; where that rounds too coarsely, or without calibration, the reach is each token's own largest
-magnitude, found as it passes. Either way no token's result depends on its neighbours in the batch.
-Activations use 7 of their 8 bits (reduced range): without VNNI the kernels add pairs of products in 16 bits, and 2·127·127 = 32,258
-is the most that never saturates (full range measured 10-17% wrong there). Before rounding, channels are evened out between producer
-and consumer: Xiao et al. 2023 (SmoothQuant), eq. 4; Nagel et al. 2019, section 4.1.
+Weights: symmetric, one scale per output row. Activations: a reach (the largest magnitude kept) per layer, learned from
+calibration text, so that a layer is one call; where that rounds too coarsely, or without calibration, the reach is each
+token's own largest magnitude, found as it passes. Either way no token's result depends on its neighbours in the batch.
+Activations use 7 of their 8 bits (reduced range): without VNNI the kernels add pairs of products in 16 bits, and
+2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there). Before rounding, channels
+are evened out between producer and consumer: Xiao et al. 2023 (SmoothQuant), eq. 4; Nagel et al. 2019, section 4.1.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from lmforge.model.gpt import GPT, Block
 from lmforge.progress import say
 
 METHOD = "quantize"
-LEVELS = 127  # weights lie in [−127, 127]; activations in [1, 127] about 64, or in [0, 127] where they cannot be negative
-COARSE = 0.02  # rounding a layer's calibration inputs with one reach may cost this much of their norm; else each token gets its own
+# weights lie in [−127, 127]; activations in [1, 127] about 64, or in [0, 127] where they cannot be negative
+LEVELS = 127
+# rounding a layer's calibration inputs with one reach may cost this much of their norm; else each token gets its own
+COARSE = 0.02
 _TINY = 1e-30  # keeps a row of zeros from dividing by zero
 
 
@@ -38,7 +40,8 @@ _TINY = 1e-30  # keeps a row of zeros from dividing by zero
 def int8_engine() -> str | None:
     """The torch engine whose int8 kernels this CPU runs correctly: fbgemm (x86), qnnpack (ARM), or None.
 
-    Each candidate multiplies one small matrix and is refused when the product is wrong: no missing or saturating kernel is used.
+    Each candidate multiplies one small matrix and is refused when the product is wrong: no missing or saturating kernel
+    is used.
     """
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(16, 64, generator=generator), torch.randn(3, 64, generator=generator)
@@ -63,7 +66,8 @@ def _pack(weight: Tensor, scale: Tensor, engine: str) -> Any:
     torch.backends.quantized.engine = engine
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the packing call takes only the tensor type that torch has begun to deprecate
+            # the packing call takes only the tensor type that torch has begun to deprecate
+            warnings.simplefilter("ignore")
             zero = torch.zeros(len(scale), dtype=torch.long)
             rows = torch._make_per_channel_quantized_tensor(weight.contiguous(), scale.double(), zero, 0)
             return torch.ops.quantized.linear_prepack(rows, None)
@@ -90,10 +94,10 @@ def _round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b with int8 weights and activations; x (…,I) fp32 → (…,O) fp32.
 
-    The file holds `weight` (O,I) int8, `scale` (O,) fp32, `reach` (1,) fp32 (0: each token's own) and `bias`; in memory the weight lies
-    packed for the kernel only. Where no int8 kernel works (or x is not on the CPU) the product is taken in fp32: the file stays small,
-    the speed does not rise. `signed` False: x is never negative, so all levels serve its positive side. `tied`: the table whose matrix
-    this layer shares.
+    The file holds `weight` (O,I) int8, `scale` (O,) fp32, `reach` (1,) fp32 (0: each token's own) and `bias`; in memory
+    the weight lies packed for the kernel only. Where no int8 kernel works (or x is not on the CPU) the product is taken
+    in fp32: the file stays small, the speed does not rise. `signed` False: x is never negative, so all levels serve its
+    positive side. `tied`: the table whose matrix this layer shares.
     """
 
     weight: Tensor
@@ -101,8 +105,14 @@ class QuantizedLinear(nn.Module):
     reach: Tensor
     bias: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, signed: bool = True,
-                 tied: QuantizedEmbedding | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        signed: bool = True,
+        tied: QuantizedEmbedding | None = None,
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.signed = in_features, out_features, signed
         self.tied = (tied,)  # in a tuple, so that the embedding is not registered (and stored) a second time
@@ -141,10 +151,15 @@ class QuantizedLinear(nn.Module):
             return F.linear(x, self._dense_on(x.device), self.bias)
         assert self.engine is not None
         if self.fixed and self.engine == "fbgemm":  # the dynamic kernels of other engines find their own range
-            # The kernel itself cuts at 255, beyond the 127 that its 16-bit sums can bear, so the cut at the reach is ours.
+            # The kernel itself cuts at 255, beyond the 127 that its 16-bit sums can bear, so the cut at the reach is
+            # ours.
             y = _multiply(self.packed, x.clamp(-self.fixed, self.fixed), self.engine, self.signed, self.fixed)
             return y if self.bias is None else y.add_(self.bias)
-        largest = torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True) if self.signed else x.amax(dim=-1, keepdim=True)
+        largest = (
+            torch.linalg.vector_norm(x, float("inf"), dim=-1, keepdim=True)
+            if self.signed
+            else x.amax(dim=-1, keepdim=True)
+        )
         largest = largest.clamp_(min=_TINY)
         y = _multiply(self.packed, x / largest, self.engine, self.signed).mul_(largest)
         return y if self.bias is None else y.add_(self.bias)
@@ -156,7 +171,8 @@ class QuantizedLinear(nn.Module):
         return self.dense
 
     def packed_bytes(self) -> int:
-        """Bytes held beside the registered tensors: the kernel's copy (with three numbers of each row) or the fp32 one."""
+        """Bytes held beside the registered tensors: the kernel's copy (with three numbers of each row) or the fp32
+        one."""
         packed = self.out_features * (self.in_features + 12) if self.packed is not None else 0
         return packed + (self.dense.nbytes if self.dense is not None else 0)
 
@@ -165,10 +181,20 @@ class QuantizedLinear(nn.Module):
         if self.tied[0] is None:
             destination[prefix + "weight"], destination[prefix + "scale"] = self.unpacked()
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
-                              unexpected_keys: list[str], error_msgs: list[str]) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         own = ["weight", "scale", "reach"] if self.tied[0] is None else ["reach"]
-        missing = [prefix + name for name in own + ["bias"] * (self.bias is not None) if prefix + name not in state_dict]
+        missing = [
+            prefix + name for name in own + ["bias"] * (self.bias is not None) if prefix + name not in state_dict
+        ]
         missing_keys += missing
         if prefix + "reach" in state_dict:
             self.reach = state_dict[prefix + "reach"].clone()
@@ -223,15 +249,19 @@ def _replace(model: GPT, name: str) -> None:
             model.set_submodule("head", QuantizedLinear(old.embedding_dim, old.num_embeddings, bias=False, tied=table))
     else:
         assert isinstance(old, nn.Linear)
-        model.set_submodule(name, QuantizedLinear(old.in_features, old.out_features, old.bias is not None, _signed(model, name)))
+        model.set_submodule(
+            name, QuantizedLinear(old.in_features, old.out_features, old.bias is not None, _signed(model, name))
+        )
 
 
 @torch.no_grad()
-def quantize(model: GPT, calibration: Sequence[Tensor] | None = None, keep: Collection[str] = ()) -> tuple[GPT, dict[str, Any]]:
+def quantize(
+    model: GPT, calibration: Sequence[Tensor] | None = None, keep: Collection[str] = ()
+) -> tuple[GPT, dict[str, Any]]:
     """A new model with int8 layers and what was done; the input is untouched.
 
-    `calibration`: batches of tokens (rows, context) that show how large each channel gets; without them nothing is evened out.
-    `keep`: names (of `layer_names`) that stay in fp32.
+    `calibration`: batches of tokens (rows, context) that show how large each channel gets; without them nothing is
+    evened out. `keep`: names (of `layer_names`) that stay in fp32.
 
     Raises:
         InputError: the model has no floating-point layer left.
@@ -261,7 +291,12 @@ def quantize(model: GPT, calibration: Sequence[Tensor] | None = None, keep: Coll
         if tied and isinstance(result.head, QuantizedLinear):
             result.head.load_state_dict({"reach": torch.tensor([reaches.get("head", 0.0)])})
     entry = {"method": METHOD, "bits": 8, "activation_bits": 7, "kept": sorted(keep)}
-    return result, {"entry": entry, "engine": int8_engine() or "none (fp32 products)", "weight_errors": errors, "reaches": reaches}
+    return result, {
+        "entry": entry,
+        "engine": int8_engine() or "none (fp32 products)",
+        "weight_errors": errors,
+        "reaches": reaches,
+    }
 
 
 def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
@@ -271,8 +306,15 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
         InputError: the entry or a tensor is not of the kind that `quantize` writes (names it).
     """
     kept, names = entry.get("kept", []), layer_names(model)
-    if entry.get("method") != METHOD or entry.get("bits") != 8 or not isinstance(kept, list) or not set(kept) <= set(names):
-        raise InputError(f"config.json: compression {dict(entry)}: not an entry this version reads; run the compress stage again")
+    if (
+        entry.get("method") != METHOD
+        or entry.get("bits") != 8
+        or not isinstance(kept, list)
+        or not set(kept) <= set(names)
+    ):
+        raise InputError(
+            f"config.json: compression {dict(entry)}: not an entry this version reads; run the compress stage again"
+        )
     for name in names:
         if name in kept:
             continue
@@ -284,7 +326,9 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
             found = tensors.get(f"{name}.{part}")
             if found is None or tuple(found.shape) != wanted or found.dtype != kind:
                 have = "missing" if found is None else f"{found.dtype} {tuple(found.shape)}"
-                raise InputError(f"model.safetensors: {name}.{part}: {have}, not {kind} {wanted}; run the compress stage again")
+                raise InputError(
+                    f"model.safetensors: {name}.{part}: {have}, not {kind} {wanted}; run the compress stage again"
+                )
         _replace(model, name)
     return model.requires_grad_(False)
 
@@ -295,14 +339,16 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
 def even_out(model: GPT, calibration: Sequence[Tensor], strength: float = 0.5) -> None:
     """Move scale between layers so that no input channel towers above the rest; the model computes the same function.
 
-    s_j = max|x_j|^strength / max|w_j|^(1 − strength) for input channel j; the producer is divided by s_j, the consumer's column j
-    multiplied by it.
+    s_j = max|x_j|^strength / max|w_j|^(1 − strength) for input channel j; the producer is divided by s_j, the
+    consumer's column j multiplied by it.
     """
     largest = _largest_inputs(model, calibration)
     for name, divide in _pairs(model):
         consumer = model.get_submodule(name)
         assert isinstance(consumer, nn.Linear)
-        scale = largest[name].clamp(min=1e-5) ** strength / consumer.weight.abs().amax(0).clamp(min=1e-5) ** (1 - strength)
+        scale = largest[name].clamp(min=1e-5) ** strength / consumer.weight.abs().amax(0).clamp(min=1e-5) ** (
+            1 - strength
+        )
         consumer.weight.mul_(divide(scale / scale.log().mean().exp()))
 
 
@@ -334,6 +380,7 @@ def find_reaches(model: GPT, calibration: Sequence[Tensor]) -> dict[str, float]:
 
 def _watch(model: GPT, calibration: Sequence[Tensor], see: Callable[[str, Tensor], None]) -> None:
     """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
+
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: see(name, inputs[0].flatten(0, -2))
 
@@ -348,7 +395,8 @@ def _watch(model: GPT, calibration: Sequence[Tensor], see: Callable[[str, Tensor
 
 
 def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """(consumer, divide): `divide(s)` divides what makes the consumer's input by s (I,) and returns the factors applied."""
+    """(consumer, divide): `divide(s)` divides what makes the consumer's input by s (I,) and returns the factors
+    applied."""
     config = model.config
 
     def rows(*parameters: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -357,6 +405,7 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
                 if parameter is not None:
                     parameter.div_(scale if parameter.ndim == 1 else scale[:, None])
             return scale
+
         return divide
 
     def values(qkv: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -365,6 +414,7 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
             kv_width = group.numel()
             rows(qkv.weight[-kv_width:], None if qkv.bias is None else qkv.bias[-kv_width:])(group.flatten())
             return group[:, None].expand(-1, config.heads // config.kv_heads, -1).flatten()
+
         return divide
 
     for index, block in enumerate(model.blocks):

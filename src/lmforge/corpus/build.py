@@ -2,11 +2,13 @@
 
     sources ─▶ read ─▶ match ─▶ settle ─▶ count ─▶ apply ─▶ write ─▶ documents/{train,valid,test}-NNNNN.jsonl.zst
                 └──────────── dropped ──────────────┘          └─ synthesize ─▶ documents/train-synthetic-…
-                                 └─▶ dropped/dropped-NNNNN.jsonl.zst                         statistics.json, samples.html
+                                 └─▶ dropped/dropped-NNNNN.jsonl.zst                         statistics.json,
+                                 samples.html
 
-The passes are datatrove pipelines (steps.py) that run here, on Slurm or on Ray (executors.py). Everything random (split, sampling by
-weight, order) is a function of a document's text and the seed, and every pass goes through files in `.corpus.work` beside the result:
-the same texts give the same bytes with any number of workers, and a run that was killed goes on with the tasks that are left.
+The passes are datatrove pipelines (steps.py) that run here, on Slurm or on Ray (executors.py). Everything random
+(split, sampling by weight, order) is a function of a document's text and the seed, and every pass goes through files in
+`.corpus.work` beside the result: the same texts give the same bytes with any number of workers, and a run that was
+killed goes on with the tasks that are left.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ from lmforge.record import atomic_directory, hash_json
 FORMAT = 3
 TASK_BYTES = 16 << 20  # parts are gathered into tasks of about this size, larger ones above MOST of them
 SLICE_BYTES = 2 << 20  # records compared at once, sorted in memory
-MOST = 1024  # tasks, and slices: each slice opens a file of each task, so more of both would take time with the square of the corpus
+# tasks, and slices: each slice opens a file of each task, so more of both would take time with the square of the corpus
+MOST = 1024
 LARGEST = 64  # times these sizes at most
 SMALL = 48 << 20  # bytes of input below which starting worker processes takes longer than it saves
 CARRIERS = 100  # documents of the corpus into which benchmark texts are planted to measure recall
@@ -53,16 +56,20 @@ ELSEWHERE = {"executor", "workers", "slurm"}  # keys of the recipe that say wher
 
 
 def build_corpus(
-    recipe: Recipe, out: Path, translators: Mapping[int, Translate] | None = None, benchmarks: Mapping[str, Iterable[str]] | None = None
+    recipe: Recipe,
+    out: Path,
+    translators: Mapping[int, Translate] | None = None,
+    benchmarks: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, Any]:
     """Make the corpus directory `out` from the recipe's sources and return its figures (also in its statistics.json).
 
-    `translators` gives each back-translation step of the recipe, by its place, what translates for it. `benchmarks` are texts by name to
-    keep out, beside those that `corpus.decontaminate` names.
-    Figures: documents_in, documents_out (distinct documents kept; in = out + dropped), dropped {reason: count}, bytes_out, words,
-    entropy {name: {value, definition, sample sizes}}, splits {name: {documents, bytes}} (train counts the copies that a source
-    weight above 1 makes, and synthetic documents), notices {what: count} (files passed over, fallbacks taken), synthetic (see `synthesize`),
-    overlap (duplicates: rates, cluster sizes, pairs), decontamination (what was found; the recall and precision of planted copies).
+    `translators` gives each back-translation step of the recipe, by its place, what translates for it. `benchmarks` are
+    texts by name to keep out, beside those that `corpus.decontaminate` names.
+    Figures: documents_in, documents_out (distinct documents kept; in = out + dropped), dropped {reason: count},
+    bytes_out, words, entropy {name: {value, definition, sample sizes}}, splits {name: {documents, bytes}} (train counts
+    the copies that a source weight above 1 makes, and synthetic documents), notices {what: count} (files passed over,
+    fallbacks taken), synthetic (see `synthesize`), overlap (duplicates: rates, cluster sizes, pairs), decontamination
+    (what was found; the recall and precision of planted copies).
 
     Raises:
         InputError: a source cannot be read (names file and line), or there are too few documents for three splits.
@@ -75,9 +82,21 @@ def build_corpus(
         shutil.rmtree(work, ignore_errors=True)
         raise
     except OSError as error:
-        raise LmforgeError(f"{work}: {error.strerror or error}; mend it (free disk space?) and run the same command again to go on") from error
+        raise LmforgeError(
+            f"{work}: {error.strerror or error}; mend it (free disk space?) and run the same command again to go on"
+        ) from error
     shutil.rmtree(work, ignore_errors=True)
-    stable = ("documents_in", "documents_out", "dropped", "bytes_out", "words", "entropy", "splits", "notices", "synthetic")
+    stable = (
+        "documents_in",
+        "documents_out",
+        "dropped",
+        "bytes_out",
+        "words",
+        "entropy",
+        "splits",
+        "notices",
+        "synthetic",
+    )
     return {name: figures[name] for name in (*stable, "overlap", "decontamination")}
 
 
@@ -116,11 +135,17 @@ class _Build:
         self.recipe, self.work = recipe, work
         self.notices: Counter[str] = Counter()
         sources = recipe.corpus.sources
-        read = [(number, source) for number, source in enumerate(sources) if source.kind != "procedural"]  # those are made
+        # those are made
+        read = [(number, source) for number, source in enumerate(sources) if source.kind != "procedural"]
         pieces = [(number, part) for number, source in read for part in parts(source, self.notices)]
-        self.plan = Plan(recipe, tuple(map(tuple, _gathered(pieces, _scaled(TASK_BYTES, sum(part.bytes for _, part in pieces))))))
+        self.plan = Plan(
+            recipe, tuple(map(tuple, _gathered(pieces, _scaled(TASK_BYTES, sum(part.bytes for _, part in pieces)))))
+        )
         self.sizes = [sum(part.bytes for _, part in task) for task in self.plan.tasks]
-        self.benchmarks = {**{name: list(texts) for name, texts in benchmarks.items()}, **read_benchmarks(recipe.corpus.decontaminate)}
+        self.benchmarks = {
+            **{name: list(texts) for name, texts in benchmarks.items()},
+            **read_benchmarks(recipe.corpus.decontaminate),
+        }
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         here = 1 if sum(self.sizes) < SMALL else cores
         self.workers = recipe.corpus.workers or (here if recipe.corpus.executor == "local" else -1)
@@ -142,11 +167,16 @@ class _Build:
 
     def _open(self) -> None:
         """The work folder of this recipe and these inputs: what a killed run left of them, or a new one."""
-        key = hash_json({
-            "format": FORMAT, "corpus": self.recipe.corpus.model_dump(mode="json", exclude=ELSEWHERE), "seed": self.recipe.seed,
-            "tasks": self.plan.tasks, "benchmarks": self.benchmarks,
-            "filters": filters_fingerprint(self.recipe.corpus),
-        })  # fmt: skip
+        key = hash_json(
+            {
+                "format": FORMAT,
+                "corpus": self.recipe.corpus.model_dump(mode="json", exclude=ELSEWHERE),
+                "seed": self.recipe.seed,
+                "tasks": self.plan.tasks,
+                "benchmarks": self.benchmarks,
+                "filters": filters_fingerprint(self.recipe.corpus),
+            }
+        )
         mark = self.work / "key"
         if not mark.exists() or mark.read_text() != key:
             shutil.rmtree(self.work, ignore_errors=True)
@@ -158,7 +188,14 @@ class _Build:
             mark.write_text(key)
 
     def _pass(self, step: type[Step], sizes: list[int]) -> None:
-        run_tasks(f"corpus {step.name}", step(self.work), sizes, self.recipe.corpus, self.work / "logs" / step.name, self.workers)
+        run_tasks(
+            f"corpus {step.name}",
+            step(self.work),
+            sizes,
+            self.recipe.corpus,
+            self.work / "logs" / step.name,
+            self.workers,
+        )
 
     def _slices(self, *names: str) -> list[int]:
         """Sizes of as many slices of hashes as can each be held in memory."""
@@ -170,7 +207,9 @@ class _Build:
     def _folders(self, name: str) -> list[Path]:
         return sorted((self.work / name).glob("[0-9]*"))
 
-    def _put_together(self, folder: Path, settled: dict[str, Any], translators: Mapping[int, Translate]) -> dict[str, Any]:
+    def _put_together(
+        self, folder: Path, settled: dict[str, Any], translators: Mapping[int, Translate]
+    ) -> dict[str, Any]:
         (folder / "documents").mkdir()
         (folder / "dropped").mkdir()
         for each in self._folders("write"):
@@ -187,7 +226,9 @@ class _Build:
         for what in ("documents", "bytes"):
             figures["splits"]["train"][what] += figures["synthetic"][what]
         figures["analysis"] = analyse(folder, self.recipe)
-        (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8", "replace")
+        (folder / "statistics.json").write_text(
+            json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8", "replace"
+        )
         return figures
 
     def _figures(self, settled: dict[str, Any]) -> tuple[dict[str, Any], Samples]:
@@ -213,39 +254,68 @@ class _Build:
                 splits[split].update(counts["splits"][split])
             statistics.merge(Statistics.from_state(orjson.loads((folder / "statistics.json").read_bytes())))
         measured = statistics.result()
-        compared = measured["documents"] + sum(dropped[reason] for reason in ("exact_duplicate", "near_duplicate", "repeated_lines"))
+        compared = measured["documents"] + sum(
+            dropped[reason] for reason in ("exact_duplicate", "near_duplicate", "repeated_lines")
+        )
         figures = {
-            "documents_in": documents, "documents_out": measured["documents"], "dropped": dict(sorted(dropped.items())),
-            "bytes_out": measured["bytes"], "words": measured["words"], "entropy": measured["entropy"],
+            "documents_in": documents,
+            "documents_out": measured["documents"],
+            "dropped": dict(sorted(dropped.items())),
+            "bytes_out": measured["bytes"],
+            "words": measured["words"],
+            "entropy": measured["entropy"],
             "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
-            "notices": dict(sorted(notices.items())), "copies": sum(each["copies"] for each in splits.values()),
+            "notices": dict(sorted(notices.items())),
+            "copies": sum(each["copies"] for each in splits.values()),
             "overlap": self._overlap(settled, dropped, compared, pairs, lines),
             "filters": filters_report(self.recipe.corpus),
-            **{name: value for name, value in measured.items() if name not in ("documents", "bytes", "words", "entropy")},
-        }  # fmt: skip
+            **{
+                name: value
+                for name, value in measured.items()
+                if name not in ("documents", "bytes", "words", "entropy")
+            },
+        }
         return figures, samples
 
     def _overlap(
-        self, settled: dict[str, Any], dropped: Counter[str], compared: int, pairs: list[dict[str, Any]], lines: list[dict[str, Any]]
+        self,
+        settled: dict[str, Any],
+        dropped: Counter[str],
+        compared: int,
+        pairs: list[dict[str, Any]],
+        lines: list[dict[str, Any]],
     ) -> dict[str, Any]:
         """Duplicates: how many of the documents compared, in clusters of what sizes; some pairs; repeated lines."""
         examples = {tuple(example) for each in lines for example in each["examples"]}
         return {
             "compared": compared,
-            "exact": {"documents": dropped["exact_duplicate"], "share": dropped["exact_duplicate"] / max(1, compared),
-                      "cluster_sizes": settled["exact"], "definition": "the same but for white space; the first stays"},
-            "near": {"documents": dropped["near_duplicate"], "share": dropped["near_duplicate"] / max(1, compared),
-                     "cluster_sizes": settled["near"], "least_similarity": self.recipe.corpus.near_duplicates,
-                     "definition": "at least such a share s of the words, in order, in common with one that stays; s and r solve "
-                                   "s·r^(n-1) = 2J / (1 + J), r ≥ s, for the Jaccard similarities J of the runs of n = 2 and n = 4 words",
-                     "pairs": self._shown(pairs)},
-            "lines": {"least_documents": self.recipe.corpus.repeated_lines, **{
-                          name: sum(each[name] for each in lines) for name in ("removed", "bytes", "documents")},
-                      "examples": [{"documents": count, "line": text} for count, text in sorted(examples, reverse=True)[:PAIRS_SHOWN]]},
-        }  # fmt: skip
+            "exact": {
+                "documents": dropped["exact_duplicate"],
+                "share": dropped["exact_duplicate"] / max(1, compared),
+                "cluster_sizes": settled["exact"],
+                "definition": "the same but for white space; the first stays",
+            },
+            "near": {
+                "documents": dropped["near_duplicate"],
+                "share": dropped["near_duplicate"] / max(1, compared),
+                "cluster_sizes": settled["near"],
+                "least_similarity": self.recipe.corpus.near_duplicates,
+                "definition": "at least such a share s of the words, in order, in common with one that stays; s and r solve "
+                "s·r^(n-1) = 2J / (1 + J), r ≥ s, for the Jaccard similarities J of the runs of n = 2 and n = 4 words",
+                "pairs": self._shown(pairs),
+            },
+            "lines": {
+                "least_documents": self.recipe.corpus.repeated_lines,
+                **{name: sum(each[name] for each in lines) for name in ("removed", "bytes", "documents")},
+                "examples": [
+                    {"documents": count, "line": text} for count, text in sorted(examples, reverse=True)[:PAIRS_SHOWN]
+                ],
+            },
+        }
 
     def _shown(self, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Near duplicates to look at: a random choice that no order of input changes, each with what was kept in its place."""
+        """Near duplicates to look at: a random choice that no order of input changes, each with what was kept in its
+        place."""
         shown = []
         for pair in sorted(pairs, key=lambda pair: str(pair["rank"]))[:PAIRS_SHOWN]:
             task, row = divmod(pair["kept"], 1 << duplicates.ROW_BITS)

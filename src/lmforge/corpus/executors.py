@@ -1,9 +1,10 @@
 """Where the tasks of a pass run: processes of this machine, Slurm jobs, a Ray cluster. The same steps, the same files.
 
-    run_tasks(step, tasks, settings, logs)    one datatrove pipeline of one step; done tasks are skipped, so a killed pass goes on
+    run_tasks(step, tasks, settings, logs)    one datatrove pipeline of one step; done tasks are skipped, so a killed
+    pass goes on
 
-Every task leaves its files, then a marker in `logs/completions/`; that is all the executors have in common, and all that a pass that
-comes later needs. One worker runs the tasks in this process.
+Every task leaves its files, then a marker in `logs/completions/`; that is all the executors have in common, and all
+that a pass that comes later needs. One worker runs the tasks in this process.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Local(LocalPipelineExecutor):  # type: ignore[misc]
                     done(running.pop(future))
         except BrokenProcessPool as error:
             raise LmforgeError(
-                "corpus: a worker process died (killed, or out of memory); run the same command again to go on, with fewer corpus.workers"
+                "corpus: a worker process died (killed, or out of memory); run the same command again to go on, with "
+                "fewer corpus.workers"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -93,7 +95,8 @@ def _start_worker() -> None:
 
 
 def run_tasks(title: str, step: PipelineStep, sizes: Sequence[int], settings: Corpus, logs: Path, workers: int) -> None:
-    """Run `step` for every task 0, 1, …, whose sizes in bytes are `sizes`; with a bar of their bytes. Returns when all are done.
+    """Run `step` for every task 0, 1, …, whose sizes in bytes are `sizes`; with a bar of their bytes. Returns when all
+    are done.
 
     Raises:
         InputError, LmforgeError: what a task raised; or tasks on a cluster ended without their marker (names the logs).
@@ -118,18 +121,24 @@ def run_tasks(title: str, step: PipelineStep, sizes: Sequence[int], settings: Co
         else:
             _on_slurm(title, step, len(sizes), settings, logs, look)
         if look():
-            raise LmforgeError(f"corpus: {look()} of {len(sizes)} tasks did not end; see {logs}/logs, mend the cause, run the same command again")
+            raise LmforgeError(
+                f"corpus: {look()} of {len(sizes)} tasks did not end; see {logs}/logs, mend the cause, run the same "
+                "command again"
+            )
 
 
 def _on_ray(step: PipelineStep, tasks: int, workers: int, logs: Path, look: Callable[[], int]) -> None:
     try:
         import ray
     except ImportError as error:
-        raise InputError("corpus.executor: 'ray' needs the extra of that name; install it: pip install 'lmforge[ray]'") from error
+        raise InputError(
+            "corpus.executor: 'ray' needs the extra of that name; install it: pip install 'lmforge[ray]'"
+        ) from error
     from datatrove.executor.ray import RayPipelineExecutor
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a cluster; without it, one on this machine
+        # RAY_ADDRESS names a cluster; without it, one on this machine
+        ray.init(log_to_driver=False, include_dashboard=False)
     logger.disable("datatrove")
     executor = RayPipelineExecutor([step], tasks=tasks, workers=workers, logging_dir=str(logs), mem_per_cpu_gb=0)
     failed: list[BaseException] = []
@@ -150,32 +159,52 @@ def _on_ray(step: PipelineStep, tasks: int, workers: int, logs: Path, look: Call
         raise cause if isinstance(cause, LmforgeError) else failed[0]
 
 
-def _on_slurm(title: str, step: PipelineStep, tasks: int, settings: Corpus, logs: Path, look: Callable[[], int]) -> None:
+def _on_slurm(
+    title: str, step: PipelineStep, tasks: int, settings: Corpus, logs: Path, look: Callable[[], int]
+) -> None:
     executor = slurm_executor(title, step, tasks, settings, logs)
     try:
         executor.run()
     except FileNotFoundError as error:
-        raise InputError("corpus.executor: 'slurm' needs the command sbatch; run this on a login node of the cluster") from error
+        raise InputError(
+            "corpus.executor: 'slurm' needs the command sbatch; run this on a login node of the cluster"
+        ) from error
     except subprocess.CalledProcessError as error:
-        raise LmforgeError(f"corpus: sbatch refused {logs}/launch_script.slurm (status {error.returncode}); see its message above") from error
+        raise LmforgeError(
+            f"corpus: sbatch refused {logs}/launch_script.slurm (status {error.returncode}); see its message above"
+        ) from error
     gone_since = None
     while look():
         time.sleep(POLL_SECONDS)
-        alive = subprocess.run(["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True).stdout.strip()
+        alive = subprocess.run(
+            ["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True
+        ).stdout.strip()
         gone_since = None if alive else gone_since or time.monotonic()
         if gone_since and time.monotonic() - gone_since > LOST_SECONDS:
             return
 
 
 def slurm_executor(title: str, step: PipelineStep, tasks: int, settings: Corpus, logs: Path) -> PipelineExecutor:
-    """The pass as a Slurm array job: one element a task (more tasks an element once there are more than an array may have)."""
+    """The pass as a Slurm array job: one element a task (more tasks an element once there are more than an array may
+    have)."""
     from datatrove.executor.slurm import SlurmPipelineExecutor
 
     slurm = settings.slurm
     assert slurm is not None  # the recipe's check
     return SlurmPipelineExecutor(
-        [step], tasks=tasks, time=slurm.time, partition=slurm.partition, mem_per_cpu_gb=slurm.memory_gb, cpus_per_task=1, qos=slurm.qos,
-        job_name=f"lmforge {title}".replace(" ", "-"), env_command=f"export PATH={Path(sys.executable).parent}:$PATH", logging_dir=str(logs),
-        slurm_logs_folder=str(logs / "slurm"), max_array_size=slurm.max_array, tasks_per_job=-(-tasks // slurm.max_array),
-        workers=settings.workers or -1, sbatch_args=dict(slurm.sbatch),
-    )  # fmt: skip
+        [step],
+        tasks=tasks,
+        time=slurm.time,
+        partition=slurm.partition,
+        mem_per_cpu_gb=slurm.memory_gb,
+        cpus_per_task=1,
+        qos=slurm.qos,
+        job_name=f"lmforge {title}".replace(" ", "-"),
+        env_command=f"export PATH={Path(sys.executable).parent}:$PATH",
+        logging_dir=str(logs),
+        slurm_logs_folder=str(logs / "slurm"),
+        max_array_size=slurm.max_array,
+        tasks_per_job=-(-tasks // slurm.max_array),
+        workers=settings.workers or -1,
+        sbatch_args=dict(slurm.sbatch),
+    )

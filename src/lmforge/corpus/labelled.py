@@ -3,10 +3,12 @@
     JSONL ─▶ Example (question, answers) ─▶ documents/{train,valid,test}-NNNNN.jsonl.zst, statistics.json
       chat       {"messages": […]}                              the assistant's words are the answers
       classify   {"text" …, "label"}, or a pair's two texts     the answer is the label's word
-      span       {"question", "context", "answers"}, or SQuAD's articles     the answer stands in the context, or is `NO_ANSWER`
+      span       {"question", "context", "answers"}, or SQuAD's articles     the answer stands in the context, or is
+      `NO_ANSWER`
 
-Every task is a conversation whose last turn is to be written (Raffel et al. 2020, section 2.4: one model and one loss for all of them), so
-shards, loss mask, training, serving and export are those of any model. An example keeps its text as it is: nothing is cleaned.
+Every task is a conversation whose last turn is to be written (Raffel et al. 2020, section 2.4: one model and one loss
+for all of them), so shards, loss mask, training, serving and export are those of any model. An example keeps its text
+as it is: nothing is cleaned.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ Messages = list[dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A conversation up to the last answer, the answers that are right (the first is learned), and where it stands: FILE:LINE."""
+    """A conversation up to the last answer, the answers that are right (the first is learned), and where it stands:
+    FILE:LINE."""
 
     question: Messages
     answers: tuple[str, ...]
@@ -48,25 +51,32 @@ class Example:
 
     @property
     def key(self) -> str:
-        """The hash of the question: equal questions fall into one split, and what is asked in the test is not learned."""
+        """The hash of the question: equal questions fall into one split, and what is asked in the test is not
+        learned."""
         return hash_json(self.question)
 
     def line(self, name: str) -> bytes:
         """As a line of a corpus file."""
         text = "\n\n".join(message["content"] for message in self.messages)
         meta = {"messages": self.messages, "answers": self.answers}
-        return orjson.dumps({"id": name, "text": text, "source": name.rpartition(":")[0], "genre": "unknown", "meta": meta}) + b"\n"
+        return (
+            orjson.dumps(
+                {"id": name, "text": text, "source": name.rpartition(":")[0], "genre": "unknown", "meta": meta}
+            )
+            + b"\n"
+        )
 
 
 def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int]) -> dict[str, Any]:
     """Make the corpus directory `out` from a recipe's examples and return its figures (also in its statistics.json).
 
-    `length` gives the tokens of a conversation. Figures: the stable ones of a corpus (dropped: training examples that are asked in the
-    test, or longer than the context where `finetune.long` skips them), and `examples`: task, labels {answer: examples} of a classification,
-    tokens of the longest.
+    `length` gives the tokens of a conversation. Figures: the stable ones of a corpus (dropped: training examples that
+    are asked in the test, or longer than the context where `finetune.long` skips them), and `examples`: task, labels
+    {answer: examples} of a classification, tokens of the longest.
 
     Raises:
-        InputError: a line that is no example, an unknown label, an example that is too long (names file and line), no examples for a split.
+        InputError: a line that is no example, an unknown label, an example that is too long (names file and line), no
+            examples for a split.
         LmforgeError: the disk is full. In every case `out` stays as it was.
     """
     settings = recipe.finetune
@@ -84,8 +94,11 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
             dropped["in_test"] += 1
         elif tokens > recipe.tokens.context:
             if settings.long == "refuse":
-                raise InputError(f"{example.where}: {tokens} tokens, more than tokens.context = {recipe.tokens.context}; raise it, shorten the "
-                                 "example, or leave out those that are too long with finetune.long = 'skip'")
+                raise InputError(
+                    f"{example.where}: {tokens} tokens, more than tokens.context = {recipe.tokens.context}; raise it, "
+                    "shorten the "
+                    "example, or leave out those that are too long with finetune.long = 'skip'"
+                )
             dropped["too_long"] += 1
         else:
             kept.append(example)
@@ -95,17 +108,25 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
         sizes = {split: _write(folder / "documents", split, splits[split]) for split in SPLITS}
         text = [example for split in SPLITS for example in splits[split]]
         figures = {
-            "documents_in": len(learned) + len(asked), "documents_out": len(text), "dropped": dict(sorted(dropped.items())),
-            "bytes_out": sum(size["bytes"] for size in sizes.values()), "entropy": {}, "notices": {}, "splits": sizes,
+            "documents_in": len(learned) + len(asked),
+            "documents_out": len(text),
+            "dropped": dict(sorted(dropped.items())),
+            "bytes_out": sum(size["bytes"] for size in sizes.values()),
+            "entropy": {},
+            "notices": {},
+            "splits": sizes,
             "words": sum(len(message["content"].split()) for example in text for message in example.messages),
             "examples": {"task": settings.task, "labels": dict(labels.most_common()), "longest": longest},
-        }  # fmt: skip
+        }
         (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return figures
 
 
-def _split(learned: Sequence[Example], asked: Sequence[Example], holdout: float, dropped: Counter[str]) -> dict[str, list[Example]]:
-    """Examples by split, decided by each one's question: of those held out half are for validation, and all where test examples are given."""
+def _split(
+    learned: Sequence[Example], asked: Sequence[Example], holdout: float, dropped: Counter[str]
+) -> dict[str, list[Example]]:
+    """Examples by split, decided by each one's question: of those held out half are for validation, and all where test
+    examples are given."""
     bounds = (holdout, holdout) if asked else (holdout / 2, holdout)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for example in learned:
@@ -113,8 +134,10 @@ def _split(learned: Sequence[Example], asked: Sequence[Example], holdout: float,
     splits["test"] += asked
     if empty := [split for split in SPLITS if not splits[split]]:
         why = "".join(f", {number} {reason}" for reason, number in dropped.items())
-        raise InputError(f"finetune.train: {len(learned)} examples are left{why}, and none of them for the {empty[0]} split; "
-                         f"add examples, or change corpus.holdout (now {holdout})")
+        raise InputError(
+            f"finetune.train: {len(learned)} examples are left{why}, and none of them for the {empty[0]} split; "
+            f"add examples, or change corpus.holdout (now {holdout})"
+        )
     return splits
 
 
@@ -153,8 +176,10 @@ def read_examples(settings: Finetune, path: Path, labels: Iterable[str] | None =
         for example in make(settings, record, where):
             count += 1
             if settings.task == "classify" and known is not None and example.answers[0] not in known:
-                raise InputError(f"{where}: label {example.answers[0]!r} is none of the {len(known)} of finetune.train "
-                                 f"({', '.join(sorted(known)[:8])}); correct it, or map it with finetune.labels")
+                raise InputError(
+                    f"{where}: label {example.answers[0]!r} is none of the {len(known)} of finetune.train "
+                    f"({', '.join(sorted(known)[:8])}); correct it, or map it with finetune.labels"
+                )
             yield example
     if not count:
         raise InputError(f"{path}: no examples in it; give a file of one JSON object a line")
@@ -164,14 +189,19 @@ def _field(record: dict[str, Any], name: str, where: str, key: str) -> Any:
     if record.get(name) is None:
         close = difflib.get_close_matches(name, record, n=1, cutoff=0.6)
         near = f"; did you mean '{close[0]}'?" if close else ""
-        raise InputError(f"{where}: no field '{name}' (it has {', '.join(map(str, record)) or 'none'}){near} {key}".rstrip())
+        raise InputError(
+            f"{where}: no field '{name}' (it has {', '.join(map(str, record)) or 'none'}){near} {key}".rstrip()
+        )
     return record[name]
 
 
 def _text(record: dict[str, Any], name: str, where: str, key: str) -> str:
     value = _field(record, name, where, key)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: field '{name}' is {'empty' if isinstance(value, str) else f'a {type(value).__name__}, not a string'}; correct it")
+        raise InputError(
+            f"{where}: field '{name}' is "
+            f"{'empty' if isinstance(value, str) else f'a {type(value).__name__}, not a string'}; correct it"
+        )
     return value
 
 
@@ -183,25 +213,46 @@ def _chat(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Ex
     """A conversation; what follows the assistant's last turn is left out."""
     turns = _field(record, "messages", where, "")
     for number, turn in enumerate(turns if isinstance(turns, list) else [None]):
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-            raise InputError(f'{where}: messages[{number}] is no message like {{"role": "user", "content": "Hello"}}; correct or remove it')
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("role"), str)
+            or not isinstance(turn.get("content"), str)
+        ):
+            raise InputError(
+                f'{where}: messages[{number}] is no message like {{"role": "user", "content": "Hello"}}; correct or '
+                "remove it"
+            )
     ends = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not ends or not ends[-1]:
-        raise InputError(f"{where}: messages hold no answer of the assistant to anything; give at least a user's turn and the assistant's")
+        raise InputError(
+            f"{where}: messages hold no answer of the assistant to anything; give at least a user's turn and the "
+            "assistant's"
+        )
     before = [{"role": turn["role"], "content": turn["content"]} for turn in turns[: ends[-1]]]
-    first = [{"role": "system", "content": settings.instruction}] if settings.instruction and before[0]["role"] != "system" else []
+    first = (
+        [{"role": "system", "content": settings.instruction}]
+        if settings.instruction and before[0]["role"] != "system"
+        else []
+    )
     yield Example(first + before, (turns[ends[-1]]["content"],), where)
 
 
 def _classify(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Example]:
     """One text as it is, several each after its field's name; the answer is the label's word."""
     texts = [_text(record, name, where, "set finetune.fields") for name in settings.fields]
-    shown = texts[0] if len(texts) == 1 else "\n".join(f"{name}: {text}" for name, text in zip(settings.fields, texts, strict=True))
+    shown = (
+        texts[0]
+        if len(texts) == 1
+        else "\n".join(f"{name}: {text}" for name, text in zip(settings.fields, texts, strict=True))
+    )
     value = _field(record, settings.label, where, "set finetune.label")
     if not isinstance(value, str | int):
         raise InputError(f"{where}: label {value!r} is a {type(value).__name__}; give strings or whole numbers")
     if settings.labels and str(value) not in settings.labels:
-        raise InputError(f"{where}: label {str(value)!r} is not in finetune.labels ({', '.join(settings.labels)}); add it or correct the line")
+        raise InputError(
+            f"{where}: label {str(value)!r} is not in finetune.labels ({', '.join(settings.labels)}); add it or "
+            "correct the line"
+        )
     yield Example(_asked(settings, shown), (settings.labels.get(str(value), str(value)),), where)
 
 
@@ -219,18 +270,28 @@ def _span(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Ex
         answers = _answers(record, where)
         for answer in answers:
             if answer not in context:
-                raise InputError(f"{where}: the answer {answer[:60]!r} does not stand in the context; correct it, or give no answers")
+                raise InputError(
+                    f"{where}: the answer {answer[:60]!r} does not stand in the context; correct it, or give no answers"
+                )
         shown = f"Question: {question}\nContext: {context}"
         yield Example(_asked(settings, shown), answers or (NO_ANSWER,), where)
 
 
 def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The distinct answers of a question: a string, strings, [{"text"}] or {"text": […]}; none where it has no answer."""
+    """The distinct answers of a question: a string, strings, [{"text"}] or {"text": […]}; none where it has no
+    answer."""
     given = record["answer"] if isinstance(record.get("answer"), str) else _field(record, "answers", where, "")
     if record.get("is_impossible") is True:
         return ()
     listed = given.get("text") if isinstance(given, dict) else [given] if isinstance(given, str) else given
-    texts = [each.get("text") if isinstance(each, dict) else each for each in listed] if isinstance(listed, list) else [None]
+    texts = (
+        [each.get("text") if isinstance(each, dict) else each for each in listed]
+        if isinstance(listed, list)
+        else [None]
+    )
     if not all(isinstance(text, str) and text for text in texts):
-        raise InputError(f'{where}: answers are not texts, like ["in 1066"] or {{"text": ["in 1066"], "answer_start": [12]}}; correct them')
+        raise InputError(
+            f'{where}: answers are not texts, like ["in 1066"] or {{"text": ["in 1066"], "answer_start": [12]}}; '
+            "correct them"
+        )
     return tuple(dict.fromkeys(map(str, texts)))

@@ -1,16 +1,17 @@
 """Interpolated Kneser-Ney n-gram language model of bytes: the baseline that a network has to beat.
 
-    documents ──▶ counts of n-grams ──▶ continuation counts of orders n-1 … 1 ──▶ per order: shares and weight of the order below
+    documents ──▶ counts of n-grams ──▶ continuation counts of orders n-1 … 1 ──▶ per order: shares and weight of the
+    order below
 
 For a history h of k-1 symbols and a next symbol w, order k gives (Chen & Goodman 1998, "An Empirical Study of Smoothing
 Techniques for Language Modeling", TR-10-98, section 2.7 in its interpolated form; with three discounts, section 3)
 
     p_k(w | h) = max(c(hw) - D(c(hw)), 0) / c(h·) + λ(h) p_{k-1}(w | h'),    λ(h) = Σ_w D(c(hw)) / c(h·)
 
-where h' is h without its oldest symbol, c is the raw count at the highest order and the number of distinct symbols seen before
-hw at the lower ones, and p_0 = 1/257. A history never seen leaves everything to the order below. The next symbol is one of 256
-bytes or the end of the document; a document begins with n-1 begin symbols, which count as context (and as a symbol seen before)
-and are never predicted. No n-gram crosses from one document into another.
+where h' is h without its oldest symbol, c is the raw count at the highest order and the number of distinct symbols seen
+before hw at the lower ones, and p_0 = 1/257. A history never seen leaves everything to the order below. The next symbol
+is one of 256 bytes or the end of the document; a document begins with n-1 begin symbols, which count as context (and as
+a symbol seen before) and are never predicted. No n-gram crosses from one document into another.
 
 A history is packed into a uint64, 9 bits a symbol, so 7 symbols at most: hence orders 1 to 8.
 """
@@ -44,8 +45,8 @@ Integers = npt.NDArray[np.int64]
 class _Counts:
     """N-grams of one order with their counts.
 
-    `histories` (H,): the distinct packed histories, ascending. `ngrams` (N,), ascending: index into `histories` << 9 | next
-    symbol, so that even 8-grams fit 64 bits. `counts` (N,).
+    `histories` (H,): the distinct packed histories, ascending. `ngrams` (N,), ascending: index into `histories` << 9 |
+    next symbol, so that even 8-grams fit 64 bits. `counts` (N,).
     """
 
     histories: Codes
@@ -55,7 +56,8 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Level:
-    """One order, ready to score: `shares` (N,) is the discounted share of each n-gram, `lower` (H,) is λ of each history."""
+    """One order, ready to score: `shares` (N,) is the discounted share of each n-gram, `lower` (H,) is λ of each
+    history."""
 
     histories: Codes
     ngrams: Codes
@@ -78,7 +80,11 @@ class KneserNey:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything of it, as named arrays; `of_arrays` makes it again."""
-        levels = {f"{name} {number}": array for number, level in enumerate(self._levels) for name, array in vars(level).items()}
+        levels = {
+            f"{name} {number}": array
+            for number, level in enumerate(self._levels)
+            for name, array in vars(level).items()
+        }
         return {"discounts": np.array(self.discounts), "modified": np.array(self.modified), **levels}
 
     @classmethod
@@ -103,7 +109,9 @@ class KneserNey:
             found = _count(history, symbol, order)
             counts = found if counts is None else _merge(counts, found)
         if counts is None:
-            raise InputError("n-gram model: there is no document to train on; check that the training split is not empty")
+            raise InputError(
+                "n-gram model: there is no document to train on; check that the training split is not empty"
+            )
         levels, discounts = [], []
         for length in range(order, 0, -1):
             discounts.append(discounts_of(counts.counts, modified))
@@ -124,10 +132,15 @@ class KneserNey:
         """log2 of the probability of each document whole, its end included: (len(documents),)."""
         chunks = _chunks(documents, self.order, ends=True, size=SCORED_AT_ONCE)
         found = np.concatenate([np.zeros(0), *(np.log2(self._probabilities(*chunk)) for chunk in chunks)])
-        return np.add.reduceat(found, np.cumsum([0, *(len(document) + 1 for document in documents[:-1])])) if documents else found
+        return (
+            np.add.reduceat(found, np.cumsum([0, *(len(document) + 1 for document in documents[:-1])]))
+            if documents
+            else found
+        )
 
     def bits_per_byte(self, documents: Iterable[bytes]) -> tuple[float, int]:
-        """Bits spent on the bytes of `documents` over their number, and that number. The end of a document costs nothing.
+        """Bits spent on the bytes of `documents` over their number, and that number. The end of a document costs
+        nothing.
 
         Raises:
             InputError: the documents hold no byte.
@@ -137,11 +150,14 @@ class KneserNey:
             bits -= float(np.log2(self._probabilities(history, symbol)).sum())
             scored += len(symbol)
         if not scored:
-            raise InputError("n-gram model: the documents to score hold no byte; check that the held-out split is not empty")
+            raise InputError(
+                "n-gram model: the documents to score hold no byte; check that the held-out split is not empty"
+            )
         return bits / scored, scored
 
     def distribution(self, document: bytes) -> Reals:
-        """Probabilities of what follows a document that so far reads `document`: (257,), the 256 bytes and, last, its end."""
+        """Probabilities of what follows a document that so far reads `document`: (257,), the 256 bytes and, last, its
+        end."""
         *_, (history, _) = _chunks([document], self.order, ends=True, size=CHUNK)
         return self._probabilities(np.repeat(history[-1:], ALPHABET), np.arange(ALPHABET, dtype=np.uint16))
 
@@ -162,7 +178,8 @@ def _mask(symbols: int) -> np.uint64:
 
 
 def _find(table: Codes, wanted: Codes) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """For each of `wanted` its index in the ascending `table`, and whether it is there (the index is valid in either case)."""
+    """For each of `wanted` its index in the ascending `table`, and whether it is there (the index is valid in either
+    case)."""
     index = np.minimum(np.searchsorted(table, wanted), len(table) - 1)
     return index, table[index] == wanted
 
@@ -178,7 +195,8 @@ def _chunks(documents: Iterable[bytes], order: int, ends: bool, size: int) -> It
         symbols = np.full(order - 1 + len(document) + ends, END, np.uint16)
         symbols[: order - 1] = BEGIN
         symbols[order - 1 : order - 1 + len(document)] = np.frombuffer(document, np.uint8)
-        # A document longer than a chunk is cut; each piece starts with the order-1 symbols before it, so no n-gram is lost.
+        # A document longer than a chunk is cut; each piece starts with the order-1 symbols before it, so no n-gram is
+        # lost.
         for start in range(0, len(symbols) - (order - 1), size):
             pieces.append(symbols[start : start + size + order - 1])
             held += len(pieces[-1])
@@ -190,7 +208,8 @@ def _chunks(documents: Iterable[bytes], order: int, ends: bool, size: int) -> It
 
 
 def _pack(pieces: list[Symbols], order: int) -> tuple[Codes, Symbols]:
-    """The n-grams of pieces that each start with order-1 symbols of context: packed histories and next symbols, both (N,)."""
+    """The n-grams of pieces that each start with order-1 symbols of context: packed histories and next symbols, both
+    (N,)."""
     symbols = np.concatenate(pieces)
     starts = np.cumsum([0] + [len(piece) for piece in pieces[:-1]])
     history = np.zeros(len(symbols), np.uint64)
@@ -244,20 +263,24 @@ def _merge(one: _Counts, other: _Counts) -> _Counts:
     order = np.argsort(ngrams, kind="stable")  # two ascending runs, which this kind merges
     ngrams = ngrams[order]
     starts = np.flatnonzero(_firsts(ngrams))
-    return _Counts(histories, ngrams[starts], np.add.reduceat(np.concatenate([one.counts, other.counts])[order], starts))
+    return _Counts(
+        histories, ngrams[starts], np.add.reduceat(np.concatenate([one.counts, other.counts])[order], starts)
+    )
 
 
 def _continuations(counts: _Counts, length: int) -> _Counts:
-    """From the n-grams of order `length`, those of the order below, each counted once per distinct symbol seen before it."""
+    """From the n-grams of order `length`, those of the order below, each counted once per distinct symbol seen before
+    it."""
     history = counts.histories[counts.ngrams >> np.uint64(BITS)] & _mask(length - 2)
     return _count(history, (counts.ngrams & _mask(1)).astype(np.uint16), length - 1)
 
 
 def discounts_of(counts: Integers, modified: bool) -> Discounts:
-    """What to subtract, estimated from how many n-grams have count 1, 2, 3, 4 (Chen & Goodman 1998, sections 2.6 and 3).
+    """What to subtract, estimated from how many n-grams have count 1, 2, 3, 4 (Chen & Goodman 1998, sections 2.6 and
+    3).
 
-    Where a small or odd text leaves an estimate undefined or out of range, 0.5 stands for the single discount and (0.5, 1, 1.5)
-    for the three: a discount of 0 would give some bytes no probability at all.
+    Where a small or odd text leaves an estimate undefined or out of range, 0.5 stands for the single discount and (0.5,
+    1, 1.5) for the three: a discount of 0 would give some bytes no probability at all.
     """
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == count)) for count in (1, 2, 3, 4))
     if not modified:

@@ -1,7 +1,7 @@
 """A text as it is kept: damage repaired, what may be meant left alone.
 
-`clean` repairs what is surely damage (mojibake, control characters, stray line endings) and leaves alone what may be meant:
-quotes, HTML entities, ligatures, tabs and indentation, so that source code keeps its meaning.
+`clean` repairs what is surely damage (mojibake, control characters, stray line endings) and leaves alone what may be
+meant: quotes, HTML entities, ligatures, tabs and indentation, so that source code keeps its meaning.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates
 
 _REPAIR = TextFixerConfig(explain=False)
-_LONGEST_REPAIRED_LINE = 100_000  # characters; ftfy's patterns are superlinear on longer ones, which are data, not prose
+# characters; ftfy's patterns are superlinear on longer ones, which are data, not prose
+_LONGEST_REPAIRED_LINE = 100_000
 _PASSES = 10  # each pass that changes something shortens the text or normalises it; two are the rule
 _TERMINAL_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# C0 without tab, line feed and form feed (a page break in source code); DEL; C1; byte-order marks and interlinear marks.
+# C0 without tab, line feed and form feed (a page break in source code); DEL; C1; byte-order marks and interlinear
+# marks.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffb]")
 _ASCII_CONTROLS = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_TELLING = re.compile("[^\x00-\x7f‘’“”–—…•]")  # beside ASCII these marks alone are never mojibake, and ftfy's detector is slow
+# beside ASCII these marks alone are never mojibake, and ftfy's detector is slow
+_TELLING = re.compile("[^\x00-\x7f‘’“”–—…•]")
 _BLANK_RUN = re.compile(r"\n{4,}")
 
 
 def clean(text: str) -> str:
     """Repair and normalise `text`; `clean(clean(t)) == clean(t)`.
 
-    In order: terminal escapes and control characters go, line endings become `\\n`, mojibake is decoded (ftfy) line by line,
-    Unicode is composed (NFC), trailing whitespace goes, runs of more than two blank lines become two, blank lines at both ends
-    go (one final line end stays where there was one).
+    In order: terminal escapes and control characters go, line endings become `\\n`, mojibake is decoded (ftfy) line by
+    line, Unicode is composed (NFC), trailing whitespace goes, runs of more than two blank lines become two, blank lines
+    at both ends go (one final line end stays where there was one).
     """
     if text.isascii():
         return layout(_TERMINAL_ESCAPE.sub("", text).encode().translate(None, _ASCII_CONTROLS).decode())

@@ -63,14 +63,20 @@ class Samples:
 
     def state(self) -> dict[str, Any]:
         """What is held, as JSON-ready values."""
-        return {"kept": sorted(self._kept), "dropped": {reason: sorted(each) for reason, each in sorted(self._dropped.items())}}
+        return {
+            "kept": sorted(self._kept),
+            "dropped": {reason: sorted(each) for reason, each in sorted(self._dropped.items())},
+        }
 
     def page(self, name: str, dropped: Mapping[str, int], kept: int) -> str:
         """The page, self-contained; every text in it is escaped."""
         rows = [("kept", kept), *Counter(dropped).most_common()]
         cells = "".join(f"<tr><td>{escape(what)}</td><td>{count:,}</td></tr>" for what, count in rows)
         body = [f"<h1>{escape(name)}: samples of the corpus</h1>", f"<table>{cells}</table>"]
-        body += [f"<h2>Kept ({len(self._kept)} of {kept:,}, at random)</h2>", *map(_article, sorted(self._kept, reverse=True))]
+        body += [
+            f"<h2>Kept ({len(self._kept)} of {kept:,}, at random)</h2>",
+            *map(_article, sorted(self._kept, reverse=True)),
+        ]
         for reason, examples in sorted(self._dropped.items()):
             body += [f"<h2>Dropped: {escape(reason)} ({len(examples)} of {dropped.get(reason, 0):,})</h2>"]
             body += map(_article, sorted(examples, reverse=True))

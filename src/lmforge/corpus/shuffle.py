@@ -1,8 +1,8 @@
 """Put documents in an order that depends on their texts and the seed alone, and write them as compressed shards.
 
-A document's place is a uniform 16-byte key. Each shard of a split takes an equal range of keys, so shards are sorted one by one, in any
-order, by any process. A shard's range is cut into `PARTS`: tasks leave the entries of each part in a frame of their runs, and the shard's
-writer reads one part's frames at a time.
+A document's place is a uniform 16-byte key. Each shard of a split takes an equal range of keys, so shards are sorted
+one by one, in any order, by any process. A shard's range is cut into `PARTS`: tasks leave the entries of each part in a
+frame of their runs, and the shard's writer reads one part's frames at a time.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Shards(NamedTuple):
 
 
 class Scatter:
-    """Gathers entries and writes them as runs FOLDER/entries-000.bin with FOLDER/entries-000.npy, (parts, 2): offset and size of
-    each part's frame."""
+    """Gathers entries and writes them as runs FOLDER/entries-000.bin with FOLDER/entries-000.npy, (parts, 2): offset
+    and size of each part's frame."""
 
     def __init__(self, folder: Path, shards: int) -> None:
         self.folder = folder
@@ -117,7 +117,8 @@ def _entries(data: bytes) -> Iterator[Entry]:
 
 
 class ShardWriter:
-    """Writes lines to FOLDER/NAME-00000.jsonl.zst, NAME-00001.jsonl.zst, … of about `SHARD_BYTES` of text each; none for no lines."""
+    """Writes lines to FOLDER/NAME-00000.jsonl.zst, NAME-00001.jsonl.zst, … of about `SHARD_BYTES` of text each; none
+    for no lines."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name

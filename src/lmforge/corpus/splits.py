@@ -24,7 +24,8 @@ def unit(data: bytes) -> float:
 
 
 def place_of(document: Document, digest: bytes) -> float:
-    """Where a document lies in [0, 1): by its text's digest, or by `meta.split_key`, which it shares with those it must not be parted from.
+    """Where a document lies in [0, 1): by its text's digest, or by `meta.split_key`, which it shares with those it must
+    not be parted from.
 
     One that is made (`meta.synthetic`), by whatever means, lies at the end: it is for training only.
     """
@@ -44,9 +45,10 @@ def split_bounds(
 ) -> tuple[float, float]:
     """(valid_below, test_below): a document below the first is valid, below the second test, else train.
 
-    The bounds are holdout/5 and holdout, so a document's split depends on its own text alone and stays when others are added.
-    Only where a held-out part would be empty (a handful of documents) are they raised to take in the document that lies nearest.
-    `places()` streams the documents' places in arrays, and is asked twice; `dropped()` counts for the message.
+    The bounds are holdout/5 and holdout, so a document's split depends on its own text alone and stays when others are
+    added. Only where a held-out part would be empty (a handful of documents) are they raised to take in the document
+    that lies nearest. `places()` streams the documents' places in arrays, and is asked twice; `dropped()` counts for
+    the message.
 
     Raises:
         InputError: a split would stay empty.

@@ -1,7 +1,8 @@
 """Records and documents between the passes over a corpus: on disk, in sorted runs, each read again in slices.
 
-Every task writes into a folder of its own that is renamed into place once it is whole, so that a task that was killed leaves nothing
-behind that counts. A run's records are sorted by their first column; a slice of hashes is then one range of each run.
+Every task writes into a folder of its own that is renamed into place once it is whole, so that a task that was killed
+leaves nothing behind that counts. A run's records are sorted by their first column; a slice of hashes is then one range
+of each run.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def task_folder(final: Path) -> Iterator[Path]:
 
 
 class Runs:
-    """Writes records of `width` 64-bit columns as FOLDER/NAME-000.npy, …: each (width, records), sorted by column 0, then 1, …"""
+    """Writes records of `width` 64-bit columns as FOLDER/NAME-000.npy, …: each (width, records), sorted by column 0,
+    then 1, …"""
 
     def __init__(self, folder: Path, name: str, width: int) -> None:
         self.folder, self.name = folder, name
@@ -65,12 +67,16 @@ class Runs:
         """Write what is held."""
         if self._held:
             records = self._buffer[:, : self._held]
-            np.save(self.folder / f"{self.name}-{self._runs:03d}.npy", np.ascontiguousarray(records[:, np.lexsort(records[::-1])]))
+            np.save(
+                self.folder / f"{self.name}-{self._runs:03d}.npy",
+                np.ascontiguousarray(records[:, np.lexsort(records[::-1])]),
+            )
             self._held, self._runs = 0, self._runs + 1
 
 
 def read_slice(folders: Iterable[Path], name: str, width: int, part: int, parts: int) -> U64:
-    """The records called `name` of all `folders` whose column 0 lies in the `part`-th of `parts` equal ranges; sorted."""
+    """The records called `name` of all `folders` whose column 0 lies in the `part`-th of `parts` equal ranges;
+    sorted."""
     low, high = (np.uint64(min((index << 64) // parts, (1 << 64) - 1)) for index in (part, part + 1))
     found = []
     for folder in folders:

@@ -1,11 +1,17 @@
-"""The passes over a corpus as datatrove pipeline steps. Each does one task, from files to files; the work folder is all they share.
+"""The passes over a corpus as datatrove pipeline steps. Each does one task, from files to files; the work folder is all
+they share.
 
-    read    parts ─▶ cleaned documents, digests, signatures, lines, dropped         read/TASK/      a task: some parts of the sources
-    match   equal digests, near duplicates                                          match/PART/     a task: a range of hashes
+    read    parts ─▶ cleaned documents, digests, signatures, lines, dropped         read/TASK/      a task: some parts
+    of the sources
+    match   equal digests, near duplicates                                          match/PART/     a task: a range of
+    hashes
     settle  who is dropped; where the splits lie; how many shards                   settle/00000/   one task
-    count   lines that many documents repeat                                        count/PART/     a task: a range of hashes
-    apply   what is kept, shuffled; statistics, samples                             apply/TASK/     a task for each of read
-    write   a shard of the corpus                                                   write/SHARD/    a task for each shard
+    count   lines that many documents repeat                                        count/PART/     a task: a range of
+    hashes
+    apply   what is kept, shuffled; statistics, samples                             apply/TASK/     a task for each of
+    read
+    write   a shard of the corpus                                                   write/SHARD/    a task for each
+    shard
 
 What a task does depends on the input and on what the earlier passes left, never on how many workers there are.
 """
@@ -42,7 +48,8 @@ from lmforge.recipe import Recipe, parse_recipe
 PAIRS_SHOWN = 10
 PAIRS_WAITING = 1 << 18  # pairs of near duplicates, 4 MB, that wait to be made distinct
 _NO_SKETCH = np.zeros(duplicates.SKETCH_WIDTH, np.uint32)  # keeps the place of a document that is compared with none
-INDEX = np.dtype([("digest", "V32"), ("place", "<f8"), ("copies", "<u4"), ("bytes", "<u8")])  # one for each document that read leaves
+# one for each document that read leaves
+INDEX = np.dtype([("digest", "V32"), ("place", "<f8"), ("copies", "<u4"), ("bytes", "<u8")])
 
 
 class Plan(NamedTuple):
@@ -53,8 +60,13 @@ class Plan(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write it, for the tasks to load."""
-        tasks = [[[number, part.name, [[f.name, str(f.path), f.size, f.mtime_ns] for f in part.files], *part[2:]] for number, part in task]
-                 for task in self.tasks]  # fmt: skip
+        tasks = [
+            [
+                [number, part.name, [[f.name, str(f.path), f.size, f.mtime_ns] for f in part.files], *part[2:]]
+                for number, part in task
+            ]
+            for task in self.tasks
+        ]
         path.write_text(json.dumps({"recipe": self.recipe.model_dump(mode="json"), "tasks": tasks}), "utf-8")
 
 
@@ -63,7 +75,10 @@ def load_plan(path: Path, written_ns: int) -> Plan:
     """Read what `Plan.save` wrote; kept in memory for the tasks of this process."""
     data = json.loads(path.read_text("utf-8"))
     tasks = tuple(
-        tuple((number, Part(name, tuple(File(n, Path(p), size, mtime) for n, p, size, mtime in files), *rest)) for number, name, files, *rest in task)
+        tuple(
+            (number, Part(name, tuple(File(n, Path(p), size, mtime) for n, p, size, mtime in files), *rest))
+            for number, name, files, *rest in task
+        )
         for task in data["tasks"]
     )
     return Plan(parse_recipe(data["recipe"]), tasks)
@@ -105,8 +120,8 @@ def document_line(document: Document) -> bytes:
 
 
 def _is_plain(document: Document) -> bool:
-    """Whether the document is a text as it stands, not one in which places are marked by their position. Those are examples made on purpose:
-    a sentence pair has the words of its other direction and is no copy of it."""
+    """Whether the document is a text as it stands, not one in which places are marked by their position. Those are
+    examples made on purpose: a sentence pair has the words of its other direction and is no copy of it."""
     return "loss_spans" not in document["meta"]
 
 
@@ -126,7 +141,12 @@ class _Dropped:
     def add(self, document: Document, reason: str, digest: bytes) -> None:
         self.counts[reason] += 1
         self.samples.drop(document, reason, digest)
-        entry = {"id": document["id"], "source": document["source"], "reason": reason, "text": document["text"][:SHOWN_DROPPED]}
+        entry = {
+            "id": document["id"],
+            "source": document["source"],
+            "reason": reason,
+            "text": document["text"][:SHOWN_DROPPED],
+        }
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         self.writer.write(line, len(line))
 
@@ -153,12 +173,17 @@ class Read(Step):
                 documents += 1
                 document, reason = prepare(raw, corpus, notices, trained)
                 digest = duplicates.text_digest(document["text"])
-                # Independent parts of one digest: bytes 0-7 split, 8-15 weight, 16-23 examples shown, 24-31 sample measured.
+                # Independent parts of one digest: bytes 0-7 split, 8-15 weight, 16-23 examples shown, 24-31 sample
+                # measured.
                 copies = int(weight) + (unit(digest[8:16]) < weight % 1)
                 if reason is None and not copies:
                     reason = "source_weight"
                 words = read_words(document["text"]) if reason is None else None
-                if words is not None and benchmarks is not None and (benchmark := contamination(words, benchmarks)) is not None:
+                if (
+                    words is not None
+                    and benchmarks is not None
+                    and (benchmark := contamination(words, benchmarks)) is not None
+                ):
                     reason, words = "contaminated", None
                     found[benchmark] += 1
                 if words is None or reason is not None:
@@ -168,7 +193,9 @@ class Read(Step):
         dropped.writer.close()
         kept.close()
         counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
-        (folder / "counts.json").write_text(json.dumps({**counts, "samples": dropped.samples.state()}), "utf-8", "replace")
+        (folder / "counts.json").write_text(
+            json.dumps({**counts, "samples": dropped.samples.state()}), "utf-8", "replace"
+        )
         return {"documents": documents, "kept": kept.index.rows, **dropped.counts}
 
 
@@ -192,14 +219,20 @@ class _Kept:
         self.number = rank << duplicates.ROW_BITS
         self.index, self.sketches = RowWriter(folder / "index.bin"), RowWriter(folder / "sketches.bin")
         self.documents = LineWriter(folder / "documents.bin")
-        self.exact, self.bands, self.line_runs = Runs(folder, "exact", 3), Runs(folder, "bands", 2), Runs(folder, "lines", 2)
+        self.exact, self.bands, self.line_runs = (
+            Runs(folder, "exact", 3),
+            Runs(folder, "bands", 2),
+            Runs(folder, "lines", 2),
+        )
 
     def add(self, document: Document, digest: bytes, copies: int, words: Any) -> None:
         number = np.uint64(self.number + self.index.rows)
         self.documents.write(document_line(document)[:-1])
         size = len(document["text"].encode("utf-8", "replace"))
         self.index.write(np.array((digest, place_of(document, digest), copies, size), INDEX))
-        self.exact.add(*(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number]))
+        self.exact.add(
+            *(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number])
+        )
         if self.near and _is_plain(document):
             keys, sketch = duplicates.signature(words)
             self.sketches.write(sketch)
@@ -254,14 +287,19 @@ class Settle(Step):
             plan.recipe.corpus.holdout, lambda: (each["place"] for each in _kept(read, dropped)),
             lambda: _dropped_before(read, exact.shape[1], near.dropped.size),
         )  # fmt: skip
-        settled = {"bounds": bounds, "bytes": _split_bytes(_kept(read, dropped), bounds), "exact": _sizes(exact), "near": _histogram(near.sizes)}
+        settled = {
+            "bounds": bounds,
+            "bytes": _split_bytes(_kept(read, dropped), bounds),
+            "exact": _sizes(exact),
+            "near": _histogram(near.sizes),
+        }
         (folder / "settled.json").write_text(json.dumps(settled))
         return {"exact": exact.shape[1], "near": int(near.dropped.size)}
 
 
 def _distinct(parts: Iterable[U64]) -> U64:
-    """(2, pairs) of all parts, each pair once. A pair of near duplicates shares many bands, so it stands in many parts: they are thinned out
-    whenever as many have come in as are held."""
+    """(2, pairs) of all parts, each pair once. A pair of near duplicates shares many bands, so it stands in many parts:
+    they are thinned out whenever as many have come in as are held."""
     held, waiting, size = np.empty((2, 0), np.uint64), [np.empty((2, 0), np.uint64)], 0
     for part in parts:
         waiting.append(part)
@@ -300,8 +338,13 @@ def _dropped_before(read: Sequence[Path], exact: int, near: int) -> Counter[str]
 def _kept(read: Sequence[Path], dropped: U64) -> Iterator[NDArray[np.void]]:
     """The index of the documents that stay, task by task."""
     for task, folder in enumerate(read):
-        first, last = np.searchsorted(dropped, np.array([task << duplicates.ROW_BITS, (task + 1) << duplicates.ROW_BITS], np.uint64))
-        yield np.delete(rows_of(folder / "index.bin", INDEX), (dropped[first:last] & np.uint64((1 << duplicates.ROW_BITS) - 1)).astype(np.int64))
+        first, last = np.searchsorted(
+            dropped, np.array([task << duplicates.ROW_BITS, (task + 1) << duplicates.ROW_BITS], np.uint64)
+        )
+        yield np.delete(
+            rows_of(folder / "index.bin", INDEX),
+            (dropped[first:last] & np.uint64((1 << duplicates.ROW_BITS) - 1)).astype(np.int64),
+        )
 
 
 def _split_bytes(indexes: Iterable[NDArray[np.void]], bounds: tuple[float, float]) -> dict[str, int]:
@@ -346,7 +389,9 @@ class Apply(Step):
         dropped = _Dropped(folder, samples)
         scatter = Scatter(folder, shards.total)
         splits = {split: Counter(documents=0, bytes=0, copies=0) for split in SPLITS}
-        for row, (line, entry) in enumerate(zip(read_lines(source / "documents.bin"), rows_of(source / "index.bin", INDEX), strict=True)):
+        for row, (line, entry) in enumerate(
+            zip(read_lines(source / "documents.bin"), rows_of(source / "index.bin", INDEX), strict=True)
+        ):
             digest = bytes(entry["digest"])
             reason = fates.reason(row)
             document: Document = orjson.loads(line)
@@ -368,7 +413,13 @@ class Apply(Step):
                 splits[split].update(documents=1, bytes=size, copies=copy > 0)
         scatter.close()
         dropped.writer.close()
-        counts = {"dropped": dropped.counts, "samples": samples.state(), "pairs": fates.pairs, "lines": lines.figures(), "splits": splits}
+        counts = {
+            "dropped": dropped.counts,
+            "samples": samples.state(),
+            "pairs": fates.pairs,
+            "lines": lines.figures(),
+            "splits": splits,
+        }
         (folder / "counts.json").write_text(json.dumps(counts), "utf-8", "replace")
         (folder / "statistics.json").write_bytes(orjson.dumps(statistics.state()))
         return {"kept": statistics.documents, **dropped.counts}
@@ -388,7 +439,9 @@ class _Fates:
             self.exact = {int(number) - self.first for number in exact["dropped"][start:stop]}
             start, stop = np.searchsorted(near["dropped"], limits)
             columns = (near[name][start:stop].tolist() for name in ("dropped", "kept", "similarity"))
-            self.near = {number - self.first: (kept, similarity) for number, kept, similarity in zip(*columns, strict=True)}
+            self.near = {
+                number - self.first: (kept, similarity) for number, kept, similarity in zip(*columns, strict=True)
+            }
 
     def reason(self, row: int) -> str | None:
         return "exact_duplicate" if row in self.exact else "near_duplicate" if row in self.near else None
@@ -397,7 +450,12 @@ class _Fates:
         """Keep the pair if it is among the few of smallest digests."""
         if row in self.near and row not in self.exact:
             kept, similarity = self.near[row]
-            shown = {"rank": digest[16:24].hex(), "kept": kept, "similarity": round(similarity, 3), "dropped": excerpt(document)}
+            shown = {
+                "rank": digest[16:24].hex(),
+                "kept": kept,
+                "similarity": round(similarity, 3),
+                "dropped": excerpt(document),
+            }
             self.pairs = sorted([*self.pairs, shown], key=lambda pair: str(pair["rank"]))[:PAIRS_SHOWN]
 
 
@@ -429,7 +487,9 @@ class _Lines:
         for number in np.flatnonzero(repeated):
             self.removed += 1
             self.removed_bytes += len(lines[number].encode("utf-8", "replace")) + 1
-            self.examples.setdefault(int(hashes[number]), (int(self.counts[at[number]]), lines[number].strip()[:SHOWN_DROPPED]))
+            self.examples.setdefault(
+                int(hashes[number]), (int(self.counts[at[number]]), lines[number].strip()[:SHOWN_DROPPED])
+            )
         self.touched += 1
         document["text"] = "\n".join(line for line, gone in zip(lines, repeated, strict=True) if not gone)
         return True

@@ -1,11 +1,12 @@
 """How well a fine-tuned model answers the held-out examples of its task.
 
     classify   each label's likelihood as the answer ─▶ the likeliest ─▶ share that is right
-    span       greedy answer ─▶ words in common with the nearest right one (F1), and share that is exact (Rajpurkar et al. 2016, section 6.1)
+    span       greedy answer ─▶ words in common with the nearest right one (F1), and share that is exact (Rajpurkar et
+    al. 2016, section 6.1)
     chat       each answer's likelihood ─▶ bits per byte; beside it, greedy answers to some of the questions
 
-An example that is longer than the context is not left out: it counts as answered wrongly (in a chat, whose bits are infinite then, it is
-left out and counted).
+An example that is longer than the context is not left out: it counts as answered wrongly (in a chat, whose bits are
+infinite then, it is left out and counted).
 """
 
 from __future__ import annotations
@@ -49,9 +50,21 @@ def answers(context: Context) -> Score:
     """The task: held-out examples answered. Not applicable to a run that was not fine-tuned."""
     settings = context.recipe.finetune
     if settings is None:
-        return Score("share answered rightly", None, None, None, 0, True, {}, not_applicable="the recipe has no [finetune], so there are no examples")
+        return Score(
+            "share answered rightly",
+            None,
+            None,
+            None,
+            0,
+            True,
+            {},
+            not_applicable="the recipe has no [finetune], so there are no examples",
+        )
     asked = list(held_out(context))
-    alike = {"data": hash_json([[each.question, each.answers] for each in asked]), "marks": "end of text first; rendered as in training"}
+    alike = {
+        "data": hash_json([[each.question, each.answers] for each in asked]),
+        "marks": "end of text first; rendered as in training",
+    }
     return {"classify": classified, "span": spans, "chat": answered}[settings.task](context, asked, alike)
 
 
@@ -65,7 +78,9 @@ def held_out(context: Context) -> Iterator[Asked]:
         try:
             yield Asked(document["id"], document["meta"]["messages"][:-1], document["meta"]["answers"])
         except (KeyError, TypeError) as error:
-            raise InputError(f"{context.corpus_dir}: test document {document.get('id')!r} is no example; run the corpus stage again") from error
+            raise InputError(
+                f"{context.corpus_dir}: test document {document.get('id')!r} is no example; run the corpus stage again"
+            ) from error
 
 
 def with_answer(question: Messages, answer: str) -> Messages:
@@ -74,10 +89,14 @@ def with_answer(question: Messages, answer: str) -> Messages:
 
 
 def nats_of(context: Context, conversations: Sequence[Rendered], title: str) -> list[float]:
-    """−ln p of what counts in each conversation after its first token, in nats; infinite where it is longer than the context."""
+    """−ln p of what counts in each conversation after its first token, in nats; infinite where it is longer than the
+    context."""
     found = [math.inf] * len(conversations)
     device, length = device_of(context.network), context.network.config.context
-    order = sorted((n for n, each in enumerate(conversations) if len(each.tokens) <= length), key=lambda n: len(conversations[n].tokens))
+    order = sorted(
+        (n for n, each in enumerate(conversations) if len(each.tokens) <= length),
+        key=lambda n: len(conversations[n].tokens),
+    )
     with Bar("evaluate", len(order), title) as bar:
         for group in _groups(order, [len(each.tokens) for each in conversations], BATCH_TOKENS[device.type]):
             width = len(conversations[group[-1]].tokens)
@@ -108,23 +127,44 @@ def _groups(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator
 def classified(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Score:
     """The share of examples whose likeliest label is the right one, with Wilson's interval."""
     labels = _labels(context, asked)
-    rendered = [render_conversation(with_answer(each.question, label), context.tokenizer) for each in asked for label in labels]
+    rendered = [
+        render_conversation(with_answer(each.question, label), context.tokenizer) for each in asked for label in labels
+    ]
     nats = np.array(nats_of(context, rendered, "answers")).reshape(len(asked), len(labels))
     rows: list[dict[str, Any]] = [
-        {"id": each.id, "label": each.answers[0], "predicted": labels[int(found.argmin())], "too_long": bool(np.isinf(found).any()),
-         "correct": bool(np.isfinite(found).all() and labels[int(found.argmin())] == each.answers[0])}
+        {
+            "id": each.id,
+            "label": each.answers[0],
+            "predicted": labels[int(found.argmin())],
+            "too_long": bool(np.isinf(found).any()),
+            "correct": bool(np.isfinite(found).all() and labels[int(found.argmin())] == each.answers[0]),
+        }
         for each, found in zip(asked, nats, strict=True)
-    ]  # fmt: skip
+    ]
     right = sum(row["correct"] for row in rows)
     low, high = wilson(right, len(rows))
     by_label = {label: _of_label(rows, label) for label in labels}
     extra = {
-        "labels": by_label, "macro_f1": sum(found["f1"] for found in by_label.values()) / len(labels),
-        "matthews": matthews([row["label"] for row in rows], [row["predicted"] if not row["too_long"] else "" for row in rows]),
+        "labels": by_label,
+        "macro_f1": sum(found["f1"] for found in by_label.values()) / len(labels),
+        "matthews": matthews(
+            [row["label"] for row in rows], [row["predicted"] if not row["too_long"] else "" for row in rows]
+        ),
         "too_long": sum(row["too_long"] for row in rows),
         "baselines": {"most_frequent_label": max(found["items"] for found in by_label.values()) / len(rows)},
-    }  # fmt: skip
-    return Score("accuracy", right / len(rows), low, high, len(rows), True, {**alike, "labels": labels}, extra, rows, ratio=("correct", ""))
+    }
+    return Score(
+        "accuracy",
+        right / len(rows),
+        low,
+        high,
+        len(rows),
+        True,
+        {**alike, "labels": labels},
+        extra,
+        rows,
+        ratio=("correct", ""),
+    )
 
 
 def _labels(context: Context, asked: Sequence[Asked]) -> list[str]:
@@ -152,7 +192,8 @@ def matthews(true: Sequence[str], given: Sequence[str]) -> float:
 
 
 def spans(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Score:
-    """The mean F1 of words in common with the nearest right answer over `evaluate.items` questions chosen by hash, bootstrapped."""
+    """The mean F1 of words in common with the nearest right answer over `evaluate.items` questions chosen by hash,
+    bootstrapped."""
     chosen = _chosen(context, asked)
     rows = []
     for each, text in zip(chosen, written(context, chosen), strict=True):
@@ -160,37 +201,80 @@ def spans(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Sc
         given = "" if text is None or text == NO_ANSWER else text
         f1 = 0.0 if text is None else max(word_f1(given, answer) for answer in right)
         exact = text is not None and max(normalised(given) == normalised(answer) for answer in right)
-        rows.append({"id": each.id, "f1": f1, "exact": bool(exact), "answerable": right != [""], "too_long": text is None, **_shown(each, text)})
+        rows.append(
+            {
+                "id": each.id,
+                "f1": f1,
+                "exact": bool(exact),
+                "answerable": right != [""],
+                "too_long": text is None,
+                **_shown(each, text),
+            }
+        )
     low, high = bootstrap_ratio(np.array([row["f1"] for row in rows]), np.ones(len(rows)), SEED) or (None, None)
-    parts = {name: [row for row in rows if row["answerable"] is wanted] for name, wanted in (("answerable", True), (NO_ANSWER, False))}
+    parts = {
+        name: [row for row in rows if row["answerable"] is wanted]
+        for name, wanted in (("answerable", True), (NO_ANSWER, False))
+    }
     extra = {
-        "exact": sum(row["exact"] for row in rows) / len(rows), "too_long": sum(row["too_long"] for row in rows),
-        "parts": {name: {"items": len(part), "f1": sum(row["f1"] for row in part) / len(part)} for name, part in parts.items() if part},
+        "exact": sum(row["exact"] for row in rows) / len(rows),
+        "too_long": sum(row["too_long"] for row in rows),
+        "parts": {
+            name: {"items": len(part), "f1": sum(row["f1"] for row in part) / len(part)}
+            for name, part in parts.items()
+            if part
+        },
         "in_context": sum(bool(row["completion"]) and row["completion"] in row["prompt"] for row in rows) / len(rows),
-    }  # fmt: skip
+    }
     limits = {"items": context.recipe.evaluate.items, "new_tokens": NEW_TOKENS}
     value = sum(row["f1"] for row in rows) / len(rows)
-    return Score("F1", value, low, high, len(rows), True, {**alike, "decoding": "greedy", "limits": limits}, extra, rows, ratio=("f1", ""))
+    return Score(
+        "F1",
+        value,
+        low,
+        high,
+        len(rows),
+        True,
+        {**alike, "decoding": "greedy", "limits": limits},
+        extra,
+        rows,
+        ratio=("f1", ""),
+    )
 
 
 def answered(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Score:
-    """Bits per byte of the assistant's words, of all examples within the context; greedy answers to `evaluate.items` of them beside it."""
+    """Bits per byte of the assistant's words, of all examples within the context; greedy answers to `evaluate.items` of
+    them beside it."""
     rendered = [render_conversation(with_answer(each.question, each.answers[0]), context.tokenizer) for each in asked]
     fits = [number for number, each in enumerate(rendered) if len(each.tokens) <= context.network.config.context]
     if not fits:
-        return Score("bits per byte of answers", None, None, None, 0, False, alike, not_applicable="every example is longer than the context")
+        return Score(
+            "bits per byte of answers",
+            None,
+            None,
+            None,
+            0,
+            False,
+            alike,
+            not_applicable="every example is longer than the context",
+        )
     bits = np.array(nats_of(context, [rendered[number] for number in fits], "answers")) / math.log(2)
     sizes = np.array([_counted_bytes(context, rendered[number]) for number in fits])
     chosen = _chosen(context, asked)
     texts = dict(zip((each.id for each in chosen), zip(chosen, written(context, chosen), strict=True), strict=True))
     exact = [text is not None and normalised(text) == normalised(each.answers[0]) for each, text in texts.values()]
     f1 = [word_f1(text or "", each.answers[0]) for each, text in texts.values()]
-    rows = [{"id": name, "bits": float(bit), "bytes": int(size), **(_shown(*texts[name]) if name in texts else {})}
-            for name, bit, size in zip((asked[number].id for number in fits), bits, sizes, strict=True)]
+    rows = [
+        {"id": name, "bits": float(bit), "bytes": int(size), **(_shown(*texts[name]) if name in texts else {})}
+        for name, bit, size in zip((asked[number].id for number in fits), bits, sizes, strict=True)
+    ]
     rows.sort(key=lambda row: "completion" not in row)  # those that were written first, to be seen
     low, high = bootstrap_ratio(bits, sizes, SEED) or (None, None)
     value, metric = float(bits.sum() / sizes.sum()), "bits per byte of answers"
-    extra = {"too_long": len(asked) - len(fits), "written": {"items": len(texts), "exact": sum(exact) / len(texts), "f1": sum(f1) / len(texts)}}
+    extra = {
+        "too_long": len(asked) - len(fits),
+        "written": {"items": len(texts), "exact": sum(exact) / len(texts), "f1": sum(f1) / len(texts)},
+    }
     return Score(metric, value, low, high, len(fits), False, alike, extra, rows, ratio=("bits", "bytes"))
 
 
@@ -206,17 +290,25 @@ def _chosen(context: Context, asked: Sequence[Asked]) -> list[Asked]:
 
 def _shown(each: Asked, text: str | None) -> dict[str, Any]:
     """What the report shows of an answer that was written."""
-    return {"prompt": "\n\n".join(turn["content"] for turn in each.question) + "\n\n", "completion": text or "", "answer": each.answers[0]}
+    return {
+        "prompt": "\n\n".join(turn["content"] for turn in each.question) + "\n\n",
+        "completion": text or "",
+        "answer": each.answers[0],
+    }
 
 
 def written(context: Context, asked: Sequence[Asked]) -> list[str | None]:
-    """The model's greedy answers, without blanks around them; None where question and answer would not fit into the context."""
+    """The model's greedy answers, without blanks around them; None where question and answer would not fit into the
+    context."""
     tokenizer, length = context.tokenizer, context.network.config.context
     new = min(NEW_TOKENS, length // 4)
     prompts = [render_chat(each.question, tokenizer) for each in asked]
     sampling = Sampling(max_tokens=new, temperature=0.0, stop_ids=stop_tokens(tokenizer))
     found: list[str | None] = [None] * len(asked)
-    order = sorted((number for number, prompt in enumerate(prompts) if len(prompt) + new <= length), key=lambda number: len(prompts[number]))
+    order = sorted(
+        (number for number, prompt in enumerate(prompts) if len(prompt) + new <= length),
+        key=lambda number: len(prompts[number]),
+    )
     with Bar("evaluate", len(order), "answers") as bar:
         for start in range(0, len(order), BATCH_ROWS):
             group = order[start : start + BATCH_ROWS]
@@ -227,7 +319,9 @@ def written(context: Context, asked: Sequence[Asked]) -> list[str | None]:
                         tokens[drawn.row].append(drawn.token)
             for number, each in zip(group, tokens, strict=True):
                 text = tokenizer.decode(each)
-                found[number] = text[: min((at for stop in STOP if (at := text.find(stop)) >= 0), default=len(text))].strip()
+                found[number] = text[
+                    : min((at for stop in STOP if (at := text.find(stop)) >= 0), default=len(text))
+                ].strip()
             bar.step(len(group))
     return found
 
@@ -239,7 +333,8 @@ def normalised(text: str) -> str:
 
 
 def word_f1(given: str, right: str) -> float:
-    """The harmonic mean of precision and recall of words; where one has none, 1 if the other has none either (SQuAD 2.0)."""
+    """The harmonic mean of precision and recall of words; where one has none, 1 if the other has none either (SQuAD
+    2.0)."""
     one, other = normalised(given).split(), normalised(right).split()
     if not one or not other:
         return float(one == other)

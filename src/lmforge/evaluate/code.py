@@ -3,18 +3,21 @@
     test file ─ast─▶ function ─▶ prompt: the file up to the function's docstring (or first statement)
                                     └─greedy─▶ completion ─cut where the function ends─▶ ast.parse(head + completion)
 
-An item is a function or method whose head (decorators, signature, and the docstring, or the first statement where there is none) is
-followed by at least 3 lines. Its prompt is the end of text and the file up to the end of the head, without the line end (line end and
-indentation are one token, which the model has to choose); of that the last context − 96 tokens. The model writes up to 96 tokens.
+An item is a function or method whose head (decorators, signature, and the docstring, or the first statement where there
+is none) is followed by at least 3 lines. Its prompt is the end of text and the file up to the end of the head, without
+the line end (line end and indentation are one token, which the model has to choose); of that the last context − 96
+tokens. The model writes up to 96 tokens.
 
-The completion is cut where the function ends: after the last whole statement before the code comes back to the level of the `def`, as
-Python's own tokenizer sees it, so that a bracket or a string over many lines does not end it. Where the 96 tokens ran out before that,
-the last, partial line is removed. The item passes when head + completion, taken out of its place and dedented, parse (ast.parse) as one
-function with at least one statement more than the head. Nothing is said of whether it does what the name says.
+The completion is cut where the function ends: after the last whole statement before the code comes back to the level of
+the `def`, as Python's own tokenizer sees it, so that a bracket or a string over many lines does not end it. Where the
+96 tokens ran out before that, the last, partial line is removed. The item passes when head + completion, taken out of
+its place and dedented, parse (ast.parse) as one function with at least one statement more than the head. Nothing is
+said of whether it does what the name says.
 
-Beside the score stand what is easy to get and what could be had: `longest_prefix` (some whole lines of the completion parse: does not
-punish a block that the limit cut off), `baselines.empty` (nothing written), `baselines.pass_statement` (only `pass`: 1 by definition, so
-a score says little of a model that writes little) and `baselines.reference` (the file's own code, cut to 96 tokens in the same way).
+Beside the score stand what is easy to get and what could be had: `longest_prefix` (some whole lines of the completion
+parse: does not punish a block that the limit cut off), `baselines.empty` (nothing written), `baselines.pass_statement`
+(only `pass`: 1 by definition, so a score says little of a model that writes little) and `baselines.reference` (the
+file's own code, cut to 96 tokens in the same way).
 """
 
 from __future__ import annotations
@@ -47,8 +50,8 @@ _NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A held-out function: the file before it, its head and the rest of it, as they stand in the file; `indent` is that of its `def`,
-    `margin` that of its statements."""
+    """A held-out function: the file before it, its head and the rest of it, as they stand in the file; `indent` is that
+    of its `def`, `margin` that of its statements."""
 
     id: str
     before: str
@@ -111,11 +114,14 @@ def _dedented(text: str, indent: str) -> str:
     """Every line without `indent`; a line that is indented less comes to the margin."""
     if not indent:
         return text
-    return "\n".join(line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" \t") for line in text.split("\n"))
+    return "\n".join(
+        line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" \t") for line in text.split("\n")
+    )
 
 
 def function_end(source: str) -> int | None:
-    """Lines of `source` (a head at the margin and what follows) that belong to the function: through its last whole statement.
+    """Lines of `source` (a head at the margin and what follows) that belong to the function: through its last whole
+    statement.
 
     None where it has not ended when the source does, or the source cannot be divided into Python's tokens before that.
     """
@@ -137,7 +143,8 @@ def function_end(source: str) -> int | None:
 
 
 def cut(item: Item, completion: str, finished: bool) -> str:
-    """The part of a completion (as written, indented as in the file) that belongs to the function, by this file's rules.
+    """The part of a completion (as written, indented as in the file) that belongs to the function, by this file's
+    rules.
 
     `finished`: the model ended the text itself, so that a last line without a line end is whole.
     """
@@ -152,7 +159,8 @@ def cut(item: Item, completion: str, finished: bool) -> str:
 
 
 def passes(item: Item, completion: str) -> bool:
-    """Whether head and completion, dedented, parse as one function with at least one statement more than the head has."""
+    """Whether head and completion, dedented, parse as one function with at least one statement more than the head
+    has."""
     whole = _parsed(_dedented(item.head + completion, item.indent) + "\n")
     head = _parsed(_dedented(item.head, item.indent) + "\n")
     if whole is None or head is None or len(whole.body) != 1 or not isinstance(whole.body[0], Function):
@@ -179,7 +187,9 @@ def complete(model: GPT, prompts: Sequence[Sequence[int]], new: int) -> list[tup
     """Greedy completions of at most `new` tokens, without the end of text, and whether the model gave it."""
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
-    for step in decode(model, prompts, [Sampling(max_tokens=new, temperature=0.0, stop_ids=(Tokenizer.end_of_text,))] * len(prompts)):
+    for step in decode(
+        model, prompts, [Sampling(max_tokens=new, temperature=0.0, stop_ids=(Tokenizer.end_of_text,))] * len(prompts)
+    ):
         for drawn in step:
             if drawn.finish == "stop":
                 finished[drawn.row] = True
@@ -199,9 +209,13 @@ def completions_parse(context: Context) -> Score:
     new = min(MAX_TOKENS, length // 2)
     alike = {
         "data": hash_json([item.key for item in items]),
-        "prompt": f"the file up to the end of the function's docstring or first statement, its last {length - new} tokens",
-        "marks": "end of text before the file; it ends a completion", "decoding": "greedy",
-        "limits": {"items": context.recipe.evaluate.items, "new_tokens": new}, "python": ".".join(platform.python_version_tuple()[:2]),
+        "prompt": (
+            f"the file up to the end of the function's docstring or first statement, its last {length - new} tokens"
+        ),
+        "marks": "end of text before the file; it ends a completion",
+        "decoding": "greedy",
+        "limits": {"items": context.recipe.evaluate.items, "new_tokens": new},
+        "python": ".".join(platform.python_version_tuple()[:2]),
     }
     metric = "share that parses"
     if not items:
@@ -212,28 +226,47 @@ def completions_parse(context: Context) -> Score:
         for start in range(0, len(items), BATCH_ROWS):
             group = items[start : start + BATCH_ROWS]
             prompts = [prompt_tokens(item, context.tokenizer, length - new) for item in group]
-            for item, prompt, (tokens, finished) in zip(group, prompts, complete(context.network, prompts, new), strict=True):
+            for item, prompt, (tokens, finished) in zip(
+                group, prompts, complete(context.network, prompts, new), strict=True
+            ):
                 rows.append(_judged(item, prompt, tokens, finished, new, context.tokenizer))
             bar.step(len(group))
     passed = sum(row["passed"] for row in rows)
     low, high = wilson(passed, len(rows))
-    longest, ended, reference = (sum(row[key] for row in rows) / len(rows) for key in ("longest_prefix", "function_ended", "reference"))
+    longest, ended, reference = (
+        sum(row[key] for row in rows) / len(rows) for key in ("longest_prefix", "function_ended", "reference")
+    )
     baselines = {
         "empty": sum(passes(item, "") for item in items) / len(items),
-        "pass_statement": sum(passes(item, f"\n{item.margin}pass") for item in items) / len(items), "reference": reference,
-    }  # fmt: skip
-    extra = {"functions_found": found, "passed": passed, "longest_prefix": longest, "function_ended": ended, "baselines": baselines}
+        "pass_statement": sum(passes(item, f"\n{item.margin}pass") for item in items) / len(items),
+        "reference": reference,
+    }
+    extra = {
+        "functions_found": found,
+        "passed": passed,
+        "longest_prefix": longest,
+        "function_ended": ended,
+        "baselines": baselines,
+    }
     return Score(metric, passed / len(rows), low, high, len(rows), True, alike, extra, rows, ratio=("passed", ""))
 
 
-def _judged(item: Item, prompt: Sequence[int], tokens: Sequence[int], finished: bool, new: int, tokenizer: Tokenizer) -> dict[str, Any]:
-    """One item's row: what was asked and written, and whether it passes; `reference` is the file's own code put to the same test."""
+def _judged(
+    item: Item, prompt: Sequence[int], tokens: Sequence[int], finished: bool, new: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """One item's row: what was asked and written, and whether it passes; `reference` is the file's own code put to the
+    same test."""
     written = tokenizer.decode(tokens)
     completion = cut(item, written, finished)
     reference = tokenizer.encode(item.rest)
     own = cut(item, tokenizer.decode(reference[:new]), finished=len(reference) <= new)
     return {
-        "id": item.id, "passed": passes(item, completion), "longest_prefix": longest_prefix_passes(item, completion),
+        "id": item.id,
+        "passed": passes(item, completion),
+        "longest_prefix": longest_prefix_passes(item, completion),
         "function_ended": finished or function_end(_dedented(item.head + written, item.indent)) is not None,
-        "reference": passes(item, own), "prompt": tokenizer.decode(prompt), "completion": completion, "written": written,
+        "reference": passes(item, own),
+        "prompt": tokenizer.decode(prompt),
+        "completion": completion,
+        "written": written,
     }

@@ -27,11 +27,16 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             content = json.loads(path.read_text())
-            found = {path.stem: content, **{f"{path.stem}.{model}": score for model, score in content["models"].items()}}
+            found = {
+                path.stem: content,
+                **{f"{path.stem}.{model}": score for model, score in content["models"].items()},
+            }
             for score in found.values():
                 _ = score["value"], score["low"], score["high"], score["alike"].items(), score["ratio"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{path}: not a score that lmforge wrote ({error!r}); run: lmforge evaluate RECIPE") from error
+            raise InputError(
+                f"{path}: not a score that lmforge wrote ({error!r}); run: lmforge evaluate RECIPE"
+            ) from error
         scores |= found
     if not scores:
         raise InputError(f"{run}: no scores here; run: lmforge evaluate RECIPE")
@@ -39,14 +44,17 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Both runs' values of every task both have: `{"tasks": {name: {metric, first, second, difference, low, high, …}}, "left_out": {}}`.
+    """Both runs' values of every task both have: `{"tasks": {name: {metric, first, second, difference, low, high, …}},
+    "left_out": {}}`.
 
-    `difference` is second − first, `low` and `high` its 95% interval: by a bootstrap in pairs where the value is a ratio of sums over
-    items (the items are the same, or the runs would be refused), else from the two intervals. `differs` says whether 0 is outside it,
-    `better` which run is ahead if so. A speed measured on another machine is left out, with the reason in `left_out`.
+    `difference` is second − first, `low` and `high` its 95% interval: by a bootstrap in pairs where the value is a
+    ratio of sums over items (the items are the same, or the runs would be refused), else from the two intervals.
+    `differs` says whether 0 is outside it, `better` which run is ahead if so. A speed measured on another machine is
+    left out, with the reason in `left_out`.
 
     Raises:
-        InputError: a task was scored in another way in the two (names the task and what differs), or they have none in common.
+        InputError: a task was scored in another way in the two (names the task and what differs), or they have none in
+            common.
     """
     a, b = read_scores(first), read_scores(second)
     tasks: dict[str, Any] = {}
@@ -57,15 +65,23 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             parts = differing(a[name]["alike"]["machine"], b[name]["alike"]["machine"])
             left_out[name] = f"measured on another machine or with other settings ({', '.join(parts)})"
         elif unlike:
-            shown = "; ".join(f"{part}: {_short(a[name]['alike'].get(part))} and {_short(b[name]['alike'].get(part))}" for part in unlike)
-            raise InputError(f"{name}: not scored alike in {first} and {second}: {', '.join(unlike)} differ ({shown}); "
-                             "evaluate both with the same texts, tokenizer and evaluate settings")
+            shown = "; ".join(
+                f"{part}: {_short(a[name]['alike'].get(part))} and {_short(b[name]['alike'].get(part))}"
+                for part in unlike
+            )
+            raise InputError(
+                f"{name}: not scored alike in {first} and {second}: {', '.join(unlike)} differ ({shown}); "
+                "evaluate both with the same texts, tokenizer and evaluate settings"
+            )
         elif a[name]["value"] is None or b[name]["value"] is None:
             left_out[name] = str(a[name].get("not_applicable") or b[name].get("not_applicable") or "not scored")
         else:
             tasks[name] = _row(name, first, second, a[name], b[name])
     if not tasks:
-        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "evaluate both with the same evaluate.tasks"
+        why = (
+            "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            or "evaluate both with the same evaluate.tasks"
+        )
         raise InputError(f"{first} and {second}: no score in common that compares; {why}")
     return {"first": str(first), "second": str(second), "tasks": tasks, "left_out": left_out}
 
@@ -89,9 +105,17 @@ def _row(name: str, first: Path, second: Path, a: dict[str, Any], b: dict[str, A
     differs = low is not None and high is not None and not low <= 0 <= high
     gain = (b["value"] - a["value"]) * (1 if a.get("higher_is_better") else -1)
     return {
-        "metric": a["metric"], "first": a["value"], "second": b["value"], "difference": b["value"] - a["value"], "low": low, "high": high,
-        "paired": paired, "differs": differs, "better": ("second" if gain > 0 else "first") if differs else None,
-        "items": a["items"], "fingerprint": a["fingerprint"],
+        "metric": a["metric"],
+        "first": a["value"],
+        "second": b["value"],
+        "difference": b["value"] - a["value"],
+        "low": low,
+        "high": high,
+        "paired": paired,
+        "differs": differs,
+        "better": ("second" if gain > 0 else "first") if differs else None,
+        "items": a["items"],
+        "fingerprint": a["fingerprint"],
     }
 
 

@@ -1,6 +1,8 @@
-"""Models → scores: one file a task, with interval and item count, and a fingerprint of everything that must be alike to compare.
+"""Models → scores: one file a task, with interval and item count, and a fingerprint of everything that must be alike to
+compare.
 
-    tasks × models ─▶ scores/TASK.json         {task, metric, value, low, high, items, fingerprint, alike, …, models: {NAME: the same}}
+    tasks × models ─▶ scores/TASK.json         {task, metric, value, low, high, items, fingerprint, alike, …, models:
+    {NAME: the same}}
                       scores/TASK.items.jsonl  a line an item: {model, …}
 """
 
@@ -47,19 +49,24 @@ FIGURES = ("metric", "value", "low", "high", "items", "fingerprint")
 
 
 def benchmark_texts(recipe: Recipe) -> dict[str, list[str]]:
-    """What the recipe's tasks ask, by task, for the corpus stage to keep out; tasks that score held-out text of the corpus itself have none."""
+    """What the recipe's tasks ask, by task, for the corpus stage to keep out; tasks that score held-out text of the
+    corpus itself have none."""
     asked = {name: TASKS[name].texts for name in dict.fromkeys(recipe.evaluate.tasks)}
     return {name: list(texts(recipe)) for name, texts in asked.items() if texts is not None}
 
 
-def evaluate(recipe: Recipe, models: Mapping[str, Path], corpus_dir: Path, tokens_dir: Path, out: Path) -> dict[str, Any]:
-    """Run the recipe's tasks on every model and write `out`; returns `{"tasks": {name: {metric, value, low, high, items, fingerprint}}}`.
+def evaluate(
+    recipe: Recipe, models: Mapping[str, Path], corpus_dir: Path, tokens_dir: Path, out: Path
+) -> dict[str, Any]:
+    """Run the recipe's tasks on every model and write `out`; returns `{"tasks": {name: {metric, value, low, high,
+    items, fingerprint}}}`.
 
-    The first of `models` gives the plain names; the others' scores are named `TASK.MODEL`. One model is in memory at a time.
-    Baselines come last, once.
+    The first of `models` gives the plain names; the others' scores are named `TASK.MODEL`. One model is in memory at a
+    time. Baselines come last, once.
 
     Raises:
-        InputError: a model is missing, altered or made with another tokenizer; corpus and tokens do not belong together.
+        InputError: a model is missing, altered or made with another tokenizer; corpus and tokens do not belong
+            together.
         LmforgeError: nothing can be written. In every case `out` stays as it was.
     """
     context = Context(recipe, corpus_dir, tokens_dir, Tokenizer.load(tokens_dir / TOKENIZER))
@@ -101,18 +108,31 @@ def _run(task: Task, name: str, context: Context) -> dict[str, Any]:
 
 
 def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
-    """A score as TASK.json has it. `alike` is what must be equal for another score to compare, `fingerprint` its hash."""
+    """A score as TASK.json has it. `alike` is what must be equal for another score to compare, `fingerprint` its
+    hash."""
     alike = {
-        **score.alike, "task": task.name, "metric": score.metric, "format": task.format, "seed": SEED,
+        **score.alike,
+        "task": task.name,
+        "metric": score.metric,
+        "format": task.format,
+        "seed": SEED,
         "tokenizer": context.tokenizer.sha256 if context.model else None,
         "dtype": str(next((p.dtype for p in context.model.parameters()), None)) if context.model else None,
     }
     alike = json.loads(json.dumps(alike))  # as it will be read back: tuples are lists
     reason = {"not_applicable": score.not_applicable} if score.not_applicable else {}
     return {
-        "metric": score.metric, "value": score.value, "low": score.low, "high": score.high, "items": score.items,
-        "fingerprint": hash_json(alike), "higher_is_better": score.higher_is_better, **reason,
-        "ratio": list(score.ratio) if score.ratio else None, "alike": alike, **score.extra,
+        "metric": score.metric,
+        "value": score.value,
+        "low": score.low,
+        "high": score.high,
+        "items": score.items,
+        "fingerprint": hash_json(alike),
+        "higher_is_better": score.higher_is_better,
+        **reason,
+        "ratio": list(score.ratio) if score.ratio else None,
+        "alike": alike,
+        **score.extra,
     }
 
 
@@ -120,13 +140,16 @@ def _load(directory: Path, context: Context) -> GPT:
     """A model, checked against its manifest and this run's tokenizer, on the GPU where there is one."""
     model = load(directory)
     if read_config(directory)["tokenizer_sha256"] != context.tokenizer.sha256:
-        raise InputError(f"{directory}: made with another tokenizer than {context.tokens_dir / TOKENIZER}; run the train stage again")
+        raise InputError(
+            f"{directory}: made with another tokenizer than {context.tokens_dir / TOKENIZER}; run the train stage again"
+        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 @contextlib.contextmanager
 def _threads(recipe: Recipe) -> Iterator[None]:
-    """As many threads as the recipe says, else OMP_NUM_THREADS, else the cores this process may use; restored afterwards.
+    """As many threads as the recipe says, else OMP_NUM_THREADS, else the cores this process may use; restored
+    afterwards.
 
     Set here because training, in the same process or not, leaves its own choice behind, and speeds are to compare.
     """

@@ -1,11 +1,13 @@
 """Bits per byte of held-out text: how well a model knows the language, whatever its tokenizer.
 
-    test document ─▶ [end of text, tokens …] ─▶ half-overlapping windows ─▶ each token's −ln p once ─▶ Σ bits / Σ UTF-8 bytes
+    test document ─▶ [end of text, tokens …] ─▶ half-overlapping windows ─▶ each token's −ln p once ─▶ Σ bits / Σ UTF-8
+    bytes
 
-What each token is predicted from: the first window of a document predicts all its tokens, each later one only what the one before did
-not reach. With windows of C tokens, the k-th token of a document (k = 1, 2, …) sees all k tokens before it (the end-of-text token that
-begins every document is the first of them) as long as k ≤ C, and between C/2 and C of them after that. Documents never see each
-other. The end-of-text token is given, never predicted: neither its bits nor any byte for it count.
+What each token is predicted from: the first window of a document predicts all its tokens, each later one only what the
+one before did not reach. With windows of C tokens, the k-th token of a document (k = 1, 2, …) sees all k tokens before
+it (the end-of-text token that begins every document is the first of them) as long as k ≤ C, and between C/2 and C of
+them after that. Documents never see each other. The end-of-text token is given, never predicted: neither its bits nor
+any byte for it count.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from lmforge.progress import Bar
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import TOKENIZER, Shards
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}  # rows × width of one forward pass: what stays in a core's cache, what fills a GPU
+# rows × width of one forward pass: what stays in a core's cache, what fills a GPU
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 POSITIONS = (0, 64, 256, 1024, 4096)  # bounds of the figures by place in the document, in tokens
 QUICK_CONTEXTS = 8  # a bounded sample takes at most this many contexts of a document
 Array = NDArray[np.int64]
@@ -38,7 +41,8 @@ Reals = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Tokens [start, stop) of a document are read; tokens [scored, stop] are predicted (token i from those before it)."""
+    """Tokens [start, stop) of a document are read; tokens [scored, stop] are predicted (token i from those before
+    it)."""
 
     document: int
     start: int
@@ -66,8 +70,9 @@ def plan_windows(document: int, tokens: int, context: int) -> Iterator[Window]:
 
 @dataclasses.dataclass(frozen=True)
 class TokenScores:
-    """Every predicted token of some documents, document by document, all (N,): which document (its place in the table given), its
-    place in the document (0 is the first after the end-of-text token), its id, −ln p in nats, and how many tokens it was predicted from.
+    """Every predicted token of some documents, document by document, all (N,): which document (its place in the table
+    given), its place in the document (0 is the first after the end-of-text token), its id, −ln p in nats, and how many
+    tokens it was predicted from.
     """
 
     document: Array
@@ -88,11 +93,14 @@ class TokenReader(Protocol):
         """Tokens from a place on."""
 
 
-def score_documents(model: GPT, shards: TokenReader, table: Array, context: int, batch_tokens: int | None = None) -> TokenScores:
-    """Score the documents of `table` (D, 2 or more): first token in `shards`, number of tokens. Windows are at most `context` long.
+def score_documents(
+    model: GPT, shards: TokenReader, table: Array, context: int, batch_tokens: int | None = None
+) -> TokenScores:
+    """Score the documents of `table` (D, 2 or more): first token in `shards`, number of tokens. Windows are at most
+    `context` long.
 
-    Windows of like width go through the network together. Padding stands on the right and attention is causal, so no scored token
-    sees it, and a document's score depends neither on its neighbours nor on `batch_tokens`.
+    Windows of like width go through the network together. Padding stands on the right and attention is causal, so no
+    scored token sees it, and a document's score depends neither on its neighbours nor on `batch_tokens`.
     """
     device = device_of(model)
     counts = np.maximum(table[:, 1] - 1, 0)
@@ -111,7 +119,11 @@ def score_documents(model: GPT, shards: TokenReader, table: Array, context: int,
                 ids = shards.read(int(table[window.document, 0]) + window.start, window.width + 1)
                 inputs[row, : window.width] = ids[:-1]
                 targets[row, window.scored - 1 - window.start : window.width] = ids[window.scored - window.start :]
-            found = token_nats(model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)).cpu().numpy()
+            found = (
+                token_nats(model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+                .cpu()
+                .numpy()
+            )
             for row, window in enumerate(group):
                 first = window.scored - 1 - window.start
                 place = slice(offsets[window.document] + window.scored - 1, offsets[window.document] + window.stop)
@@ -139,8 +151,8 @@ def token_sizes(tokenizer: Tokenizer) -> Array:
 
 
 def quick_bits_per_byte(model: GPT, tokens_dir: Path, split: str, context: int, max_tokens: int) -> float:
-    """Bits per byte on at most `max_tokens` tokens of a split: documents in a fixed shuffled order, of each at most its first
-    8 contexts. The same sample for every model; the same scoring as the task `bits_per_byte`.
+    """Bits per byte on at most `max_tokens` tokens of a split: documents in a fixed shuffled order, of each at most its
+    first 8 contexts. The same sample for every model; the same scoring as the task `bits_per_byte`.
     """
     shards = Shards.open(tokens_dir, split)
     table = shards.documents[np.random.default_rng(SEED).permutation(len(shards.documents))].copy()
@@ -155,8 +167,9 @@ def quick_bits_per_byte(model: GPT, tokens_dir: Path, split: str, context: int, 
 def bits_per_byte(context: Context) -> Score:
     """The task: bits per byte of the test split (within `evaluate.max_tokens`), Σ bits / Σ UTF-8 bytes over documents.
 
-    Interval: bootstrap over documents, since tokens of one document are anything but independent. Beside the value: nats per token;
-    the mean context, and figures by place in the document with the context that its tokens had; figures by genre and by source.
+    Interval: bootstrap over documents, since tokens of one document are anything but independent. Beside the value:
+    nats per token; the mean context, and figures by place in the document with the context that its tokens had; figures
+    by genre and by source.
     """
     documents, length = context.documents, context.recipe.tokens.context
     table = context.shards.documents[[document.row for document in documents]]
@@ -164,38 +177,60 @@ def bits_per_byte(context: Context) -> Score:
     bits, sizes = scores.bits_of_documents(len(documents)), table[:, 2]
     low, high = bootstrap_ratio(bits, sizes, SEED) or (None, None)
     rows = [
-        {"id": document.id, "genre": document.genre, "source": document.source, "bytes": int(size), "tokens": int(count) - 1,
-         "bits": float(bit), "bits_per_byte": float(bit / max(size, 1))}
+        {
+            "id": document.id,
+            "genre": document.genre,
+            "source": document.source,
+            "bytes": int(size),
+            "tokens": int(count) - 1,
+            "bits": float(bit),
+            "bits_per_byte": float(bit / max(size, 1)),
+        }
         for document, (_, count, size), bit in zip(documents, table, bits, strict=True)
     ]
     return Score(
-        metric="bits per byte", value=float(bits.sum() / sizes.sum()), low=low, high=high, items=len(documents), higher_is_better=False,
+        metric="bits per byte",
+        value=float(bits.sum() / sizes.sum()),
+        low=low,
+        high=high,
+        items=len(documents),
+        higher_is_better=False,
         alike={
-            "data": context.data_hash, "marks": "end of text before each document, given and not scored",
-            "prompt": f"windows of {length} tokens within a document, moved on by {length // 2}, each token scored once",
+            "data": context.data_hash,
+            "marks": "end of text before each document, given and not scored",
+            "prompt": (
+                f"windows of {length} tokens within a document, moved on by {length // 2}, each token scored once"
+            ),
             "limits": {"max_tokens": context.recipe.evaluate.max_tokens},
         },
         extra={
-            "tokens": len(scores.nats), "bytes": int(sizes.sum()), "nats_per_token": float(scores.nats.mean()),
-            "context": length, "mean_context": float(scores.seen.mean()),
+            "tokens": len(scores.nats),
+            "bytes": int(sizes.sum()),
+            "nats_per_token": float(scores.nats.mean()),
+            "context": length,
+            "mean_context": float(scores.seen.mean()),
             "by_position": by_position(scores, token_sizes(context.tokenizer)),
             "by_genre": _by([document.genre for document in documents], bits, sizes),
             "by_source": _by([document.source for document in documents], bits, sizes),
         },
-        rows=rows, ratio=("bits", "bytes"),
+        rows=rows,
+        ratio=("bits", "bytes"),
     )
 
 
 def by_position(scores: TokenScores, sizes: Array) -> dict[str, dict[str, Any]]:
-    """Figures of tokens 0–63, 64–255, … of their documents: tokens, bits per byte, nats per token, mean context they had."""
+    """Figures of tokens 0–63, 64–255, … of their documents: tokens, bits per byte, nats per token, mean context they
+    had."""
     result = {}
     for low, high in pairwise((*POSITIONS, 1 << 62)):
         inside = (scores.position >= low) & (scores.position < high)
         if inside.any():
             nats = scores.nats[inside]
             result[f"{low}–{high - 1}" if high < 1 << 62 else f"{low}–"] = {
-                "tokens": len(nats), "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sizes[scores.token[inside]].sum())),
-                "nats_per_token": float(nats.mean()), "mean_context": float(scores.seen[inside].mean()),
+                "tokens": len(nats),
+                "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sizes[scores.token[inside]].sum())),
+                "nats_per_token": float(nats.mean()),
+                "mean_context": float(scores.seen[inside].mean()),
             }
     return result
 
@@ -208,4 +243,3 @@ def _by(names: Sequence[str], bits: Reals, sizes: Array) -> dict[str, dict[str, 
         size = int(sizes[rows].sum())
         result[name] = {"documents": len(rows), "bytes": size, "bits_per_byte": float(bits[rows].sum() / max(1, size))}
     return result
-

@@ -1,9 +1,11 @@
-"""Does a model find again what stood far back? A key among filler, asked for at the end (Mohtashami and Jaggi 2023, section 4.2).
+"""Does a model find again what stood far back? A key among filler, asked for at the end (Mohtashami and Jaggi 2023,
+section 4.2).
 
     filler … " The key of bak is 4 7 1 1." … filler … " The key of bak is" ─▶ " 4 7 1 1"?
 
-By depth (0: the key stands at the beginning, 1: just before the question) and by length: 256 tokens, 1,024, 4,096, … and the whole
-context. A key is found when each of its tokens is the likeliest after those before it, which is what greedy decoding would write.
+By depth (0: the key stands at the beginning, 1: just before the question) and by length: 256 tokens, 1,024, 4,096, …
+and the whole context. A key is found when each of its tokens is the likeliest after those before it, which is what
+greedy decoding would write.
 """
 
 from __future__ import annotations
@@ -26,9 +28,17 @@ from lmforge.tokens.bpe import Tokenizer
 DEPTHS, SHORTEST, DIGITS = 10, 256, 4
 BATCH_TOKENS = 16_384
 FILLER = (
-    " The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.", " There and back again.", " The rain falls on the hill.",
-    " A bird sings in the old tree.", " We walk along the road.", " The night is long and cold.", " Some days are warm.",
-)  # fmt: skip
+    " The grass is green.",
+    " The sky is blue.",
+    " The sun is yellow.",
+    " Here we go.",
+    " There and back again.",
+    " The rain falls on the hill.",
+    " A bird sings in the old tree.",
+    " We walk along the road.",
+    " The night is long and cold.",
+    " Some days are warm.",
+)
 NAMES = tuple(a + b + c for a, b, c in itertools.product("bdgklmnp", "aeiou", "dlnt"))
 
 
@@ -39,7 +49,8 @@ def passage() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """tokens: filler, key, filler, question, and the answer without its last token; answer: what is wanted after the question."""
+    """tokens: filler, key, filler, question, and the answer without its last token; answer: what is wanted after the
+    question."""
 
     tokens: list[int]
     answer: list[int]
@@ -51,7 +62,9 @@ class Passkeys:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.sentences = tokenizer.encode_batch(FILLER)
-        self.questions = dict(zip(NAMES, tokenizer.encode_batch([f" The key of {name} is" for name in NAMES]), strict=True))
+        self.questions = dict(
+            zip(NAMES, tokenizer.encode_batch([f" The key of {name} is" for name in NAMES]), strict=True)
+        )
         self.stop = tokenizer.encode(".")
 
     def answer(self, key: Sequence[int]) -> list[int]:
@@ -67,7 +80,8 @@ class Passkeys:
         return found[::-1]
 
     def row(self, rng: random.Random, length: int, depth: float) -> Row | None:
-        """A row of `length` tokens whose key stands at `depth`, between two sentences; None where there is no room for key and question."""
+        """A row of `length` tokens whose key stands at `depth`, between two sentences; None where there is no room for
+        key and question."""
         question, answer = self.questions[rng.choice(NAMES)], self.answer([rng.randrange(10) for _ in range(DIGITS)])
         fact = question + answer + self.stop
         room = length - len(fact) - len(question) - len(answer) + 1
@@ -76,7 +90,9 @@ class Passkeys:
         filler = self.filler(rng, room)
         ends = [0, *itertools.accumulate(map(len, filler))]
         at = min(range(len(ends)), key=lambda place: abs(ends[place] - depth * room))
-        return Row([*itertools.chain(*filler[:at]), *fact, *itertools.chain(*filler[at:]), *question, *answer[:-1]], answer)
+        return Row(
+            [*itertools.chain(*filler[:at]), *fact, *itertools.chain(*filler[at:]), *question, *answer[:-1]], answer
+        )
 
 
 def lengths_up_to(context: int) -> list[int]:
@@ -90,20 +106,27 @@ def found(model: GPT, rows: Sequence[Row]) -> list[bool]:
     """Of rows of one length: whose answer's tokens are all the likeliest."""
     assert model.head is not None
     hidden = model.hidden(torch.tensor([row.tokens for row in rows], device=device_of(model)))
-    return [model.head(states[-len(row.answer) :]).argmax(-1).tolist() == row.answer for states, row in zip(hidden, rows, strict=True)]
+    return [
+        model.head(states[-len(row.answer) :]).argmax(-1).tolist() == row.answer
+        for states, row in zip(hidden, rows, strict=True)
+    ]
 
 
 def passkey(context: Context) -> Score:
-    """The task: the share of keys found, at ten depths of each length, `evaluate.items` keys a length (at least one a depth), with
-    Wilson's interval. `accuracy` has a row a length and a column a depth. Not applicable where the context has no room.
+    """The task: the share of keys found, at ten depths of each length, `evaluate.items` keys a length (at least one a
+    depth), with Wilson's interval. `accuracy` has a row a length and a column a depth. Not applicable where the context
+    has no room.
     """
     makes, length = Passkeys(context.tokenizer), context.network.config.context
     lengths, each = lengths_up_to(length), max(1, context.recipe.evaluate.items // DEPTHS)
     metric = "share of keys found"
     alike = {
-        "data": hash_json([FILLER, NAMES, DIGITS]), "prompt": "filler, The key of NAME is D D D D., filler, The key of NAME is",
-        "marks": "none", "decoding": "greedy", "limits": {"lengths": lengths, "depths": DEPTHS, "keys": each},
-    }  # fmt: skip
+        "data": hash_json([FILLER, NAMES, DIGITS]),
+        "prompt": "filler, The key of NAME is D D D D., filler, The key of NAME is",
+        "marks": "none",
+        "decoding": "greedy",
+        "limits": {"lengths": lengths, "depths": DEPTHS, "keys": each},
+    }
     if makes.row(random.Random(SEED), length, 0.5) is None:
         reason = f"a context of {length} tokens has no room for a key and its question"
         return Score(metric, None, None, None, 0, True, alike, not_applicable=reason)
@@ -115,7 +138,12 @@ def passkey(context: Context) -> Score:
     low, high = wilson(hits, len(rows))
     kept = [tokens for tokens in lengths if any(row["tokens"] == tokens for row in rows)]
     table = [[_share(rows, tokens, depth) for depth in range(DEPTHS)] for tokens in kept]
-    extra = {"lengths": kept, "depths": [(depth + 0.5) / DEPTHS for depth in range(DEPTHS)], "accuracy": table, "keys_per_cell": each}
+    extra = {
+        "lengths": kept,
+        "depths": [(depth + 0.5) / DEPTHS for depth in range(DEPTHS)],
+        "accuracy": table,
+        "keys_per_cell": each,
+    }
     return Score(metric, hits / len(rows), low, high, len(rows), True, alike, extra, rows, ratio=("found", ""))
 
 

@@ -20,9 +20,9 @@ REPETITIONS, WARM_UP, NEW_TOKENS = 7, 1, 64
 def generation_speed(context: Context) -> Score:
     """The task: tokens per second of decoding at batch 1, the median of 7 repetitions, its interval by bootstrap.
 
-    The prompt is the beginning of the test tokens, half a context long (at most 512); up to 64 tokens are written, so that nothing
-    is read twice. `prefill_tokens_per_second`: the prompt over the time to the first token. Models are measured one after the other;
-    compressed/report.json has them taking turns.
+    The prompt is the beginning of the test tokens, half a context long (at most 512); up to 64 tokens are written, so
+    that nothing is read twice. `prefill_tokens_per_second`: the prompt over the time to the first token. Models are
+    measured one after the other; compressed/report.json has them taking turns.
     """
     length = context.network.config.context
     prompt_tokens, new = max(1, min(512, length // 2)), max(2, min(NEW_TOKENS, length // 2))
@@ -33,14 +33,26 @@ def generation_speed(context: Context) -> Score:
     first = float(np.median([row["first_token_seconds"] for row in rows]))
     here = {"device": str(device_of(context.network)), "threads": torch.get_num_threads()}
     return Score(
-        metric="tokens per second", value=float(np.median(rates)), low=low, high=high, items=REPETITIONS, higher_is_better=True,
+        metric="tokens per second",
+        value=float(np.median(rates)),
+        low=low,
+        high=high,
+        items=REPETITIONS,
+        higher_is_better=True,
         alike={
             "prompt": f"the first {prompt_tokens} tokens of the test texts (speed does not depend on which)",
-            "marks": "end of text does not stop decoding", "limits": {"new_tokens": new, "rows": 1}, "machine": here | machine(),
+            "marks": "end of text does not stop decoding",
+            "limits": {"new_tokens": new, "rows": 1},
+            "machine": here | machine(),
         },
         extra={
-            "batch": 1, "prompt_tokens": prompt_tokens, "new_tokens": new, **here,
-            "fastest": float(rates.max()), "slowest": float(rates.min()), "first_token_seconds": first,
+            "batch": 1,
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new,
+            **here,
+            "fastest": float(rates.max()),
+            "slowest": float(rates.min()),
+            "first_token_seconds": first,
             "prefill_tokens_per_second": prompt_tokens / first,
         },
         rows=rows,

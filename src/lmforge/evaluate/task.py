@@ -1,6 +1,7 @@
 """What a task is given, and what it gives back.
 
-    Context (model, tokenizer, recipe, corpus, tokens) ──Task.run──▶ Score (value, interval, items, what must be alike, a row per item)
+    Context (model, tokenizer, recipe, corpus, tokens) ──Task.run──▶ Score (value, interval, items, what must be alike,
+    a row per item)
 
 A new task is a function from Context to Score and a line in `harness.TASKS`.
 """
@@ -29,7 +30,8 @@ SEED = 0  # of every draw in evaluation; the recipe's seed is the model's, and m
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A test document: its row in the document index of the test shards, where it comes from, its text and the text's SHA-256."""
+    """A test document: its row in the document index of the test shards, where it comes from, its text and the text's
+    SHA-256."""
 
     row: int
     id: str
@@ -41,12 +43,13 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A value with its 95% interval, the items it rests on, and what must be alike for another value to compare with it.
+    """A value with its 95% interval, the items it rests on, and what must be alike for another value to compare with
+    it.
 
-    `alike`: parts of the fingerprint (the harness adds tokenizer, seed, format and dtype); its part "machine", where there is one,
-    says where a speed was measured. `rows`: one dictionary an item. `ratio`: the fields of a row whose sums make the value,
-    value = Σ first / Σ second (second "" counts items); `compare` pairs two models' rows by it. A task that cannot be asked of these
-    texts gives value None, 0 items and the reason in `not_applicable`.
+    `alike`: parts of the fingerprint (the harness adds tokenizer, seed, format and dtype); its part "machine", where
+    there is one, says where a speed was measured. `rows`: one dictionary an item. `ratio`: the fields of a row whose
+    sums make the value, value = Σ first / Σ second (second "" counts items); `compare` pairs two models' rows by it. A
+    task that cannot be asked of these texts gives value None, 0 items and the reason in `not_applicable`.
     """
 
     metric: str
@@ -64,8 +67,8 @@ class Score:
 
 @dataclasses.dataclass
 class Context:
-    """What a task may read. One context serves all models of a run in turn: `model` is the present one (None for a baseline, which
-    comes last), `scores` what earlier tasks found, by task and model's name.
+    """What a task may read. One context serves all models of a run in turn: `model` is the present one (None for a
+    baseline, which comes last), `scores` what earlier tasks found, by task and model's name.
     """
 
     recipe: Recipe
@@ -88,7 +91,8 @@ class Context:
 
     @cached_property
     def documents(self) -> list[Document]:
-        """The test documents whose language is scored, in their order: all, or whole ones within `evaluate.max_tokens` tokens.
+        """The test documents whose language is scored, in their order: all, or whole ones within `evaluate.max_tokens`
+        tokens.
 
         Raises:
             InputError: corpus and tokens do not belong together.
@@ -96,16 +100,20 @@ class Context:
         digests = [text_digest(document) for document in read_documents(self.corpus_dir, "test")]
         table = self.shards.documents
         if len(digests) != len(table):
-            raise InputError(f"{self.tokens_dir}: {len(table)} test documents, but {self.corpus_dir} has {len(digests)}; "
-                             "run the tokens stage again")
+            raise InputError(
+                f"{self.tokens_dir}: {len(table)} test documents, but {self.corpus_dir} has {len(digests)}; "
+                "run the tokens stage again"
+            )
         chosen = choose(digests, [int(tokens) for tokens in table[:, 1]], self.recipe.evaluate.max_tokens)
         kept = []
         for row, document in enumerate(read_documents(self.corpus_dir, "test")):
             if row not in chosen:
                 continue
             if len(document["text"].encode("utf-8", "replace")) != table[row, 2]:
-                raise InputError(f"{self.tokens_dir}: test document {document['id']!r} is another text in {self.corpus_dir}; "
-                                 "run the tokens stage again")
+                raise InputError(
+                    f"{self.tokens_dir}: test document {document['id']!r} is another text in {self.corpus_dir}; "
+                    "run the tokens stage again"
+                )
             genre, source = str(document.get("genre", "unknown")), str(document.get("source", "unknown"))
             kept.append(Document(row, str(document["id"]), genre, source, document["text"], digests[row]))
         return kept
@@ -122,7 +130,8 @@ def text_digest(document: dict[str, Any]) -> str:
 
 
 def choose(digests: list[str], tokens: list[int], limit: int | None) -> set[int]:
-    """Rows of whole documents, in the order of their digests, as long as their tokens stay within `limit`; at least one.
+    """Rows of whole documents, in the order of their digests, as long as their tokens stay within `limit`; at least
+    one.
 
     Which documents are taken depends on their own texts, not on their order, and hardly on what else there is.
     """
@@ -145,9 +154,9 @@ def device_of(model: GPT) -> torch.device:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A named way to score. `per_model` is False for a baseline: it is run once, after all models. `format` is raised whenever the
-    same model on the same texts would come out differently. `texts` gives what the task asks of a model, where that stands in files or in
-    the task itself: a corpus whose model is scored by it must not hold them.
+    """A named way to score. `per_model` is False for a baseline: it is run once, after all models. `format` is raised
+    whenever the same model on the same texts would come out differently. `texts` gives what the task asks of a model,
+    where that stands in files or in the task itself: a corpus whose model is scored by it must not hold them.
     """
 
     name: str

@@ -1,12 +1,15 @@
 """Activations made again in the backward pass, so that they need not be kept: recomputed blocks and reversible blocks.
 
-    recomputed   kept of a block: what enters it and what its attention mixed (not for kinds that cannot use it); attention is not run again,
-                 only its projections, norms and the feed-forward part but for its last product (selective recomputation: Korthikanti
-                 et al. 2022, section 5)
+    recomputed   kept of a block: what enters it and what its attention mixed (not for kinds that cannot use it);
+    attention is not run again,
+                 only its projections, norms and the feed-forward part but for its last product (selective
+                 recomputation: Korthikanti et al. 2022, section 5)
     reversible   kept of the whole stack: its last activations; each block is undone (Gomez et al. 2017)
-    both         kept of the whole stack its last activations, and of each block what its attention mixed, for the kinds that can use it
+    both         kept of the whole stack its last activations, and of each block what its attention mixed, for the kinds
+    that can use it
 
-The feed-forward part looks at one token at a time, so both run it, and its gradient, `TOKENS` at a time (Kitaev et al. 2020, section 3).
+The feed-forward part looks at one token at a time, so both run it, and its gradient, `TOKENS` at a time (Kitaev et al.
+2020, section 3).
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ def recomputed(x: Tensor, block: Any, place: Any) -> Tensor:
 
 
 def reversible(x: Tensor, blocks: list[Any], place: Any) -> Tensor:
-    """Blocks over two streams: a ← a + Attention(b), b ← b + FF(a), from a = b = x to their mean (Gomez et al. 2017, eq. 6 and 7).
+    """Blocks over two streams: a ← a + Attention(b), b ← b + FF(a), from a = b = x to their mean (Gomez et al. 2017,
+    eq. 6 and 7).
 
-    Each step can be undone, so the backward pass makes the activations again from the last ones, and memory does not grow with depth.
+    Each step can be undone, so the backward pass makes the activations again from the last ones, and memory does not
+    grow with depth.
     """
     if not torch.is_grad_enabled() or place.cache is not None:
         return _run(x, blocks, place)[2]
@@ -65,7 +70,9 @@ class _Recomputed(torch.autograd.Function):
         block, found = ctx.block, Found()
         mixing = _Mixing(ctx, block, x, mixed)
         slope = torch.empty_like(x)
-        for before, some, above, into in zip(*(_pieces(each, block) for each in (x, mixing.mixed, gradient.contiguous(), slope)), strict=True):
+        for before, some, above, into in zip(
+            *(_pieces(each, block) for each in (x, mixing.mixed, gradient.contiguous(), slope)), strict=True
+        ):
             with _as_before(ctx), torch.no_grad():
                 y = before + block.attention.out(some)
             torch.add(above, _fed(ctx, block, y, above, found), out=into)
@@ -74,7 +81,8 @@ class _Recomputed(torch.autograd.Function):
 
 
 class _Mixing:
-    """A block's attention up to what its output matrix takes, run again on x; not yet, where `mixed`, that result, was kept."""
+    """A block's attention up to what its output matrix takes, run again on x; not yet, where `mixed`, that result, was
+    kept."""
 
     def __init__(self, ctx: Any, block: Any, x: Tensor, mixed: Tensor | None) -> None:
         self.ctx, self.block, self.x = ctx, block, x
@@ -98,9 +106,17 @@ class _Mixing:
         attention = self.block.attention
         again = self._mix(self.mixed) if self.again is None else self.again
         self.again = None
-        _gradients(again, self.anchor, tuple(part for name, part in attention.named_children() if name not in ("qkv", "out")), down, found)
+        _gradients(
+            again,
+            self.anchor,
+            tuple(part for name, part in attention.named_children() if name not in ("qkv", "out")),
+            down,
+            found,
+        )
         del again
-        for some, above, slope in zip(*(_pieces(each, self.block) for each in (self.x, self.arrived.pop().contiguous(), into)), strict=True):
+        for some, above, slope in zip(
+            *(_pieces(each, self.block) for each in (self.x, self.arrived.pop().contiguous(), into)), strict=True
+        ):
             with _as_before(self.ctx):
                 leaf = some.detach().requires_grad_()
                 normal = self.block.attention_norm(_beyond(leaf))
@@ -123,7 +139,8 @@ class _Begin(torch.autograd.Function):
 
 
 def _projected(x: Tensor, block: Any) -> Tensor:
-    """Queries, keys and values side by side: x (B,T,D) → (B,T,D+2K). Where no gradient is wanted, what the norm gave is not kept."""
+    """Queries, keys and values side by side: x (B,T,D) → (B,T,D+2K). Where no gradient is wanted, what the norm gave is
+    not kept."""
     result: Tensor = block.attention.qkv(block.attention_norm(x))
     return result
 
@@ -164,7 +181,8 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, *kept = ctx.saved_tensors  # a and b are written to: a second backward pass over the same graph is refused by autograd
+        # a and b are written to: a second backward pass over the same graph is refused by autograd
+        a, b, *kept = ctx.saved_tensors
         da, db = gradient / 2, gradient / 2
         found = Found()
         for block in reversed(ctx.blocks):
@@ -182,15 +200,22 @@ class _Reversible(torch.autograd.Function):
 
 
 def _pieces(x: Tensor, block: Any) -> Iterator[Tensor]:
-    """x (B,T,D), contiguous, `TOKENS` tokens at a time, as views (1,t,D); whole where a token's part depends on the others (routers)."""
+    """x (B,T,D), contiguous, `TOKENS` tokens at a time, as views (1,t,D); whole where a token's part depends on the
+    others (routers)."""
     flat = x.view(1, -1, x.shape[-1])
     yield from (x,) if isinstance(block.ff, Experts) else flat.split(TOKENS, 1)
 
 
 def _branch(
-    ctx: Any, branch: Callable[[Tensor, Any], Tensor], parts: tuple[nn.Module, ...], x: Tensor, gradient: Tensor, found: Found
+    ctx: Any,
+    branch: Callable[[Tensor, Any], Tensor],
+    parts: tuple[nn.Module, ...],
+    x: Tensor,
+    gradient: Tensor,
+    found: Found,
 ) -> tuple[Tensor, Tensor]:
-    """Run a branch again on x: what it added, and the gradient of x; those of the parts' parameters are added to `found`."""
+    """Run a branch again on x: what it added, and the gradient of x; those of the parts' parameters are added to
+    `found`."""
     with _as_before(ctx):
         x = x.detach().requires_grad_()
         change = branch(_beyond(x), ctx.place)
@@ -199,7 +224,8 @@ def _branch(
 
 
 def _fed(ctx: Any, block: Any, x: Tensor, gradient: Tensor, found: Found) -> Tensor:
-    """The gradient of x from that of what the second branch made of it. That itself is not wanted, so its last product is left out."""
+    """The gradient of x from that of what the second branch made of it. That itself is not wanted, so its last product
+    is left out."""
     ff = block.ff
     if not isinstance(ff, FeedForward):
         return _branch(ctx, block.feed, (block.ff_norm, ff), x, gradient, found)[1]
@@ -209,8 +235,11 @@ def _fed(ctx: Any, block: Any, x: Tensor, gradient: Tensor, found: Found) -> Ten
     return _before_last(ctx, ff.down, hidden, leaf, (block.ff_norm, ff.up), gradient, found)
 
 
-def _before_last(ctx: Any, last: Any, below: Tensor, leaf: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:
-    """The gradient of `leaf`, of which `parts` made `below`, from that of last(below), which is not made where `last` is a plain matrix."""
+def _before_last(
+    ctx: Any, last: Any, below: Tensor, leaf: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found
+) -> Tensor:
+    """The gradient of `leaf`, of which `parts` made `below`, from that of last(below), which is not made where `last`
+    is a plain matrix."""
     if type(last) is not nn.Linear:
         with _as_before(ctx):
             result = last(below)
@@ -220,8 +249,10 @@ def _before_last(ctx: Any, last: Any, below: Tensor, leaf: Tensor, parts: tuple[
 
 
 def _weight_gradients(ctx: Any, layer: nn.Linear, given: Tensor, gradient: Tensor, found: Found) -> Tensor:
-    """Those of a matrix and its bias, from what it was given (…,I) and the gradient of what it made (…,O); the gradient of the former (N,I)."""
-    dtype = torch.get_autocast_dtype(given.device.type) if ctx.cast[2] else given.dtype  # as the product itself was made in
+    """Those of a matrix and its bias, from what it was given (…,I) and the gradient of what it made (…,O); the gradient
+    of the former (N,I)."""
+    # as the product itself was made in
+    dtype = torch.get_autocast_dtype(given.device.type) if ctx.cast[2] else given.dtype
     above, below = gradient.to(dtype).flatten(0, -2), given.to(dtype).flatten(0, -2)
     if layer.weight.requires_grad:
         _add(found, layer.weight, (above.t() @ below).to(layer.weight.dtype))
@@ -248,7 +279,8 @@ def _add(found: Found, parameter: Tensor, new: Tensor) -> None:
 
 
 def _beyond(leaf: Tensor) -> Tensor:
-    """The same, one node of the graph further: hooks that follow modules cannot be put on leaves inside a backward pass."""
+    """The same, one node of the graph further: hooks that follow modules cannot be put on leaves inside a backward
+    pass."""
     return leaf.view_as(leaf)
 
 

@@ -1,14 +1,17 @@
 """Causal multi-head attention of every softmax kind, and the keys and values kept for decoding.
 
-    x (B,T,D) ─qkv─▶ (B,T,D+2K) ─documents apart─▶ q, k, v ─norm─▶ mixer: rotate, softmax(Q Kᵀ/√E) V ─documents together─▶ out ─▶ (B,T,D)
+    x (B,T,D) ─qkv─▶ (B,T,D+2K) ─documents apart─▶ q, k, v ─norm─▶ mixer: rotate, softmax(Q Kᵀ/√E) V ─documents
+    together─▶ out ─▶ (B,T,D)
 
 Shapes as in `gpt`; K = kv_heads·E, the width of keys and of values. What query t sees, by kind:
 
     full      every key up to its own
     window    the last `window` keys
-    strided   the last `window` keys, and earlier those at positions 0, stride, 2·stride, … (Child et al. 2019, section 4.3)
+    strided   the last `window` keys, and earlier those at positions 0, stride, 2·stride, … (Child et al. 2019, section
+    4.3)
     pooled    the last `pool` keys, and one pooled key and value for each complete earlier block of `pool` tokens
-    sparse    the last `window` keys, the strided ones before them, and a pooled key and value for each complete block of `pool` tokens
+    sparse    the last `window` keys, the strided ones before them, and a pooled key and value for each complete block
+    of `pool` tokens
               whose first token is no longer among the last `window`: every earlier token is reached, all in one softmax
     lsh, linear: see `longrange`
 
@@ -37,10 +40,10 @@ from lmforge.model.packing import Packing
 class Place:
     """Where the tokens of one pass stand; the same for all layers.
 
-    table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with `packing`: of a row's
-    first T positions). With a cache: positions (B,T) in the text, and lengths (B,): how many of the T tokens are real, the rest is padding.
-    loads (X,) by layer: how many tokens each expert took. `scale` is the loss's own gradient, left here by the backward pass for the
-    losses of routers (`experts`).
+    table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with
+    `packing`: of a row's first T positions). With a cache: positions (B,T) in the text, and lengths (B,): how many of
+    the T tokens are real, the rest is padding. loads (X,) by layer: how many tokens each expert took. `scale` is the
+    loss's own gradient, left here by the backward pass for the losses of routers (`experts`).
     """
 
     table: Tensor | None = None
@@ -64,7 +67,8 @@ class Mixer(Protocol):
 
 
 class Softmax(nn.Module):
-    """The softmax kinds: a band of recent keys, and before it strided and pooled ones. `window` None: everything is recent."""
+    """The softmax kinds: a band of recent keys, and before it strided and pooled ones. `window` None: everything is
+    recent."""
 
     def __init__(self, config: GPTConfig, kind: str) -> None:
         super().__init__()
@@ -79,8 +83,8 @@ class Softmax(nn.Module):
             self.pool_keys, self.pool_values = (nn.Parameter(torch.full(shape, 1 / self.pool)) for _ in range(2))
 
     def layout(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For a text of `length` tokens: the position each extra is seen from (M,), ascending; where each strided key stands among the
-        extras; where each pooled one does."""
+        """For a text of `length` tokens: the position each extra is seen from (M,), ascending; where each strided key
+        stands among the extras; where each pooled one does."""
         assert self.window is not None
         strided = torch.arange(0, length if self.stride else 0, self.stride or 1) + self.window
         first = torch.arange(length // self.pool if self.pool else 0) * (self.pool or 1)
@@ -98,7 +102,8 @@ class Softmax(nn.Module):
         return self._whole(q, k, v, pooled, rotations, known)
 
     def _with_pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """Keys (before rotation) and values, and what `pooled` makes of them where the band does not reach over the whole text."""
+        """Keys (before rotation) and values, and what `pooled` makes of them where the band does not reach over the
+        whole text."""
         if not self.pool or self.window is None or k.shape[1] <= self.window:
             return k, v, None
         if self.pooling != "mean":
@@ -108,7 +113,13 @@ class Softmax(nn.Module):
         return k, v, (pooled_k, pooled_v)
 
     def _whole(
-        self, q: Tensor, k: Tensor, v: Tensor, pooled: tuple[Tensor, Tensor] | None, rotations: Tensor | None, known: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pooled: tuple[Tensor, Tensor] | None,
+        rotations: Tensor | None,
+        known: Tensor | None = None,
     ) -> Tensor:
         length, groups = q.shape[1], q.shape[2] // k.shape[2]
         if self.window is None or length <= self.window:
@@ -139,7 +150,8 @@ class Softmax(nn.Module):
         return banded_attention(q, k, v, self.window, extra_k, extra_v, seen, known)
 
     def pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (before rotation) and values (B,T,kv_heads,E) → one of each for every complete block (B,T//pool,kv_heads,E)."""
+        """Keys (before rotation) and values (B,T,kv_heads,E) → one of each for every complete block
+        (B,T//pool,kv_heads,E)."""
         assert self.pool
         if self.pooling == "conv":
             weights: list[Tensor | None] = list(self.shares(torch.arange(self.pool, device=k.device))[:, None, None])
@@ -152,7 +164,13 @@ class Softmax(nn.Module):
         """x (B,T,kv_heads,E) → (B,T//pool,kv_heads,E); `shares` (1,1,pool,kv_heads,E) where pooling is learned."""
         assert self.pool
         blocks = x[:, : x.shape[1] // self.pool * self.pool].unflatten(1, (-1, self.pool))
-        one: Tensor = (blocks * shares).sum(2) if shares is not None else blocks.amax(2) if self.pooling == "max" else blocks.mean(2)
+        one: Tensor = (
+            (blocks * shares).sum(2)
+            if shares is not None
+            else blocks.amax(2)
+            if self.pooling == "max"
+            else blocks.mean(2)
+        )
         return one
 
     def shares(self, place: Tensor) -> Tensor:
@@ -182,12 +200,15 @@ class Softmax(nn.Module):
             cache.write_extras(self, k, v, plain, place)
             keys, values, mask = cache.beside(k, v, place)
             cache.write_band(k, v, place)
-        return F.scaled_dot_product_attention(q.transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask, enable_gqa=groups > 1)
+        return F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask, enable_gqa=groups > 1
+        )
 
 
 def recalls(config: GPTConfig, kind: str) -> bool:
-    """Whether what a layer mixed is kept where activations are made again: it spares the banded kinds their softmax, which takes longer
-    than their projections (4·D·keys operations against 8·D²) where a query meets more than 2·D keys."""
+    """Whether what a layer mixed is kept where activations are made again: it spares the banded kinds their softmax,
+    which takes longer than their projections (4·D·keys operations against 8·D²) where a query meets more than 2·D
+    keys."""
     rule = Softmax(config, kind) if kind not in ("lsh", "linear") else None
     if rule is None or rule.window is None:
         return False
@@ -197,20 +218,28 @@ def recalls(config: GPTConfig, kind: str) -> bool:
 class SoftmaxCache:
     """Keys and values of one layer: a ring of the last `window` tokens, then the extras; nothing else is kept.
 
-    store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. partial (2,B,kv_heads,E): the pooled
-    key (before rotation) and value of the block that is not complete yet.
+    store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. partial
+    (2,B,kv_heads,E): the pooled key (before rotation) and value of the block that is not complete yet.
     """
 
-    def __init__(self, config: GPTConfig, kind: str, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: GPTConfig, kind: str, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         rule = Softmax(config, kind)
         self.window = capacity if rule.window is None else min(rule.window, capacity)
-        seen, strided, pooled = rule.layout(capacity) if rule.window is not None else (torch.empty(0, dtype=torch.long),) * 3
+        seen, strided, pooled = (
+            rule.layout(capacity) if rule.window is not None else (torch.empty(0, dtype=torch.long),) * 3
+        )
         self.seen_list = seen.tolist()
         self.seen = torch.cat((torch.arange(self.window), seen)).to(device)
         self.strided, self.pooled = strided.to(device), pooled.to(device)
         shape = (2, rows, config.kv_heads, len(self.seen) + 1, config.head_width)
         self.store = torch.zeros(shape, device=device, dtype=dtype)
-        self.partial = torch.zeros((2, rows, config.kv_heads, config.head_width), device=device, dtype=dtype) if rule.pool else None
+        self.partial = (
+            torch.zeros((2, rows, config.kv_heads, config.head_width), device=device, dtype=dtype)
+            if rule.pool
+            else None
+        )
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -275,7 +304,8 @@ class SoftmaxCache:
             self.partial = (rest * rule.shares(offsets)[:, None]).masked_fill(outside, 0).sum(2)
 
     def _pool(self, rule: Softmax, k: Tensor, v: Tensor, at: Tensor, real: Tensor, table: Tensor | None) -> None:
-        """Take one token a row (B,kv_heads,E) at position `at` (B,) into its block; what the block has so far goes to the block's slot."""
+        """Take one token a row (B,kv_heads,E) at position `at` (B,) into its block; what the block has so far goes to
+        the block's slot."""
         assert rule.pool
         assert self.partial is not None
         new, begins = torch.stack((k, v)).to(self.partial.dtype), (at % rule.pool == 0)[None, :, None, None]
@@ -303,7 +333,8 @@ class SoftmaxCache:
         return extent if extent <= self.window else self.window + bisect.bisect_left(self.seen_list, extent)
 
     def all(self, place: Place) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Everything held, after these tokens were taken in: keys, values (B,kv_heads,S,E) and which of them each query sees (B,1,T,S)."""
+        """Everything held, after these tokens were taken in: keys, values (B,kv_heads,S,E) and which of them each query
+        sees (B,1,T,S)."""
         assert place.cache is not None
         assert place.positions is not None
         count = self._count(place.cache.extent)
@@ -317,7 +348,8 @@ class SoftmaxCache:
         assert positions is not None
         assert cache is not None
         last = cache.lengths[:, None] - 1
-        ring = last - (last - torch.arange(self.window, device=k.device)) % self.window  # the position in each slot; negative: none yet
+        # the position in each slot; negative: none yet
+        ring = last - (last - torch.arange(self.window, device=k.device)) % self.window
         count = self._count(cache.extent)
         seen = self.seen[self.window : count]
         reach = torch.cat((ring, positions), 1)[:, None]  # (B,1,window+T)
@@ -325,7 +357,9 @@ class SoftmaxCache:
         band = (reach >= 0) & (reach <= query) & (query - reach < self.window)
         mask = torch.cat((band, query >= seen), 2)[:, None]
         new = torch.stack((k, v)).transpose(2, 3).to(self.store.dtype)
-        keys, values = torch.cat((self.store[..., : self.window, :], new, self.store[..., self.window : max(count, self.window), :]), 3)
+        keys, values = torch.cat(
+            (self.store[..., : self.window, :], new, self.store[..., self.window : max(count, self.window), :]), 3
+        )
         return keys, values, mask
 
 
@@ -342,11 +376,14 @@ LayerCache = SoftmaxCache | LSHCache | LinearCache
 class KVCache:
     """What each layer keeps of the tokens seen so far, by its kind of attention; rows may be of different lengths.
 
-    `lengths` (B,) counts the tokens each row holds, `extent` is the longest row's count, kept on the host so that decoding never waits for
-    the device. `recent` (B,2) are the last two token ids of each row, which the n-gram embedding of the next token needs.
+    `lengths` (B,) counts the tokens each row holds, `extent` is the longest row's count, kept on the host so that
+    decoding never waits for the device. `recent` (B,2) are the last two token ids of each row, which the n-gram
+    embedding of the next token needs.
     """
 
-    def __init__(self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         kinds: dict[str, type[LSHCache] | type[LinearCache]] = {"lsh": LSHCache, "linear": LinearCache}
         self.layers: list[LayerCache] = []
         for layer in range(config.layers):
@@ -382,7 +419,8 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention: softmax(Q K^T / sqrt(E)) V, heads concatenated, times W_O (Vaswani et al. 2017, eq. 1)."""
+    """Causal multi-head attention: softmax(Q K^T / sqrt(E)) V, heads concatenated, times W_O (Vaswani et al. 2017, eq.
+    1)."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -391,10 +429,14 @@ class Attention(nn.Module):
         self.shared = kind == "lsh"  # queries are keys too
         self.recalls = recalls(config, kind)
         self.kv_width = config.kv_heads * config.head_width
-        self.qkv = nn.Linear(config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases)
+        self.qkv = nn.Linear(
+            config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases
+        )
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.biases)
         self.q_norm = Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm else None
-        self.k_norm = Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm and not self.shared else None
+        self.k_norm = (
+            Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm and not self.shared else None
+        )
         self.mixer: LSH | Linear | Softmax = (
             LSH(config, layer) if kind == "lsh" else Linear(config) if kind == "linear" else Softmax(config, kind)
         )
@@ -405,13 +447,17 @@ class Attention(nn.Module):
         return merged
 
     def mixed(self, qkv: Tensor, place: Place, known: Tensor | None = None) -> Tensor:
-        """What `out` takes: queries, keys and values (B,T,D+2K) → (B,T,D). `known`: the result, where only its gradient is wanted."""
+        """What `out` takes: queries, keys and values (B,T,D+2K) → (B,T,D). `known`: the result, where only its gradient
+        is wanted."""
         if place.packing is None:
             return self._attend(qkv, place.rotations, place, known)
         parts = place.packing.apart(qkv)
         results = [None] * len(parts) if known is None else place.packing.apart(known)
         rotations = [None if place.rotations is None else place.rotations[: part.shape[1]] for part in parts]
-        mixed = [self._attend(part, turns, place, result) for part, turns, result in zip(parts, rotations, results, strict=True)]
+        mixed = [
+            self._attend(part, turns, place, result)
+            for part, turns, result in zip(parts, rotations, results, strict=True)
+        ]
         return place.packing.together(mixed)
 
     def _attend(self, qkv: Tensor, rotations: Tensor | None, place: Place, known: Tensor | None = None) -> Tensor:
@@ -426,9 +472,12 @@ class Attention(nn.Module):
         k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
         cache = place.cache
         if known is not None and self.q_norm is None and rotations is not None:
-            v = v.contiguous()  # the gradient needs no more of the projections than this, and a view would keep all of them
+            # the gradient needs no more of the projections than this, and a view would keep all of them
+            v = v.contiguous()
         if cache is None:
-            result = None if known is None else known.view(rows, length, config.heads, config.head_width).transpose(1, 2)
+            result = (
+                None if known is None else known.view(rows, length, config.heads, config.head_width).transpose(1, 2)
+            )
             y = self.mixer.whole(q, k, v, rotations, result)
         else:
             y = self.mixer.extend(q, k, v, place, cache.layers[self.layer])

@@ -1,10 +1,12 @@
-"""One softmax over a band of recent keys and a list of earlier ones, in blocks that stay near the processor: the fast path of the sparse kinds.
+"""One softmax over a band of recent keys and a list of earlier ones, in blocks that stay near the processor: the fast
+path of the sparse kinds.
 
     a block of queries ─┬─ × the `window` keys before it and its own ──┐
                         └─ × the extras that the last of them sees ────┴─ one softmax ─▶ y
 
-The scores of one block exist at a time (`bandloops`); keys and values are read where they lie. The backward pass makes the softmax again
-from queries and keys (Dao et al. 2022, section 3.1), so that nothing but queries, keys and values is kept for it.
+The scores of one block exist at a time (`bandloops`); keys and values are read where they lie. The backward pass makes
+the softmax again from queries and keys (Dao et al. 2022, section 3.1), so that nothing but queries, keys and values is
+kept for it.
 """
 
 from __future__ import annotations
@@ -25,12 +27,19 @@ kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def banded_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int, extra_k: Tensor, extra_v: Tensor, seen_from: Tensor, known: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    extra_k: Tensor,
+    extra_v: Tensor,
+    seen_from: Tensor,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Query t over keys t − window < j ≤ t and over the extras m with seen_from[m] ≤ t.
 
-    q, k, v (B,H,T,E); extra_k, extra_v (B,H,M,E); seen_from (M,) ascending, none below `window`. → (B,H,T,E); `known`: that
-    result, where only its gradient is wanted.
+    q, k, v (B,H,T,E); extra_k, extra_v (B,H,M,E); seen_from (M,) ascending, none below `window`. → (B,H,T,E); `known`:
+    that result, where only its gradient is wanted.
     """
     if q.device.type != "cpu":
         return masked_attention(q, k, v, window, extra_k, extra_v, seen_from)
@@ -40,18 +49,23 @@ def banded_attention(
     return result.to(q.dtype)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, window: int, extra_k: Tensor, extra_v: Tensor, seen_from: Tensor) -> Tensor:
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, extra_k: Tensor, extra_v: Tensor, seen_from: Tensor
+) -> Tensor:
     """The same on a GPU: FlexAttention skips the blocks of the T × (T + M) mask that are empty (Dong et al. 2024)."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     length, extras = q.shape[2], extra_k.shape[2]
     mask = create_block_mask(visible(length, window, seen_from), None, None, length, length + extras, device=q.device)
-    result: Tensor = torch.compile(flex_attention)(q, torch.cat((k, extra_k), 2), torch.cat((v, extra_v), 2), block_mask=mask)
+    result: Tensor = torch.compile(flex_attention)(
+        q, torch.cat((k, extra_k), 2), torch.cat((v, extra_v), 2), block_mask=mask
+    )
     return result
 
 
 def with_strided(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """x (B,T,H,E), and its tokens 0, stride, 2·stride, … (B,⌈T/stride⌉,H,E). x is for one use, which makes a gradient that is its own."""
+    """x (B,T,H,E), and its tokens 0, stride, 2·stride, … (B,⌈T/stride⌉,H,E). x is for one use, which makes a gradient
+    that is its own."""
     return _with(x, stride, 1)
 
 
@@ -85,8 +99,9 @@ def visible(length: int, window: int, seen_from: Tensor) -> Any:
 
 
 class _With(torch.autograd.Function):
-    """x, and the means of its `_parts`. The gradient of these is added to that of x where it lies; autograd would write one of x's size for
-    them, most of it zeros, and add that: four times for each layer, as long as the products of the extras themselves."""
+    """x, and the means of its `_parts`. The gradient of these is added to that of x where it lies; autograd would write
+    one of x's size for them, most of it zeros, and add that: four times for each layer, as long as the products of the
+    extras themselves."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: int, size: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +120,15 @@ class _Banded(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor, window: int, seen_from: Tensor, known: Tensor | None
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extra_k: Tensor,
+        extra_v: Tensor,
+        window: int,
+        seen_from: Tensor,
+        known: Tensor | None,
     ) -> Tensor:
         ctx.window = window
         inputs = [_rows_in_line(x) for x in (q, k, v, extra_k, extra_v)]
@@ -157,13 +180,20 @@ def _by_head(loops: Any, parts: list[Tensor], seen_from: Tensor, window: int) ->
 
 
 def block_size(window: int) -> int:
-    """Queries of a block: a quarter of the band, so that a query meets 1.25 bands of keys; products of fewer than 32 rows are slow."""
+    """Queries of a block: a quarter of the band, so that a query meets 1.25 bands of keys; products of fewer than 32
+    rows are slow."""
     return max(32, min(128, window // 4))
 
 
 def pairs(length: int, window: int, seen_from: Tensor) -> int:
-    """Scores that are computed for a text of `length` tokens: each block of queries meets its band whole, and the extras its last one sees."""
+    """Scores that are computed for a text of `length` tokens: each block of queries meets its band whole, and the
+    extras its last one sees."""
     size = block_size(window)
     begins = np.arange(0, length, size)
     rows = np.minimum(size, length - begins)
-    return int((rows * (np.minimum(begins, window) + rows + np.searchsorted(seen_from.numpy(), begins + rows - 1, side="right"))).sum())
+    return int(
+        (
+            rows
+            * (np.minimum(begins, window) + rows + np.searchsorted(seen_from.numpy(), begins + rows - 1, side="right"))
+        ).sum()
+    )

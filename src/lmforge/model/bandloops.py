@@ -1,9 +1,12 @@
-"""The loops of `banded` as machine code: one head's band and extras, a block of queries at a time, in scratch that never leaves the cache.
+"""The loops of `banded` as machine code: one head's band and extras, a block of queries at a time, in scratch that
+never leaves the cache.
 
-    for each block of queries:  scores (size, band + extras) ─softmax by row─▶ shares ─▶ products with what the block sees
+    for each block of queries:  scores (size, band + extras) ─softmax by row─▶ shares ─▶ products with what the block
+    sees
 
-Matrix products are the library's own (its BLAS, called by address); between them rows are worked on where they lie. Called from PyTorch
-operation by operation, the same blocks spend a third of their time on calls and on scores that went out to memory (docs/log.md).
+Matrix products are the library's own (its BLAS, called by address); between them rows are worked on where they lie.
+Called from PyTorch operation by operation, the same blocks spend a third of their time on calls and on scores that went
+out to memory (docs/log.md).
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ from lmforge.compiled import Number, compiled, quick
 Floats = np.ndarray[tuple[int], np.dtype[np.floating]]
 _LOG2_E = 1.4426950408889634
 # 2^f where |f| ≤ 1/2, off by at most 7.5e-8 of it: of all polynomials of the fifth degree the closest (Remez 1934)
-_POWERS = tuple(np.float32(x) for x in (1.327647199e-03, 9.675541334e-03, 5.550713273e-02, 2.402211972e-01, 6.931469671e-01, 1.000000072e00))
+_POWERS = tuple(
+    np.float32(x)
+    for x in (1.327647199e-03, 9.675541334e-03, 5.550713273e-02, 2.402211972e-01, 6.931469671e-01, 1.000000072e00)
+)
 _ONE, _HALF, _LEAST, _BIAS, _MANTISSA = np.float32(1), np.float32(0.5), np.float32(-126), np.int32(127), np.int32(23)
 _SIGN, _REST, _LOWEST = np.int32(31), np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 _N, _T = ord("N"), ord("T")
@@ -63,9 +69,21 @@ def in_this_thread() -> Iterator[None]:
 
 
 @compiled
-def _product(room: Number, m: int, n: int, k: int, alpha: float, a: Number, a_turned: bool, b: Number, b_turned: bool, beta: float,
-             c: Number) -> None:  # fmt: skip
-    """c ← alpha · a · b + beta · c, rows one after another in memory: a (m,k), or (k,m) where turned; b (k,n) or (n,k); c (m,n).
+def _product(
+    room: Number,
+    m: int,
+    n: int,
+    k: int,
+    alpha: float,
+    a: Number,
+    a_turned: bool,
+    b: Number,
+    b_turned: bool,
+    beta: float,
+    c: Number,
+) -> None:
+    """c ← alpha · a · b + beta · c, rows one after another in memory: a (m,k), or (k,m) where turned; b (k,n) or (n,k);
+    c (m,n).
 
     a, b, c: (address, elements from row to row). room: arrays that arguments stand in, which BLAS takes by address.
     """
@@ -75,9 +93,13 @@ def _product(room: Number, m: int, n: int, k: int, alpha: float, a: Number, a_tu
     real[0], real[1] = alpha, beta
     at, size, into, step = letters.ctypes.data, whole.ctypes.data, real.ctypes.data, real.itemsize
     if step == 4:  # BLAS counts columns first: there c turned is b turned times a turned
-        _single(at, at + 1, size, size + 4, size + 8, into, b[0], size + 12, a[0], size + 16, into + step, c[0], size + 20)
+        _single(
+            at, at + 1, size, size + 4, size + 8, into, b[0], size + 12, a[0], size + 16, into + step, c[0], size + 20
+        )
     else:
-        _double(at, at + 1, size, size + 4, size + 8, into, b[0], size + 12, a[0], size + 16, into + step, c[0], size + 20)
+        _double(
+            at, at + 1, size, size + 4, size + 8, into, b[0], size + 12, a[0], size + 16, into + step, c[0], size + 20
+        )
 
 
 @quick
@@ -143,9 +165,12 @@ def _softmax(x: Floats, low: int, high: int, band: int, end: int, powers: Number
 
 @quick
 def _softmaxes(x: Floats, line: int, band: int, back: int, window: int, seen: Number, powers: Number) -> None:
-    """The same for each row (line,) of a block: row i sees i + back − window < j ≤ i + back, and band ≤ j < band + seen[i]."""
+    """The same for each row (line,) of a block: row i sees i + back − window < j ≤ i + back, and band ≤ j < band +
+    seen[i]."""
     for i in range(len(seen)):
-        _softmax(x[i * line : (i + 1) * line], max(0, i + back - window + 1), i + back + 1, band, band + seen[i], powers)
+        _softmax(
+            x[i * line : (i + 1) * line], max(0, i + back - window + 1), i + back + 1, band, band + seen[i], powers
+        )
 
 
 @quick
@@ -178,8 +203,22 @@ def _at(x: Number, row: int, size: int) -> Number:
 
 
 @compiled
-def _shares(room: Number, x: Floats, powers: Number, q: Number, k: Number, far_k: Number, begin: int, rows: int, back: int, few: int,
-            width: int, window: int, scale: float, seen: Number) -> None:  # fmt: skip
+def _shares(
+    room: Number,
+    x: Floats,
+    powers: Number,
+    q: Number,
+    k: Number,
+    far_k: Number,
+    begin: int,
+    rows: int,
+    back: int,
+    few: int,
+    width: int,
+    window: int,
+    scale: float,
+    seen: Number,
+) -> None:
     """x ← the softmax of a block's scores (rows, back + rows + few), which stand side by side."""
     size, band, line = x.itemsize, back + rows, back + rows + few
     near, far = (x.ctypes.data, line), (x.ctypes.data + band * size, line)
@@ -191,9 +230,23 @@ def _shares(room: Number, x: Floats, powers: Number, q: Number, k: Number, far_k
 
 
 @compiled
-def forward(like: Floats, q: Number, k: Number, v: Number, far_k: Number, far_v: Number, out: Number, seen: Number, length: int, width: int,
-            window: int, block: int, scale: float) -> None:  # fmt: skip
-    """One head: out (T,E) ← softmax(scale · q · [k in the band, far_k]ᵀ) · [v, far_v]; each (address, elements from row to row).
+def forward(
+    like: Floats,
+    q: Number,
+    k: Number,
+    v: Number,
+    far_k: Number,
+    far_v: Number,
+    out: Number,
+    seen: Number,
+    length: int,
+    width: int,
+    window: int,
+    block: int,
+    scale: float,
+) -> None:
+    """One head: out (T,E) ← softmax(scale · q · [k in the band, far_k]ᵀ) · [v, far_v]; each (address, elements from row
+    to row).
 
     seen (T,): how many extras each query sees, never falling; like: an array of the type of all.
     """
@@ -211,10 +264,28 @@ def forward(like: Floats, q: Number, k: Number, v: Number, far_k: Number, far_v:
 
 
 @compiled
-def backward(like: Floats, given: Number, q: Number, k: Number, v: Number, far_k: Number, far_v: Number, dq: Number, dk: Number, dv: Number,
-             d_far_k: Number, d_far_v: Number, seen: Number, length: int, width: int, window: int, block: int, scale: float) -> None:  # fmt: skip
-    """One head: from the gradient `given` of `out`, dq, dk and dv are written, those of the extras added to; the rest as in
-    `forward`."""
+def backward(
+    like: Floats,
+    given: Number,
+    q: Number,
+    k: Number,
+    v: Number,
+    far_k: Number,
+    far_v: Number,
+    dq: Number,
+    dk: Number,
+    dv: Number,
+    d_far_k: Number,
+    d_far_v: Number,
+    seen: Number,
+    length: int,
+    width: int,
+    window: int,
+    block: int,
+    scale: float,
+) -> None:
+    """One head: from the gradient `given` of `out`, dq, dk and dv are written, those of the extras added to; the rest
+    as in `forward`."""
     most = block * (window + block + seen[length - 1])
     x, z, bits, room = np.empty(most, like.dtype), np.empty(most, like.dtype), np.empty(most, np.int32), _rooms(like)
     powers, size = (bits, bits.view(np.float32)), like.itemsize
@@ -223,7 +294,12 @@ def backward(like: Floats, given: Number, q: Number, k: Number, v: Number, far_k
         few, band, first = seen[begin + rows - 1], back + rows, begin - back
         line = band + few
         _shares(room, x, powers, q, k, far_k, begin, rows, back, few, width, window, scale, seen)
-        near, far, asked, g = (x.ctypes.data, line), (x.ctypes.data + band * size, line), _at(q, begin, size), _at(given, begin, size)
+        near, far, asked, g = (
+            (x.ctypes.data, line),
+            (x.ctypes.data + band * size, line),
+            _at(q, begin, size),
+            _at(given, begin, size),
+        )
         slope, beyond = (z.ctypes.data, line), (z.ctypes.data + band * size, line)
         for slopes in (dk, dv):  # a product over nothing writes zeros, where these rows are met first
             _product(room, rows, width, 0, 0.0, g, False, g, False, 0.0, _at(slopes, begin, size))

@@ -1,9 +1,11 @@
-"""Beam search: the likeliest texts of several kept side by side, batched over prompts (Graves 2012; length penalty: Wu et al. 2016, eq. 14).
+"""Beam search: the likeliest texts of several kept side by side, batched over prompts (Graves 2012; length penalty: Wu
+et al. 2016, eq. 14).
 
     prompts ─▶ Continuation ─┬─▶ scores of every next token ─▶ the best `width` of each prompt ─┐
                              └────────────────── tokens, and the row each goes on from ◀────────┘
 
-It moves rows through the same `Continuation` as `decode`; what it returns is final, since a beam may change its mind about its beginning.
+It moves rows through the same `Continuation` as `decode`; what it returns is final, since a beam may change its mind
+about its beginning.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from lmforge.model.gpt import GPT
 
 @dataclasses.dataclass
 class Hypothesis:
-    """A text as far as it goes: its tokens, and the sum of their log-probabilities (nats; the end included where it has ended)."""
+    """A text as far as it goes: its tokens, and the sum of their log-probabilities (nats; the end included where it has
+    ended)."""
 
     tokens: list[int]
     logprob: float
@@ -32,11 +35,17 @@ class Hypothesis:
 
 @torch.inference_mode()
 def beam_search(
-    model: GPT, prompts: Sequence[Sequence[int]], limits: Sequence[int], stop_ids: Sequence[int], width: int = 4, alpha: float = 0.6
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    stop_ids: Sequence[int],
+    width: int = 4,
+    alpha: float = 0.6,
 ) -> list[Hypothesis]:
     """The best continuation found of each prompt, at most `limits` tokens long, without its end token.
 
-    A prompt is done when `width` texts have ended, or at its limit. Prompts and limits together must fit the model's context.
+    A prompt is done when `width` texts have ended, or at its limit. Prompts and limits together must fit the model's
+    context.
     """
     live = [[Hypothesis([], 0.0)] for _ in prompts]
     ended: list[list[Hypothesis]] = [[] for _ in prompts]
@@ -68,7 +77,8 @@ def beam_search(
 def _step(
     chances: torch.Tensor, held: list[Hypothesis], stop_ids: Sequence[int], width: int
 ) -> tuple[list[tuple[Hypothesis, int]], list[Hypothesis]]:
-    """From log-probabilities (rows,V) of the next tokens: the `width` best that go on, each with its row, and those among the best that end."""
+    """From log-probabilities (rows,V) of the next tokens: the `width` best that go on, each with its row, and those
+    among the best that end."""
     sums = chances + torch.tensor([each.logprob for each in held])[:, None]
     count = min(width * (1 + len(stop_ids)), sums.numel())
     values, places = sums.flatten().topk(count)

@@ -15,8 +15,9 @@ KINDS = get_args(AttentionKind)
 class GPTConfig:
     """The shape of a network; everything else follows from it.
 
-    `attention` is a pattern of kinds repeated over the layers (`attention.py`); window, stride, pool, pooling, lsh_span, lsh_rounds and
-    feature_map belong to kinds of it. `rope_trained` is the context that RoPE was trained at where `rope_scaling` stretches it to `context`.
+    `attention` is a pattern of kinds repeated over the layers (`attention.py`); window, stride, pool, pooling,
+    lsh_span, lsh_rounds and feature_map belong to kinds of it. `rope_trained` is the context that RoPE was trained at
+    where `rope_scaling` stretches it to `context`.
 
     Raises:
         InputError: values that do not fit together, as keys of the recipe.
@@ -61,7 +62,9 @@ class GPTConfig:
     norm_eps: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "attention", (self.attention,) if isinstance(self.attention, str) else tuple(self.attention))
+        object.__setattr__(
+            self, "attention", (self.attention,) if isinstance(self.attention, str) else tuple(self.attention)
+        )
         for problem in self._problems():
             raise InputError(f"model.{problem}")
 
@@ -71,32 +74,67 @@ class GPTConfig:
         unknown = sorted(used - set(KINDS))
         pools, bands = bool(used & {"pooled", "sparse"}), bool(used & {"window", "strided", "sparse"})
         found = [
-            (bool(unknown) or not pattern, f"attention: {unknown} is not a kind of attention; there are {', '.join(KINDS)}"),
-            (bool(pattern) and self.layers % max(1, len(pattern)) != 0,
-             f"attention: a pattern of {len(pattern)} kinds does not fit {self.layers} layers; give a number of kinds that divides them"),
+            (
+                bool(unknown) or not pattern,
+                f"attention: {unknown} is not a kind of attention; there are {', '.join(KINDS)}",
+            ),
+            (
+                bool(pattern) and self.layers % max(1, len(pattern)) != 0,
+                f"attention: a pattern of {len(pattern)} kinds does not fit {self.layers} layers; give a number of "
+                "kinds that divides them",
+            ),
             (self.d_model % self.heads != 0, f"heads: {self.heads} heads do not divide d_model {self.d_model}"),
             (self.heads % self.kv_heads != 0, f"kv_heads: {self.kv_heads} do not divide heads {self.heads}"),
-            ("lsh" in used and self.kv_heads != self.heads, "kv_heads: lsh uses queries as keys; give as many kv_heads as heads"),
-            (self.positions == "rope" and self.d_model // self.heads % 2 != 0,
-             f"heads: rope needs an even head width; d_model/heads is {self.d_model // self.heads}"),
-            (pools and self.pool > self.context,
-             f"pool: a block of {self.pool} tokens is larger than the context of {self.context}; lower model.pool or raise tokens.context"),
+            (
+                "lsh" in used and self.kv_heads != self.heads,
+                "kv_heads: lsh uses queries as keys; give as many kv_heads as heads",
+            ),
+            (
+                self.positions == "rope" and self.d_model // self.heads % 2 != 0,
+                f"heads: rope needs an even head width; d_model/heads is {self.d_model // self.heads}",
+            ),
+            (
+                pools and self.pool > self.context,
+                f"pool: a block of {self.pool} tokens is larger than the context of {self.context}; lower model.pool "
+                "or raise tokens.context",
+            ),
             (bands and self.window < 1, f"window: {self.window}; give at least 1"),
             (pools and self.pool < 1, f"pool: {self.pool}; give at least 1"),
             (bool(used & {"strided", "sparse"}) and self.stride < 1, f"stride: {self.stride}; give at least 1"),
-            (self.rope_scaling != "none" and self.positions != "rope", f"rope_scaling: positions are '{self.positions}', not rope"),
-            (self.rope_scaling != "none" and not 0 < self.rope_trained <= self.context,
-             f"rope_trained: {self.rope_trained} with a context of {self.context}; give the (smaller) context that RoPE was trained at"),
-            (self.rope_scaling == "none" and 0 < self.rope_trained < self.context,
-             f"context: {self.context} tokens are beyond the {self.rope_trained} that RoPE was trained at; set model.rope_scaling"),
-            (self.experts > 0 and self.d_ff % max(1, self.experts) != 0, f"experts: {self.experts} experts do not divide d_ff {self.d_ff}"),
-            (self.experts > 0 and not 0 < self.experts_active <= self.experts,
-             f"experts_active: {self.experts_active} of {self.experts} experts; give 1 to {self.experts}"),
-            (bool(self.image_size) and (self.image_patch < 1 or self.image_size % max(1, self.image_patch) != 0),
-             f"image_patch: patches of {self.image_patch} do not divide images of {self.image_size} pixels"),
-            (bool(self.image_size) and self.image_patch > 0 and (self.image_size // self.image_patch) ** 2 >= self.context,
-             f"image_size: an image is {(self.image_size // max(1, self.image_patch)) ** 2} patches, and the context {self.context} tokens"),
-        ]  # fmt: skip
+            (
+                self.rope_scaling != "none" and self.positions != "rope",
+                f"rope_scaling: positions are '{self.positions}', not rope",
+            ),
+            (
+                self.rope_scaling != "none" and not 0 < self.rope_trained <= self.context,
+                f"rope_trained: {self.rope_trained} with a context of {self.context}; give the (smaller) context that "
+                "RoPE was trained at",
+            ),
+            (
+                self.rope_scaling == "none" and 0 < self.rope_trained < self.context,
+                f"context: {self.context} tokens are beyond the {self.rope_trained} that RoPE was trained at; set "
+                "model.rope_scaling",
+            ),
+            (
+                self.experts > 0 and self.d_ff % max(1, self.experts) != 0,
+                f"experts: {self.experts} experts do not divide d_ff {self.d_ff}",
+            ),
+            (
+                self.experts > 0 and not 0 < self.experts_active <= self.experts,
+                f"experts_active: {self.experts_active} of {self.experts} experts; give 1 to {self.experts}",
+            ),
+            (
+                bool(self.image_size) and (self.image_patch < 1 or self.image_size % max(1, self.image_patch) != 0),
+                f"image_patch: patches of {self.image_patch} do not divide images of {self.image_size} pixels",
+            ),
+            (
+                bool(self.image_size)
+                and self.image_patch > 0
+                and (self.image_size // self.image_patch) ** 2 >= self.context,
+                f"image_size: an image is {(self.image_size // max(1, self.image_patch)) ** 2} patches, and the "
+                f"context {self.context} tokens",
+            ),
+        ]
         return [words for wrong, words in found if wrong]
 
     @property
@@ -126,6 +164,11 @@ def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
     """
     m = recipe.model
     shape = {name: value for name, value in m.model_dump().items() if value is not None}
-    derived = {"kv_heads": m.kv_heads or m.heads, "d_ff": m.d_ff or 4 * m.d_model, "vocab_size": vocab_size, "context": recipe.tokens.context,
-               "z_loss": recipe.train.z_loss}  # fmt: skip
+    derived = {
+        "kv_heads": m.kv_heads or m.heads,
+        "d_ff": m.d_ff or 4 * m.d_model,
+        "vocab_size": vocab_size,
+        "context": recipe.tokens.context,
+        "z_loss": recipe.train.z_loss,
+    }
     return GPTConfig(**(shape | derived))

@@ -1,14 +1,18 @@
 """Experts: each token goes through the few feed-forward networks that a router picks for it; none is ever dropped.
 
-    x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert ─▶ grouped products ─▶ weighted sum (N,D)
+    x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert ─▶ grouped products ─▶ weighted sum
+    (N,D)
 
-X experts share a layer's `d_ff` units. A token's k weights sum to SCALE·k, and all experts begin equal (`alike`): the layer begins as a dense one.
-There is no capacity: an expert takes as many tokens as choose it. What keeps the load even is one of
-  bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"), beside the loss below.
-         It is a parameter whose gradient is its load above the mean, so AdamW moves it by BIAS_STEP times its rate each step, and
-         micro-batches, replicas and ranks sum its gradient like any other;
+X experts share a layer's `d_ff` units. A token's k weights sum to SCALE·k, and all experts begin equal (`alike`): the
+layer begins as a dense one. There is no capacity: an expert takes as many tokens as choose it. What keeps the load even
+is one of
+  bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"),
+  beside the loss below.
+         It is a parameter whose gradient is its load above the mean, so AdamW moves it by BIAS_STEP times its rate each
+         step, and micro-batches, replicas and ranks sum its gradient like any other;
   loss   X·Σ f_i P_i (Fedus et al. 2021, eq. 4).
-A z-loss keeps the router's logits small (Zoph et al. 2022, eq. 5). Router losses add gradients to a step and nothing to the loss it reports.
+A z-loss keeps the router's logits small (Zoph et al. 2022, eq. 5). Router losses add gradients to a step and nothing to
+the loss it reports.
 """
 
 from __future__ import annotations
@@ -26,17 +30,22 @@ from lmforge.model.attention import Place
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import FeedForward
 
-SCALE = 1.5  # of what experts give, with weights that sum to how many they are (as in DeepSeek-V3, 2.5); 1 and 2 are worse (docs/log.md)
-BALANCE_LOSS = {"bias": 0.001, "loss": 0.01}  # weight per token, against nats; 0.01 (Fedus et al. 2021) costs quality (docs/log.md)
+# of what experts give, with weights that sum to how many they are (as in DeepSeek-V3, 2.5); 1 and 2 are worse
+# (docs/log.md)
+SCALE = 1.5
+# weight per token, against nats; 0.01 (Fedus et al. 2021) costs quality (docs/log.md)
+BALANCE_LOSS = {"bias": 0.001, "loss": 0.01}
 ROUTER_Z_LOSS = 0.001  # likewise (Zoph et al. 2022)
 BIAS_GRADIENT = 1e-3  # AdamW does not see the size of a gradient; the clip does, so it is kept small
 ROUTER_SCALE = 3.0  # of logits over √D: AdamW moves a sum over D by up to D times its rate a step
-BIAS_STEP = 4.0  # what AdamW's rate is to the bias: enough to follow the router; more sends tokens from expert to expert (docs/log.md)
+# what AdamW's rate is to the bias: enough to follow the router; more sends tokens from expert to expert (docs/log.md)
+BIAS_STEP = 4.0
 Dispatch = Callable[[Tensor, Tensor, Tensor, Sequence[nn.Module]], Tensor]
 
 
 def dispatch_here(x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[nn.Module]) -> Tensor:
-    """x (N,D), the experts chosen for each token (N,k) and their weights → Σ weight · expert(x) (N,D), all experts on this device."""
+    """x (N,D), the experts chosen for each token (N,k) and their weights → Σ weight · expert(x) (N,D), all experts on
+    this device."""
     picks = chosen.flatten()
     order = picks.argsort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
@@ -49,8 +58,8 @@ def dispatch_here(x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[
 def run_experts(copies: Tensor, load: Tensor, experts: Sequence[nn.Module]) -> Tensor:
     """Tokens sorted by expert (M,D), of which expert i takes load[i] → (M,D).
 
-    Ordinary experts share one pass over the units: their products one after another on neighbouring slices (on a GPU one grouped
-    product), the activation once. Experts that something has replaced are called one by one.
+    Ordinary experts share one pass over the units: their products one after another on neighbouring slices (on a GPU
+    one grouped product), the activation once. Experts that something has replaced are called one by one.
     """
     parts = [part for part in experts if type(part) is FeedForward and type(part.up) is type(part.down) is nn.Linear]
     if len(parts) < len(experts):
@@ -61,8 +70,8 @@ def run_experts(copies: Tensor, load: Tensor, experts: Sequence[nn.Module]) -> T
 
 
 def grouped_linear(x: Tensor, load: Tensor, layers: Sequence[nn.Linear], fused: bool | None = None) -> Tensor:
-    """x (M,I), of whose rows layer i takes the next load[i] → (M,O). `fused` (default: bfloat16 on a GPU, for which the library has its
-    grouped product) leaves the loads on the device; the library asks for widths of whole 16 bytes."""
+    """x (M,I), of whose rows layer i takes the next load[i] → (M,O). `fused` (default: bfloat16 on a GPU, for which the
+    library has its grouped product) leaves the loads on the device; the library asks for widths of whole 16 bytes."""
     biases = [layer.bias for layer in layers]
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     if fused is None:
@@ -73,11 +82,14 @@ def grouped_linear(x: Tensor, load: Tensor, layers: Sequence[nn.Linear], fused: 
         result: Tensor = F.grouped_mm(x.to(dtype), weights.transpose(1, 2), offs=load.cumsum(0).to(torch.int32))
         return result
     pieces = x.split(load.tolist())
-    return torch.cat([F.linear(piece, layer.weight, layer.bias) for piece, layer in zip(pieces, layers, strict=True) if len(piece)])
+    return torch.cat(
+        [F.linear(piece, layer.weight, layer.bias) for piece, layer in zip(pieces, layers, strict=True) if len(piece)]
+    )
 
 
 class _Spread(torch.autograd.Function):
-    """x (N,D) → the copies that experts take, sorted by expert (N·k,D): x[order // k]. The gradient gathers too, instead of adding by index."""
+    """x (N,D) → the copies that experts take, sorted by expert (N·k,D): x[order // k]. The gradient gathers too,
+    instead of adding by index."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, active: int) -> Tensor:
@@ -129,7 +141,8 @@ class _LeaveScale(torch.autograd.Function):
 
 
 class Experts(nn.Module):
-    """The feed-forward part of a block, as experts. `dispatch` is a hook: expert parallelism puts its own in its place."""
+    """The feed-forward part of a block, as experts. `dispatch` is a hook: expert parallelism puts its own in its
+    place."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -143,8 +156,9 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def alike(self) -> None:
-        """All experts become the first: what the first steps teach, they teach all, and the router is moved by the task only when they differ
-        (as where experts begin as copies of a trained layer, Komatsuzaki et al. 2023, "Sparse upcycling", section 3)."""
+        """All experts become the first: what the first steps teach, they teach all, and the router is moved by the task
+        only when they differ (as where experts begin as copies of a trained layer, Komatsuzaki et al. 2023, "Sparse
+        upcycling", section 3)."""
         first = self.experts[0].state_dict()
         for expert in self.experts[1:]:
             expert.load_state_dict(first)
@@ -153,10 +167,17 @@ class Experts(nn.Module):
         """(B,T,D) → (B,T,D)."""
         flat = x.flatten(0, -2)
         logits = self.router(flat)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * (ROUTER_SCALE / math.sqrt(flat.shape[-1]))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * (
+            ROUTER_SCALE / math.sqrt(flat.shape[-1])
+        )
         scores = logits.softmax(-1)
         bias = self.choice_bias
-        chosen = (logits if bias is None else logits + BIAS_STEP * bias.to(logits.dtype)).detach().topk(self.active, -1).indices
+        chosen = (
+            (logits if bias is None else logits + BIAS_STEP * bias.to(logits.dtype))
+            .detach()
+            .topk(self.active, -1)
+            .indices
+        )
         weights = scores.gather(-1, chosen)
         weights = weights * (SCALE * self.active / weights.sum(-1, keepdim=True))
         y = self.dispatch(flat, chosen, weights, list(self.experts))
@@ -165,7 +186,8 @@ class Experts(nn.Module):
         load = torch.bincount(chosen.flatten(), minlength=len(self.experts))
         place.loads[self.layer] = load
         if torch.is_grad_enabled():
-            share = load * (len(self.experts) / self.active)  # what each expert's load would be a part of, were all equal: N
+            # what each expert's load would be a part of, were all equal: N
+            share = load * (len(self.experts) / self.active)
             losses = ROUTER_Z_LOSS * logits.logsumexp(-1).square().sum()
             if self.balance != "none":
                 losses = losses + BALANCE_LOSS[self.balance] * (share / len(flat) * scores.sum(0)).sum()
@@ -174,7 +196,8 @@ class Experts(nn.Module):
 
 
 class _AlsoLearn(torch.autograd.Function):
-    """y unchanged; on the way back the router's losses and bias get their gradients, in the scale that the loss itself has."""
+    """y unchanged; on the way back the router's losses and bias get their gradients, in the scale that the loss itself
+    has."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, losses: Tensor, bias: Tensor | None, slope: Tensor, place: Place) -> Tensor:

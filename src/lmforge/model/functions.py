@@ -14,7 +14,8 @@ from lmforge.model.config import GPTConfig
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019, eq. 4), with a learned gain. `eps` keeps it from dividing by 0."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019, eq. 4), with a learned gain. `eps` keeps it from
+    dividing by 0."""
 
     def __init__(self, width: int, kind: str, bias: bool, eps: float | None = None) -> None:
         super().__init__()
@@ -56,8 +57,8 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """FF(x) = act(x W1 + b1) W2 + b2, act = max(0, ·) by default (Vaswani et al. 2017, eq. 2); relu2: So et al. 2021; swiglu, whose W1 makes
-    gate and input side by side: silu(x W_g) · (x W_i) (Shazeer 2020, eq. 6)."""
+    """FF(x) = act(x W1 + b1) W2 + b2, act = max(0, ·) by default (Vaswani et al. 2017, eq. 2); relu2: So et al. 2021;
+    swiglu, whose W1 makes gate and input side by side: silu(x W_g) · (x W_i) (Shazeer 2020, eq. 6)."""
 
     def __init__(self, config: GPTConfig, units: int) -> None:
         super().__init__()
@@ -83,7 +84,8 @@ class FeedForward(nn.Module):
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turn each neighbouring pair of x (B,T,H,E), read as a complex number, by rotations (T,E/2) or (B,T,E/2): RoPE (Su et al. 2021, eq. 34).
+    """Turn each neighbouring pair of x (B,T,H,E), read as a complex number, by rotations (T,E/2) or (B,T,E/2): RoPE (Su
+    et al. 2021, eq. 34).
 
     Pairs are (0,1), (2,3), … as in the paper. One complex product instead of five real passes.
     """
@@ -94,8 +96,9 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def loss_chunk(width: int, device: str = "cpu") -> int:
-    """Tokens whose logits exist at once. A narrow network's output matrix is so small that the logits are what goes through the caches:
-    128 tokens take a processor 0.85 of the time of 512 at width 128, and more at 384 (docs/log.md). Compiled code is unrolled chunk by chunk."""
+    """Tokens whose logits exist at once. A narrow network's output matrix is so small that the logits are what goes
+    through the caches: 128 tokens take a processor 0.85 of the time of 512 at width 128, and more at 384 (docs/log.md).
+    Compiled code is unrolled chunk by chunk."""
     return 128 if width <= 128 and device == "cpu" and not torch.compiler.is_compiling() else 512
 
 
@@ -116,7 +119,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = (piece @ weight.t()).to(exact)
             top, right = logits.amax(-1, keepdim=True), logits.gather(1, index)
             slope = torch.softmax(logits, -1, out=logits)  # softmax − one-hot, where the logits were
-            spread = top - slope.amax(-1, keepdim=True).log()  # log Σ exp(logits): the largest share is at least 1/V, so its log is exact
+            # log Σ exp(logits): the largest share is at least 1/V, so its log is exact
+            spread = top - slope.amax(-1, keepdim=True).log()
             total += (spread - right)[:, 0].mul(counted).sum()
             if d_hidden is None and d_weight is None:
                 continue
@@ -149,17 +153,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, z_loss: float = 0.0) -> Tensor:
-    """Σ −ln softmax(hidden · weightᵀ)[target] over tokens with target ≥ 0; hidden (N,D), weight (V,D), targets (N,) → scalar, nats.
+    """Σ −ln softmax(hidden · weightᵀ)[target] over tokens with target ≥ 0; hidden (N,D), weight (V,D), targets (N,) →
+    scalar, nats.
 
     `z_loss` z adds the gradient of z·(log Σ exp(logits))² and nothing to the value (Chowdhery et al. 2022, section 5).
-    Memory O(chunk·V) instead of O(N·V). Wijmans et al. 2024 ("Cut Your Losses"), section 4, without its gradient filtering. Tokens that do
-    not count cost nothing on a CPU; elsewhere the number of rows has to be known beforehand.
+    Memory O(chunk·V) instead of O(N·V). Wijmans et al. 2024 ("Cut Your Losses"), section 4, without its gradient
+    filtering. Tokens that do not count cost nothing on a CPU; elsewhere the number of rows has to be known beforehand.
     """
     if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
         counted = targets >= 0
         if not bool(counted.all()):
             hidden, targets = hidden[counted], targets[counted]
-    if torch.is_autocast_enabled(hidden.device.type):  # cast once; products that write into what is there would not be cast at all
+    # cast once; products that write into what is there would not be cast at all
+    if torch.is_autocast_enabled(hidden.device.type):
         hidden, weight = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, weight))
     hidden = hidden.contiguous()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), targets, chunk, z_loss)  # type: ignore[no-untyped-call]
@@ -167,11 +173,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
 
 
 def rotations(config: GPTConfig, length: int) -> Tensor:
-    """RoPE's e^{i·t·θ_j} of the first `length` positions, (length,E/2) complex: θ_j = rope_base^{-2j/E} (Su et al. 2021, eq. 15). Empty without RoPE.
+    """RoPE's e^{i·t·θ_j} of the first `length` positions, (length,E/2) complex: θ_j = rope_base^{-2j/E} (Su et al.
+    2021, eq. 15). Empty without RoPE.
 
-    For a context s times the `rope_trained` one: linear divides all θ by s (Chen et al. 2023); ntk raises the base by s^{E/(E−2)}; yarn
-    divides only the slow ones, between α = 1 and β = 32 turns within the trained context gradually, and sharpens attention by making
-    queries and keys longer by 0.1·ln s + 1 (Peng et al. 2023, eq. 20 to 22 and section 3.4).
+    For a context s times the `rope_trained` one: linear divides all θ by s (Chen et al. 2023); ntk raises the base by
+    s^{E/(E−2)}; yarn divides only the slow ones, between α = 1 and β = 32 turns within the trained context gradually,
+    and sharpens attention by making queries and keys longer by 0.1·ln s + 1 (Peng et al. 2023, eq. 20 to 22 and section
+    3.4).
     """
     if config.positions != "rope":
         return torch.empty(0)

@@ -1,7 +1,7 @@
 """The one decoding loop. Chat, scoring and the server all use it.
 
-    prompts ─prefill (one padded batch)─▶ cache ─┬─▶ logits ─sample─▶ tokens ─▶ out
-                                                 └──── one token a row ◀─────┘
+prompts ─prefill (one padded batch)─▶ cache ─┬─▶ logits ─sample─▶ tokens ─▶ out
+                                             └──── one token a row ◀─────┘
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One token of one row: its log-probability (nats) under the model, the likeliest alternatives, and why the row ended if it did."""
+    """One token of one row: its log-probability (nats) under the model, the likeliest alternatives, and why the row
+    ended if it did."""
 
     row: int
     token: int
@@ -60,9 +61,11 @@ class Drawn:
 
 
 def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[Tensor, KVCache]:
-    """Run the prompts (one padded batch) and return the logits after each prompt's last token (B,V) with the filled cache.
+    """Run the prompts (one padded batch) and return the logits after each prompt's last token (B,V) with the filled
+    cache.
 
-    Padding stands on the right: a row's later tokens overwrite it, and no query ever reaches a key beyond its own position.
+    Padding stands on the right: a row's later tokens overwrite it, and no query ever reaches a key beyond its own
+    position.
     """
     device = next(model.parameters()).device if any(True for _ in model.parameters()) else torch.device("cpu")
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -78,7 +81,8 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tupl
 
 
 class Continuation:
-    """Rows of tokens being continued: `logits` (B,V) after the last token of each, and the cache that a next token needs."""
+    """Rows of tokens being continued: `logits` (B,V) after the last token of each, and the cache that a next token
+    needs."""
 
     def __init__(self, model: GPT, histories: Sequence[Sequence[int]], capacity: int) -> None:
         self.model = model
@@ -96,8 +100,8 @@ class Continuation:
 def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Iterator[list[Drawn]]:
     """Continue every prompt; yields, step by step, the token drawn for each unfinished row.
 
-    A prompt longer than the context keeps its end; a row that fills the context goes on from its last half. Each row draws from its
-    own random stream, so its text does not depend on its neighbours.
+    A prompt longer than the context keeps its end; a row that fills the context goes on from its last half. Each row
+    draws from its own random stream, so its text does not depend on its neighbours.
 
     Raises:
         InputError: an empty prompt, or not one sampling per prompt.
@@ -122,7 +126,9 @@ def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sam
             if row not in live:
                 histories[row].append(0)
                 continue
-            drawn = _draw(row, rows[slot], samplings[row], generators[row], last=made[row] + 1 >= samplings[row].max_tokens)
+            drawn = _draw(
+                row, rows[slot], samplings[row], generators[row], last=made[row] + 1 >= samplings[row].max_tokens
+            )
             histories[row].append(drawn.token)
             made[row] += 1
             step.append(drawn)
@@ -164,7 +170,8 @@ def _draw(row: int, logits: Tensor, sampling: Sampling, generator: torch.Generat
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A piece of a text as it grows: what to append now, the tokens drawn since the last piece, and why the text ended if it did."""
+    """A piece of a text as it grows: what to append now, the tokens drawn since the last piece, and why the text ended
+    if it did."""
 
     text: str
     drawn: tuple[Drawn, ...]
@@ -172,7 +179,8 @@ class Piece:
 
 
 class TextAssembler:
-    """Tokens → text that never needs to be taken back: unfinished UTF-8 and possible beginnings of a stop string are held back."""
+    """Tokens → text that never needs to be taken back: unfinished UTF-8 and possible beginnings of a stop string are
+    held back."""
 
     def __init__(self, tokenizer: TokenBytes, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
@@ -196,10 +204,19 @@ class TextAssembler:
     def _possible_stop(self) -> int:
         """Length of the longest end of the held text that a stop string begins with."""
         longest = max((len(text) for text in self.stop), default=1) - 1
-        return next((n for n in range(min(longest, len(self.held)), 0, -1) if any(t.startswith(self.held[-n:]) for t in self.stop)), 0)
+        return next(
+            (
+                n
+                for n in range(min(longest, len(self.held)), 0, -1)
+                if any(t.startswith(self.held[-n:]) for t in self.stop)
+            ),
+            0,
+        )
 
 
-def stream_text(model: GPT, tokenizer: TokenBytes, prompt: Sequence[int], sampling: Sampling, stop: Sequence[str] = ()) -> Iterator[Piece]:
+def stream_text(
+    model: GPT, tokenizer: TokenBytes, prompt: Sequence[int], sampling: Sampling, stop: Sequence[str] = ()
+) -> Iterator[Piece]:
     """Continue one prompt as text, piece by piece; the joined pieces are the whole text, whoever reads them."""
     assembler = TextAssembler(tokenizer, stop)
     waiting: list[Drawn] = []

@@ -3,8 +3,8 @@
     tokens (B,T) ─embed─▶ x (B,T,D) ─[ x + Attention(Norm(x)) ; x + FF(Norm(x)) ] × layers─▶ Norm ─head─▶ logits (B,T,V)
 
 Shapes: B rows, T tokens, D width (`d_model`), H heads of width E = D/H, F feed-forward width (`d_ff`), V vocabulary.
-Vaswani et al. 2017, section 3; pre-normalisation as in GPT-2 (Radford et al. 2019, section 2.3). Any stage of a pipeline is this
-model with layers left out: `embed` and `head` may be None.
+Vaswani et al. 2017, section 3; pre-normalisation as in GPT-2 (Radford et al. 2019, section 2.3). Any stage of a
+pipeline is this model with layers left out: `embed` and `head` may be None.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class Block(nn.Module):
 
 
 class NgramEmbedding(nn.Module):
-    """Adds a learned vector for the last two and the last three token ids, looked up by hash: local statistics at no matrix cost.
+    """Adds a learned vector for the last two and the last three token ids, looked up by hash: local statistics at no
+    matrix cost.
 
-    Hash embeddings: Svenstrup et al. 2017; n-gram hashing for language models: Pagnoni et al. 2024 (BLT), section 3.2.1.
+    Hash embeddings: Svenstrup et al. 2017; n-gram hashing for language models: Pagnoni et al. 2024 (BLT), section
+    3.2.1.
     """
 
     def __init__(self, rows: int, width: int) -> None:
@@ -84,8 +86,8 @@ class NgramEmbedding(nn.Module):
 
 
 class Ahead(nn.Module):
-    """One more future token: from what stands for a token and the embedding of the next one to what predicts the one after
-    (DeepSeek-AI 2024, "DeepSeek-V3", section 2.2)."""
+    """One more future token: from what stands for a token and the embedding of the next one to what predicts the one
+    after (DeepSeek-AI 2024, "DeepSeek-V3", section 2.2)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -123,12 +125,13 @@ class GPT(nn.Module):
     def initialise(self, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
         """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers).
 
-        The experts of a layer begin equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never met must add
-        nothing, not noise (docs/log.md).
+        The experts of a layer begin equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never
+        met must add nothing, not noise (docs/log.md).
 
-        With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs V", table 8): the
-        variance of the blocks' matrices is multiplied by b/D, and the output by `output_multiplier` · b/D. That multiplier is in the gain of
-        the last norm, which begins there: any code that runs the network needs to know nothing of it. `train.optim` scales the rates to match.
+        With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs
+        V", table 8): the variance of the blocks' matrices is multiplied by b/D, and the output by `output_multiplier` ·
+        b/D. That multiplier is in the gain of the last norm, which begins there: any code that runs the network needs
+        to know nothing of it. `train.optim` scales the rates to match.
         """
         ratio = (base_width or self.config.d_model) / self.config.d_model
         generator = torch.Generator(device=next(self.parameters()).device).manual_seed(seed)
@@ -138,7 +141,11 @@ class GPT(nn.Module):
             elif "norm" in name:
                 nn.init.constant_(parameter, ratio * output_multiplier if name == "norm.weight" else 1.0)
             elif not name.endswith(("features", "pool_keys", "pool_values")):  # those are made as identity and mean
-                scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("attention.out.weight", "down.weight")) else 1.0
+                scale = (
+                    1 / math.sqrt(2 * self.config.layers)
+                    if name.endswith(("attention.out.weight", "down.weight"))
+                    else 1.0
+                )
                 scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
         for block in self.blocks:
@@ -146,14 +153,19 @@ class GPT(nn.Module):
                 block.ff.alike()
 
     def hidden(
-        self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, *, lengths: Tensor | None = None,
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
         images: Tensor | None = None,
     ) -> Tensor:
-        """tokens (B,T) → the normalised last layer (B,T,D). With a cache the tokens follow those it holds, and it grows by T, or by
-        `lengths` (B,) where rows are padded on the right.
+        """tokens (B,T) → the normalised last layer (B,T,D). With a cache the tokens follow those it holds, and it grows
+        by T, or by `lengths` (B,) where rows are padded on the right.
 
-        documents (B,T), where rows pack several texts: a run of equal numbers is one document, which sees and counts only itself.
-        images (N,C,S,S): their patches go where tokens are below 0 (`vision`).
+        documents (B,T), where rows pack several texts: a run of equal numbers is one document, which sees and counts
+        only itself. images (N,C,S,S): their patches go where tokens are below 0 (`vision`).
 
         Raises:
             InputError: more tokens than learned positions reach; marks and patches that do not agree.
@@ -162,7 +174,12 @@ class GPT(nn.Module):
         return result
 
     def forward(
-        self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, *, images: Tensor | None = None
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
+        *,
+        images: Tensor | None = None,
     ) -> Tensor:
         """tokens (B,T) → logits (B,T,V)."""
         assert self.head is not None
@@ -170,12 +187,19 @@ class GPT(nn.Module):
         return logits
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, chunk: int | None = None, *, images: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        chunk: int | None = None,
+        *,
+        images: Tensor | None = None,
     ) -> Tensor:
-        """Sum over tokens of −ln p(target), in nats; targets (B,T), −1 where a token does not count; the rest as in `hidden`.
+        """Sum over tokens of −ln p(target), in nats; targets (B,T), −1 where a token does not count; the rest as in
+        `hidden`.
 
-        The logits are made `chunk` tokens at a time (None: `loss_chunk`) and never held whole. The z-loss, tokens further ahead and the
-        losses of routers add their gradients, but nothing to the value.
+        The logits are made `chunk` tokens at a time (None: `loss_chunk`) and never held whole. The z-loss, tokens
+        further ahead and the losses of routers add their gradients, but nothing to the value.
         """
         assert self.head is not None
         chunk = chunk or loss_chunk(self.config.d_model, tokens.device.type)
@@ -193,9 +217,14 @@ class GPT(nn.Module):
         rows, length = tokens.shape
         reach = (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
-            raise InputError(f"{reach} tokens: learned positions reach {self.config.context}; shorten the text or use model.positions = 'rope'")
+            raise InputError(
+                f"{reach} tokens: learned positions reach {self.config.context}; shorten the text or use "
+                "model.positions = 'rope'"
+            )
         if cache is None:
-            return Place(self.rotations, self._rotations_at(None, length), None if documents is None else Packing(documents))
+            return Place(
+                self.rotations, self._rotations_at(None, length), None if documents is None else Packing(documents)
+            )
         cache.extent = reach
         positions = cache.lengths[:, None] + torch.arange(length, device=tokens.device)
         turns = self._rotations_at(positions, length)
@@ -213,7 +242,11 @@ class GPT(nn.Module):
             assert self.patches is not None
             x = place_patches(x, tokens, self.patches(images))
         if self.ngrams is not None:
-            x = x + self.ngrams(ids, cache.recent if cache else ids.new_zeros(len(ids), 2), place.packing.positions if place.packing else None)
+            x = x + self.ngrams(
+                ids,
+                cache.recent if cache else ids.new_zeros(len(ids), 2),
+                place.packing.positions if place.packing else None,
+            )
         if self.learned_positions is not None:
             x = x + self.learned_positions(torch.arange(ids.shape[1], device=ids.device) if within is None else within)
         if self.config.residual == "reversible":
@@ -241,7 +274,9 @@ class GPT(nn.Module):
             if documents is not None:  # what comes after the last token of a document is another text
                 wanted = wanted.masked_fill(F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True), -1)
             flat = self.norm(hidden).reshape(-1, self.config.d_model)
-            nats = nats + linear_cross_entropy(flat, self.head.weight, wanted.masked_fill(following < 0, -1).reshape(-1), chunk)
+            nats = nats + linear_cross_entropy(
+                flat, self.head.weight, wanted.masked_fill(following < 0, -1).reshape(-1), chunk
+            )
             following = wanted
         weighted: Tensor = nats * (AHEAD_WEIGHT / len(self.ahead))
         return weighted

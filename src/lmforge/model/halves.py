@@ -1,9 +1,11 @@
-"""Causal attention in bfloat16 on a CPU, for rows that are not long: plain products of whole blocks of queries with all they see.
+"""Causal attention in bfloat16 on a CPU, for rows that are not long: plain products of whole blocks of queries with all
+they see.
 
     q block (N,t,E) · keys so far (N,s,E)ᵀ ─▶ scores (N,t,s) ─mask, softmax─▶ shares ─· values─▶ y
 
-The library's kernel goes through bfloat16 on a CPU in small tiles; its backward pass took half of a training step (docs/log.md). Here a
-block of queries is one batched product, which the matrix units of the processor (AMX) do in one go. Shares are kept for the backward
+The library's kernel goes through bfloat16 on a CPU in small tiles; its backward pass took half of a training step
+(docs/log.md). Here a block of queries is one batched product, which the matrix units of the processor (AMX) do in one
+go. Shares are kept for the backward
 pass: memory O(B·H·T²/2), so rows of more than `LONGEST` tokens go the other way.
 """
 
@@ -34,7 +36,9 @@ class _Causal(torch.autograd.Function):
         y, kept = torch.empty_like(v, memory_format=torch.contiguous_format), []
         for rows, queries in _pieces(q):
             keys, values = (_together(x[rows, : queries.stop]) for x in (k, v))
-            scores = torch.baddbmm(_later(queries, q.dtype), _together(q[rows, queries]), keys.mT, alpha=1 / math.sqrt(q.shape[-1]))
+            scores = torch.baddbmm(
+                _later(queries, q.dtype), _together(q[rows, queries]), keys.mT, alpha=1 / math.sqrt(q.shape[-1])
+            )
             shares = torch.softmax(scores, -1)
             y[rows, queries] = _apart(shares @ values, q)
             kept.append(shares)
@@ -68,7 +72,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def shares_kept(length: int) -> float:
     """How many shares of a head are kept for each token of a row."""
-    return sum((min(start + _QUERIES, length) - start) * min(start + _QUERIES, length) for start in range(0, length, _QUERIES)) / length
+    return (
+        sum(
+            (min(start + _QUERIES, length) - start) * min(start + _QUERIES, length)
+            for start in range(0, length, _QUERIES)
+        )
+        / length
+    )
 
 
 def _pieces(q: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -1,10 +1,12 @@
 """Attention whose cost grows with the text's length only linearly: Reformer's hashing (LSH) and linear attention.
 
-LSH (Kitaev et al. 2020, section 2): queries are keys too. In each round a token falls into a bucket by random rotations, and looks at the
-last `lsh_span` tokens of its bucket up to itself. Reformer cuts the tokens sorted by bucket into chunks, and where the cuts fall depends on
-later tokens; here the span is counted back from each token, so that nothing depends on what comes later and decoding equals the full pass.
+LSH (Kitaev et al. 2020, section 2): queries are keys too. In each round a token falls into a bucket by random
+rotations, and looks at the last `lsh_span` tokens of its bucket up to itself. Reformer cuts the tokens sorted by bucket
+into chunks, and where the cuts fall depends on later tokens; here the span is counted back from each token, so that
+nothing depends on what comes later and decoding equals the full pass.
 
-Linear (Katharopoulos et al. 2020, eq. 9): y_t = φ(q_t) Σ_j≤t φ(k_j) v_jᵀ / φ(q_t) Σ_j≤t φ(k_j), in chunks whose sums are carried on.
+Linear (Katharopoulos et al. 2020, eq. 9): y_t = φ(q_t) Σ_j≤t φ(k_j) v_jᵀ / φ(q_t) Σ_j≤t φ(k_j), in chunks whose sums
+are carried on.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from lmforge.model.banded import kernel, kernel_backward, room_like
 from lmforge.model.config import GPTConfig
 from lmforge.model.functions import rotate
 
-ITSELF = -100.0  # added to a token's score of itself: taken only where there is nothing else (Kitaev et al. 2020, appendix A)
+# added to a token's score of itself: taken only where there is nothing else (Kitaev et al. 2020, appendix A)
+ITSELF = -100.0
 CHUNK = 64  # tokens of linear attention that meet directly
 PIECE = 16  # chunks that are worked on at once, of all rows together
 
 
 class LSH(nn.Module):
-    """Attention inside hash buckets; k is the direction of q. Rotations are fixed when the model is made and saved with it."""
+    """Attention inside hash buckets; k is the direction of q. Rotations are fixed when the model is made and saved with
+    it."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -45,7 +49,8 @@ class LSH(nn.Module):
 
     @torch.no_grad()
     def buckets_of(self, q: Tensor) -> Tensor:
-        """q (B,H,T,E) → the bucket of each token in each round (rounds,B,H,T): argmax of [xR; −xR], for each side (section 2, eq. 6)."""
+        """q (B,H,T,E) → the bucket of each token in each round (rounds,B,H,T): argmax of [xR; −xR], for each side
+        (section 2, eq. 6)."""
         found = torch.zeros((self.rounds, *q.shape[:-1]), dtype=torch.long, device=q.device)
         begin = 0
         for side in self.sides:
@@ -81,7 +86,8 @@ class LSH(nn.Module):
 
 
 def bucket_sides(config: GPTConfig) -> tuple[int, ...]:
-    """So many buckets that one holds about `lsh_span` tokens of a full context; many are made as products of two hashes."""
+    """So many buckets that one holds about `lsh_span` tokens of a full context; many are made as products of two
+    hashes."""
     wanted = math.ceil(config.context / config.lsh_span)
     if wanted <= 1:
         return (1,)
@@ -93,7 +99,10 @@ class _InBuckets(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: Tensor, span: int) -> Tensor:
-        out, total = torch.zeros_like(v), torch.full(q.shape[:-1], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+        out, total = (
+            torch.zeros_like(v),
+            torch.full(q.shape[:-1], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device),
+        )
         for bucket in buckets:
             sort = _Sorted(bucket, span, q.dtype)
             part, log_sum = _one_round(sort, q, k, v)
@@ -114,10 +123,27 @@ class _InBuckets(torch.autograd.Function):
             sort = _Sorted(bucket, ctx.span, q.dtype)
             queries, keys, values = sort.queries(q), sort.keys(k), sort.keys(v)
             if q.device.type == "cpu":
-                parts = kernel_backward(sort.queries(gradient), queries, keys, values, sort.queries(out),
-                                        sort.queries(total[..., None])[..., 0].contiguous(), 0.0, False, attn_mask=sort.mask)
+                parts = kernel_backward(
+                    sort.queries(gradient),
+                    queries,
+                    keys,
+                    values,
+                    sort.queries(out),
+                    sort.queries(total[..., None])[..., 0].contiguous(),
+                    0.0,
+                    False,
+                    attn_mask=sort.mask,
+                )
             else:
-                parts = _plain_backward(sort.queries(gradient), queries, keys, values, sort.queries(out), sort.queries(total[..., None]), sort.mask)
+                parts = _plain_backward(
+                    sort.queries(gradient),
+                    queries,
+                    keys,
+                    values,
+                    sort.queries(out),
+                    sort.queries(total[..., None]),
+                    sort.mask,
+                )
             dq += sort.back(parts[0])
             dk += sort.back_keys(parts[1])
             dv += sort.back_keys(parts[2])
@@ -125,27 +151,34 @@ class _InBuckets(torch.autograd.Function):
 
 
 class _Sorted:
-    """Tokens of one round in the order of their buckets, cut into pieces of `span`; each piece meets itself and the piece before."""
+    """Tokens of one round in the order of their buckets, cut into pieces of `span`; each piece meets itself and the
+    piece before."""
 
     def __init__(self, bucket: Tensor, span: int, dtype: torch.dtype) -> None:
         self.shape, self.span = bucket.shape, span
         length = bucket.shape[-1]
         self.order = bucket.argsort(dim=-1, stable=True)
-        self.place = torch.empty_like(self.order).scatter_(-1, self.order, torch.arange(length, device=bucket.device).expand_as(self.order))
+        self.place = torch.empty_like(self.order).scatter_(
+            -1, self.order, torch.arange(length, device=bucket.device).expand_as(self.order)
+        )
         self.missing = -length % span
-        ranked = F.pad(bucket.gather(-1, self.order), (0, self.missing), value=-1).view(-1, 1, span)  # (N·pieces,1,span)
+        # (N·pieces,1,span)
+        ranked = F.pad(bucket.gather(-1, self.order), (0, self.missing), value=-1).view(-1, 1, span)
         pieces = (length + self.missing) // span
         before = F.pad(ranked.view(-1, pieces, span)[:, :-1], (0, 0, 1, 0), value=-2).reshape(-1, 1, span)
         at = torch.arange(span, device=bucket.device)
         distance = at[:, None] + span - torch.arange(2 * span, device=bucket.device)
         same = torch.cat((before, ranked), -1) == ranked.transpose(1, 2)
         seen = same & (distance >= 0) & (distance < span)
-        self.mask = torch.where(seen, ITSELF * (distance == 0).to(dtype), float("-inf")).unsqueeze(1)  # (N·pieces,1,span,2·span)
+        # (N·pieces,1,span,2·span)
+        self.mask = torch.where(seen, ITSELF * (distance == 0).to(dtype), float("-inf")).unsqueeze(1)
 
     def _pieces(self, x: Tensor) -> Tensor:
         """(B,H,T,W) → (N, pieces, span, W)."""
         ordered = x.gather(2, self.order[..., None].expand(-1, -1, -1, x.shape[-1]))
-        return F.pad(ordered, (0, 0, 0, self.missing)).view(-1, (x.shape[2] + self.missing) // self.span, self.span, x.shape[-1])
+        return F.pad(ordered, (0, 0, 0, self.missing)).view(
+            -1, (x.shape[2] + self.missing) // self.span, self.span, x.shape[-1]
+        )
 
     def queries(self, x: Tensor) -> Tensor:
         """(B,H,T,W) → (N·pieces,1,span,W)."""
@@ -181,8 +214,11 @@ def _one_round(sort: _Sorted, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, 
     return sort.back(part), sort.back(log_sum.unsqueeze(-1))[..., 0]
 
 
-def _plain_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel's gradient where there is no such kernel: weights of the joint softmax, made again (Dao et al. 2022, algorithm 4)."""
+def _plain_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, total: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernel's gradient where there is no such kernel: weights of the joint softmax, made again (Dao et al. 2022,
+    algorithm 4)."""
     scale = 1 / math.sqrt(q.shape[-1])
     weights = (q @ k.transpose(-1, -2) * scale + mask - total).exp()
     slope = weights * (gradient @ v.transpose(-1, -2) - (gradient * out).sum(-1, keepdim=True)) * scale
@@ -190,10 +226,11 @@ def _plain_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tens
 
 
 class LSHCache:
-    """All keys and values, and for each round and bucket the positions of its last `lsh_span` tokens: a step reads rounds × span keys.
+    """All keys and values, and for each round and bucket the positions of its last `lsh_span` tokens: a step reads
+    rounds × span keys.
 
-    store (2,B,H,capacity+1,E); table (rounds,B,H,buckets+1,span), −1 where there is none; count (rounds,B,H,buckets+1) tokens so far. The
-    last slot and the last bucket take padding.
+    store (2,B,H,capacity+1,E); table (rounds,B,H,buckets+1,span), −1 where there is none; count (rounds,B,H,buckets+1)
+    tokens so far. The last slot and the last bucket take padding.
     """
 
     def __init__(self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -216,7 +253,9 @@ class LSHCache:
         """Keys and values (B,H,T,E) to their positions (B,T)."""
         view = self.store.permute(1, 3, 0, 2, 4)
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        view[rows, torch.where(real, positions, view.shape[1] - 1)] = torch.stack((k, v)).permute(1, 3, 0, 2, 4).to(view.dtype)
+        view[rows, torch.where(real, positions, view.shape[1] - 1)] = (
+            torch.stack((k, v)).permute(1, 3, 0, 2, 4).to(view.dtype)
+        )
 
     def fill(self, buckets: Tensor, real: Tensor) -> None:
         """The table of whole texts: buckets (rounds,B,H,T), real (B,T)."""
@@ -232,23 +271,29 @@ class LSHCache:
         self.table.flatten(-2).scatter_(-1, slot, order)
 
     def look(self, q: Tensor, bucket: Tensor, position: Tensor, real: Tensor) -> Tensor:
-        """Take in one token a row, whose key is stored, and answer it: q (B,H,E), bucket (rounds,B,H), position (B,) → (B,H,E)."""
+        """Take in one token a row, whose key is stored, and answer it: q (B,H,E), bucket (rounds,B,H), position (B,) →
+        (B,H,E)."""
         bucket = bucket.masked_fill(~real[:, None], self.count.shape[-1] - 1)[..., None]
         count = self.count.gather(-1, bucket)
         self.count.scatter_add_(-1, bucket, torch.ones_like(bucket))
-        self.table.flatten(-2).scatter_(-1, bucket * self.span + count % self.span, position[:, None, None].expand_as(bucket).contiguous())
+        self.table.flatten(-2).scatter_(
+            -1, bucket * self.span + count % self.span, position[:, None, None].expand_as(bucket).contiguous()
+        )
         near = self.table.gather(3, bucket[..., None].expand(-1, -1, -1, -1, self.span))  # (rounds,B,H,1,span)
         near = near.permute(1, 2, 0, 3, 4).flatten(2)
         index = near.clamp(min=0)[..., None].expand(-1, -1, -1, q.shape[-1])
         keys, values = self.store.gather(3, index.expand(2, -1, -1, -1, -1))
         own = near == position[:, None, None]
         mask = torch.where(near < 0, float("-inf"), ITSELF * own.to(q.dtype))
-        y: Tensor = F.scaled_dot_product_attention(q[:, :, None], keys.to(q.dtype), values.to(q.dtype), attn_mask=mask[:, :, None])
+        y: Tensor = F.scaled_dot_product_attention(
+            q[:, :, None], keys.to(q.dtype), values.to(q.dtype), attn_mask=mask[:, :, None]
+        )
         return y[:, :, 0]
 
 
 class Linear(nn.Module):
-    """Linear attention. φ: elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), or learned: softmax([xW; −xW]) (Zhang et al. 2024, eq. 6)."""
+    """Linear attention. φ: elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), or learned: softmax([xW; −xW]) (Zhang et al.
+    2024, eq. 6)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -280,7 +325,9 @@ class Linear(nn.Module):
         cache.state = state.to(cache.state.dtype)
         return y
 
-    def _whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, state: Tensor | None, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _whole(
+        self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, state: Tensor | None, real: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
         q, k = self._features(q, self.q_features), self._features(k, self.k_features)
@@ -312,8 +359,9 @@ class _Positive(torch.autograd.Function):
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """q, k (B,H,T,F), v (B,H,T,E) → y_t = Σ_j≤t (q_t·k_j) v_j / Σ_j≤t q_t·k_j (B,H,T,E), and the state after.
 
-    The state (B,H,F,E+1): Σ k [v, 1]ᵀ of what came before. Within a chunk directly, from chunk to chunk through the state (Hua et al. 2022,
-    section 3.3). Of what is made on the way nothing is kept: the backward pass makes it again, some chunks at a time.
+    The state (B,H,F,E+1): Σ k [v, 1]ᵀ of what came before. Within a chunk directly, from chunk to chunk through the
+    state (Hua et al. 2022, section 3.3). Of what is made on the way nothing is kept: the backward pass makes it again,
+    some chunks at a time.
     """
     if state is None:
         state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3] + 1)
@@ -348,7 +396,8 @@ class _InChunks(torch.autograd.Function):
         for piece, state in reversed(list(zip(_pieces(q), states, strict=True))):
             queries, keys, values = _chunks(q[:, :, piece], k[:, :, piece], v[:, :, piece], state.dtype)
             above = gradient[:, :, piece].to(state.dtype) / weight[:, :, piece]
-            above = torch.cat((above, -(above * y[:, :, piece]).sum(-1, keepdim=True)), -1)  # of the sums: those over v, and that over ones
+            # of the sums: those over v, and that over ones
+            above = torch.cat((above, -(above * y[:, :, piece]).sum(-1, keepdim=True)), -1)
             (above,) = _padded(above)
             before, _ = _running(keys.transpose(-1, -2) @ values, state)
             after, to_come = _running((queries.transpose(-1, -2) @ above).flip(2), to_come)
@@ -378,12 +427,14 @@ def _padded(*parts: Tensor) -> list[Tensor]:
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Queries, keys and values (B,H,t,·) in chunks, the values with a channel of ones, which gathers the denominator."""
+    """Queries, keys and values (B,H,t,·) in chunks, the values with a channel of ones, which gathers the
+    denominator."""
     return _padded(q.to(dtype), k.to(dtype), F.pad(v.to(dtype), (0, 1), value=1.0))
 
 
 def _running(own: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """own (B,H,chunks,F,W), carried (B,H,F,W) → for each chunk the sum of `carried` and what came before it; and the sum of all."""
+    """own (B,H,chunks,F,W), carried (B,H,F,W) → for each chunk the sum of `carried` and what came before it; and the
+    sum of all."""
     sums = torch.cat((carried.unsqueeze(2), own), 2).cumsum(2)
     return sums[:, :, :-1], sums[:, :, -1].clone()  # kept for the backward pass, without what it is a view of
 

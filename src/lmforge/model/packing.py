@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 
 class _Rearrange(torch.autograd.Function):
-    """x[index], with a gradient that gathers too: `back` says where each entry of x went. Entries that `empty` marks take nothing back."""
+    """x[index], with a gradient that gathers too: `back` says where each entry of x went. Entries that `empty` marks
+    take nothing back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, empty: Tensor | None) -> Tensor:
@@ -26,16 +27,18 @@ class _Rearrange(torch.autograd.Function):
 
 
 def rearrange(x: Tensor, index: Tensor, back: Tensor, empty: Tensor | None = None) -> Tensor:
-    """x[index] over the first dimension of x (N,W); `back` says where each entry of x went, `empty` which entries went nowhere."""
+    """x[index] over the first dimension of x (N,W); `back` says where each entry of x went, `empty` which entries went
+    nowhere."""
     result: Tensor = _Rearrange.apply(x, index, back, empty)  # type: ignore[no-untyped-call]
     return result
 
 
 class Packing:
-    """The documents of packed rows, each moved to a row of its own, so that no attention of any kind can cross from one to another.
+    """The documents of packed rows, each moved to a row of its own, so that no attention of any kind can cross from one
+    to another.
 
-    Documents of like length stand together in one batch, the shorter ones padded on the right, where causal attention never looks: at
-    most twice the tokens. What a document gives depends on no other document's tokens, to the last bit.
+    Documents of like length stand together in one batch, the shorter ones padded on the right, where causal attention
+    never looks: at most twice the tokens. What a document gives depends on no other document's tokens, to the last bit.
     """
 
     def __init__(self, documents: Tensor) -> None:

@@ -9,12 +9,14 @@ from lmforge.model.gpt import GPT
 
 
 @torch.inference_mode()
-def token_nats(model: GPT, tokens: Tensor, targets: Tensor, chunk: int = 512, documents: Tensor | None = None) -> Tensor:
-    """−ln p(target) of each token, in nats: tokens and targets (B,T) → (B,T), 0 where a target is negative (not counted).
-    `documents` (B,T), where rows pack several texts, as in `GPT.hidden`.
+def token_nats(
+    model: GPT, tokens: Tensor, targets: Tensor, chunk: int = 512, documents: Tensor | None = None
+) -> Tensor:
+    """−ln p(target) of each token, in nats: tokens and targets (B,T) → (B,T), 0 where a target is negative (not
+    counted). `documents` (B,T), where rows pack several texts, as in `GPT.hidden`.
 
-    Goes through `model.head`, so it needs no floating-point weight and scores exactly what decoding would use. The logits are
-    made `chunk` tokens at a time and never held whole.
+    Goes through `model.head`, so it needs no floating-point weight and scores exactly what decoding would use. The
+    logits are made `chunk` tokens at a time and never held whole.
     """
     hidden = model.hidden(tokens, documents=documents).flatten(0, 1)
     wanted = targets.flatten()

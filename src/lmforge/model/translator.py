@@ -3,8 +3,8 @@
     translate = Translator.load(Path("runs/translator"))
     translate(["A dog runs."], "en", "de")     →  ["Ein Hund rennt."]
 
-The model is one that learned from `parallel` sources (see `lmforge.corpus.sources.pairs` for the form); it continues the prompt
-up to a line end.
+The model is one that learned from `parallel` sources (see `lmforge.corpus.sources.pairs` for the form); it continues
+the prompt up to a line end.
 `HubTranslator` does the same with a pair of Hub models through transformers, where these are installed.
 """
 
@@ -34,8 +34,9 @@ MORE, TIMES = 16, 2.0  # a translation is at most so much longer than its text, 
 
 @dataclasses.dataclass(frozen=True)
 class Translator:
-    """`temperature` 0 takes the likeliest token each time, or with `beams` the likeliest text found. Above it tokens are drawn, `tries` times
-    for each text, and the translation of the highest probability per token is taken; the draw depends on text and seed alone."""
+    """`temperature` 0 takes the likeliest token each time, or with `beams` the likeliest text found. Above it tokens
+    are drawn, `tries` times for each text, and the translation of the highest probability per token is taken; the draw
+    depends on text and seed alone."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -55,11 +56,18 @@ class Translator:
         return cls(load_model(directory), Tokenizer.load(directory / TOKENIZER), temperature, tries, seed, beams)
 
     def __call__(self, texts: Sequence[str], source: str, target: str) -> list[str]:
-        """The translations, in the order of the texts; "" for a text that with its translation would not fit the context."""
-        prompts = [[self.tokenizer.end_of_text, *self.tokenizer.encode(prompt_of(text, source, target))] for text in texts]
+        """The translations, in the order of the texts; "" for a text that with its translation would not fit the
+        context."""
+        prompts = [
+            [self.tokenizer.end_of_text, *self.tokenizer.encode(prompt_of(text, source, target))] for text in texts
+        ]
         lengths = [int(TIMES * len(prompt)) + MORE for prompt in prompts]
         context = self.model.config.context
-        fitting = [number for number, prompt in enumerate(prompts) if 1.8 * len(prompt) + 2 <= context and texts[number].strip()]
+        fitting = [
+            number
+            for number, prompt in enumerate(prompts)
+            if 1.8 * len(prompt) + 2 <= context and texts[number].strip()
+        ]
         fitting.sort(key=lambda number: len(prompts[number]))  # rows of like length waste no padding
         found = [""] * len(texts)
         for first in range(0, len(fitting), ROWS):
@@ -71,7 +79,9 @@ class Translator:
 
     def _best(self, prompts: list[list[int]], limits: list[int]) -> list[str]:
         if self.beams > 1 and not self.temperature:
-            return [self._text(found.tokens) for found in beam_search(self.model, prompts, limits, self._stop(), self.beams)]
+            return [
+                self._text(found.tokens) for found in beam_search(self.model, prompts, limits, self._stop(), self.beams)
+            ]
         best = list(self._tried(prompts, limits, 0))
         for again in range(1, self.tries if self.temperature else 1):
             best = [max(one, other) for one, other in zip(best, self._tried(prompts, limits, again), strict=True)]
@@ -80,7 +90,12 @@ class Translator:
     def _tried(self, prompts: list[list[int]], limits: list[int], again: int) -> Iterator[tuple[float, str]]:
         """For each prompt (mean log-probability of a token, translation)."""
         samplings = [
-            Sampling(max_tokens=limit, temperature=self.temperature, seed=_seed(prompt, self.seed, again), stop_ids=self._stop())
+            Sampling(
+                max_tokens=limit,
+                temperature=self.temperature,
+                seed=_seed(prompt, self.seed, again),
+                stop_ids=self._stop(),
+            )
             for prompt, limit in zip(prompts, limits, strict=True)
         ]
         tokens: list[list[int]] = [[] for _ in prompts]
@@ -113,7 +128,9 @@ def model_directory(run: Path) -> Path:
     for directory in (run / "model", run):
         if (directory / TOKENIZER).is_file() and (directory / "model.safetensors").is_file():
             return directory
-    raise InputError(f"{run}: no finished model here; train one from a 'parallel' source first, or correct corpus.synthesis' model")
+    raise InputError(
+        f"{run}: no finished model here; train one from a 'parallel' source first, or correct corpus.synthesis' model"
+    )
 
 
 def fingerprint(run: Path) -> str:
@@ -156,14 +173,17 @@ def _hub(name: str, temperature: float, seed: int) -> Callable[[Sequence[str]], 
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise InputError(
-            "corpus.synthesis: hub = […] needs transformers; install the extra: pip install 'lmforge[translate]', or give model = RUN instead"
+            "corpus.synthesis: hub = […] needs transformers; install the extra: pip install 'lmforge[translate]', or "
+            "give model = RUN instead"
         ) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(name).eval()
     except (OSError, ValueError) as error:
         first = str(error).split("\n")[0]
-        raise InputError(f"corpus.synthesis: hub model {name}: cannot be loaded ({first}); fetch it first, or give its folder") from error
+        raise InputError(
+            f"corpus.synthesis: hub model {name}: cannot be loaded ({first}); fetch it first, or give its folder"
+        ) from error
     drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"num_beams": 4}
 
     def translate(texts: Sequence[str]) -> list[str]:

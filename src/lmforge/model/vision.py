@@ -1,7 +1,7 @@
 """Images among the tokens: each image is cut into patches, and each patch takes the place of one token.
 
-A token id below 0 marks a patch: the patches of the images given, in their order, go to the marks in the order of reading. The network
-predicts text only: targets are −1 at patches.
+A token id below 0 marks a patch: the patches of the images given, in their order, go to the marks in the order of
+reading. The network predicts text only: targets are −1 at patches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ PATCH = -1  # the token id that stands for a patch
 
 
 class PatchEmbedding(nn.Module):
-    """Patch → vector: a linear map of its pixels, plus learned vectors of its row and its column (Dosovitskiy et al. 2020, section 3.1)."""
+    """Patch → vector: a linear map of its pixels, plus learned vectors of its row and its column (Dosovitskiy et al.
+    2020, section 3.1)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -35,7 +36,8 @@ class PatchEmbedding(nn.Module):
         if images.shape[1:] != (self.channels, self.size, self.size):
             wanted = (self.channels, self.size, self.size)
             raise InputError(f"images {tuple(images.shape[1:])}: this network takes {wanted} (channels, height, width)")
-        patches = images.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch)  # (N,C,rows,columns,patch,patch)
+        # (N,C,rows,columns,patch,patch)
+        patches = images.unfold(2, self.patch, self.patch).unfold(3, self.patch, self.patch)
         placed: Tensor = self.pixels(patches.permute(0, 2, 3, 1, 4, 5).flatten(3)) + self.row + self.column
         return placed.flatten(0, 2)
 
@@ -48,5 +50,8 @@ def place_patches(x: Tensor, tokens: Tensor, patches: Tensor) -> Tensor:
     """
     marks = tokens < 0
     if int(marks.sum()) != len(patches):
-        raise InputError(f"{int(marks.sum())} tokens are marked as patches, and the images have {len(patches)}; mark each with {PATCH}")
+        raise InputError(
+            f"{int(marks.sum())} tokens are marked as patches, and the images have {len(patches)}; mark each with "
+            f"{PATCH}"
+        )
     return x.masked_scatter(marks.unsqueeze(-1), patches.to(x.dtype))

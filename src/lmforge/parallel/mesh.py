@@ -1,6 +1,7 @@
 """Which process this is among how many, and how gradients are averaged over them.
 
-One process is the distributed path with one rank: every method works there too and moves nothing. torchrun (or Slurm) starts the ranks.
+One process is the distributed path with one rank: every method works there too and moves nothing. torchrun (or Slurm)
+starts the ranks.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ def join_mesh(data: int | None = None) -> Mesh:
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if data is not None and data != world:
-        raise InputError(f"parallel.data: {data} processes asked for, {world} started; run: torchrun --nproc-per-node {data} -m lmforge.cli …")
+        raise InputError(
+            f"parallel.data: {data} processes asked for, {world} started; run: torchrun --nproc-per-node {data} -m "
+            "lmforge.cli …"
+        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if world > 1 and not dist.is_initialized():

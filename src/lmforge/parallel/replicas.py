@@ -1,10 +1,12 @@
-"""Several copies of the network in one process that share their weights, each run by a thread of its own on its own rows.
+"""Several copies of the network in one process that share their weights, each run by a thread of its own on its own
+rows.
 
     rows ─┬─ thread 1: model   ─▶ gradients ─┐
           └─ thread 2: replica ─▶ gradients ─┴─▶ sum, in order, in the model
 
-On a CPU this beats one network on several OpenMP threads: nothing waits at a barrier inside every small operation, and a busy
-neighbour slows one thread, not all of them (with barriers two threads beside another process fell to a tenth; docs/log.md).
+On a CPU this beats one network on several OpenMP threads: nothing waits at a barrier inside every small operation, and
+a busy neighbour slows one thread, not all of them (with barriers two threads beside another process fell to a tenth;
+docs/log.md).
 """
 
 from __future__ import annotations
@@ -35,12 +37,15 @@ class Replicas:
         torch.set_num_threads(threads)
 
     def run(self, work: Callable[[nn.Module, range], Result], rows: range) -> list[Result]:
-        """Give each network its share of `rows`; `work` leaves gradients in it. Afterwards their sum is in the first network.
+        """Give each network its share of `rows`; `work` leaves gradients in it. Afterwards their sum is in the first
+        network.
 
         The order of the sum is fixed, so that the same rows give the same bits every time.
         """
         count = min(len(self.models), len(rows))
-        shares = [range(rows.start + len(rows) * i // count, rows.start + len(rows) * (i + 1) // count) for i in range(count)]
+        shares = [
+            range(rows.start + len(rows) * i // count, rows.start + len(rows) * (i + 1) // count) for i in range(count)
+        ]
         if self.pool is None or count == 1:
             return [work(self.models[0], rows)]
         torch.set_num_threads(1)
@@ -50,8 +55,11 @@ class Replicas:
         finally:
             torch.set_num_threads(self.threads)
         for model in self.models[1:count]:
-            pairs = [(total.grad, part.grad) for total, part in zip(self.models[0].parameters(), model.parameters(), strict=True)
-                     if total.grad is not None and part.grad is not None]
+            pairs = [
+                (total.grad, part.grad)
+                for total, part in zip(self.models[0].parameters(), model.parameters(), strict=True)
+                if total.grad is not None and part.grad is not None
+            ]
             if pairs:
                 torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
             model.zero_grad(set_to_none=True)

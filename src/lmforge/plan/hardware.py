@@ -1,6 +1,7 @@
 """What this machine is: cores and memory that this process may use, GPU, and how fast they are, measured.
 
-Containers and batch systems give a process less than the machine has, so affinity and control groups are asked before the machine.
+Containers and batch systems give a process less than the machine has, so affinity and control groups are asked before
+the machine.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def detect(measure: bool = True) -> Hardware:
     hardware = Hardware(cores=cores(), memory_bytes=memory_bytes())
     if torch.cuda.is_available():
         whole = torch.cuda.mem_get_info()[1]
-        hardware = dataclasses.replace(hardware, gpu=torch.cuda.get_device_name(), gpu_memory_bytes=whole, gpus=torch.cuda.device_count())
+        hardware = dataclasses.replace(
+            hardware, gpu=torch.cuda.get_device_name(), gpu_memory_bytes=whole, gpus=torch.cuda.device_count()
+        )
     if not measure:
         return hardware
     flops, copied = _speeds(hardware)
@@ -70,8 +73,11 @@ def memory_bytes() -> int:
     return min(int(psutil.virtual_memory().total), *_limits(_memory_limit))
 
 
-def _limits(read: Callable[[Path], int | None], root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What `read` finds in the control groups this process is in and in those around them; at least one (large) number."""
+def _limits(
+    read: Callable[[Path], int | None], root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """What `read` finds in the control groups this process is in and in those around them; at least one (large)
+    number."""
     folders = {root, root / "memory", root / "cpu"}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in membership.read_text().splitlines():
@@ -131,7 +137,8 @@ def _all_cores(count: int) -> Iterator[None]:
 
 
 def _fastest(work: Callable[[], Any], device: torch.device, seconds: float = 0.15) -> float:
-    """Seconds of the fastest call among as many as fit in about `seconds`, at least three after one to warm up: a busy moment does not count."""
+    """Seconds of the fastest call among as many as fit in about `seconds`, at least three after one to warm up: a busy
+    moment does not count."""
     work()
     best, spent, calls = math.inf, 0.0, 0
     while calls < 3 or spent < seconds:
@@ -162,11 +169,15 @@ def backends() -> dict[str, dict[str, str]]:
         },
         "precision": {
             "uses": "bfloat16 autocast over float32 weights" if cuda else "float32",
-            "why": "the fast safe type of this GPU" if cuda else "the fast type of CPUs without matrix units for bfloat16",
+            "why": "the fast safe type of this GPU"
+            if cuda
+            else "the fast type of CPUs without matrix units for bfloat16",
         },
         "compiling": {
             "uses": "measured when training starts" if compiler else "eager",
-            "why": f"{compiler} is here" if compiler else "no C++ compiler here; install g++ or clang to let it be tried",
+            "why": f"{compiler} is here"
+            if compiler
+            else "no C++ compiler here; install g++ or clang to let it be tried",
         },
         "attention": {
             "uses": "torch's scaled_dot_product_attention",
@@ -180,11 +191,18 @@ def backends() -> dict[str, dict[str, str]]:
             "uses": ("nccl" if cuda else "gloo") if torch.distributed.is_available() else "none",
             "why": f"{torch.cuda.device_count()} GPUs here" if cuda else "the backend for CPUs",
         },
-        "memory": {"uses": f"{memory_bytes() / 2**30:.1f} GiB", "why": "what the machine has, or this process's control group allows"},
-    }  # fmt: skip
+        "memory": {
+            "uses": f"{memory_bytes() / 2**30:.1f} GiB",
+            "why": "what the machine has, or this process's control group allows",
+        },
+    }
 
 
 def _why_no_cuda() -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch was built for CPUs only"
-    return "no NVIDIA driver answers" if not shutil.which("nvidia-smi") else "the driver is too old for this torch, or no GPU is visible"
+    return (
+        "no NVIDIA driver answers"
+        if not shutil.which("nvidia-smi")
+        else "the driver is too old for this torch, or no GPU is visible"
+    )

@@ -1,7 +1,7 @@
 """`lmforge new TEXTS`: a recipe sized to these texts and this machine.
 
-    texts ─look at 2 MB─▶ kind, field, bytes ─▶ vocabulary, context, holdout ─┐
-    machine ─▶ operations in five minutes ────────────────────────────────────┴─▶ layers, width, batch, steps ─▶ TOML
+texts ─look at 2 MB─▶ kind, field, bytes ─▶ vocabulary, context, holdout ─┐
+machine ─▶ operations in five minutes ────────────────────────────────────┴─▶ layers, width, batch, steps ─▶ TOML
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from lmforge.recipe import Corpus, Source, SourceKind, parse_recipe
 from lmforge.tokens.bpe import train_tokenizer
 
 BUDGET_SECONDS = 300  # of training
-MOST_EPOCHS = 10  # repeating text further teaches little (Muennighoff et al. 2023, section 5: 4 are as good as new, 40 worth nothing)
-TOKENS_PER_PARAMETER = 4  # of the blocks' matrices, as in recipes/laptop.toml (4.6); Hoffmann et al. 2022 find 20 for large networks
+# repeating text further teaches little (Muennighoff et al. 2023, section 5: 4 are as good as new, 40 worth nothing)
+MOST_EPOCHS = 10
+# of the blocks' matrices, as in recipes/laptop.toml (4.6); Hoffmann et al. 2022 find 20 for large networks
+TOKENS_PER_PARAMETER = 4
 LOOKED_AT = 2_000_000  # bytes of text read; a smaller corpus is read whole and measured exactly
 UNMEASURED_FLOPS = 3e10  # of a core or two, where the machine's speed was not measured
 LARGEST_BYTES_PER_TOKEN = 6  # of usual text with a small vocabulary; a split must hold a row even then
@@ -47,10 +49,26 @@ LEAST_VOCABULARY = 257  # every byte and the end of text
 KNESER_NEY_BYTES = 300_000_000  # text beyond which the n-gram baseline takes longer than the model
 MICRO_BATCH = 16_384  # tokens at once: larger ones gain no speed and take memory
 SHAPES = (  # layers, width
-    (2, 64), (4, 64), (4, 128), (6, 192), (6, 256), (8, 320), (8, 384), (10, 512), (12, 640), (12, 768), (16, 1024), (20, 1280), (24, 1536),
-)  # fmt: skip
+    (2, 64),
+    (4, 64),
+    (4, 128),
+    (6, 192),
+    (6, 256),
+    (8, 320),
+    (8, 384),
+    (10, 512),
+    (12, 640),
+    (12, 768),
+    (16, 1024),
+    (20, 1280),
+    (24, 1536),
+)
 FIELDS = ("text", "content", "body", "article", "document", "raw_content", "code", "story")
-SUFFIXES: dict[SourceKind, tuple[str, ...]] = {"folder": tuple(PROSE | MARKUP | CODE), "jsonl": JSONL, "parquet": PARQUET}
+SUFFIXES: dict[SourceKind, tuple[str, ...]] = {
+    "folder": tuple(PROSE | MARKUP | CODE),
+    "jsonl": JSONL,
+    "parquet": PARQUET,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +97,8 @@ class Shape:
 
 
 def recipe_for(texts: Path, hardware: Hardware) -> str:
-    """The TOML of a recipe for `texts` (a folder, a text, JSONL or Parquet file) that trains about `BUDGET_SECONDS` here.
+    """The TOML of a recipe for `texts` (a folder, a text, JSONL or Parquet file) that trains about `BUDGET_SECONDS`
+    here.
 
     Raises:
         InputError: nothing readable there, broken files, or too little text to hold some of it out.
@@ -113,8 +132,10 @@ def look_at(texts: Path) -> Texts:
             break
     held = [text for text in (clean(document["text"]) for document in documents) if why_dropped(text, Corpus()) is None]
     if not held:
-        raise InputError(f"{texts}: no usable text in it ({len(documents)} documents, {read} bytes looked at); "
-                         f"documents need at least {Corpus().min_chars} characters of text that does not repeat itself")
+        raise InputError(
+            f"{texts}: no usable text in it ({len(documents)} documents, {read} bytes looked at); "
+            f"documents need at least {Corpus().min_chars} characters of text that does not repeat itself"
+        )
     size = read if whole else max(read, round(stored * (3.5 if packed else 1)))
     vocabulary = vocabulary_for(size)
     if whole:
@@ -132,7 +153,8 @@ def vocabulary_for(text_bytes: int) -> int:
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """About how many bytes of usual text a token of a byte-level BPE stands for: 2.4 at 1,024, 3.1 at 4,096, 4.2 at 32,768."""
+    """About how many bytes of usual text a token of a byte-level BPE stands for: 2.4 at 1,024, 3.1 at 4,096, 4.2 at
+    32,768."""
     return 0.36 * math.log2(vocab_size) - 1.2
 
 
@@ -150,7 +172,10 @@ def _kind_of(texts: Path) -> tuple[SourceKind, str, int, bool]:
             sizes[kind] += size
             packed[kind] += size * path.name.endswith((".gz", ".zst", *PARQUET))
     if not sum(sizes.values()):
-        raise InputError(f"{texts}: no text in it; expected files ending in .txt .md .py … (text and source code), .jsonl or .parquet")
+        raise InputError(
+            f"{texts}: no text in it; expected files ending in .txt .md .py … (text and source code), .jsonl or "
+            ".parquet"
+        )
     (kind, size), *others = sizes.most_common()
     words = ", ".join(f"{other} ({more:,} bytes)" for other, more in others)
     return kind, words, size, packed[kind] > size / 2
@@ -168,7 +193,8 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _text_field(kind: SourceKind, path: Path) -> str:
-    """The field that holds the text: "text" where there is one, else a usual name, else the longest string of the first record."""
+    """The field that holds the text: "text" where there is one, else a usual name, else the longest string of the first
+    record."""
     if kind == "folder":
         return "text"
     files = [path] if path.is_file() else sorted(file for file in _walk(path) if file.name.endswith(SUFFIXES[kind]))
@@ -209,8 +235,10 @@ def _split(texts: Path, held: list[str]) -> tuple[float, int, list[str]]:
             if min(sizes.values()) >= least and sizes["train"] >= 0.3 * sum(sizes.values()):
                 return holdout, context, parts["train"]
     total = sum(len(text.encode()) for text in distinct.values())
-    raise InputError(f"{texts}: {len(distinct)} distinct documents of {total:,} bytes are too few to train on and hold some out; "
-                     "add texts or split them into more files")
+    raise InputError(
+        f"{texts}: {len(distinct)} distinct documents of {total:,} bytes are too few to train on and hold some out; "
+        "add texts or split them into more files"
+    )
 
 
 def _in_one(places: list[float]) -> list[NDArray[np.float64]]:
@@ -218,7 +246,8 @@ def _in_one(places: list[float]) -> list[NDArray[np.float64]]:
 
 
 def _supported(train: list[str], wanted: int) -> tuple[int, int]:
-    """(vocabulary, tokens of these texts with it): `wanted`, or three quarters of it, and so on, until the texts hold enough pairs."""
+    """(vocabulary, tokens of these texts with it): `wanted`, or three quarters of it, and so on, until the texts hold
+    enough pairs."""
     while True:
         try:
             tokenizer = train_tokenizer(train, wanted)
@@ -233,7 +262,8 @@ def _supported(train: list[str], wanted: int) -> tuple[int, int]:
 
 
 def choose_shape(full: Texts, hardware: Hardware) -> Shape:
-    """The largest of `SHAPES` that both the time and the text are enough for, with vocabulary, batch and steps to fill the time."""
+    """The largest of `SHAPES` that both the time and the text are enough for, with vocabulary, batch and steps to fill
+    the time."""
     chosen = None
     for layers, width in SHAPES:
         # Predicting among V tokens must not take more than the blocks do: V·D at most 12·layers·D².
@@ -244,8 +274,13 @@ def choose_shape(full: Texts, hardware: Hardware) -> Shape:
         matrices = 12 * layers * width**2
         tokens, seconds = _affordable(found, hardware, config)
         batch = _batch(found, tokens)
-        memory = sum(training_bytes(config, min(batch, MICRO_BATCH), "muon", hardware.gpu is not None).values()) + PROCESS_BYTES
-        if chosen and (tokens < TOKENS_PER_PARAMETER * matrices / math.sqrt(2) or memory > hardware.device_memory_bytes / 2):
+        memory = (
+            sum(training_bytes(config, min(batch, MICRO_BATCH), "muon", hardware.gpu is not None).values())
+            + PROCESS_BYTES
+        )
+        if chosen and (
+            tokens < TOKENS_PER_PARAMETER * matrices / math.sqrt(2) or memory > hardware.device_memory_bytes / 2
+        ):
             break
         chosen = Shape(vocabulary, layers, width, batch, max(10, round(tokens / batch)), seconds)
     assert chosen is not None
@@ -254,8 +289,20 @@ def choose_shape(full: Texts, hardware: Hardware) -> Shape:
 
 def _config(found: Texts, layers: int, width: int) -> GPTConfig:
     heads = _heads(width)
-    return GPTConfig(found.vocab_size, found.context, layers, width, heads, heads, 4 * width, "relu2", "layernorm", "rope", qk_norm=True,
-                     ngram_rows=_ngram_rows(found))  # fmt: skip
+    return GPTConfig(
+        found.vocab_size,
+        found.context,
+        layers,
+        width,
+        heads,
+        heads,
+        4 * width,
+        "relu2",
+        "layernorm",
+        "rope",
+        qk_norm=True,
+        ngram_rows=_ngram_rows(found),
+    )
 
 
 def _heads(width: int) -> int:
@@ -276,7 +323,8 @@ def _affordable(found: Texts, hardware: Hardware, config: GPTConfig) -> tuple[in
 
 
 def _batch(found: Texts, tokens: int) -> int:
-    """About a thousandth of all tokens, a power of two of whole rows; 2,048 to 262,144, and at most a quarter of the text."""
+    """About a thousandth of all tokens, a power of two of whole rows; 2,048 to 262,144, and at most a quarter of the
+    text."""
     wanted = min(max(tokens / 1000, 2048), 262_144, max(found.context, found.train_tokens / 4))
     return max(found.context, 1 << int(math.log2(max(1, wanted))))
 
@@ -288,14 +336,24 @@ def _toml(name: str, found: Texts, shape: Shape, hardware: Hardware) -> str:
     epochs = shape.steps * shape.batch_tokens / max(1, found.train_tokens)
     speed = f"{hardware.matrix_flops / 1e9:,.0f} GFLOP/s measured" if hardware.matrix_flops else "speed not measured"
     tasks = ["bits_per_byte", "completions_parse", "generation_speed"]
-    evaluate = "" if found.bytes <= KNESER_NEY_BYTES else f"""
+    evaluate = (
+        ""
+        if found.bytes <= KNESER_NEY_BYTES
+        else f"""
 [evaluate]
 tasks = {json.dumps(tasks)}  # kneser_ney would take longer on so much text than training
 """
+    )
     field = f"\ntext_field = {_quoted(found.source.text_field)}" if found.source.text_field != "text" else ""
-    others = f"\n# Also there, and not used: {found.others}. Add another [[corpus.sources]] to use them.\n" if found.others else ""
+    others = (
+        f"\n# Also there, and not used: {found.others}. Add another [[corpus.sources]] to use them.\n"
+        if found.others
+        else ""
+    )
     minutes = max(1, round(shape.seconds / 60))
-    micro = f"micro_batch_tokens = {MICRO_BATCH}  # what is in memory at once\n" if shape.batch_tokens > MICRO_BATCH else ""
+    micro = (
+        f"micro_batch_tokens = {MICRO_BATCH}  # what is in memory at once\n" if shape.batch_tokens > MICRO_BATCH else ""
+    )
     rate = 3e-3 * min(1.0, 256 / shape.width)
     return f"""# Written by `lmforge new` for about {found.bytes / 1e6:,.3g} MB of text
 # and this machine: {hardware.device}, {hardware.device_memory_bytes / 2**30:.1f} GiB, {speed}.

@@ -1,4 +1,5 @@
-"""The part of the page that tells of the corpus: what was kept, how many bits a word and a byte carry, and what it covers."""
+"""The part of the page that tells of the corpus: what was kept, how many bits a word and a byte carry, and what it
+covers."""
 
 from __future__ import annotations
 
@@ -34,10 +35,14 @@ from lmforge.report.markup import (
 from lmforge.report.plots import Point, Series, bar_chart, line_chart, logarithmic, share_bar
 from lmforge.report.scores import score
 
-CLAIMED_BITS_PER_WORD = 5.11  # what the description of the model that lmforge is planned after says of its test text; not measured here
+# what the description of the model that lmforge is planned after says of its test text; not measured here
+CLAIMED_BITS_PER_WORD = 5.11
 ORDERS = range(1, 6)
-CORRECTIONS = {"plug_in": "without correction", "miller_madow": "Miller 1955: too low where half of the words are seen once",
-               "chao_shen": "Chao and Shen 2003: for what was not seen"}
+CORRECTIONS = {
+    "plug_in": "without correction",
+    "miller_madow": "Miller 1955: too low where half of the words are seen once",
+    "chao_shen": "Chao and Shen 2003: for what was not seen",
+}
 ENTITIES = {"person": "people", "place": "places", "organisation": "organisations", "date": "dates"}
 _MOST_LABELS = 12
 _MOST_REASONS = 12
@@ -57,35 +62,51 @@ def corpus(run: Run) -> Html:
     return join(
         tag("p", f"{numbers}: {size(found, 'bytes_out')}, {count(found, 'words')} words."),
         tag("p", link) if run.exists("corpus", "samples.html") else None,
-        _sizes(found), _genres(found, mapping(analysis, "genres")), _entropy(run, found, analysis), _vocabulary(found, analysis),
-        _prose(analysis), _topics(mapping(analysis, "topics")), _entities(mapping(analysis, "entities")), duplicates(mapping(found, "overlap")),
-        contamination(mapping(found, "decontamination")), trained_filters(mapping(found, "filters")), synthetic(mapping(found, "synthetic")),
+        _sizes(found),
+        _genres(found, mapping(analysis, "genres")),
+        _entropy(run, found, analysis),
+        _vocabulary(found, analysis),
+        _prose(analysis),
+        _topics(mapping(analysis, "topics")),
+        _entities(mapping(analysis, "entities")),
+        duplicates(mapping(found, "overlap")),
+        contamination(mapping(found, "decontamination")),
+        trained_filters(mapping(found, "filters")),
+        synthetic(mapping(found, "synthetic")),
         _sampled(analysis),
         details("Passed over or repaired while reading", table(("what", "files"), notices, (1,))) if notices else None,
-    )  # fmt: skip
+    )
 
 
 def _sizes(found: dict[str, Any]) -> Html:
     total = found.get("documents_in")
-    reasons = [(plain(name), count(amount), percent(ratio(amount, total))) for name, amount in ordered(found.get("dropped"))]
+    reasons = [
+        (plain(name), count(amount), percent(ratio(amount, total))) for name, amount in ordered(found.get("dropped"))
+    ]
     splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(found, "splits").items()]
     head = ("reason", "documents", "share")
     dropped = table(head, reasons[:_MOST_REASONS], (1, 2)) if reasons else tag("p", "nothing was dropped")
     rest = details("Rarer reasons", table(head, reasons[_MOST_REASONS:], (1, 2))) if reasons[_MOST_REASONS:] else None
     return tag(
         "div",
-        tag("div", bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
-            part("Split by hash", ("split", "documents", "text"), splits, (1, 2))),
+        tag(
+            "div",
+            bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
+            part("Split by hash", ("split", "documents", "text"), splits, (1, 2)),
+        ),
         tag("div", tag("h3", "Dropped, by reason"), dropped, rest),
         class_="plots",
-    )  # fmt: skip
+    )
 
 
 def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
     """Shares of the text, and how well a classifier tells the genres apart."""
     text = found.get("bytes_out")
     shares = [(name, row, ratio(at(row, "bytes"), text)) for name, row in mapping(found, "genres").items()]
-    rows = [(name, count(row, "documents"), size(row, "bytes"), percent(share), share_bar(share)) for name, row, share in shares]
+    rows = [
+        (name, count(row, "documents"), size(row, "bytes"), percent(share), share_bar(share))
+        for name, row, share in shares
+    ]
     first = part("Genres", ("genre", "documents", "text", "share", ""), rows, (1, 2, 3))
     accuracy = number(told, "accuracy")
     if accuracy is None:
@@ -97,11 +118,16 @@ def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
     ]  # fmt: skip
     words = (
         f"Told apart by their text alone: {percent(accuracy)} right "
-        f"({percent(number(told, 'low'))} to {percent(number(told, 'high'))}, {count(told, 'sample_documents')} held-out documents; "
+        f"({percent(number(told, 'low'))} to {percent(number(told, 'high'))}, {count(told, 'sample_documents')} "
+        "held-out documents; "
         f"always saying the commonest: {percent(number(told, 'most_frequent'))})."
     )
-    second = tag("div", tag("h3", "Genre classifier: true (rows) and told (columns)"), table(("", *names), cells, range(1, len(names) + 1)),
-                 tag("p", tag("small", words)))  # fmt: skip
+    second = tag(
+        "div",
+        tag("h3", "Genre classifier: true (rows) and told (columns)"),
+        table(("", *names), cells, range(1, len(names) + 1)),
+        tag("p", tag("small", words)),
+    )
     return join(first, second)
 
 
@@ -115,25 +141,67 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
         if mapping(row):
             shown.append((_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)))
             per_byte = ratio(at(row, "bits_per_byte"), at(row, "bits_per_word"))
-            shown += [(tag("small", plain(other)), figure(row, other), figure(_times(number(row, other), per_byte)), definition, "")
-                      for other, definition in CORRECTIONS.items() if number(row, other) is not None]
+            shown += [
+                (
+                    tag("small", plain(other)),
+                    figure(row, other),
+                    figure(_times(number(row, other), per_byte)),
+                    definition,
+                    "",
+                )
+                for other, definition in CORRECTIONS.items()
+                if number(row, other) is not None
+            ]
     if bits is not None:
-        shown.append(("the trained model", figure(own), figure(bits),
-                      "bits per byte of the test split; per word: times the bytes per word of the held-out sample, white space included",
-                      f"{count(run.tasks().get('bits_per_byte'), 'bytes')} bytes"))  # fmt: skip
-    shown.append(("claimed elsewhere", figure(CLAIMED_BITS_PER_WORD, digits=3), MISSING,
-                  "what the description of the 1.2 T model claims for its own corpus; cited, not measured here", MISSING))  # fmt: skip
+        shown.append(
+            (
+                "the trained model",
+                figure(own),
+                figure(bits),
+                "bits per byte of the test split; per word: times the bytes per word of the held-out sample, white "
+                "space included",
+                f"{count(run.tasks().get('bits_per_byte'), 'bytes')} bytes",
+            )
+        )
+    shown.append(
+        (
+            "claimed elsewhere",
+            figure(CLAIMED_BITS_PER_WORD, digits=3),
+            MISSING,
+            "what the description of the 1.2 T model claims for its own corpus; cited, not measured here",
+            MISSING,
+        )
+    )
     if not rows:
         return None
-    words = [Series("words, n-gram", _orders(rows, "words", "bits_per_word"), dots=True), *_level("the trained model", own),
-             *_level("claimed elsewhere", CLAIMED_BITS_PER_WORD)]  # fmt: skip
-    data = [Series("bytes, n-gram", _orders(rows, "bytes", "bits_per_byte"), dots=True), *_level("the trained model", bits),
-            *_level("LZMA", number(rows, "lzma", "value")), *_level("context mixing", number(rows, "context_mixing", "value"))]  # fmt: skip
-    charts = [line_chart(f"Bits per {what}, by how many before it are known", lines, f"order (1: no {what} before)", _whole, _short, from_zero=True)
-              for what, lines in (("word", words), ("byte", data))]  # fmt: skip
+    words = [
+        Series("words, n-gram", _orders(rows, "words", "bits_per_word"), dots=True),
+        *_level("the trained model", own),
+        *_level("claimed elsewhere", CLAIMED_BITS_PER_WORD),
+    ]
+    data = [
+        Series("bytes, n-gram", _orders(rows, "bytes", "bits_per_byte"), dots=True),
+        *_level("the trained model", bits),
+        *_level("LZMA", number(rows, "lzma", "value")),
+        *_level("context mixing", number(rows, "context_mixing", "value")),
+    ]
+    charts = [
+        line_chart(
+            f"Bits per {what}, by how many before it are known",
+            lines,
+            f"order (1: no {what} before)",
+            _whole,
+            _short,
+            from_zero=True,
+        )
+        for what, lines in (("word", words), ("byte", data))
+    ]
     head = ("measure", "bits per word", "bits per byte", "definition", "measured on")
-    return join(tag("h3", "Entropy"), tag("div", *charts, class_="plots") if words[0].points else None,
-                details("Every estimate, with its definition and sample", table(head, shown, (1, 2)), opened=True))  # fmt: skip
+    return join(
+        tag("h3", "Entropy"),
+        tag("div", *charts, class_="plots") if words[0].points else None,
+        details("Every estimate, with its definition and sample", table(head, shown, (1, 2)), opened=True),
+    )
 
 
 def _times(value: float | None, factor: float | None) -> float | None:
@@ -172,24 +240,50 @@ def _vocabulary(found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
     if not (zipf or heaps):
         return None
     listed = (each.get("points") for each in (heaps, zipf))
-    measured, ranks = ([pair for pair in map(_pair, points if isinstance(points, list) else []) if pair] for points in listed)
-    drawn = [(x, y) for row in entries(found, "vocabulary_growth") if (x := number(row, "words")) and (y := number(row, "distinct"))]
-    growth = [Series("documents read one after another", _powers(measured)), Series("words drawn at random from all", _powers(drawn))]
+    measured, ranks = (
+        [pair for pair in map(_pair, points if isinstance(points, list) else []) if pair] for points in listed
+    )
+    drawn = [
+        (x, y)
+        for row in entries(found, "vocabulary_growth")
+        if (x := number(row, "words")) and (y := number(row, "distinct"))
+    ]
+    growth = [
+        Series("documents read one after another", _powers(measured)),
+        Series("words drawn at random from all", _powers(drawn)),
+    ]
     labels = logarithmic(metric)
-    charts = (line_chart("Vocabulary growth (Heaps)", growth, "words read", labels, labels),
-              line_chart("Words by rank (Zipf)", [Series("count", _powers(ranks))], "rank", labels, labels))  # fmt: skip
+    charts = (
+        line_chart("Vocabulary growth (Heaps)", growth, "words read", labels, labels),
+        line_chart("Words by rank (Zipf)", [Series("count", _powers(ranks))], "rank", labels, labels),
+    )
     repeated = mapping(analysis, "repetition")
     rows = [
-        ("distinct words", count(found, "distinct_words"), "runs of non-space characters" + ("" if found.get("words_exact", True) else ", estimated"),
-         f"{count(found, 'words')} words"),
-        ("of these seen once", percent(ratio(found.get("words_seen_once"), found.get("distinct_words"))), "share of the distinct words",
-         f"{count(found, 'words')} words"),
+        (
+            "distinct words",
+            count(found, "distinct_words"),
+            "runs of non-space characters" + ("" if found.get("words_exact", True) else ", estimated"),
+            f"{count(found, 'words')} words",
+        ),
+        (
+            "of these seen once",
+            percent(ratio(found.get("words_seen_once"), found.get("distinct_words"))),
+            "share of the distinct words",
+            f"{count(found, 'words')} words",
+        ),
         ("Zipf's exponent", figure(zipf, "value"), at(zipf, "definition"), _sample(zipf)),
         ("Heaps' exponent", figure(heaps, "value"), at(heaps, "definition"), _sample(heaps)),
         ("types per token", figure(types, "value", digits=3), at(types, "definition"), _sample(types)),
-        *((plain(name), percent(number(row, "value")), at(row, "definition"), _sample(row)) for name, row in repeated.items()),
-    ]  # fmt: skip
-    return join(tag("h3", "Words"), tag("div", *charts, class_="plots"), table(("figure", "value", "definition", "measured on"), rows, (1,)))
+        *(
+            (plain(name), percent(number(row, "value")), at(row, "definition"), _sample(row))
+            for name, row in repeated.items()
+        ),
+    ]
+    return join(
+        tag("h3", "Words"),
+        tag("div", *charts, class_="plots"),
+        table(("figure", "value", "definition", "measured on"), rows, (1,)),
+    )
 
 
 def _pair(value: object) -> Point | None:
@@ -206,16 +300,35 @@ def _powers(points: Iterable[Point]) -> list[Point]:
 def _prose(analysis: dict[str, Any]) -> Html | None:
     """Readability by genre, and languages."""
     told, languages = mapping(analysis, "readability"), mapping(analysis, "languages")
-    names = ("flesch_reading_ease", "flesch_kincaid_grade", "automated_readability_index", "words_per_sentence", "syllables_per_word")
+    names = (
+        "flesch_reading_ease",
+        "flesch_kincaid_grade",
+        "automated_readability_index",
+        "words_per_sentence",
+        "syllables_per_word",
+    )
     parts = {"all prose": told, **mapping(told, "genres")}
-    rows = [(name, *(figure(row, key, digits=3) for key in names), count(row, "sample_words")) for name, row in parts.items()
-            if number(row, "sample_words")]  # fmt: skip
-    shares = sorted(((name, number(share) or 0.0) for name, share in mapping(languages, "shares").items()), key=lambda pair: -pair[1])
-    spoken = [(name, percent(share), share_bar(share)) for name, share in shares[:_MOST_LABELS] if share >= _LEAST_SHARE]
+    rows = [
+        (name, *(figure(row, key, digits=3) for key in names), count(row, "sample_words"))
+        for name, row in parts.items()
+        if number(row, "sample_words")
+    ]
+    shares = sorted(
+        ((name, number(share) or 0.0) for name, share in mapping(languages, "shares").items()),
+        key=lambda pair: -pair[1],
+    )
+    spoken = [
+        (name, percent(share), share_bar(share)) for name, share in shares[:_MOST_LABELS] if share >= _LEAST_SHARE
+    ]
     head = ("", "Flesch ease", "Kincaid grade", "ARI", "words a sentence", "syllables a word", "words")
     left = part("Readability", head, rows, range(1, 7)) if rows else None
     right = part("Languages", ("language", "share", ""), spoken, (1,)) if spoken else None
-    return join(left, note(told) if rows else None, right, note(languages, f"{count(languages, 'sample_pieces')} pieces") if spoken else None)
+    return join(
+        left,
+        note(told) if rows else None,
+        right,
+        note(languages, f"{count(languages, 'sample_pieces')} pieces") if spoken else None,
+    )
 
 
 def _topics(found: dict[str, Any]) -> Html | None:
@@ -241,13 +354,20 @@ def _entities(found: dict[str, Any]) -> Html | None:
         if row:
             rows.append((plural, count(row, "distinct"), count(row, "mentions"), count(row, "at_least"), most))
     head = ("named", "distinct", "mentions", "at least, in endless text", "most frequent")
-    return join(part("Entities", head, rows, (1, 2, 3)), note(found, f"{size(found, 'sample_bytes')} of prose")) if rows else None
+    return (
+        join(part("Entities", head, rows, (1, 2, 3)), note(found, f"{size(found, 'sample_bytes')} of prose"))
+        if rows
+        else None
+    )
 
 
 def _sampled(analysis: dict[str, Any]) -> Html | None:
     sample = mapping(analysis, "sample")
-    parts = [f"{plain(name)}: {size(row, 'bytes')} in {count(row, 'pieces')} pieces of {count(row, 'documents')} documents"
-             for name, row in sample.items() if mapping(row)]  # fmt: skip
+    parts = [
+        f"{plain(name)}: {size(row, 'bytes')} in {count(row, 'pieces')} pieces of {count(row, 'documents')} documents"
+        for name, row in sample.items()
+        if mapping(row)
+    ]
     return tag("p", tag("small", f"Sampled — {'; '.join(parts)}. {sample.get('definition', '')}")) if parts else None
 
 

@@ -1,4 +1,5 @@
-"""The part of the page that tells what was said twice, what was kept out, what learned filters did, and what was made."""
+"""The part of the page that tells what was said twice, what was kept out, what learned filters did, and what was
+made."""
 
 from __future__ import annotations
 
@@ -32,14 +33,27 @@ _BANDS = ((2, 2), (3, 3), (4, 9), (10, 99), (100, 1 << 62))  # cluster sizes, fr
 
 def duplicates(overlap: dict[str, Any]) -> Html | None:
     """Exact and near duplicates, and lines that many documents repeat."""
-    rows = [(name, count(row, "documents"), percent(number(row, "share")), _clusters(mapping(row, "cluster_sizes")), at(row, "definition"))
-            for name, row in (("exact", mapping(overlap, "exact")), ("near", mapping(overlap, "near"))) if row]  # fmt: skip
+    rows = [
+        (
+            name,
+            count(row, "documents"),
+            percent(number(row, "share")),
+            _clusters(mapping(row, "cluster_sizes")),
+            at(row, "definition"),
+        )
+        for name, row in (("exact", mapping(overlap, "exact")), ("near", mapping(overlap, "near")))
+        if row
+    ]
     lines = mapping(overlap, "lines")
     if number(lines, "least_documents"):
         words = f"{count(lines, 'removed')} lines ({size(lines, 'bytes')}) out of {count(lines, 'documents')} documents"
-        rows.append(("lines", words, "", "", f"lines that stand in {count(lines, 'least_documents')} documents or more"))
-    pairs = [(figure(pair, "similarity", digits=3), _start(at(pair, "kept", "text")), _start(at(pair, "dropped", "text")))
-             for pair in entries(overlap, "near", "pairs")[:_SHOWN]]  # fmt: skip
+        rows.append(
+            ("lines", words, "", "", f"lines that stand in {count(lines, 'least_documents')} documents or more")
+        )
+    pairs = [
+        (figure(pair, "similarity", digits=3), _start(at(pair, "kept", "text")), _start(at(pair, "dropped", "text")))
+        for pair in entries(overlap, "near", "pairs")[:_SHOWN]
+    ]
     repeated = [(str(count(entry, "documents")), _start(at(entry, "line"))) for entry in entries(lines, "examples")]
     if not rows:
         return None
@@ -55,7 +69,9 @@ def _clusters(sizes: dict[str, Any]) -> str:
     """{"2": 5, "3": 1, "12": 1} → '5 of 2, 1 of 3, 1 of 10 to 99'."""
     known = [(int(name), int(number(amount) or 0)) for name, amount in sizes.items() if name.isdigit()]
     found = [(low, high, sum(amount for each, amount in known if low <= each <= high)) for low, high in _BANDS]
-    names = {low: f"{low}" if low == high else f"{low} or more" if high > 99 else f"{low} to {high}" for low, high in _BANDS}
+    names = {
+        low: f"{low}" if low == high else f"{low} or more" if high > 99 else f"{low} to {high}" for low, high in _BANDS
+    }
     return ", ".join(f"{amount:,} of {names[low]}" for low, _, amount in found if amount)
 
 
@@ -70,24 +86,43 @@ def contamination(found: dict[str, Any]) -> Html | None:
         return None
     texts = mapping(found, "texts")
     packs = [(name, count(amount)) for name, amount in ordered(found.get("found"))]
-    planted = [(name, count(row, "items"), percent(number(row, "recall")), percent(number(row, "precision")), at(row, "definition"))
-               for name, row in mapping(found, "planted").items()]  # fmt: skip
+    planted = [
+        (
+            name,
+            count(row, "items"),
+            percent(number(row, "recall")),
+            percent(number(row, "precision")),
+            at(row, "definition"),
+        )
+        for name, row in mapping(found, "planted").items()
+    ]
     words = (
-        f"{count(found, 'documents')} documents held a text of one of {count(found, 'benchmarks')} benchmark files and were left out. Of their texts "
-        f"{count(texts, 'windowed')} are looked for by any run of 50 letters, {count(texts, 'short')} whole, {count(texts, 'lines')} as a line by "
+        f"{count(found, 'documents')} documents held a text of one of {count(found, 'benchmarks')} benchmark files and "
+        "were left out. Of their texts "
+        f"{count(texts, 'windowed')} are looked for by any run of 50 letters, {count(texts, 'short')} whole, "
+        f"{count(texts, 'lines')} as a line by "
         f"themselves, {count(texts, 'too_short')} are too short to tell."
     )
     listed = table(("benchmark", "documents left out"), packs, (1,)) if packs else None
     left = tag("div", tag("h3", "Benchmark texts kept out"), tag("p", words), listed)
-    right = tag("div", part("Planted copies found", ("planted", "texts", "recall", "precision", "how"), planted, (1, 2, 3)),
-                note({}, "precision against the same words in another order, planted alike"))  # fmt: skip
+    right = tag(
+        "div",
+        part("Planted copies found", ("planted", "texts", "recall", "precision", "how"), planted, (1, 2, 3)),
+        note({}, "precision against the same words in another order, planted alike"),
+    )
     return tag("div", left, right, class_="plots")
 
 
 def trained_filters(found: dict[str, Any]) -> Html | None:
     """What the filters that were trained for this corpus are, and how well they do."""
     rows = [
-        (plain(name), "; ".join(f"{plain(key)} {figure(value) if isinstance(value, float) else value}" for key, value in mapping(row).items()))
+        (
+            plain(name),
+            "; ".join(
+                f"{plain(key)} {figure(value) if isinstance(value, float) else value}"
+                for key, value in mapping(row).items()
+            ),
+        )
         for name, row in found.items()
     ]
     return part("Trained filters", ("filter", "what is known of it"), rows, ())
@@ -100,7 +135,22 @@ def synthetic(found: dict[str, Any]) -> Html | None:
         likeness, skipped = mapping(row, "likeness"), mapping(row, "skipped")
         told = [f"{plain(key)} {figure(value, digits=3)}" for key, value in likeness.items()]
         told += [f"passed over: {plain(key)} {count(value)}" for key, value in skipped.items()]
-        rows.append((plain(name), count(row, "documents"), size(row, "bytes"), percent(ratio(at(row, "bytes"), found.get("bytes"))),
-                     percent(number(row, "share")), "; ".join(told)))  # fmt: skip
-    head = ("method", "documents", "text", "share of what was made", "share of the training text", "likeness to the texts, and what was passed over")
+        rows.append(
+            (
+                plain(name),
+                count(row, "documents"),
+                size(row, "bytes"),
+                percent(ratio(at(row, "bytes"), found.get("bytes"))),
+                percent(number(row, "share")),
+                "; ".join(told),
+            )
+        )
+    head = (
+        "method",
+        "documents",
+        "text",
+        "share of what was made",
+        "share of the training text",
+        "likeness to the texts, and what was passed over",
+    )
     return part("Synthetic documents", head, rows, range(1, 5))

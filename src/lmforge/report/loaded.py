@@ -59,7 +59,9 @@ class Run:
             return "not run yet"
         if any(self._hash(path) != digest for path, digest in mapping(entry.get("outputs")).items()):
             return "altered since"
-        made = {path: digest for other in self.record.values() for path, digest in mapping(at(other, "outputs")).items()}
+        made = {
+            path: digest for other in self.record.values() for path, digest in mapping(at(other, "outputs")).items()
+        }
         changed = [path for path, digest in mapping(entry.get("inputs")).items() if made.get(path, digest) != digest]
         return f"made from an earlier {changed[0]}" if changed else "done"
 
@@ -72,7 +74,9 @@ class Run:
 
     def compression_steps(self) -> list[dict[str, Any]]:
         """The rows of compressed/report.json: before, then after each step."""
-        return entries(at(self.json("compressed", "report.json"), "steps")) or entries(self.figures("compress").get("steps"))
+        return entries(at(self.json("compressed", "report.json"), "steps")) or entries(
+            self.figures("compress").get("steps")
+        )
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of train/metrics.jsonl."""
@@ -83,7 +87,9 @@ class Run:
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """scores/TASK.json by task, in alphabetical order."""
-        found = {path.stem: mapping(self.json("scores", path.name)) for path in sorted(self.directory.glob("scores/*.json"))}
+        found = {
+            path.stem: mapping(self.json("scores", path.name)) for path in sorted(self.directory.glob("scores/*.json"))
+        }
         return {name: task for name, task in found.items() if task and name != "manifest"}
 
     def items(self, task: str, most: int) -> list[dict[str, Any]]:

@@ -27,18 +27,23 @@ class Html(str):
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
     """One element. Attribute names lose a trailing `_`, and `_` becomes `-`; an attribute that is None is left out."""
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"' for key, value in attributes.items() if value is not None
+        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
+        for key, value in attributes.items()
+        if value is not None
     )
     return Html(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{join(*children)}</{name}>")
 
 
 def join(*children: Child) -> Html:
     """Children one after another, each escaped unless it is markup."""
-    return Html("".join(child if isinstance(child, Html) else _escaped(child) for child in children if child is not None))
+    return Html(
+        "".join(child if isinstance(child, Html) else _escaped(child) for child in children if child is not None)
+    )
 
 
 def _escaped(value: object) -> str:
-    """As text, without what an HTML file cannot carry: lone surrogates, and control characters other than tab and line ends."""
+    """As text, without what an HTML file cannot carry: lone surrogates, and control characters other than tab and line
+    ends."""
     text = str(value).encode("utf-8", "replace").decode()
     return escape(_CONTROL.sub("\ufffd", text))
 

@@ -2,8 +2,8 @@
 
     files of the run ─▶ Run (read leniently) ─▶ headline, stages, one section a stage, recipe, lineage ─▶ report.html
 
-What a stage has not left yet is shown as "not run yet". The page is a function of the run's other files alone, so writing it
-twice gives the same bytes.
+What a stage has not left yet is shown as "not run yet". The page is a function of the run's other files alone, so
+writing it twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def _cards(run: Run) -> Html:
 
 
 def _card(name: str, value: str | None, note: object = None) -> Html:
-    return tag("div", tag("span", name), tag("b", value or "not run yet"), tag("span", note) if note else None, class_="card")
+    return tag(
+        "div", tag("span", name), tag("b", value or "not run yet"), tag("span", note) if note else None, class_="card"
+    )
 
 
 def _bits_card(run: Run) -> Html:
@@ -113,9 +115,14 @@ def _bits_card(run: Run) -> Html:
         return _card("bits per byte, held-out text", figure(bits), "no baseline scored")
     below = gain <= 1
     words = f"{percent(abs(1 - gain))} {'below' if below else 'above'}"
-    return _card("bits per byte, held-out text", figure(bits),
-                 join(tag("b", words, class_="good" if below else "bad", style="font-size: 1em; display: inline"),
-                      f" 5-gram Kneser-Ney ({figure(baseline)})"))
+    return _card(
+        "bits per byte, held-out text",
+        figure(bits),
+        join(
+            tag("b", words, class_="good" if below else "bad", style="font-size: 1em; display: inline"),
+            f" 5-gram Kneser-Ney ({figure(baseline)})",
+        ),
+    )
 
 
 def _stages(run: Run) -> Html:
@@ -150,7 +157,11 @@ def key_figure(stage: str, figures: dict[str, object]) -> str:
         tasks = mapping(figures, "tasks")
         bits, baseline = at(tasks, "bits_per_byte", "value"), at(tasks, "kneser_ney", "value")
         answers = mapping(tasks, "answers")
-        shown = f"{answers.get('metric')} {figure(answers, 'value')}" if number(answers, "value") is not None else f"{len(tasks)} scores"
+        shown = (
+            f"{answers.get('metric')} {figure(answers, 'value')}"
+            if number(answers, "value") is not None
+            else f"{len(tasks)} scores"
+        )
         shown = f"{figure(bits)} bits per byte (test)" if number(bits) is not None else shown
         return shown + (f"; 5-gram Kneser-Ney {figure(baseline)}" if number(baseline) is not None else "")
     return ""

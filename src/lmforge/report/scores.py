@@ -74,7 +74,14 @@ def _passkeys(task: dict[str, Any]) -> Html | None:
         shown = [(label, [share for share in shares if share is not None]) for label, shares in table if shares]
         if shown:
             depths = [percent(number(depth)).replace(".0%", "%") for depth in _list(row.get("depths"))]
-            maps.append(share_map(f"Keys found, {model}: % by length (tokens) and depth", depths, shown, "depth of the key; 0% is the beginning"))
+            maps.append(
+                share_map(
+                    f"Keys found, {model}: % by length (tokens) and depth",
+                    depths,
+                    shown,
+                    "depth of the key; 0% is the beginning",
+                )
+            )
     return tag("div", *maps, class_="plots") if maps else None
 
 
@@ -87,7 +94,10 @@ def _beside(row: dict[str, Any]) -> str:
     if row.get("not_applicable"):
         return f"not applicable: {row['not_applicable']}"
     more = {name: row[name] for name in _MORE if number(row, name) is not None}
-    return ", ".join(f"{name.replace('_', ' ')} {figure(value, digits=3)}" for name, value in (more | mapping(row, "baselines")).items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {figure(value, digits=3)}"
+        for name, value in (more | mapping(row, "baselines")).items()
+    )
 
 
 def _samples(run: Run, task: str) -> Html | None:

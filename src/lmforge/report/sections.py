@@ -91,17 +91,26 @@ def training(run: Run) -> Html:
     best, last, way = number(figures, "best_step"), steps[-1], figures.get("way")
     words = f"{count(last, 'step')} steps, {count(last, 'tokens')} tokens, {in_words(longest)}"
     if best is not None:
-        words += f"; best on validation text {figure(figures, 'valid_bits_per_byte')} bits per byte, at step {count(best)}"
+        words += (
+            f"; best on validation text {figure(figures, 'valid_bits_per_byte')} bits per byte, at step {count(best)}"
+        )
     trained, all_of_them = number(figures, "trained_parameters"), number(figures, "parameters")
     if trained is not None and all_of_them is not None and trained < all_of_them:
-        words += f"; {count(figures, 'trained_parameters')} parameters were learned beside {count(figures, 'parameters')} of its base"
+        words += (
+            f"; {count(figures, 'trained_parameters')} parameters were learned beside {count(figures, 'parameters')} "
+            "of its base"
+        )
     charts = (
         loss("Bits per byte, by tokens", "tokens", "tokens", 1, metric),
         loss("Bits per byte, by time", "seconds", unit, scale, short),
         _by_tokens("Learning rate", _points(steps, "tokens", "lr")),
         _by_tokens("Tokens per second", _speed(steps)),
         _by_tokens("Gradient norm before clipping", _points(steps, "tokens", "grad_norm")),
-        *(_by_tokens(title, points) for title, key in _MORE if (points := _points(steps, "tokens", key)) and any(y for _, y in points)),
+        *(
+            _by_tokens(title, points)
+            for title, key in _MORE
+            if (points := _points(steps, "tokens", key)) and any(y for _, y in points)
+        ),
     )
     ran = tag("p", "Run with ", way, ".", class_="lead") if way else None
     return join(tag("p", f"{words}."), ran, tag("div", *charts, class_="plots"), _ensembles(figures))
@@ -112,20 +121,36 @@ def _ensembles(figures: dict[str, Any]) -> Html | None:
     found = entries(figures.get("candidates"))
     if len(found) < 2:
         return None
-    single = min((value for row in found if len(row.get("members") or ()) == 1 and (value := number(row, "bits_per_byte")) is not None), default=None)
+    single = min(
+        (
+            value
+            for row in found
+            if len(row.get("members") or ()) == 1 and (value := number(row, "bits_per_byte")) is not None
+        ),
+        default=None,
+    )
     rows = []
     for row in found:
         against, taken = ratio(row.get("bits_per_byte"), single), row.get("name") == figures.get("chosen")
         made_from = ", ".join(map(str, row.get("members") or ())) or "every step near the end"
-        rows.append((tag("b", row.get("name"), " (taken)") if taken else row.get("name"), made_from, count(row, "networks"),
-                     figure(row, "bits_per_byte", digits=5), f"{100 * (against - 1):+.2f}%" if against is not None else MISSING))
+        rows.append(
+            (
+                tag("b", row.get("name"), " (taken)") if taken else row.get("name"),
+                made_from,
+                count(row, "networks"),
+                figure(row, "bits_per_byte", digits=5),
+                f"{100 * (against - 1):+.2f}%" if against is not None else MISSING,
+            )
+        )
     head = ("model", "weights after steps", "networks", "bits per byte, validation", "against the best single")
     return join(tag("h3", "Models that the run's weights give"), table(head, rows, (2, 3, 4)))
 
 
 _MORE = (  # curves of what only some runs note
-    ("Utilisation: share of the matrix peak", "utilization"), ("Memory, bytes", "memory_bytes"),
-    ("Seconds of each step waiting for data", "data_wait"), ("Loss scale of float16", "loss_scale"),
+    ("Utilisation: share of the matrix peak", "utilization"),
+    ("Memory, bytes", "memory_bytes"),
+    ("Seconds of each step waiting for data", "data_wait"),
+    ("Loss scale of float16", "loss_scale"),
 )
 
 
@@ -144,13 +169,15 @@ def _points(lines: Iterable[dict[str, Any]], x: str, y: str, scale: int = 1) -> 
 
 
 def _speed(steps: list[dict[str, Any]]) -> list[Point]:
-    """Tokens per second between lines about a hundredth of the run apart (the journal's own figure is a mean since the start)."""
+    """Tokens per second between lines about a hundredth of the run apart (the journal's own figure is a mean since the
+    start)."""
     marks = _points(steps, "tokens", "seconds")
     marks = marks[:: max(1, len(marks) // 100)]
     return [(b[0], (b[0] - a[0]) / (b[1] - a[1])) for a, b in itertools.pairwise(marks) if b[1] - a[1] > 1e-9]
 
 
-_COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[object], str], bool], ...] = (  # title, key, words, whether more is better
+# title, key, words, whether more is better
+_COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[object], str], bool], ...] = (
     ("file", ("file_bytes",), size, False),
     ("resident memory", ("resident_bytes",), size, False),
     ("peak memory", ("peak_memory", "peak_bytes"), size, False),
@@ -212,7 +239,11 @@ def lineage(run: Run) -> Html:
         facts = (f"{_words(key)} {value}" for key, value in mapping(entry, "machine").items() if value is not None)
         machines.setdefault(", ".join(facts) or "not recorded", []).append(name)
     return join(
-        tag("p", "A stage's key is the hash of its part of the recipe and of its inputs. Hashes are SHA-256, whole on hovering."),
+        tag(
+            "p",
+            "A stage's key is the hash of its part of the recipe and of its inputs. Hashes are SHA-256, whole on "
+            "hovering.",
+        ),
         table(("stage", "key", "made from", "makes", "code", "seed", "finished"), rows),
         *(tag("p", tag("b", "machine"), f" ({', '.join(names)}): {machine}") for machine, names in machines.items()),
     )

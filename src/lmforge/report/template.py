@@ -67,10 +67,14 @@ footer { padding-bottom: 2.5rem; font-size: .85rem; }
 def page(title: str, *body: object) -> str:
     """The whole document."""
     head = tag(
-        "head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"), tag("link", rel="icon", href="data:,"),
-        tag("title", title), tag("style", Html(_STYLE)),
-    )  # fmt: skip
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Html(_STYLE)),
+    )
     return "<!doctype html>\n" + tag("html", head, "\n", tag("body", join(*body)), lang="en") + "\n"
 
 

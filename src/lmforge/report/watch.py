@@ -1,6 +1,7 @@
 """A run's training as it goes on, in the terminal: curves of dots, and what is left.
 
-    train/metrics.jsonl ─▶ bits per byte (training and validation) and tokens a second, by step ─▶ eight dots a character
+train/metrics.jsonl ─▶ bits per byte (training and validation) and tokens a second, by step ─▶ eight dots a
+character
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from lmforge.report.plots import Point, thin
 
 WIDTH, HEIGHT, SMALL = 72, 12, 4  # characters of a plot
 EVERY = 2.0  # seconds between two looks
-DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a Braille character (U+2800 on), from its top, left and right
+# of a Braille character (U+2800 on), from its top, left and right
+DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 def watch(directory: Path, done: Callable[[], bool], every: float = EVERY) -> None:
@@ -45,14 +47,31 @@ def picture(directory: Path) -> str:
     steps = [line for line in lines if number(line, "bits_per_byte") is not None]
     if not steps:
         return f"{run.name}: no training step yet"
-    valid = [(step, value) for line in lines if (value := number(line, "valid_bits_per_byte")) is not None and (step := number(line, "step"))]
-    points = [(step, value) for line in steps if (value := number(line, "bits_per_byte")) is not None and (step := number(line, "step"))]
-    speed = [(step, value) for line in steps if (value := number(line, "tokens_per_second")) is not None and (step := number(line, "step"))]
+    valid = [
+        (step, value)
+        for line in lines
+        if (value := number(line, "valid_bits_per_byte")) is not None and (step := number(line, "step"))
+    ]
+    points = [
+        (step, value)
+        for line in steps
+        if (value := number(line, "bits_per_byte")) is not None and (step := number(line, "step"))
+    ]
+    speed = [
+        (step, value)
+        for line in steps
+        if (value := number(line, "tokens_per_second")) is not None and (step := number(line, "step"))
+    ]
     last, best = steps[-1], min((value for _, value in valid), default=None)
     share = number(last, "utilization")
-    facts = [f"step {count(last, 'step')}", f"{count(last, 'tokens')} tokens", in_words(number(last, "seconds") or 0),
-             f"{count(last, 'tokens_per_second')} tokens/s", *([f"{100 * share:.0f}% of the matrix peak"] if share is not None else []),
-             *([size(last, "memory_bytes")] if number(last, "memory_bytes") is not None else [])]  # fmt: skip
+    facts = [
+        f"step {count(last, 'step')}",
+        f"{count(last, 'tokens')} tokens",
+        in_words(number(last, "seconds") or 0),
+        f"{count(last, 'tokens_per_second')} tokens/s",
+        *([f"{100 * share:.0f}% of the matrix peak"] if share is not None else []),
+        *([size(last, "memory_bytes")] if number(last, "memory_bytes") is not None else []),
+    ]
     skipped = sum("skipped" in line for line in lines)
     checked = f", validation {valid[-1][1]:.4f} (best {best:.4f})" if best is not None else ""
     return "\n".join([
@@ -68,7 +87,8 @@ def _body(points: Sequence[Point]) -> list[Point]:
 
 
 def plot(line: Sequence[Point], marks: Sequence[Sequence[Point]], width: int, height: int) -> list[str]:
-    """A line of points (x, y), and `marks` as crosses on it, in `height` rows of `width` characters, the scale at the left and below."""
+    """A line of points (x, y), and `marks` as crosses on it, in `height` rows of `width` characters, the scale at the
+    left and below."""
     line = thin([point for point in line if all(map(math.isfinite, point))], 2 * width)
     if not line:
         return []
@@ -86,7 +106,8 @@ def plot(line: Sequence[Point], marks: Sequence[Sequence[Point]], width: int, he
     before = place(*line[0])
     for point in line:
         column, row = place(*point)
-        for step in range(max(1, abs(row - before[1]), abs(column - before[0])) + 1):  # the stretch from the dot before, without gaps
+        # the stretch from the dot before, without gaps
+        for step in range(max(1, abs(row - before[1]), abs(column - before[0])) + 1):
             part = step / max(1, abs(row - before[1]), abs(column - before[0]))
             x, y = round(before[0] + part * (column - before[0])), round(before[1] + part * (row - before[1]))
             cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]

@@ -54,8 +54,8 @@ class Plan:
 def plan_completion(served: Served, request: CompletionRequest) -> Plan:
     """The rows of a completion request: every prompt `n` times.
 
-    A text is read as the beginning of a document (the end-of-text token stands before it, unseen and uncounted); token ids are
-    taken exactly as given.
+    A text is read as the beginning of a document (the end-of-text token stands before it, unseen and uncounted); token
+    ids are taken exactly as given.
 
     Raises:
         ApiError: 400, naming the parameter.
@@ -65,19 +65,25 @@ def plan_completion(served: Served, request: CompletionRequest) -> Plan:
     if not prompts:
         raise ApiError(400, "'prompt' is an empty list; give at least one prompt", "prompt")
     if len(prompts) * choices > QUEUE_ROWS:
-        raise ApiError(400, f"{len(prompts)} prompts times n={choices} is more than the {QUEUE_ROWS} answers of one request", "n")
+        raise ApiError(
+            400, f"{len(prompts)} prompts times n={choices} is more than the {QUEUE_ROWS} answers of one request", "n"
+        )
     rows, echoes, counted = [], [], 0
     for prompt in prompts:
         ids = served.document(prompt) if isinstance(prompt, str) else prompt
         if not ids or not all(0 <= token < served.tokenizer.vocab_size for token in ids):
-            raise ApiError(400, f"'prompt': give token ids, at least one, from 0 to {served.tokenizer.vocab_size - 1}", "prompt")
+            raise ApiError(
+                400, f"'prompt': give token ids, at least one, from 0 to {served.tokenizer.vocab_size - 1}", "prompt"
+            )
         hidden = 1 if isinstance(prompt, str) else 0
         counted += len(ids) - hidden
         room = _room(served, len(ids), request.max_tokens, COMPLETION_TOKENS, "prompt")
         echo = served.tokenizer.decode(ids[hidden:]) if request.echo else ""
         scored = hidden if request.echo and request.logprobs is not None else None
         for choice in range(choices):
-            rows.append(Row(tuple(ids), _sampling(served, request, room, choice, request.logprobs or 0), request.stops, scored))
+            rows.append(
+                Row(tuple(ids), _sampling(served, request, room, choice, request.logprobs or 0), request.stops, scored)
+            )
             echoes.append(echo)
     return Plan(rows, echoes, counted, Completions(served.tokenizer, request.logprobs))
 
@@ -102,13 +108,19 @@ def plan_chat(served: Served, request: ChatRequest) -> Plan:
 
 
 def _room(served: Served, prompt: int, wanted: int | None, default: int, param: str) -> int:
-    """How many tokens may be drawn after a prompt of `prompt` tokens; what does not fit the context is an error, as at OpenAI."""
+    """How many tokens may be drawn after a prompt of `prompt` tokens; what does not fit the context is an error, as at
+    OpenAI."""
     free = served.context - prompt
     if free < (1 if wanted is None else wanted):
         asked = f" and {wanted} for the answer" if wanted is not None else ", which leaves no room for an answer"
         raise ApiError(
-            400, f"This model's maximum context length is {served.context} tokens, however you requested {prompt} in the prompt"
-            f"{asked}. Please reduce the length of the prompt or of the answer.", param, "context_length_exceeded")
+            400,
+            f"This model's maximum context length is {served.context} tokens, however you requested {prompt} in the "
+            "prompt"
+            f"{asked}. Please reduce the length of the prompt or of the answer.",
+            param,
+            "context_length_exceeded",
+        )
     return min(default, free) if wanted is None else wanted
 
 
@@ -124,15 +136,21 @@ def _sampling(served: Served, request: Parameters, room: int, choice: int, top_l
 
 
 async def chunks(engine: Engine, plan: Plan, model: str, fingerprint: str) -> AsyncGenerator[dict[str, Any], None]:
-    """Run a plan: its chunks in OpenAI's shape, the last one with `usage` and no choice. Leaving early cancels the rows.
+    """Run a plan: its chunks in OpenAI's shape, the last one with `usage` and no choice. Leaving early cancels the
+    rows.
 
     The first item is empty: by then the engine has accepted the rows.
 
     Raises:
         ApiError: 503 the queue is full, 500 the engine failed.
     """
-    common = {"id": f"{plan.shapes.prefix}-{uuid.uuid4().hex}", "object": plan.shapes.chunk, "created": int(time.time()),
-              "model": model, "system_fingerprint": fingerprint}
+    common = {
+        "id": f"{plan.shapes.prefix}-{uuid.uuid4().hex}",
+        "object": plan.shapes.chunk,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": fingerprint,
+    }
     loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Part | Exception]]()
 
     def listen(index: int, event: Part | Exception) -> None:
@@ -156,13 +174,20 @@ async def chunks(engine: Engine, plan: Plan, model: str, fingerprint: str) -> As
             if isinstance(event, Exception):
                 raise _as_api_error(event)
             if event.prompt:
-                yield {**common, "choices": [plan.shapes.choice(index, dataclasses.replace(event, text=plan.echoes[index]), 0)]}
+                yield {
+                    **common,
+                    "choices": [plan.shapes.choice(index, dataclasses.replace(event, text=plan.echoes[index]), 0)],
+                }
                 continue
             drawn[index] = event.drawn
             unfinished -= event.finish is not None
             yield {**common, "choices": [plan.shapes.choice(index, event, len(plan.echoes[index]))]}
         read, made = plan.prompt_tokens, sum(drawn)
-        yield {**common, "choices": [], "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}}
+        yield {
+            **common,
+            "choices": [],
+            "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
+        }
     finally:
         ticket.cancel()
 
@@ -233,9 +258,17 @@ def create_app(served: Served) -> FastAPI:
     # FastAPI's own documentation pages load scripts from another host, so they are off.
     app = FastAPI(title="lmforge", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
     app.state.served = served
-    created = int((served.directory / "config.json").stat().st_mtime) if (served.directory / "config.json").exists() else 0
-    card = {"id": served.name, "object": "model", "created": created, "owned_by": "lmforge", "max_model_len": served.context,
-            "compression": list(served.methods)}
+    created = (
+        int((served.directory / "config.json").stat().st_mtime) if (served.directory / "config.json").exists() else 0
+    )
+    card = {
+        "id": served.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "lmforge",
+        "max_model_len": served.context,
+        "compression": list(served.methods),
+    }
 
     def known(model: str | None) -> None:
         if model is not None and model != served.name:
@@ -285,12 +318,18 @@ def _answer_errors_as_openai(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         problem = error.errors()[0]
         if problem["type"] == "json_invalid":
-            return respond(ApiError(400, f"We could not parse the JSON body of your request: {problem['ctx']['error']}"))
+            return respond(
+                ApiError(400, f"We could not parse the JSON body of your request: {problem['ctx']['error']}")
+            )
         if len(problem["loc"]) < 2:
-            return respond(ApiError(400, "Send one JSON object of parameters, with the header Content-Type: application/json"))
+            return respond(
+                ApiError(400, "Send one JSON object of parameters, with the header Content-Type: application/json")
+            )
         param = str(problem["loc"][1])
         if problem["type"] == "missing":
-            return respond(ApiError(400, f"you must provide a '{param}' parameter", param, "missing_required_parameter"))
+            return respond(
+                ApiError(400, f"you must provide a '{param}' parameter", param, "missing_required_parameter")
+            )
         return respond(ApiError(400, f"Invalid value for '{param}': {problem['msg']}", param, "invalid_value"))
 
     @app.exception_handler(HTTPException)

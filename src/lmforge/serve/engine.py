@@ -1,10 +1,12 @@
-"""Requests → batches → answers, token by token. One worker thread owns the model; everybody else only waits in its queue.
+"""Requests → batches → answers, token by token. One worker thread owns the model; everybody else only waits in its
+queue.
 
-    submit ─▶ queue (bounded) ─▶ up to 16 rows, one request after another ─▶ decode, step by step ─▶ each row's own listener
+    submit ─▶ queue (bounded) ─▶ up to 16 rows, one request after another ─▶ decode, step by step ─▶ each row's own
+    listener
 
-Rows that wait at the same moment are decoded together. A row that arrives while a batch runs waits for that batch to end (as many
-steps as its longest answer has tokens; the API asks for no more than the context holds) and for the batches queued before its own.
-Each row has its own random stream, so its text does not depend on who shares the batch.
+Rows that wait at the same moment are decoded together. A row that arrives while a batch runs waits for that batch to
+end (as many steps as its longest answer has tokens; the API asks for no more than the context holds) and for the
+batches queued before its own. Each row has its own random stream, so its text does not depend on who shares the batch.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """One token of an answer: log-probability in nats (None: nothing stands before it), the likeliest at its place, and the
-    character of the row's text at which its own text begins."""
+    """One token of an answer: log-probability in nats (None: nothing stands before it), the likeliest at its place, and
+    the character of the row's text at which its own text begins."""
 
     id: int
     logprob: float | None
@@ -55,7 +57,8 @@ class Token:
 class Part:
     """What a row gained: text that is certain, the tokens whose text begins in it, and why the row ended if it did.
 
-    `drawn` counts the tokens drawn for the row so far, also those whose text was cut off. `prompt` marks the prompt's scores.
+    `drawn` counts the tokens drawn for the row so far, also those whose text was cut off. `prompt` marks the prompt's
+    scores.
     """
 
     text: str
@@ -117,7 +120,9 @@ class _Active:
 class Engine:
     """Owns a model in a thread of its own. Close it (or use `with`) to end the thread."""
 
-    def __init__(self, model: GPT, tokenizer: TokenBytes, batch_rows: int = BATCH_ROWS, queue_rows: int = QUEUE_ROWS) -> None:
+    def __init__(
+        self, model: GPT, tokenizer: TokenBytes, batch_rows: int = BATCH_ROWS, queue_rows: int = QUEUE_ROWS
+    ) -> None:
         self.model, self.tokenizer, self.batch_rows, self.queue_rows = model, tokenizer, batch_rows, queue_rows
         self._queue: deque[Ticket] = deque()
         self._changed = threading.Condition()
@@ -139,8 +144,8 @@ class Engine:
         self._thread.join()
 
     def submit(self, rows: Sequence[Row], listener: Listener) -> Ticket:
-        """Queue the rows of one request. `listener(index, event)` is called in the engine's thread, must not block, and gets the
-        Parts of each row in order, the last with `finish` set, or one exception.
+        """Queue the rows of one request. `listener(index, event)` is called in the engine's thread, must not block, and
+        gets the Parts of each row in order, the last with `finish` set, or one exception.
 
         Raises:
             Overloaded: the queue has no room for these rows.
@@ -149,7 +154,9 @@ class Engine:
         with self._changed:
             waiting = sum(len(other.waiting) for other in self._queue if not other.cancelled)
             if self._closing or waiting + len(rows) > self.queue_rows:
-                raise Overloaded(f"{waiting} prompts wait already and the queue holds {self.queue_rows}; send this again later")
+                raise Overloaded(
+                    f"{waiting} prompts wait already and the queue holds {self.queue_rows}; send this again later"
+                )
             if ticket.waiting:
                 self._queue.append(ticket)
                 self._changed.notify_all()
@@ -168,7 +175,8 @@ class Engine:
                     row.tell(Overloaded("the server is shutting down"))
 
     def _gather(self) -> list[_Active]:
-        """Wait for work, then take one row of each waiting request in turn until the batch is full. Empty: time to end."""
+        """Wait for work, then take one row of each waiting request in turn until the batch is full. Empty: time to
+        end."""
         rows: list[_Active] = []
         with self._changed:
             while not rows:

@@ -1,9 +1,9 @@
 """MODEL on the command line → the model and the tokenizer it was trained with.
 
-    runs/laptop                                   a run: its compressed model if there is one, else its chosen model
-    runs/laptop/train/checkpoints/step-00000500   a checkpoint
-    runs/laptop/compressed                        any saved model
-    runs/reviews/model/adapter                    an adapter, with the model that it belongs to
+runs/laptop                                   a run: its compressed model if there is one, else its chosen model
+runs/laptop/train/checkpoints/step-00000500   a checkpoint
+runs/laptop/compressed                        any saved model
+runs/reviews/model/adapter                    an adapter, with the model that it belongs to
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def resolve(path: Path, which: Which = "auto") -> Path:
         raise InputError(f"{path}: {cause}; give a run (runs/NAME), a checkpoint (…/step-N) or a folder with {CONFIG}")
     if (path / CONFIG).is_file():
         if which != "auto":
-            raise InputError(f"{path}: is itself a model, so there is no '{which}' in it; leave that choice out, or give a run")
+            raise InputError(
+                f"{path}: is itself a model, so there is no '{which}' in it; leave that choice out, or give a run"
+            )
         return path
     wanted = ("compressed", "model") if which == "auto" else (which,)
     for name in wanted:
@@ -89,7 +91,8 @@ def resolve(path: Path, which: Which = "auto") -> Path:
 
 
 def load_served(path: Path, which: Which = "auto") -> Served:
-    """Load what `path` means (see `resolve`; or the folder of an adapter, merged into its base), every file checked against its manifest.
+    """Load what `path` means (see `resolve`; or the folder of an adapter, merged into its base), every file checked
+    against its manifest.
 
     Raises:
         InputError: no model there, a file was altered, or the tokenizer is not the one the model was trained with.
@@ -108,7 +111,9 @@ def load_served(path: Path, which: Which = "auto") -> Served:
     tokenizer = Tokenizer.load(tokenizer_file)
     if tokenizer.vocab_size > config["architecture"].vocab_size:
         known = config["architecture"].vocab_size
-        raise InputError(f"{tokenizer_file}: {tokenizer.vocab_size} tokens, but the model knows {known}; make the model again")
+        raise InputError(
+            f"{tokenizer_file}: {tokenizer.vocab_size} tokens, but the model knows {known}; make the model again"
+        )
     methods = tuple(str(entry.get("method", "unknown")) for entry in config["compression"])
     fingerprint = (content_hash(directory) or "")[:12]
     if adapter:
@@ -118,7 +123,8 @@ def load_served(path: Path, which: Which = "auto") -> Served:
 
 
 def _name(directory: Path) -> str:
-    """laptop/model and laptop/compressed → laptop; laptop/train/checkpoints/step-N → laptop-step-N; else the folder's name."""
+    """laptop/model and laptop/compressed → laptop; laptop/train/checkpoints/step-N → laptop-step-N; else the folder's
+    name."""
     if directory.name in ("model", "compressed"):
         return directory.parent.name or directory.name
     if directory.parent.name == "checkpoints" and directory.parent.parent.name == "train":

@@ -1,7 +1,7 @@
 """The words of OpenAI's API: what a request may say, and the shapes of answers, log-probabilities and errors.
 
-https://platform.openai.com/docs/api-reference (completions, chat, errors). A parameter that this server does not honour is
-refused by name unless it is given with the value that changes nothing.
+https://platform.openai.com/docs/api-reference (completions, chat, errors). A parameter that this server does not honour
+is refused by name unless it is given with the value that changes nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,32 @@ from lmforge.serve.engine import Part, Token
 MAX_CHOICES = 128
 Neutral = dict[str, tuple[Any, ...]]
 NEUTRAL: Neutral = {  # parameters that are not supported, and the values of them that mean "off"
-    "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "logit_bias": (None, {}), "suffix": (None, ""),
-    "tools": (None, []), "functions": (None, []), "tool_choice": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}), "modalities": (None, ["text"]), "parallel_tool_calls": (None, True, False),
-    "store": (None, False), "best_of": (None, 1),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "suffix": (None, ""),
+    "tools": (None, []),
+    "functions": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True, False),
+    "store": (None, False),
+    "best_of": (None, 1),
 }
 
 
 class ApiError(Exception):
     """An answer that is an error, in OpenAI's shape."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
-                 type_: str = "invalid_request_error") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        type_: str = "invalid_request_error",
+    ) -> None:
         super().__init__(message)
         self.status = status
         message, param = _writable(message), param and _writable(param)  # both may repeat what the client sent
@@ -70,7 +84,9 @@ class Parameters(BaseModel):
                 raise ApiError(400, f"Unrecognized request argument supplied: {name}", name, "unknown_parameter")
             # 0 == False and 1 == True in Python, but not in JSON.
             if not any(value == off and (isinstance(value, bool) == isinstance(off, bool)) for off in NEUTRAL[name]):
-                raise ApiError(400, f"'{name}' is not supported by this server; leave it out", name, "unsupported_parameter")
+                raise ApiError(
+                    400, f"'{name}' is not supported by this server; leave it out", name, "unsupported_parameter"
+                )
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "'stream_options' is only allowed when 'stream' is true", "stream_options")
 
@@ -167,7 +183,12 @@ class Completions:
 
     def choice(self, index: int, part: Part, shift: int) -> dict[str, Any]:
         """A part as a choice; `shift` characters of echoed prompt stand before the answer."""
-        return {"index": index, "text": part.text, "logprobs": self._logprobs(part.tokens, shift), "finish_reason": part.finish}
+        return {
+            "index": index,
+            "text": part.text,
+            "logprobs": self._logprobs(part.tokens, shift),
+            "finish_reason": part.finish,
+        }
 
     def _logprobs(self, tokens: Sequence[Token], shift: int) -> dict[str, Any] | None:
         if self.logprobs is None:
@@ -217,7 +238,9 @@ class Chat:
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        content = [{**self._one(t.id, t.logprob), "top_logprobs": [self._one(*other) for other in t.top]} for t in tokens]
+        content = [
+            {**self._one(t.id, t.logprob), "top_logprobs": [self._one(*other) for other in t.top]} for t in tokens
+        ]
         return {"content": content, "refusal": None}
 
     def _one(self, token: int, logprob: float | None) -> dict[str, Any]:

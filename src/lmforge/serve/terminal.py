@@ -26,9 +26,11 @@ GRACE_SECONDS = 5  # how long running answers may take to end when the server is
 def generate_text(
     served: Served, prompt: str, sampling: Sampling, on_text: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Continue `prompt`, read as the beginning of a document; `on_text` gets each piece of the continuation as it is certain.
+    """Continue `prompt`, read as the beginning of a document; `on_text` gets each piece of the continuation as it is
+    certain.
 
-    Returns `{"text": the continuation, "tokens": drawn, "seconds": taken}`. A prompt longer than the context keeps its end.
+    Returns `{"text": the continuation, "tokens": drawn, "seconds": taken}`. A prompt longer than the context keeps its
+    end.
     """
     started = time.perf_counter()
     text, tokens, _ = _collect(served, served.document(prompt), sampling, (), on_text)
@@ -51,7 +53,8 @@ def _collect(
 def chat(served: Served, sampling: Sampling) -> None:
     """Talk until /quit or the end of the input; /reset forgets. Answers go to stdout, everything else to stderr.
 
-    The oldest turns are dropped when the conversation outgrows the context. Ctrl-C ends the answer; at the prompt, it leaves.
+    The oldest turns are dropped when the conversation outgrows the context. Ctrl-C ends the answer; at the prompt, it
+    leaves.
     """
     terminal = sys.stdin.isatty()
     if terminal:
@@ -101,7 +104,8 @@ def _answer(served: Served, history: Messages, sampling: Sampling) -> Messages:
 
 
 def trim(served: Served, history: Messages, answer: int) -> tuple[Messages, list[int]]:
-    """Drop the oldest turns until the conversation leaves room for `answer` tokens (at most half the context), and render it.
+    """Drop the oldest turns until the conversation leaves room for `answer` tokens (at most half the context), and
+    render it.
 
     A last turn that is too long alone stays whole; decoding keeps its end, and a note says so.
     """
@@ -110,7 +114,10 @@ def trim(served: Served, history: Messages, answer: int) -> tuple[Messages, list
         # Question and answer go together, so that the history begins with a question.
         history = history[2:] if len(history) > 2 else history[1:]
     if len(prompt) > room:
-        say(f"(long message: {len(prompt)} tokens; the model reads the last {served.context - 1} and forgets as it writes)")
+        say(
+            f"(long message: {len(prompt)} tokens; the model reads the last {served.context - 1} and forgets as it "
+            "writes)"
+        )
     return history, prompt
 
 
@@ -129,7 +136,8 @@ def serve(served: Served, host: str, port: int) -> None:
     if host not in ("127.0.0.1", "::1", "localhost"):
         say(f"serve: listening on {host or 'every address'}: whoever reaches it may use it, there is no password")
     config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
-    # uvicorn ends on a signal and then raises it again for the handler that was there before; ours makes that a clean end.
+    # uvicorn ends on a signal and then raises it again for the handler that was there before; ours makes that a clean
+    # end.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -144,7 +152,9 @@ def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
         raise InputError(f"--port {port}: not a port; give a number from 0 to 65535")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except socket.gaierror as error:
         raise InputError(f"--host {host}: not an address ({error.strerror}); give one such as 127.0.0.1") from error
@@ -154,4 +164,6 @@ def _listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             mend = "give another one (0 takes any free port) or stop what holds it"
             raise InputError(f"--port {port}: already in use on {host}; {mend}") from error
-        raise InputError(f"--host {host}: cannot listen there ({error.strerror}); give an address of this machine") from error
+        raise InputError(
+            f"--host {host}: cannot listen there ({error.strerror}); give an address of this machine"
+        ) from error

@@ -1,25 +1,30 @@
-r"""Text ↔ tokens: byte-level BPE (Sennrich et al. 2016, algorithm 1, over bytes as in GPT-2), stored as `tokenizers` stores it.
+r"""Text ↔ tokens: byte-level BPE (Sennrich et al. 2016, algorithm 1, over bytes as in GPT-2), stored as `tokenizers`
+stores it.
 
     text ──WORDS──▶ pieces ──each piece's UTF-8 bytes, merged in the order learned──▶ tokens
 
-Every byte is a token of its own, so any bytes can be written and read back. Special tokens stand for no bytes and no text ever encodes to
+Every byte is a token of its own, so any bytes can be written and read back. Special tokens stand for no bytes and no
+text ever encodes to
 one: token 0, the end of a text, and, in a vocabulary learned for conversations, tokens 1 to 4 (CHAT_TOKENS).
 
-WORDS (lmforge.tokens.pieces) decides what a token may not cross. Bytes per token on a twentieth of the files of Python 3.11's library,
-held out, vocabularies of 4,096 and 8,192 tokens:
+WORDS (lmforge.tokens.pieces) decides what a token may not cross. Bytes per token on a twentieth of the files of Python
+3.11's library, held out, vocabularies of 4,096 and 8,192 tokens:
 
-    learned from all other files       GPT-2 3.545 3.822   cl100k (GPT-4) 3.665 4.006   cl100k with line end + indentation 3.718 4.063
-    learned from a quarter of them     the last, less the contractions 3.675 4.036   and space + digits (WORDS) 3.701 4.069
+    learned from all other files       GPT-2 3.545 3.822   cl100k (GPT-4) 3.665 4.006   cl100k with line end +
+    indentation 3.718 4.063
+    learned from a quarter of them     the last, less the contractions 3.675 4.036   and space + digits (WORDS) 3.701
+    4.069
                                        and signs + line end + indentation 3.813 4.255
 
-The last is shorter still, but there "):" is another token where a line ends after it: a prompt that ends in "def f(x):" would be of a
-form never seen in training. Contractions need no rule of their own: "don't" is "don" and "'t" already, while 's would cut 'self in two.
-With superwords the first half of the vocabulary is learned so, the rest on whole lines, where merges cross spaces (SuperBPE, Liu et al.
-2025). The file then names SUPERWORDS, and plain BPE over its pieces is all that encoding needs: the second half begins from what the
-merges of the first make of the lines, so ranks in the order learned give the state the trainer was in.
+The last is shorter still, but there "):" is another token where a line ends after it: a prompt that ends in "def f(x):"
+would be of a form never seen in training. Contractions need no rule of their own: "don't" is "don" and "'t" already,
+while 's would cut 'self in two. With superwords the first half of the vocabulary is learned so, the rest on whole
+lines, where merges cross spaces (SuperBPE, Liu et al. 2025). The file then names SUPERWORDS, and plain BPE over its
+pieces is all that encoding needs: the second half begins from what the merges of the first make of the lines, so ranks
+in the order learned give the state the trainer was in.
 
-Counting, learning and encoding are our own compiled loops (tokens.count, tokens.merge, tokens.encode); the merges are those that
-`tokenizers` learns and the ids those it gives, which tests compare.
+Counting, learning and encoding are our own compiled loops (tokens.count, tokens.merge, tokens.encode); the merges are
+those that `tokenizers` learns and the ids those it gives, which tests compare.
 """
 
 from __future__ import annotations
@@ -50,14 +55,17 @@ from lmforge.tokens.merge import Learned, learn
 from lmforge.tokens.pieces import SUPERWORDS, WORDS, as_bytes, classes_for, joined
 
 END_OF_TEXT = "<|endoftext|>"
-CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # who speaks, and the end of a turn (lmforge.tokens.chat)
+# who speaks, and the end of a turn (lmforge.tokens.chat)
+CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 SUPERWORD_SHARE = 0.5  # of a vocabulary with superwords that is learned within words
-_PIECE_RAM, _LINE_RAM = 32, 40  # bytes of memory that learning takes for a byte of distinct pieces, and of distinct lines
+# bytes of memory that learning takes for a byte of distinct pieces, and of distinct lines
+_PIECE_RAM, _LINE_RAM = 32, 40
 _AT_ONCE = 1 << 14  # entries of tokenizer.json written at a time
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte inside tokenizer.json (GPT-2's table: printable Latin-1 as itself)."""
+    """The printable character that stands for each byte inside tokenizer.json (GPT-2's table: printable Latin-1 as
+    itself)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (chr(0x100 + number) for number in range(256))
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
@@ -68,11 +76,11 @@ _ALPHABET = sorted(range(256), key=_CHARACTER.__getitem__)  # the bytes in the o
 
 
 class Tokenizer:
-    """A vocabulary and its merges, learned here or imported (lmforge.tokens.imported). `vocab_size` counts every token, `end_of_text` is 0, `sha256`
-    is that of its tokenizer.json.
+    """A vocabulary and its merges, learned here or imported (lmforge.tokens.imported). `vocab_size` counts every token,
+    `end_of_text` is 0, `sha256` is that of its tokenizer.json.
 
-    `special` maps the names of the special tokens to their ids: the end of a text, and CHAT_TOKENS where the vocabulary has them.
-    Threads may share one; each gets a memo of its own.
+    `special` maps the names of the special tokens to their ids: the end of a text, and CHAT_TOKENS where the vocabulary
+    has them. Threads may share one; each gets a memo of its own.
     """
 
     end_of_text = 0
@@ -97,12 +105,20 @@ class Tokenizer:
             names = [""] * len(vocabulary)
             for name, token in vocabulary.items():
                 names[token] = name
-            if names[0] != END_OF_TEXT or not all(names) or any(character not in vocabulary for character in _CHARACTER):
-                raise InputError(f"{where}: token 0 is not {END_OF_TEXT} or a byte has no token; run the tokens stage again")
+            if (
+                names[0] != END_OF_TEXT
+                or not all(names)
+                or any(character not in vocabulary for character in _CHARACTER)
+            ):
+                raise InputError(
+                    f"{where}: token 0 is not {END_OF_TEXT} or a byte has no token; run the tokens stage again"
+                )
             numbers = (vocabulary[part] for left, right in merges for part in (left, right, left + right))
             pairs = np.fromiter(numbers, dtype=np.int32, count=3 * len(merges)).reshape(-1, 3)
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{where}: not a tokenizer that lmforge wrote ({error}); run the tokens stage again") from error
+            raise InputError(
+                f"{where}: not a tokenizer that lmforge wrote ({error}); run the tokens stage again"
+            ) from error
         self._make(content, names, pairs, splitter == SUPERWORDS)
 
     def _take(self, content: str, file: Mapping[str, Any]) -> None:
@@ -113,7 +129,9 @@ class Tokenizer:
         self.vocab_size = len(names)
         special = {token["content"]: token["id"] for token in file["added_tokens"] if token["special"] and token["id"]}
         whole = all(name in special for name in CHAT_TOKENS)  # some of them alone make no chat
-        self.special = {END_OF_TEXT: 0} | {name: token for name, token in special.items() if whole or name not in CHAT_TOKENS}
+        self.special = {END_OF_TEXT: 0} | {
+            name: token for name, token in special.items() if whole or name not in CHAT_TOKENS
+        }
         self._bytes, self._ends = _bytes_of(names)
         self._of_byte = np.array([file["model"]["vocab"][character] for character in _CHARACTER], dtype=np.int32)
 
@@ -123,7 +141,9 @@ class Tokenizer:
         self.vocab_size = len(names)
         first = names[: 1 + len(CHAT_TOKENS)]
         self.special = {name: first.index(name) for name in (END_OF_TEXT, *CHAT_TOKENS) if name in first}
-        self._bytes, self._ends = _bytes_of(["" if token in self.special.values() else name for token, name in enumerate(names)])
+        self._bytes, self._ends = _bytes_of(
+            ["" if token in self.special.values() else name for token, name in enumerate(names)]
+        )
         of_name = {name: token for token, name in enumerate(names[: 256 + len(self.special)])}
         self._of_byte = np.array([of_name[character] for character in _CHARACTER], dtype=np.int32)
         self._superwords = superwords
@@ -165,7 +185,8 @@ class Tokenizer:
         return [tokens[start:stop].tolist() for start, stop in zip([0, *stops], stops, strict=False)]
 
     def encode_arrays(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(the tokens of all texts one after another, int32; where those of each text end). The fast way: nothing becomes a list."""
+        """(the tokens of all texts one after another, int32; where those of each text end). The fast way: nothing
+        becomes a list."""
         if self._library:
             return self._library.encode(texts)
         encoder = getattr(self._of_thread, "encoder", None)
@@ -175,7 +196,8 @@ class Tokenizer:
         return encoder.encode(data, ends, classes_for(data))
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The tokens of any bytes: `encode` of what is UTF-8, one token a byte for the rest. `decode_bytes` gives `data` back."""
+        """The tokens of any bytes: `encode` of what is UTF-8, one token a byte for the rest. `decode_bytes` gives
+        `data` back."""
         parts = re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape"))
         tokens: list[int] = []
         for number, part in enumerate(parts):
@@ -208,7 +230,9 @@ class Tokenizer:
             InputError: outside the vocabulary.
         """
         if not 0 <= token < self.vocab_size:
-            raise InputError(f"token {token}: outside the vocabulary of {self.vocab_size}; is this another model's tokenizer?")
+            raise InputError(
+                f"token {token}: outside the vocabulary of {self.vocab_size}; is this another model's tokenizer?"
+            )
         start = int(self._ends[token - 1]) if token else 0
         return self._bytes[start : int(self._ends[token])]
 
@@ -231,30 +255,65 @@ def _names_of(data: bytes, ends: NDArray[np.int64]) -> list[str]:
 def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str], superwords: bool) -> str:
     """The tokenizer.json of a vocabulary, as `tokenizers` writes it."""
     added = [
-        {"id": token, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": token,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for token, name in enumerate(special)
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": SUPERWORDS if superwords else WORDS}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": SUPERWORDS if superwords else WORDS},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     model: dict[str, Any] = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": {}, "merges": [],
-    }  # fmt: skip
-    frame = orjson.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}, "model": model,
-    }).decode()  # fmt: skip
-    start, end = frame.split('{},"merges":[]')  # the two long parts are written in place: as objects they are several times the file
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {},
+        "merges": [],
+    }
+    frame = orjson.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": None,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": model,
+        }
+    ).decode()
+    # the two long parts are written in place: as objects they are several times the file
+    start, end = frame.split('{},"merges":[]')
     quoted = [name.replace("\\", "\\\\").replace('"', '\\"') for name in names]
     parts = [start, "{"]
     for first in range(0, len(names), _AT_ONCE):
         listed = enumerate(quoted[first : first + _AT_ONCE], first)
-        parts.append(",".join(f'"{name}":{token}' for token, name in listed) + ("," if first + _AT_ONCE < len(names) else ""))
+        parts.append(
+            ",".join(f'"{name}":{token}' for token, name in listed) + ("," if first + _AT_ONCE < len(names) else "")
+        )
     parts.append('},"merges":[')
     for first in range(0, len(merges), _AT_ONCE):
         pairs = merges[first : first + _AT_ONCE, :2].tolist()
-        parts.append(",".join(f'["{quoted[left]}","{quoted[right]}"]' for left, right in pairs) + ("," if first + _AT_ONCE < len(merges) else ""))
+        parts.append(
+            ",".join(f'["{quoted[left]}","{quoted[right]}"]' for left, right in pairs)
+            + ("," if first + _AT_ONCE < len(merges) else "")
+        )
     return "".join([*parts, "]", end])
 
 
@@ -263,16 +322,25 @@ def machine_share() -> int:
     return int(psutil.virtual_memory().available) // 2
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, chat: bool = False, superwords: bool = False, max_ram: int | None = None,
-                    threads: int | None = None, progress: Callable[[int], None] = lambda merges: None) -> Tokenizer:
-    """Learn a vocabulary: the commonest pair of neighbours becomes a token, again and again. The same texts give the same bytes.
+def train_tokenizer(
+    documents: Iterable[str],
+    vocab_size: int,
+    chat: bool = False,
+    superwords: bool = False,
+    max_ram: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda merges: None,
+) -> Tokenizer:
+    """Learn a vocabulary: the commonest pair of neighbours becomes a token, again and again. The same texts give the
+    same bytes.
 
-    A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too. With `superwords`
-    the second half of the vocabulary may cross spaces; `documents` must then be a collection, since it is read twice.
-    `max_ram` is in bytes (default: half of what is free); `progress` is told of merges made.
+    A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too.
+    With `superwords` the second half of the vocabulary may cross spaces; `documents` must then be a collection, since
+    it is read twice. `max_ram` is in bytes (default: half of what is free); `progress` is told of merges made.
 
     Raises:
-        InputError: `vocab_size` is more than these texts support, or less than the tokens that are always there (257; 261 with `chat`).
+        InputError: `vocab_size` is more than these texts support, or less than the tokens that are always there (257;
+            261 with `chat`).
         LmforgeError: the disk of temporary files is full.
     """
     special = _special(vocab_size, chat)
@@ -292,8 +360,11 @@ def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: 
     pieces, least = count_pieces(documents, superwords, max_ram, threads, _LINE_RAM if superwords else _PIECE_RAM)
     if least:
         what = "lines" if superwords else "pieces"
-        say(f"tokens: learning from the {len(pieces):,} commonest {what}; of those seen less than {least} times none or some fit into "
-            f"{max_ram / 2**30:.2g} GiB (tokens.max_ram)")
+        say(
+            f"tokens: learning from the {len(pieces):,} commonest {what}; of those seen less than {least} times none "
+            "or some fit into "
+            f"{max_ram / 2**30:.2g} GiB (tokens.max_ram)"
+        )
     give_back_freed_memory()
     return replace(pieces, prints=pieces.prints[:0])  # of no more use
 
@@ -314,7 +385,10 @@ def _special(vocab_size: int, chat: bool) -> tuple[str, ...]:
     least = 256 + len(special)
     if vocab_size < least:
         more = " and the chat tokens" if chat else ""
-        raise InputError(f"tokens.vocab_size: {vocab_size} has no room for 256 bytes and the end of text{more}; set it to {least} or more")
+        raise InputError(
+            f"tokens.vocab_size: {vocab_size} has no room for 256 bytes and the end of text{more}; set it to {least} "
+            "or more"
+        )
     return special
 
 
@@ -347,9 +421,14 @@ def _finished(learned: Learned, vocab_size: int, special: Sequence[str], superwo
     found = len(learned.ends)
     if found < vocab_size:
         raise InputError(
-            f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - 256 - len(special)} merges found); "
+            f"tokens.vocab_size: {vocab_size} is more than these texts support ({found - 256 - len(special)} merges "
+            "found); "
             f"set tokens.vocab_size to at most {found} or add texts"
-            + (" (with another size the half within words is another, so a little more or less may be found)" if superwords else "")
+            + (
+                " (with another size the half within words is another, so a little more or less may be found)"
+                if superwords
+                else ""
+            )
         )
     names = [*special, *_names_of(learned.data.tobytes(), learned.ends)[len(special) :]]
     content = _document(names, learned.merges, special, superwords)

@@ -1,7 +1,8 @@
 """Documents → vocabulary and token shards: the tokens stage.
 
-    corpus/documents ──sample──▶ vocabulary ─┐
-                     └──every document───────┴──encode──▶ {split}-NNNNN.bin, {split}-NNNNN.docs.npy, index.json, tokenizer.json
+corpus/documents ──sample──▶ vocabulary ─┐
+                 └──every document───────┴──encode──▶ {split}-NNNNN.bin, {split}-NNNNN.docs.npy, index.json,
+                 tokenizer.json
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ WORKER_BYTES = 100_000_000  # of text that make another process worth its start 
 
 
 def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None = None) -> dict[str, Any]:
-    """Learn the vocabulary from the training split alone (or take `known`, a tokenizer's file), encode every split into `out`, return the figures.
+    """Learn the vocabulary from the training split alone (or take `known`, a tokenizer's file), encode every split into
+    `out`, return the figures.
 
-    Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text and
-    bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre (all splits);
-    vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the vocabulary was learned from;
-    counted_train, the share of the training tokens that count in the loss; quality, see `lmforge.tokens.quality`. The same files whatever
-    number of processes encodes.
+    Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text
+    and bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre
+    (all splits); vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the
+    vocabulary was learned from; counted_train, the share of the training tokens that count in the loss; quality, see
+    `lmforge.tokens.quality`. The same files whatever number of processes encodes.
 
     Raises:
-        InputError: a vocabulary larger than the texts support, a split with less than one row of `tokens.context` + 1 tokens, a
-            damaged or missing corpus, no permission to write.
+        InputError: a vocabulary larger than the texts support, a split with less than one row of `tokens.context` + 1
+            tokens, a damaged or missing corpus, no permission to write.
         LmforgeError: the disk is full. In every case `out` stays as it was.
     """
     with atomic_directory(out) as folder:
@@ -60,20 +62,33 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
         names, writers = Names(), {}
         with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:
             for split in SPLITS:
-                writers[split] = writer = TokenWriter(folder, split, tokenizer.vocab_size, names, grouped=split == "train")
-                for batch in encode_lines(read_lines(corpus_dir, split), folder / TOKENIZER, workers if split == "train" else 1):
+                writers[split] = writer = TokenWriter(
+                    folder, split, tokenizer.vocab_size, names, grouped=split == "train"
+                )
+                for batch in encode_lines(
+                    read_lines(corpus_dir, split), folder / TOKENIZER, workers if split == "train" else 1
+                ):
                     bar.step(writer.add(batch), split)
                 writer.close()
                 _check_enough(writer, recipe.tokens.context)
         index = {
-            "format": FORMAT, "vocab_size": tokenizer.vocab_size, "dtype": token_dtype(tokenizer.vocab_size).name,
-            "tokenizer_sha256": tokenizer.sha256, "sources": list(names.sources), "genres": list(names.genres),
+            "format": FORMAT,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": token_dtype(tokenizer.vocab_size).name,
+            "tokenizer_sha256": tokenizer.sha256,
+            "sources": list(names.sources),
+            "genres": list(names.genres),
             "splits": {
-                split: {"tokens": writer.tokens, "documents": writer.documents, "bytes": writer.bytes, "uncounted": writer.uncounted,
-                        "files": writer.files}
+                split: {
+                    "tokens": writer.tokens,
+                    "documents": writer.documents,
+                    "bytes": writer.bytes,
+                    "uncounted": writer.uncounted,
+                    "files": writer.files,
+                }
                 for split, writer in writers.items()
             },
-        }  # fmt: skip
+        }
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         dtype = token_dtype(tokenizer.vocab_size)
         shards = (np.memmap(folder / file["name"], dtype, "r") for file in writers["train"].files if file["tokens"])
@@ -83,10 +98,15 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
 
 
 def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
-    say(f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sample.bytes / 1e6:.1f} MB of {sample.total / 1e6:.1f} MB")
+    say(
+        f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sample.bytes / 1e6:.1f} MB of "
+        f"{sample.total / 1e6:.1f} MB"
+    )
     chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
     with Bar("merges", recipe.tokens.vocab_size, "merge") as bar:
-        return train_tokenizer(sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step)
+        return train_tokenizer(
+            sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step
+        )
 
 
 def _cores() -> int:
@@ -106,8 +126,9 @@ class _Training:
 
 
 class Sample:
-    """Texts spread evenly over `texts`, read anew each time and never held: every text where all fit in `most` bytes, else every 2nd, 4th,
-    8th … text, the densest that fits, and at least one. `bytes` is the UTF-8 size of the sample, `total` that of all."""
+    """Texts spread evenly over `texts`, read anew each time and never held: every text where all fit in `most` bytes,
+    else every 2nd, 4th, 8th … text, the densest that fits, and at least one. `bytes` is the UTF-8 size of the sample,
+    `total` that of all."""
 
     def __init__(self, texts: Iterable[str], most: int) -> None:
         self._texts, self.stride, self.total = texts, 1, 0
@@ -153,9 +174,9 @@ def _figures(tokenizer: Tokenizer, writers: dict[str, TokenWriter]) -> dict[str,
         **{f"documents_{split}": writer.documents for split, writer in writers.items()},
         **{f"bytes_{split}": writer.bytes for split, writer in writers.items()},
         "bytes_per_token": train.bytes / max(1, train.tokens - train.documents),
-        "bytes_per_token_held_out": sum(w.bytes for w in held_out) / max(1, sum(w.tokens - w.documents for w in held_out)),
+        "bytes_per_token_held_out": sum(w.bytes for w in held_out)
+        / max(1, sum(w.tokens - w.documents for w in held_out)),
         "bytes_per_token_by_genre": {genre: size / max(1, tokens) for genre, (size, tokens) in sorted(genres.items())},
-        "vocabulary_used": float(train.used.mean()), "counted_train": 1 - train.uncounted / max(1, train.tokens),
+        "vocabulary_used": float(train.used.mean()),
+        "counted_train": 1 - train.uncounted / max(1, train.tokens),
     }
-
-

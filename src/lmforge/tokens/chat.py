@@ -1,6 +1,7 @@
 """Conversations → tokens: the one renderer of training, evaluation and serving.
 
-Where the vocabulary has chat tokens (`lmforge.tokens.bpe.CHAT_TOKENS`), a turn is its speaker, the words as they are, and the end:
+Where the vocabulary has chat tokens (`lmforge.tokens.bpe.CHAT_TOKENS`), a turn is its speaker, the words as they are,
+and the end:
 
     <|endoftext|> <|system|>…<|end|> <|user|>…<|end|> <|assistant|> ──the model goes on──▶ …<|end|>
 
@@ -8,8 +9,9 @@ Where it has none (a model of plain text), a conversation is a transcript, its w
 
     <|endoftext|> System: …⏎⏎User: …⏎⏎Assistant: ──the model goes on──▶ …⏎⏎User:
 
-Words become tokens by `Tokenizer.encode`, which never gives a special token: "<|end|>" in a message is text. What the model is to learn
-(`Rendered.counted`) is the assistant's words and their end: <|end|>, or in a transcript the beginning of the next turn.
+Words become tokens by `Tokenizer.encode`, which never gives a special token: "<|end|>" in a message is text. What the
+model is to learn (`Rendered.counted`) is the assistant's words and their end: <|end|>, or in a transcript the beginning
+of the next turn.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class Rendered(NamedTuple):
-    """The tokens of a conversation, end of text first, and which of them count in the loss (its end counts as its last token does)."""
+    """The tokens of a conversation, end of text first, and which of them count in the loss (its end counts as its last
+    token does)."""
 
     tokens: list[int]
     counted: list[bool]
@@ -38,15 +41,16 @@ def has_chat_tokens(tokenizer: Tokenizer) -> bool:
 
 
 def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that end an answer: the end of the text and, where there are chat tokens, the end of the turn or another's turn."""
+    """The tokens that end an answer: the end of the text and, where there are chat tokens, the end of the turn or
+    another's turn."""
     return tuple(tokenizer.special.values())
 
 
 def render_chat(messages: Messages, tokenizer: Tokenizer) -> list[int]:
     """The tokens of a conversation up to where the assistant's next words go: what the model is asked with.
 
-    A message is {"role", "content"}, the content a string or a list of OpenAI's {"type": "text", "text"} parts (joined as they are).
-    When the last message is the assistant's own, the model goes on with it.
+    A message is {"role", "content"}, the content a string or a list of OpenAI's {"type": "text", "text"} parts (joined
+    as they are). When the last message is the assistant's own, the model goes on with it.
 
     Raises:
         InputError: no messages, or one whose role or content is not of that form (names its index).
@@ -129,11 +133,15 @@ def _words(content: object, number: int) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence):
-        raise InputError(f"messages[{number}].content: neither a string nor a list of text parts; give the message's text")
+        raise InputError(
+            f"messages[{number}].content: neither a string nor a list of text parts; give the message's text"
+        )
     texts = []
     for place, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise InputError(f"messages[{number}].content[{place}]: {kind!r} is not a text part; this model reads text alone")
+            raise InputError(
+                f"messages[{number}].content[{place}]: {kind!r} is not a text part; this model reads text alone"
+            )
         texts.append(part["text"])
     return "".join(texts)

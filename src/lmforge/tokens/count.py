@@ -1,11 +1,13 @@
-"""How often each piece occurs, within a memory budget: tables filled by threads, emptied to disk when full, put together at the end.
+"""How often each piece occurs, within a memory budget: tables filled by threads, emptied to disk when full, put
+together at the end.
 
     texts ─batches─▶ thread: table piece → count ──full──▶ run on disk, in the order of fingerprints ─┐
-                     thread: …                                                                       ├─ range by range ─▶ Pieces
+                     thread: …                                                                       ├─ range by range
+                     ─▶ Pieces
                                                                                                      ┘
-Counts are 64-bit. What comes out is the same for any number of threads, any batches and any budget that holds all pieces; where
-the distinct pieces alone exceed it, the rarest are left out, of equally rare ones those with the highest fingerprints, so that too
-depends on nothing but texts and budget.
+Counts are 64-bit. What comes out is the same for any number of threads, any batches and any budget that holds all
+pieces; where the distinct pieces alone exceed it, the rarest are left out, of equally rare ones those with the highest
+fingerprints, so that too depends on nothing but texts and budget.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _ENTRY = 32  # bytes of a piece's entry in a table beside its own bytes: print, 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Distinct pieces: their bytes one after another, where each ends, how often it occurs (and a fingerprint, `prints`)."""
+    """Distinct pieces: their bytes one after another, where each ends, how often it occurs (and a fingerprint,
+    `prints`)."""
 
     data: Bytes
     ends: Integers
@@ -75,7 +78,9 @@ def _gather(source: Bytes, starts: Integers, ends: Integers, into: Bytes) -> Non
 
 
 @inlined
-def _find(text: Bytes, start: Number, stop: Number, seen: Number, slots: Short, data: Bytes, ends: Integers, prints: Integers) -> Number:
+def _find(
+    text: Bytes, start: Number, stop: Number, seen: Number, slots: Short, data: Bytes, ends: Integers, prints: Integers
+) -> Number:
     """The slot of a piece, or the empty one where it would go."""
     mask = len(slots) - 1
     slot = seen & mask
@@ -93,8 +98,19 @@ def _find(text: Bytes, start: Number, stop: Number, seen: Number, slots: Short, 
 
 
 @inlined
-def _add(text: Bytes, start: Number, stop: Number, seen: Number, weight: Number, slots: Short, data: Bytes, ends: Integers, counts: Integers,
-         prints: Integers, used: Integers) -> None:
+def _add(
+    text: Bytes,
+    start: Number,
+    stop: Number,
+    seen: Number,
+    weight: Number,
+    slots: Short,
+    data: Bytes,
+    ends: Integers,
+    counts: Integers,
+    prints: Integers,
+    used: Integers,
+) -> None:
     """Count one piece; `used` holds (entries, bytes) and there is room for one more of each."""
     slot = _find(text, start, stop, seen, slots, data, ends, prints)
     entry = slots[slot]
@@ -111,8 +127,19 @@ def _add(text: Bytes, start: Number, stop: Number, seen: Number, weight: Number,
 
 
 @compiled
-def _count_text(text: Bytes, start: Number, stop: Number, classes: Bytes, superwords: bool, slots: Short, data: Bytes, ends: Integers,
-                counts: Integers, prints: Integers, used: Integers) -> Number:
+def _count_text(
+    text: Bytes,
+    start: Number,
+    stop: Number,
+    classes: Bytes,
+    superwords: bool,
+    slots: Short,
+    data: Bytes,
+    ends: Integers,
+    counts: Integers,
+    prints: Integers,
+    used: Integers,
+) -> Number:
     """Count the pieces of one text; gives back where it stopped: before `stop` when the table is full."""
     at = start
     while at < stop:
@@ -125,8 +152,18 @@ def _count_text(text: Bytes, start: Number, stop: Number, classes: Bytes, superw
 
 
 @compiled
-def _count_pieces(text: Bytes, text_ends: Integers, weights: Integers, first: Number, slots: Short, data: Bytes, ends: Integers,
-                  counts: Integers, prints: Integers, used: Integers) -> Number:
+def _count_pieces(
+    text: Bytes,
+    text_ends: Integers,
+    weights: Integers,
+    first: Number,
+    slots: Short,
+    data: Bytes,
+    ends: Integers,
+    counts: Integers,
+    prints: Integers,
+    used: Integers,
+) -> Number:
     """Count whole pieces, each with its weight, from number `first`; gives back the number it stopped at."""
     for number in range(first, len(text_ends)):
         start = text_ends[number - 1] if number else 0
@@ -189,7 +226,11 @@ class _Table:
             return
         if wanted > len(self.ends):
             for name in ("ends", "counts", "prints"):  # one by one, each old one given back before the next
-                setattr(self, name, np.concatenate([getattr(self, name)[:entries], np.empty(wanted - entries, dtype=np.int64)]))
+                setattr(
+                    self,
+                    name,
+                    np.concatenate([getattr(self, name)[:entries], np.empty(wanted - entries, dtype=np.int64)]),
+                )
             self.slots = self.slots[:0]
             self.slots = np.full(2 * wanted, -1, dtype=np.int32)
             _place(self.prints, entries, self.slots)
@@ -219,12 +260,16 @@ def _write_run(path: Path, pieces: Pieces) -> None:
         for kind in ("data", "ends", "counts", "prints"):
             np.save(path.with_suffix(f".{kind}.npy"), getattr(pieces, kind))
     except OSError as error:
-        raise LmforgeError(f"{path.parent}: could not be written ({error.strerror or error}); free disk space, set TMPDIR to a "
-                           "larger disk or raise tokens.max_ram") from error
+        raise LmforgeError(
+            f"{path.parent}: could not be written ({error.strerror or error}); free disk space, set TMPDIR to a "
+            "larger disk or raise tokens.max_ram"
+        ) from error
 
 
 def _open_run(path: Path) -> Pieces:
-    return Pieces(*(np.load(path.with_suffix(f".{kind}.npy"), mmap_mode="r") for kind in ("data", "ends", "counts", "prints")))
+    return Pieces(
+        *(np.load(path.with_suffix(f".{kind}.npy"), mmap_mode="r") for kind in ("data", "ends", "counts", "prints"))
+    )
 
 
 def _part(run: Pieces, low: int, high: int) -> tuple[Bytes, Integers, Integers]:
@@ -232,14 +277,20 @@ def _part(run: Pieces, low: int, high: int) -> tuple[Bytes, Integers, Integers]:
     first, last = np.searchsorted(run.prints, [low, high]).tolist()
     start = int(run.ends[first - 1]) if first else 0
     ends = np.asarray(run.ends[first:last]) - start
-    return np.asarray(run.data[start : start + (int(ends[-1]) if len(ends) else 0)]), ends, np.asarray(run.counts[first:last])
+    return (
+        np.asarray(run.data[start : start + (int(ends[-1]) if len(ends) else 0)]),
+        ends,
+        np.asarray(run.counts[first:last]),
+    )
 
 
-def count_pieces(texts: Iterable[str], superwords: bool = False, max_ram: int = 1 << 62, threads: int = 1,
-                 weight_of: int = 24) -> tuple[Pieces, int]:
+def count_pieces(
+    texts: Iterable[str], superwords: bool = False, max_ram: int = 1 << 62, threads: int = 1, weight_of: int = 24
+) -> tuple[Pieces, int]:
     """(the pieces of `texts`, the count below which some were left out or 0), in at most about `max_ram` bytes.
 
-    `weight_of` is what the caller will need in memory for a byte of a distinct piece; pieces are kept while that fits in `max_ram`.
+    `weight_of` is what the caller will need in memory for a byte of a distinct piece; pieces are kept while that fits
+    in `max_ram`.
 
     Raises:
         LmforgeError: the disk of temporary files is full.
@@ -260,9 +311,13 @@ def weighted_pieces(pairs: Iterable[tuple[bytes, int]]) -> Pieces:
     given = list(pairs)
     wrong = next((pair for pair in given if not 0 < pair[1] < 1 << 62), None)
     if wrong:
-        raise InputError(f"piece {wrong[0]!r}: its count {wrong[1]} is not between 1 and 2^62; leave it out or scale the counts")
+        raise InputError(
+            f"piece {wrong[0]!r}: its count {wrong[1]} is not between 1 and 2^62; leave it out or scale the counts"
+        )
     ends = np.cumsum([len(piece) for piece, _ in given], dtype=np.int64)
-    table.add_pieces(as_bytes(b"".join(piece for piece, _ in given)), ends, np.array([count for _, count in given], dtype=np.int64))
+    table.add_pieces(
+        as_bytes(b"".join(piece for piece, _ in given)), ends, np.array([count for _, count in given], dtype=np.int64)
+    )
     return table.pieces()
 
 
@@ -346,7 +401,8 @@ def _together(tables: list[_Table], folder: Path, max_ram: int, weight_of: int) 
 
 
 def _fitting(parts: list[Pieces], most: int) -> tuple[Pieces, int]:
-    """The commonest pieces with at most `most` bytes in all; of the last count that fits in part, those with the lowest fingerprints."""
+    """The commonest pieces with at most `most` bytes in all; of the last count that fits in part, those with the lowest
+    fingerprints."""
     if sum(len(part.data) for part in parts) <= most:
         return _concatenated(parts), 0
     sizes = [np.diff(part.ends, prepend=0) for part in parts]

@@ -2,9 +2,9 @@
 
     lines of a corpus file ──batches──▶ worker processes ──in the order sent──▶ Encoded documents
 
-A document is a text, whose every token counts unless `meta.loss_spans` lists the parts that do ([[first character, one after the last],
-…]): then the tokens with a byte inside one, and the end of the text where its last character does. Or it is a conversation in
-`meta.messages`, rendered by `lmforge.tokens.chat`.
+A document is a text, whose every token counts unless `meta.loss_spans` lists the parts that do ([[first character, one
+after the last], …]): then the tokens with a byte inside one, and the end of the text where its last character does. Or
+it is a conversation in `meta.messages`, rendered by `lmforge.tokens.chat`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Encoded(NamedTuple):
 
 
 def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> Iterator[list[Encoded]]:
-    """The documents of a corpus file's lines (JSON), batch by batch in their order; the same for any number of processes.
+    """The documents of a corpus file's lines (JSON), batch by batch in their order; the same for any number of
+    processes.
 
     Raises:
         InputError: loss spans or messages that are not of their form (names the document).
@@ -66,7 +67,9 @@ def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> 
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise LmforgeError(f"tokens: one of the {workers} processes that encode died (out of memory?); set tokens.workers lower") from error
+            raise LmforgeError(
+                f"tokens: one of the {workers} processes that encode died (out of memory?); set tokens.workers lower"
+            ) from error
         finally:
             for future in waiting:
                 future.cancel()
@@ -120,7 +123,8 @@ def is_conversation(document: dict[str, Any]) -> bool:
 
 
 def _inside(document: dict[str, Any], tokens: NDArray[Any], tokenizer: Tokenizer) -> NDArray[np.bool_] | None:
-    """Which tokens have a byte inside the document's loss spans; None where it has none. The first, the end of text, stays True."""
+    """Which tokens have a byte inside the document's loss spans; None where it has none. The first, the end of text,
+    stays True."""
     spans = (document.get("meta") or {}).get("loss_spans")
     if spans is None:
         return None
@@ -130,8 +134,10 @@ def _inside(document: dict[str, Any], tokens: NDArray[Any], tokenizer: Tokenizer
     except (TypeError, ValueError):
         pairs = [(-1, 0)]
     if any(not 0 <= first <= last <= len(text) for first, last in pairs):
-        raise InputError(f"corpus document {document.get('id')!r}: meta.loss_spans {str(spans)[:60]} are not [first, last] pairs of "
-                         f"characters within its text of {len(text)}; correct them and run the corpus stage again")
+        raise InputError(
+            f"corpus document {document.get('id')!r}: meta.loss_spans {str(spans)[:60]} are not [first, last] pairs of "
+            f"characters within its text of {len(text)}; correct them and run the corpus stage again"
+        )
     ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in tokens.tolist()])
     starts = np.concatenate(([0], ends[:-1]))
     counted = np.zeros(len(tokens), dtype=bool)

@@ -1,10 +1,11 @@
 """Text → tokens as one compiled pass: cut a piece, look it up among those met before, merge it by rank if it is new.
 
-    bytes ──piece_end──▶ piece ──fingerprint──▶ memo: its tokens ──not there──▶ merge: the lowest rank first, leftmost of equal ones
+    bytes ──piece_end──▶ piece ──fingerprint──▶ memo: its tokens ──not there──▶ merge: the lowest rank first, leftmost
+    of equal ones
 
-Pieces of a language repeat, so the memo answers nearly all of them. Short pieces are merged by looking for the lowest rank in a line,
-longer ones (lines, where merges cross spaces) with a heap. The interpreter's lock is not held: each thread has a memo of its own
-(`Encoder`), all share the table of merges (`Ranks`).
+Pieces of a language repeat, so the memo answers nearly all of them. Short pieces are merged by looking for the lowest
+rank in a line, longer ones (lines, where merges cross spaces) with a heap. The interpreter's lock is not held: each
+thread has a memo of its own (`Encoder`), all share the table of merges (`Ranks`).
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def _merge_line(ranks: Ranks, scratch: Scratch, size: Number) -> Number:
             break
         tokens[best] = np.int32(least & 0xFFFFFFFF)
         size -= 1
-        for at in range(best + 1, size):  # close the gap: tokens from the one merged away on, pairs from that with it on
+        # close the gap: tokens from the one merged away on, pairs from that with it on
+        for at in range(best + 1, size):
             tokens[at] = tokens[at + 1]
             pairs[at - 1] = pairs[at]
         if best < size - 1:
@@ -189,7 +191,11 @@ def _merged(text: Bytes, start: Number, stop: Number, ranks: Ranks, scratch: Scr
     """The tokens of one piece, in the scratch; gives back their number."""
     for at in range(start, stop):
         scratch.tokens[at - start] = ranks.of_byte[text[at]]
-    return _merge_line(ranks, scratch, stop - start) if stop - start <= _LINE else _merge_heap(ranks, scratch, stop - start)
+    return (
+        _merge_line(ranks, scratch, stop - start)
+        if stop - start <= _LINE
+        else _merge_heap(ranks, scratch, stop - start)
+    )
 
 
 @compiled
@@ -211,7 +217,9 @@ def _find(text: Bytes, start: Number, stop: Number, seen: Number, memo: Memo) ->
 
 
 @compiled
-def _keep(text: Bytes, start: Number, stop: Number, seen: Number, slot: Number, memo: Memo, tokens: Short, number: Number) -> None:
+def _keep(
+    text: Bytes, start: Number, stop: Number, seen: Number, slot: Number, memo: Memo, tokens: Short, number: Number
+) -> None:
     """Enter a piece and its tokens into an empty slot of the memo, emptied first if it is full."""
     if memo.used[0] + 1 >= len(memo.prints):
         memo.slots[:] = -1
@@ -230,10 +238,20 @@ def _keep(text: Bytes, start: Number, stop: Number, seen: Number, slot: Number, 
 
 
 @compiled
-def _encode(text: Bytes, start: Number, stop: Number, classes: Bytes, superwords: bool, ranks: Ranks, memo: Memo, scratch: Scratch,
-            result: Short, written: Number) -> tuple[Number, Number, Number]:
-    """Write the tokens of one text; gives back (how many stand in `result`, where it stopped, and 0 or the length of the piece there
-    that is too long for the scratch)."""
+def _encode(
+    text: Bytes,
+    start: Number,
+    stop: Number,
+    classes: Bytes,
+    superwords: bool,
+    ranks: Ranks,
+    memo: Memo,
+    scratch: Scratch,
+    result: Short,
+    written: Number,
+) -> tuple[Number, Number, Number]:
+    """Write the tokens of one text; gives back (how many stand in `result`, where it stopped, and 0 or the length of
+    the piece there that is too long for the scratch)."""
     at = start
     while at < stop:
         end = piece_end(text, at, stop, classes, superwords)
@@ -259,9 +277,20 @@ def _encode(text: Bytes, start: Number, stop: Number, classes: Bytes, superwords
 
 
 @compiled
-def _encode_all(text: Bytes, ends: Integers, classes: Bytes, superwords: bool, ranks: Ranks, memo: Memo, scratch: Scratch,
-                result: Short, result_ends: Integers, at: Integers) -> Number:
-    """Encode texts from text `at[0]`, byte `at[1]` on with `at[2]` tokens written; gives back the longest piece there is no room for."""
+def _encode_all(
+    text: Bytes,
+    ends: Integers,
+    classes: Bytes,
+    superwords: bool,
+    ranks: Ranks,
+    memo: Memo,
+    scratch: Scratch,
+    result: Short,
+    result_ends: Integers,
+    at: Integers,
+) -> Number:
+    """Encode texts from text `at[0]`, byte `at[1]` on with `at[2]` tokens written; gives back the longest piece there
+    is no room for."""
     while at[0] < len(ends):
         at[2], at[1], long = _encode(text, at[1], ends[at[0]], classes, superwords, ranks, memo, scratch, result, at[2])
         if long:
@@ -278,21 +307,28 @@ class Encoder:
         self.ranks, self.superwords = ranks, superwords
         pieces = MEMO_PIECES
         self.memo = Memo(
-            slots=np.full(2 * pieces, -1, dtype=np.int32), prints=np.empty(pieces, dtype=np.int64),
-            ends=np.zeros(pieces + 1, dtype=np.int64), token_ends=np.zeros(pieces + 1, dtype=np.int64),
-            data=np.empty(pieces * MEMO_BYTES, dtype=np.uint8), tokens=np.empty(pieces * MEMO_BYTES, dtype=np.int32),
+            slots=np.full(2 * pieces, -1, dtype=np.int32),
+            prints=np.empty(pieces, dtype=np.int64),
+            ends=np.zeros(pieces + 1, dtype=np.int64),
+            token_ends=np.zeros(pieces + 1, dtype=np.int64),
+            data=np.empty(pieces * MEMO_BYTES, dtype=np.uint8),
+            tokens=np.empty(pieces * MEMO_BYTES, dtype=np.int32),
             used=np.zeros(1, dtype=np.int64),
         )  # fmt: skip  (the system gives pages as they are written)
         self._make_scratch(256)
 
     def _make_scratch(self, size: int) -> None:
         tokens, after, before = (np.empty(size, dtype=np.int32) for _ in range(3))
-        self.scratch = Scratch(tokens, np.empty(size, dtype=np.int64), after, before, np.empty(3 * size, dtype=np.int64))
+        self.scratch = Scratch(
+            tokens, np.empty(size, dtype=np.int64), after, before, np.empty(3 * size, dtype=np.int64)
+        )
 
     def encode(self, text: Bytes, ends: Integers, classes: Bytes) -> tuple[Short, Integers]:
         """(the tokens of texts that lie one after another, where each text's end); `ends` are those of the texts."""
         result, result_ends = np.empty(len(text), dtype=np.int32), np.empty(len(ends), dtype=np.int64)
         at = np.zeros(3, dtype=np.int64)
-        while longest := _encode_all(text, ends, classes, self.superwords, self.ranks, self.memo, self.scratch, result, result_ends, at):
+        while longest := _encode_all(
+            text, ends, classes, self.superwords, self.ranks, self.memo, self.scratch, result, result_ends, at
+        ):
             self._make_scratch(2 * longest)
         return result[: at[2]], result_ends

@@ -1,8 +1,10 @@
-"""Vocabularies that others learned: byte-level BPE in the tokenizer.json that `transformers` keeps, cut and merged by the library itself.
+"""Vocabularies that others learned: byte-level BPE in the tokenizer.json that `transformers` keeps, cut and merged by
+the library itself.
 
     theirs ──the end of text changes places with token 0──▶ tokenizer.json ──Library──▶ tokens
 
-GPT-2's, Llama 3's and Qwen's are of this kind. Added tokens (the end of text, chat marks) are names of their own: no text encodes to one.
+GPT-2's, Llama 3's and Qwen's are of this kind. Added tokens (the end of text, chat marks) are names of their own: no
+text encodes to one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Library:
         self._tokenizer = tokenizers.Tokenizer.from_str(orjson.dumps(plain).decode())
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(the tokens of all texts one after another; where those of each text end). A lone surrogate becomes U+FFFD."""
+        """(the tokens of all texts one after another; where those of each text end). A lone surrogate becomes
+        U+FFFD."""
         whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
         found = [each.ids for each in self._tokenizer.encode_batch(whole, add_special_tokens=False)]
         ends = np.cumsum([len(ids) for ids in found], dtype=np.int64)
@@ -34,14 +37,16 @@ class Library:
 
 
 def is_imported(file: Mapping[str, Any], patterns: Sequence[str]) -> bool:
-    """Whether a tokenizer.json cuts texts by other patterns than ours (and is not merely broken): its token 0 is an added one."""
+    """Whether a tokenizer.json cuts texts by other patterns than ours (and is not merely broken): its token 0 is an
+    added one."""
     splitters = (file["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
     own = splitters[0].get("type") == "Split" and splitters[0]["pattern"].get("Regex") in patterns
     return not own and any(token["id"] == 0 and token["special"] for token in file["added_tokens"])
 
 
 def token_names(file: Mapping[str, Any], characters: Sequence[str]) -> list[str]:
-    """What each token stands for, in the characters that stand for bytes; "" for special tokens and for ids that nothing has."""
+    """What each token stands for, in the characters that stand for bytes; "" for special tokens and for ids that
+    nothing has."""
     vocabulary: dict[str, int] = file["model"]["vocab"]
     added = {token["id"]: token for token in file["added_tokens"]}
     names = [""] * (1 + max([*vocabulary.values(), *added]))
@@ -61,16 +66,27 @@ def with_end_first(content: str, end: int, where: str) -> str:
     try:
         file = orjson.loads(content)
         model, vocabulary = file["model"], file["model"]["vocab"]
-        kinds = [file["pre_tokenizer"]["type"], *(each["type"] for each in file["pre_tokenizer"].get("pretokenizers", ()))]
+        kinds = [
+            file["pre_tokenizer"]["type"],
+            *(each["type"] for each in file["pre_tokenizer"].get("pretokenizers", ())),
+        ]
         if model.get("type") != "BPE" or "ByteLevel" not in kinds:
-            raise InputError(f"{where}: not a byte-level BPE ({model.get('type')} cut by {' and '.join(kinds)}); GPT-2's, Llama 3's and Qwen's kind "
-                             "can be imported, SentencePiece's cannot")
+            raise InputError(
+                f"{where}: not a byte-level BPE ({model.get('type')} cut by {' and '.join(kinds)}); GPT-2's, Llama 3's "
+                "and Qwen's kind "
+                "can be imported, SentencePiece's cannot"
+            )
         new = {0: end, end: 0}
         for token in file["added_tokens"]:
             token["id"] = new.get(token["id"], token["id"])
         if not any(token["id"] == 0 and token["special"] for token in file["added_tokens"]):
-            raise InputError(f"{where}: token {end}, the end of text by config.json, is no special token there; correct eos_token_id in config.json")
+            raise InputError(
+                f"{where}: token {end}, the end of text by config.json, is no special token there; correct "
+                "eos_token_id in config.json"
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: not a tokenizer.json ({error}); save the checkpoint with transformers again") from error
+        raise InputError(
+            f"{where}: not a tokenizer.json ({error}); save the checkpoint with transformers again"
+        ) from error
     model["vocab"] = {name: new.get(token, token) for name, token in vocabulary.items()}
     return orjson.dumps(file).decode()

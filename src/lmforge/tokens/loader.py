@@ -2,8 +2,8 @@
 
     step ─▶ row numbers ─mixture─▶ (group, place) ─packing─▶ pieces of text ─memory map─▶ inputs, targets, documents
 
-Nothing in it remembers anything: batch(step) is the same whatever was asked before, in whatever process, so a run's state is its step,
-and any number of ranks and workers takes slices of the same global batches.
+Nothing in it remembers anything: batch(step) is the same whatever was asked before, in whatever process, so a run's
+state is its step, and any number of ranks and workers takes slices of the same global batches.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ Array = NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Rows of text: `inputs` and `targets` (rows, context) int64, target −1 where it does not count. With best-fit packing `documents`
-    (rows, context) int32 numbers the documents within each row; attention must not cross them. None: a row is one text."""
+    """Rows of text: `inputs` and `targets` (rows, context) int64, target −1 where it does not count. With best-fit
+    packing `documents` (rows, context) int32 numbers the documents within each row; attention must not cross them.
+    None: a row is one text."""
 
     inputs: Array
     targets: Array
@@ -48,10 +49,17 @@ class Loader:
     """Batches of rows of `context` tokens of one split: `batch_rows` rows each, or what a ramp says."""
 
     def __init__(
-        self, shards: Shards, context: int, batch_rows: int | Ramp, seed: int, packing: Literal["ring", "best_fit"] = "ring",
-        weights: Sequence[Schedule] | None = None, steps: int = 1,
+        self,
+        shards: Shards,
+        context: int,
+        batch_rows: int | Ramp,
+        seed: int,
+        packing: Literal["ring", "best_fit"] = "ring",
+        weights: Sequence[Schedule] | None = None,
+        steps: int = 1,
     ) -> None:
-        """`weights` of the shards' groups (default: every text equally often) over the course of `steps` steps (or the ramp's).
+        """`weights` of the shards' groups (default: every text equally often) over the course of `steps` steps (or the
+        ramp's).
 
         Raises:
             InputError: the split is smaller than one batch, or a document index is damaged.
@@ -59,8 +67,10 @@ class Loader:
         self.ramp = batch_rows if isinstance(batch_rows, Ramp) else Ramp([(0.0, batch_rows)], steps)
         needed = max(self.ramp.sizes) * context + 1
         if shards.tokens < needed:
-            raise InputError(f"corpus smaller than one batch: {shards.tokens} tokens, needs {needed}; "
-                             "lower train.batch_tokens or tokens.context, or add texts")
+            raise InputError(
+                f"corpus smaller than one batch: {shards.tokens} tokens, needs {needed}; "
+                "lower train.batch_tokens or tokens.context, or add texts"
+            )
         self.shards, self.context, self.packing = shards, context, packing
         self.groups = shards.groups
         weights = weights or [CONSTANT] * len(self.groups)
@@ -71,12 +81,19 @@ class Loader:
         if self.packing == "ring":
             return Ring(group.tokens, self.context, seed, number)
         first, shards = group.first, self.shards
-        return BestFit(group.tokens, lambda start, stop: shards.document_starts(first + start, first + stop) - first, self.context, seed, number)
+        return BestFit(
+            group.tokens,
+            lambda start, stop: shards.document_starts(first + start, first + stop) - first,
+            self.context,
+            seed,
+            number,
+        )
 
     def batch(self, step: int, row_start: int = 0, rows: int | None = None) -> Batch:
         """Batch `step`, or its rows from `row_start` on: ranks and micro-batches take slices of one global batch.
 
-        Target i of a row is the token after input i, at a document's end the end of text; after a group's last token comes its first.
+        Target i of a row is the token after input i, at a document's end the end of text; after a group's last token
+        comes its first.
 
         Raises:
             IndexError: rows that the batch does not have, or a negative step.
@@ -106,9 +123,18 @@ class Loader:
         for number in np.unique(groups).tolist():
             mine = np.flatnonzero(groups == number)
             pieces = self.orders[number].pieces(places[mine])
-            found.append((mine[pieces.row], pieces.start + self.groups[number].first, pieces.length, np.full(len(pieces.row), number)))
+            found.append(
+                (
+                    mine[pieces.row],
+                    pieces.start + self.groups[number].first,
+                    pieces.length,
+                    np.full(len(pieces.row), number),
+                )
+            )
         empty = np.empty(0, dtype=np.int64)
-        row, start, length, group = (np.concatenate([empty, *parts]) for parts in zip(*found, strict=True)) if found else (empty,) * 4
+        row, start, length, group = (
+            (np.concatenate([empty, *parts]) for parts in zip(*found, strict=True)) if found else (empty,) * 4
+        )
         if len(found) > 1:
             order = np.argsort(row, kind="stable")
             row, start, length, group = row[order], start[order], length[order], group[order]
@@ -116,7 +142,9 @@ class Loader:
 
     def documents(self, step: int, row: int) -> Array:
         """The numbers in the split of the documents of which row `row` of batch `step` holds a part."""
-        _, starts, lengths, groups = self._pieces(*self.mixture.find(np.array([self.ramp.before(step) + row], dtype=np.int64)))
+        _, starts, lengths, groups = self._pieces(
+            *self.mixture.find(np.array([self.ramp.before(step) + row], dtype=np.int64))
+        )
         begins = self.shards.documents[:, 0]
         found = []
         for start, length, number in zip(starts.tolist(), lengths.tolist(), groups.tolist(), strict=True):
@@ -128,7 +156,8 @@ class Loader:
         return np.unique(np.concatenate(found))
 
     def share(self, rank: int, world: int, step: int = 0) -> range:
-        """The rows of the batch of `step` that process `rank` of `world` takes; together the processes take each row once."""
+        """The rows of the batch of `step` that process `rank` of `world` takes; together the processes take each row
+        once."""
         rows = self.ramp.rows(step)
         return range(rows * rank // world, rows * (rank + 1) // world)
 
@@ -144,10 +173,14 @@ class Loader:
 
 
 class Prefetch:
-    """One process's rows of the batches of a run, read by a thread while the step before is computed. Close it to end the thread."""
+    """One process's rows of the batches of a run, read by a thread while the step before is computed. Close it to end
+    the thread."""
 
-    def __init__(self, loader: Loader, rows: range | Callable[[int], range], first: int, last: int, ahead: int = 2) -> None:
-        """`rows` (those of a step, where that is a function) of the batches from step `first` to before `last`, at most `ahead` of them held."""
+    def __init__(
+        self, loader: Loader, rows: range | Callable[[int], range], first: int, last: int, ahead: int = 2
+    ) -> None:
+        """`rows` (those of a step, where that is a function) of the batches from step `first` to before `last`, at most
+        `ahead` of them held."""
         self.loader, self.rows, self.next, self.last = loader, rows, first, last
         self.waited = 0.0  # seconds that the last `take` waited
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lmforge-loader")

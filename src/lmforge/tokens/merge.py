@@ -1,16 +1,20 @@
-"""BPE learned from counted pieces (Sennrich et al. 2016, algorithm 1), each merge touching only the places where its pair stands.
+"""BPE learned from counted pieces (Sennrich et al. 2016, algorithm 1), each merge touching only the places where its
+pair stands.
 
-    again and again: the pair of neighbours with the highest count, of equal ones the one with the lowest ids, becomes a token
+    again and again: the pair of neighbours with the highest count, of equal ones the one with the lowest ids, becomes a
+    token
 
-All pieces lie in one array, a symbol a byte at first. Each place belongs to the list of the places with its pair, linked through arrays
-as in Re-Pair (Larsson & Moffat 1999), so a place leaves one list and enters another in constant time, and no place is looked at that
-does not change. A token stands at its first place, the others of its places are idle; how many it has, at most 63, is noted in a byte
-at its first and last place, which finds both neighbours. Per symbol all that is 13 bytes, whatever the vocabulary; per live pair 32 to
-42 with the hash table's gaps. A heap holds (count, pair); counts only fall after an entry was made, so an entry whose count is out of
-date is put back with the present one when it comes up.
+All pieces lie in one array, a symbol a byte at first. Each place belongs to the list of the places with its pair,
+linked through arrays as in Re-Pair (Larsson & Moffat 1999), so a place leaves one list and enters another in constant
+time, and no place is looked at that does not change. A token stands at its first place, the others of its places are
+idle; how many it has, at most 63, is noted in a byte at its first and last place, which finds both neighbours. Per
+symbol all that is 13 bytes, whatever the vocabulary; per live pair 32 to 42 with the hash table's gaps. A heap holds
+(count, pair); counts only fall after an entry was made, so an entry whose count is out of date is put back with the
+present one when it comes up.
 
-Counts are those of neighbours, so "aaa" counts ("a", "a") twice and merges it once, as in `tokenizers`; they are 64-bit integers.
-Two merges may make the same bytes; they share one token, and a pair that thus comes up again keeps the place of its first merge.
+Counts are those of neighbours, so "aaa" counts ("a", "a") twice and merges it once, as in `tokenizers`; they are 64-bit
+integers. Two merges may make the same bytes; they share one token, and a pair that thus comes up again keeps the place
+of its first merge.
 """
 
 from __future__ import annotations
@@ -40,8 +44,9 @@ _EVERY = 5  # log2 of the places from one entry of `Text.pieces` to the next
 
 
 class Text(NamedTuple):
-    """For each place its symbol, the next and last place with the same pair, and `spans`: at the first and last place of a token how
-    many it has, and whether a piece begins or ends there. `pieces` numbers the piece of every 32nd place."""
+    """For each place its symbol, the next and last place with the same pair, and `spans`: at the first and last place
+    of a token how many it has, and whether a piece begins or ends there. `pieces` numbers the piece of every 32nd
+    place."""
 
     symbols: Short
     later: Short
@@ -78,7 +83,9 @@ class Queue(NamedTuple):
 @compiled
 def _slot(keys: Integers, key: Number) -> Number:
     size = len(keys)  # any: growing by less than doubling leaves fewer gaps
-    slot: Number = np.int64((((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32))
+    slot: Number = np.int64(
+        (((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
+    )
     while keys[slot] != key and keys[slot] != _EMPTY:
         slot = slot + 1 if slot + 1 < size else 0
     return slot
@@ -148,10 +155,19 @@ def _size(ends: Integers, token: Number) -> Number:
 
 
 @compiled
-def _replace(text: Text, pairs: Pairs, ends: Integers, used: Integers, at: Number, new: Number, every: bool, touched: Integers,
-             number: Number) -> Number:
-    """Make one token of the place `at` and its neighbour; notes, after the first `number`, the slots of pairs that this adds to:
-    of those that were nowhere before, or of `every` one."""
+def _replace(
+    text: Text,
+    pairs: Pairs,
+    ends: Integers,
+    used: Integers,
+    at: Number,
+    new: Number,
+    every: bool,
+    touched: Integers,
+    number: Number,
+) -> Number:
+    """Make one token of the place `at` and its neighbour; notes, after the first `number`, the slots of pairs that this
+    adds to: of those that were nowhere before, or of `every` one."""
     middle = _after(text, at)
     previous, following = _before(text, at), _after(text, middle)
     left, right = text.symbols[at], text.symbols[middle]
@@ -180,7 +196,9 @@ def _replace(text: Text, pairs: Pairs, ends: Integers, used: Integers, at: Numbe
 
 
 @compiled
-def _replace_all(text: Text, pairs: Pairs, ends: Integers, used: Integers, slot: Number, new: Number, every: bool, touched: Integers) -> Number:
+def _replace_all(
+    text: Text, pairs: Pairs, ends: Integers, used: Integers, slot: Number, new: Number, every: bool, touched: Integers
+) -> Number:
     """Merge a pair wherever it stands; gives back how many slots it noted in `touched`."""
     left, right = np.int32(pairs.keys[slot] >> 32), np.int32(pairs.keys[slot] & 0xFFFFFFFF)
     number = 0
@@ -283,8 +301,18 @@ def _place_tokens(words: Vocabulary, first: Number, tokens: Number) -> None:
 
 
 @compiled
-def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merges: Short, used: Integers, touched: Integers,
-                special: Number, vocab_size: Number, most: Number) -> Number:
+def _merge_some(
+    text: Text,
+    pairs: Pairs,
+    words: Vocabulary,
+    queue: Queue,
+    merges: Short,
+    used: Integers,
+    touched: Integers,
+    special: Number,
+    vocab_size: Number,
+    most: Number,
+) -> Number:
     """Up to `most` merges; gives back why it stopped. Nothing is begun for which an array has no room."""
     for _ in range(most):
         while True:
@@ -303,7 +331,8 @@ def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merge
             else:
                 _pop(queue, used)
         room = 2 * pairs.places[slot]
-        if 4 * (used[_PAIRS] + min(room, 2 * used[_TOKENS] + 2)) > 3 * len(pairs.keys):  # a new pair has one of the tokens beside the new
+        # a new pair has one of the tokens beside the new
+        if 4 * (used[_PAIRS] + min(room, 2 * used[_TOKENS] + 2)) > 3 * len(pairs.keys):
             return _MORE_PAIRS
         if used[_QUEUED] + room > len(queue.keys) or room > len(touched) or used[_MERGES] >= len(merges):
             return _MORE_QUEUE
@@ -327,7 +356,8 @@ def _merge_some(text: Text, pairs: Pairs, words: Vocabulary, queue: Queue, merge
 
 @compiled
 def _link(text: Text, pairs: Pairs, ends: Integers, used: Integers, at: Number) -> Number:
-    """Put the places before `at` into their lists, from the last on; gives back how many are left: more than 0 where pairs ran out."""
+    """Put the places before `at` into their lists, from the last on; gives back how many are left: more than 0 where
+    pairs ran out."""
     while at > 0:
         if 4 * (used[_PAIRS] + 1) > 3 * len(pairs.keys):
             return at
@@ -373,7 +403,8 @@ def _lay_out(piece_ends: Integers, text: Text) -> None:
 
 @dataclass(frozen=True)
 class Learned:
-    """A vocabulary: the bytes of its tokens one after another, where each ends, and (merges, 3) left, right and what they make.
+    """A vocabulary: the bytes of its tokens one after another, where each ends, and (merges, 3) left, right and what
+    they make.
 
     The first `special` tokens stand for no bytes; theirs are those of their names, which no merge may make.
     """
@@ -384,25 +415,36 @@ class Learned:
     special: int = 0
 
 
-def learn(symbols: Short, piece_ends: Integers, weights: Integers, known: Learned, vocab_size: int,
-          progress: Callable[[int], None] = lambda merges: None) -> Learned:
+def learn(
+    symbols: Short,
+    piece_ends: Integers,
+    weights: Integers,
+    known: Learned,
+    vocab_size: int,
+    progress: Callable[[int], None] = lambda merges: None,
+) -> Learned:
     """Add merges to the vocabulary `known` until it has `vocab_size` tokens or no pair occurs twice.
 
-    `symbols` holds the tokens of all pieces, which end at `piece_ends` and occur `weights` times; it is overwritten. `progress` is
-    called now and then with the number of merges made since its last call.
+    `symbols` holds the tokens of all pieces, which end at `piece_ends` and occur `weights` times; it is overwritten.
+    `progress` is called now and then with the number of merges made since its last call.
 
     Raises:
         InputError: 2^31 symbols or more.
     """
     if len(symbols) > MOST_SYMBOLS:
-        raise InputError(f"tokens.sample_bytes: the distinct pieces of these texts hold {len(symbols):,} symbols, the trainer takes 2^31; lower it")
+        raise InputError(
+            f"tokens.sample_bytes: the distinct pieces of these texts hold {len(symbols):,} symbols, the trainer takes "
+            "2^31; lower it"
+        )
     return _Learner(symbols, piece_ends, weights, known, vocab_size).run(vocab_size, progress)
 
 
 class _Learner:
     """The arrays, and their growth between the compiled steps."""
 
-    def __init__(self, symbols: Short, piece_ends: Integers, weights: Integers, known: Learned, vocab_size: int) -> None:
+    def __init__(
+        self, symbols: Short, piece_ends: Integers, weights: Integers, known: Learned, vocab_size: int
+    ) -> None:
         later, earlier = np.empty_like(symbols), np.empty_like(symbols)
         numbers = np.empty((len(symbols) >> _EVERY) + 1, dtype=np.int32)
         self.text = Text(symbols, later, earlier, np.empty(len(symbols), dtype=np.uint8), numbers, weights)
@@ -442,11 +484,18 @@ class _Learner:
             wanted = live + min(room, 2 * int(self.used[_TOKENS]) + 2)
             self._more_pairs(7 * wanted // 4 + 64)
         elif reason == _MORE_BYTES:
-            self.words = self.words._replace(data=np.concatenate([self.words.data, np.empty(len(self.words.data), dtype=np.uint8)]))
+            self.words = self.words._replace(
+                data=np.concatenate([self.words.data, np.empty(len(self.words.data), dtype=np.uint8)])
+            )
         else:
             queued = int(self.used[_QUEUED])
             if queued + room > len(self.queue.keys):
-                self.queue = Queue(*(np.concatenate([each[:queued], np.empty(queued // 2 + room + 4096, dtype=np.int64)]) for each in self.queue))
+                self.queue = Queue(
+                    *(
+                        np.concatenate([each[:queued], np.empty(queued // 2 + room + 4096, dtype=np.int64)])
+                        for each in self.queue
+                    )
+                )
             if room > len(self.touched):
                 self.touched = np.empty(2 * room, dtype=np.int64)
             if self.used[_MERGES] >= len(self.merges):
@@ -455,8 +504,18 @@ class _Learner:
     def run(self, vocab_size: int, progress: Callable[[int], None]) -> Learned:
         while True:
             before = int(self.used[_MERGES])
-            reason = _merge_some(self.text, self.pairs, self.words, self.queue, self.merges, self.used, self.touched, self.special,
-                                 vocab_size, _PAUSE)
+            reason = _merge_some(
+                self.text,
+                self.pairs,
+                self.words,
+                self.queue,
+                self.merges,
+                self.used,
+                self.touched,
+                self.special,
+                vocab_size,
+                _PAUSE,
+            )
             progress(int(self.used[_MERGES]) - before)
             if reason in (_DONE, _EXHAUSTED):
                 break
@@ -470,5 +529,9 @@ class _Learner:
 
 
 def _empty_pairs(size: int) -> Pairs:
-    return Pairs(np.full(size, _EMPTY, dtype=np.int64), np.zeros(size, dtype=np.int64), np.full(size, -1, dtype=np.int32),
-                 np.zeros(size, dtype=np.int32))
+    return Pairs(
+        np.full(size, _EMPTY, dtype=np.int64),
+        np.zeros(size, dtype=np.int64),
+        np.full(size, -1, dtype=np.int32),
+        np.zeros(size, dtype=np.int32),
+    )

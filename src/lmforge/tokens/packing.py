@@ -1,14 +1,17 @@
-"""The rows of one group of documents, as pieces of its text, in an order that is a pure function of seed and row number.
+"""The rows of one group of documents, as pieces of its text, in an order that is a pure function of seed and row
+number.
 
 `Ring`: the group's N tokens are a ring, cut into R = ⌊N / context⌋ rows wherever they end, one piece a row.
-`BestFit`: rows are put together from whole documents (best fit, longest first: Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling", section 3). The ring is cut into blocks of about 16 M tokens, each packed alone into exactly its tokens / context rows: documents
-longer than a row are cut first, and those that fit nowhere whole at the end are cut to fill the holes, so no row is padded, every block
-has equally many rows, and a row is found by packing its block alone.
+`BestFit`: rows are put together from whole documents (best fit, longest first: Ding et al. 2024, "Fewer Truncations
+Improve Language Modeling", section 3). The ring is cut into blocks of about 16 M tokens, each packed alone into exactly
+its tokens / context rows: documents longer than a row are cut first, and those that fit nowhere whole at the end are
+cut to fill the holes, so no row is padded, every block has equally many rows, and a row is found by packing its block
+alone.
 
-Each epoch begins to cut at an offset of its own and visits the rows in an order of its own, so every row comes once an epoch, and rows
-begin elsewhere the next time. The order is a Feistel permutation (Luby & Rackoff 1988) on the smallest even number of bits that holds R,
-walked on until it falls inside R (cycle-walking: Black & Rogaway 2002), so any row is found in constant time and memory.
+Each epoch begins to cut at an offset of its own and visits the rows in an order of its own, so every row comes once an
+epoch, and rows begin elsewhere the next time. The order is a Feistel permutation (Luby & Rackoff 1988) on the smallest
+even number of bits that holds R, walked on until it falls inside R (cycle-walking: Black & Rogaway 2002), so any row is
+found in constant time and memory.
 """
 
 from __future__ import annotations
@@ -25,13 +28,15 @@ from lmforge.compiled import Number, compiled
 Array = NDArray[np.int64]
 Words = NDArray[np.uint64]
 Starts = Callable[[int, int], Array]  # (start, stop) → the places of the documents that begin there
-# Packed together and visited together: few would put neighbours into one batch and cut more documents, many take long to pack.
+# Packed together and visited together: few would put neighbours into one batch and cut more documents, many take long
+# to pack.
 BLOCK_TOKENS, LEAST_ROWS = 1 << 24, 256
 _ROUNDS = 6
 
 
 class Pieces(NamedTuple):
-    """Pieces of text: which of the rows asked for each belongs to (ascending), where it begins in the group, and its tokens."""
+    """Pieces of text: which of the rows asked for each belongs to (ascending), where it begins in the group, and its
+    tokens."""
 
     row: Array
     start: Array
@@ -74,7 +79,9 @@ class Ring:
 class BestFit:
     """Rows of `context` tokens packed from the documents of a ring of `tokens`, which `starts` finds."""
 
-    def __init__(self, tokens: int, starts: Starts, context: int, seed: int, group: int = 0, block_rows: int = 0) -> None:
+    def __init__(
+        self, tokens: int, starts: Starts, context: int, seed: int, group: int = 0, block_rows: int = 0
+    ) -> None:
         self.tokens, self.starts, self.context, self.seed, self.group = tokens, starts, context, seed, group
         rows = max(1, tokens // context)
         self.blocks = max(1, round(rows / (block_rows or max(LEAST_ROWS, BLOCK_TOKENS // context))))
@@ -99,7 +106,9 @@ class BestFit:
             count = bounds[at + 1] - bounds[at]
             piece = np.arange(count.sum()) + np.repeat(bounds[at] - np.cumsum(count) + count, count)
             found.append((np.repeat(mine, count), start[piece], length[piece]))
-        row, start, length = (np.concatenate([np.empty(0, dtype=np.int64), *parts]) for parts in zip(*found, strict=True))
+        row, start, length = (
+            np.concatenate([np.empty(0, dtype=np.int64), *parts]) for parts in zip(*found, strict=True)
+        )
         order = np.argsort(row, kind="stable")
         return Pieces(row[order], start[order], length[order])
 
@@ -111,7 +120,9 @@ class BestFit:
         edges = np.concatenate(([first], self._starts_on_ring(first, first + size), [first + size]))
         edges = np.unique(edges)
         pieces = pack(edges[:-1], np.diff(edges), self.block_rows, self.context)
-        return Plan(np.searchsorted(pieces.row, np.arange(self.block_rows + 1)), pieces.start % self.tokens, pieces.length)
+        return Plan(
+            np.searchsorted(pieces.row, np.arange(self.block_rows + 1)), pieces.start % self.tokens, pieces.length
+        )
 
     def _starts_on_ring(self, first: int, stop: int) -> Array:
         """Where documents begin between two places on the ring, counted on past its end."""
@@ -126,8 +137,9 @@ class BestFit:
 def pack(starts: Array, lengths: Array, rows: int, context: int) -> Pieces:
     """Pieces of text, in its order, that together have rows × context tokens → the pieces of each row, each row full.
 
-    A piece of a row or longer is cut into whole rows and what is left. The rest go, longest first, into the row that they fill best
-    (the least room that is enough); those that fit into none are cut into the room that is left, most room first.
+    A piece of a row or longer is cut into whole rows and what is left. The rest go, longest first, into the row that
+    they fill best (the least room that is enough); those that fit into none are cut into the room that is left, most
+    room first.
     """
     whole = lengths // context
     nth = np.arange(whole.sum()) - np.repeat(np.cumsum(whole) - whole, whole)  # of the whole rows of its piece
@@ -135,17 +147,21 @@ def pack(starts: Array, lengths: Array, rows: int, context: int) -> Pieces:
     rest = lengths % context
     items = np.argsort(-rest, kind="stable")[: np.count_nonzero(rest)]
     fitted = _fit((starts + whole * context)[items], rest[items], len(nth), rows, context)
-    pieces = Pieces(*(np.concatenate(pair) for pair in zip((row, start, np.full(len(nth), context)), fitted, strict=True)))
+    pieces = Pieces(
+        *(np.concatenate(pair) for pair in zip((row, start, np.full(len(nth), context)), fitted, strict=True))
+    )
     order = np.argsort(pieces.row, kind="stable")
     return Pieces(*(each[order] for each in pieces))
 
 
 @compiled
 def _fit(starts: Array, lengths: Array, begun: int, rows: int, context: int) -> tuple[Array, Array, Array]:
-    """Row, start and length of each piece placed, for pieces given longest first, where the first `begun` rows are full."""
+    """Row, start and length of each piece placed, for pieces given longest first, where the first `begun` rows are
+    full."""
     most = len(lengths) + rows  # each row's room is filled up by one cut at most
     row_of, start_of, length_of = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    first, after = np.full(context + 1, -1), np.full(rows, -1)  # rows by the room left in them: the first, and the one after each
+    # rows by the room left in them: the first, and the one after each
+    first, after = np.full(context + 1, -1), np.full(rows, -1)
     homeless = np.empty(len(lengths), np.int64)
     placed = without = 0
     for item in range(len(lengths)):
@@ -185,14 +201,15 @@ def _fit(starts: Array, lengths: Array, begun: int, rows: int, context: int) -> 
 
 @lru_cache(maxsize=256)
 def _epoch_keys(seed: int, *place: int) -> tuple[tuple[int, ...], int]:
-    """The keys of the permutation at a place (epoch, group, block), and a number that says where an epoch cuts the ring."""
+    """The keys of the permutation at a place (epoch, group, block), and a number that says where an epoch cuts the
+    ring."""
     *keys, cut = (int(word) for word in np.random.SeedSequence([seed, *place]).generate_state(_ROUNDS + 1, np.uint64))
     return tuple(keys), cut
 
 
 def permute(places: Array, size: int, keys: tuple[int, ...]) -> Array:
-    """The images of `places` under the permutation of range(`size`) that `keys` choose: a balanced Feistel network over 2h bits,
-    4^h < 4·size, applied again until the image is below `size` (fewer than four times on average)."""
+    """The images of `places` under the permutation of range(`size`) that `keys` choose: a balanced Feistel network over
+    2h bits, 4^h < 4·size, applied again until the image is below `size` (fewer than four times on average)."""
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     images = np.ascontiguousarray(places, dtype=np.int64).view(np.uint64).copy()
     _walk(images, np.uint64(size), np.array(keys, dtype=np.uint64), np.uint64(half), np.uint64((1 << half) - 1))
@@ -201,7 +218,8 @@ def permute(places: Array, size: int, keys: tuple[int, ...]) -> Array:
 
 @compiled
 def _walk(images: Words, size: Number, keys: Words, half: Number, mask: Number) -> None:
-    """`permute` in place. The rounds mix by SplitMix64's finaliser (Steele, Lea & Flood 2014): every input bit moves every output bit."""
+    """`permute` in place. The rounds mix by SplitMix64's finaliser (Steele, Lea & Flood 2014): every input bit moves
+    every output bit."""
     for place in range(len(images)):
         image = images[place]
         inside = False

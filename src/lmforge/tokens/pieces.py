@@ -1,12 +1,15 @@
 r"""What a token may not cross: text → pieces, as a loop over UTF-8 bytes.
 
-Two ways to cut, each a regular expression that stands in tokenizer.json, so that any program with `tokenizers` cuts alike:
+Two ways to cut, each a regular expression that stands in tokenizer.json, so that any program with `tokenizers` cuts
+alike:
 
-    WORDS        a word with the sign or space before it · up to three digits · signs · line ends and the indentation after them · blanks
-    SUPERWORDS   up to three digits · line ends and the indentation after them · everything else between these: whole lines of words
+    WORDS        a word with the sign or space before it · up to three digits · signs · line ends and the indentation
+    after them · blanks
+    SUPERWORDS   up to three digits · line ends and the indentation after them · everything else between these: whole
+    lines of words
 
-The classes of characters (letter, number, blank, sign) are asked from the library's own regular expressions, so the Unicode version is
-the library's. A test compares every code point below U+3000 and hypothesis strings of any.
+The classes of characters (letter, number, blank, sign) are asked from the library's own regular expressions, so the
+Unicode version is the library's. A test compares every code point below U+3000 and hypothesis strings of any.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from tokenizers import Regex, pre_tokenizers
 from lmforge.compiled import Number, compiled, inlined
 
 WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}]+| ?[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
-# A blank run with a line end in it, numbers with the space before them, then any characters that neither of these would take.
+# A blank run with a line end in it, numbers with the space before them, then any characters that neither of these would
+# take.
 SUPERWORDS = r"\s*[\r\n]+[ \t]*| ?[\p{N}]{1,3}|(?:[^\s\p{N}]|(?! \p{N})[^\S\r\n](?!\s*[\r\n]))+"
 
 SIGN, LETTER, NUMBER, BLANK, SPACE, LINE = range(6)  # from BLANK on: what \s takes
@@ -38,7 +42,8 @@ def _low_classes() -> Bytes:
 
 @cache
 def character_classes() -> Bytes:
-    """(0x110000,) the class of every code point. Beyond the planes that hold letters everything is a sign, surrogates too."""
+    """(0x110000,) the class of every code point. Beyond the planes that hold letters everything is a sign, surrogates
+    too."""
     classes = np.full(0x110000, SIGN, dtype=np.uint8)
     classes[:_LOW] = _low_classes()
     for first in (*range(_LOW, 0xD800, _BLOCK), *range(0xE000, 0x34000, _BLOCK)):
@@ -47,7 +52,8 @@ def character_classes() -> Bytes:
 
 
 def classes_for(text: Bytes) -> Bytes:
-    """The table that `text` needs: asking the library about every code point takes a quarter of a second that few texts need."""
+    """The table that `text` needs: asking the library about every code point takes a quarter of a second that few texts
+    need."""
     return character_classes() if len(text) and text.max() >= 0xE3 else _low_classes()  # 0xE3 begins U+3000
 
 
@@ -79,7 +85,11 @@ def look(text: Bytes, at: Number, classes: Bytes) -> Number:
     elif first < 0xF0:
         kind = classes[(first & 0x0F) << 12 | (np.int64(text[at + 1]) & 0x3F) << 6 | (np.int64(text[at + 2]) & 0x3F)]
     else:
-        low = (np.int64(text[at + 1]) & 0x3F) << 12 | (np.int64(text[at + 2]) & 0x3F) << 6 | (np.int64(text[at + 3]) & 0x3F)
+        low = (
+            (np.int64(text[at + 1]) & 0x3F) << 12
+            | (np.int64(text[at + 2]) & 0x3F) << 6
+            | (np.int64(text[at + 3]) & 0x3F)
+        )
         kind = classes[(first & 0x07) << 18 | low]
     return kind
 
@@ -133,7 +143,8 @@ def _indented(text: Bytes, at: Number, stop: Number) -> Number:
 
 @compiled
 def _blanks_end(text: Bytes, at: Number, stop: Number, classes: Bytes) -> Number:
-    """The end of the piece of blanks at `at`: with the last line end and the indentation after it, or without the last blank."""
+    """The end of the piece of blanks at `at`: with the last line end and the indentation after it, or without the last
+    blank."""
     end, last, line = _blanks(text, at, stop, classes)
     if line >= 0:
         return _indented(text, line, stop)
@@ -225,7 +236,8 @@ def as_bytes(data: Any) -> Bytes:
 
 
 def without_surrogates(text: str) -> str:
-    """A pair of surrogates written as two halves is one character; a lone one, which UTF-8 cannot write, becomes U+FFFD."""
+    """A pair of surrogates written as two halves is one character; a lone one, which UTF-8 cannot write, becomes
+    U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,8 +1,10 @@
-"""How large each step's batch is, where it grows over the training: small while the gradient is clear, large when it is noisy.
+"""How large each step's batch is, where it grows over the training: small while the gradient is clear, large when it is
+noisy.
 
     batch_schedule [[0, 2048], [0.5, 8192]] ─▶ rows of step s, and rows of all steps before it: pure functions of s
 
-McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2: the batch worth its tokens grows as the loss falls.
+McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", section 2: the batch worth its tokens grows as the
+loss falls.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Ramp:
 
 
 def with_length(recipe: Recipe, training_tokens: int) -> Recipe:
-    """A recipe that fine-tunes and states no length, with the length of its epochs over so many tokens; any other as it is."""
+    """A recipe that fine-tunes and states no length, with the length of its epochs over so many tokens; any other as it
+    is."""
     if not recipe.finetune or recipe.train.steps or recipe.train.tokens:
         return recipe
     tokens = math.ceil(recipe.finetune.epochs * training_tokens)
@@ -50,9 +53,12 @@ def with_length(recipe: Recipe, training_tokens: int) -> Recipe:
 
 
 def ramp_of(recipe: Recipe) -> Ramp:
-    """The batches of a recipe's training, in whole rows of its context; how many from `train.steps` or `train.tokens`."""
+    """The batches of a recipe's training, in whole rows of its context; how many from `train.steps` or
+    `train.tokens`."""
     train, context = recipe.train, recipe.tokens.context
-    schedule = [(begin, max(1, tokens // context)) for begin, tokens in train.batch_schedule or ((0.0, train.batch_tokens),)]
+    schedule = [
+        (begin, max(1, tokens // context)) for begin, tokens in train.batch_schedule or ((0.0, train.batch_tokens),)
+    ]
     ends = [*(begin for begin, _ in schedule[1:]), 1.0]
     mean = sum((end - begin) * rows for (begin, rows), end in zip(schedule, ends, strict=True)) * context
     return Ramp(schedule, train.steps or math.ceil((train.tokens or DEFAULT_TOKENS) / mean))

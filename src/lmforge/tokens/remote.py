@@ -1,9 +1,10 @@
 """Token shards in an object store → a copy in the user's cache, which is then memory-mapped like any other.
 
-    s3://bucket/run/tokens ──index.json──▶ CACHE/lmforge/shards/SHA-256 of the index/ ◀──each file of the split, its SHA-256 checked──
+    s3://bucket/run/tokens ──index.json──▶ CACHE/lmforge/shards/SHA-256 of the index/ ◀──each file of the split, its
+    SHA-256 checked──
 
-Whatever fsspec can open serves: s3://, gs://, https://, file://, memory://. A file that is there already is not fetched again; the index
-names every file's checksum, so another index is another folder.
+Whatever fsspec can open serves: s3://, gs://, https://, file://, memory://. A file that is there already is not fetched
+again; the index names every file's checksum, so another index is another folder.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def fetch_shards(address: str, split: str) -> Path:
     """A local folder with the index, the tokenizer and one split of the shards at `address`.
 
     Raises:
-        InputError: no shards there, no access, no such split, or a file whose checksum is not that in the index (names it).
+        InputError: no shards there, no access, no such split, or a file whose checksum is not that in the index (names
+            it).
         LmforgeError: the disk is full.
     """
     store, root = _open_store(address)
@@ -38,7 +40,9 @@ def fetch_shards(address: str, split: str) -> Path:
         wanted = [("tokenizer.json", index["tokenizer_sha256"]), *file_hashes(files)]
         total = sum(file["tokens"] for file in files)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{address}/index.json: not a readable index of token shards ({error}); run the tokens stage again") from error
+        raise InputError(
+            f"{address}/index.json: not a readable index of token shards ({error}); run the tokens stage again"
+        ) from error
     folder = cache_directory() / "shards" / hashlib.sha256(content).hexdigest()
     missing = [(name, digest) for name, digest in wanted if not (folder / name).is_file()]
     with Bar(f"fetching {split}", total, "tok") as bar:
@@ -54,7 +58,9 @@ def _open_store(address: str) -> tuple[Any, str]:
     try:
         store, root = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise InputError(f"{address}: cannot be opened ({error}); install what that kind of address needs, or copy the shards here") from error
+        raise InputError(
+            f"{address}: cannot be opened ({error}); install what that kind of address needs, or copy the shards here"
+        ) from error
     return store, root.rstrip("/")
 
 
@@ -62,9 +68,13 @@ def _read(store: Any, root: str, address: str, name: str) -> bytes:
     try:
         content: bytes = store.cat_file(f"{root}/{name}")
     except FileNotFoundError as error:
-        raise InputError(f"{address}: no token shards here ({name} is missing); give the folder of a tokens stage") from error
+        raise InputError(
+            f"{address}: no token shards here ({name} is missing); give the folder of a tokens stage"
+        ) from error
     except OSError as error:
-        raise InputError(f"{address}/{name}: cannot be read ({error}); check the address and your access to it") from error
+        raise InputError(
+            f"{address}/{name}: cannot be read ({error}); check the address and your access to it"
+        ) from error
     return content
 
 
@@ -79,8 +89,10 @@ def _fetch(store: Any, root: str, address: str, name: str, digest: str, folder: 
                 found.update(piece)
                 target.write(piece)
         if found.hexdigest() != digest:
-            raise InputError(f"{address}/{name}: its bytes do not match the checksum in index.json (altered or damaged); "
-                             "restore it or run the tokens stage again")
+            raise InputError(
+                f"{address}/{name}: its bytes do not match the checksum in index.json (altered or damaged); "
+                "restore it or run the tokens stage again"
+            )
         temporary.replace(folder / name)
     except OSError as error:
         cause = "missing" if isinstance(error, FileNotFoundError) else f"could not be copied ({error})"

@@ -2,15 +2,16 @@
 
     index.json  tokenizer.json  {split}-NNNNN.bin  {split}-NNNNN.docs.npy  {split}-NNNNN.mask
 
-A shard (.bin) is one little-endian array of token ids, uint16 where the vocabulary has at most 65,536 tokens and uint32 beyond. A
-document is [end of text, its tokens …]: the end-of-text token stands before each document, so it is what every text is predicted from
-and what a model learns to give when a text has ended. A document is never split between shards.
+A shard (.bin) is one little-endian array of token ids, uint16 where the vocabulary has at most 65,536 tokens and uint32
+beyond. A document is [end of text, its tokens …]: the end-of-text token stands before each document, so it is what
+every text is predicted from and what a model learns to give when a text has ended. A document is never split between
+shards.
 
-Its document index (.docs.npy) has a column per document: first token, tokens, UTF-8 bytes, number of the source, number of the genre.
-A mask (.mask, one bit a token, 1: it counts in the loss) is there only where some token does not count.
+Its document index (.docs.npy) has a column per document: first token, tokens, UTF-8 bytes, number of the source, number
+of the genre. A mask (.mask, one bit a token, 1: it counts in the loss) is there only where some token does not count.
 
-A shard of the training split holds one source's documents of one genre, and those of a kind stand together: a `Group`, from which the
-loader draws by weight. The other splits keep the order of the corpus.
+A shard of the training split holds one source's documents of one genre, and those of a kind stand together: a `Group`,
+from which the loader draws by weight. The other splits keep the order of the corpus.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Shards:
-    """One split's tokens, memory-mapped: `tokens` and `bytes` (UTF-8, of the texts) in all; `read` anywhere; `documents`, the index.
+    """One split's tokens, memory-mapped: `tokens` and `bytes` (UTF-8, of the texts) in all; `read` anywhere;
+    `documents`, the index.
 
-    `vocab_size` and `tokenizer_sha256` are those of the tokenizer beside them. `masked`: some tokens do not count in the loss.
+    `vocab_size` and `tokenizer_sha256` are those of the tokenizer beside them. `masked`: some tokens do not count in
+    the loss.
     """
 
     def __init__(self, directory: Path, split: str, index: dict[str, Any]) -> None:
@@ -74,23 +77,29 @@ class Shards:
         self._starts = [0, *accumulate(file["tokens"] for file in self._files)]
         if self._starts[-1] != self.tokens:
             held = self._starts[-1]
-            raise InputError(f"{directory / INDEX}: its files hold {held} tokens, not {self.tokens}; run the tokens stage again")
+            raise InputError(
+                f"{directory / INDEX}: its files hold {held} tokens, not {self.tokens}; run the tokens stage again"
+            )
         self._maps = [np.asarray(np.memmap(directory / file["name"], dtype=dtype, mode="r")) for file in self._files]
         self.masked = any("mask_name" in file for file in self._files)
         self._masks = [
-            np.asarray(np.memmap(directory / file["mask_name"], dtype=np.uint8, mode="r")) if "mask_name" in file else None
+            np.asarray(np.memmap(directory / file["mask_name"], dtype=np.uint8, mode="r"))
+            if "mask_name" in file
+            else None
             for file in self._files
         ]
 
     @classmethod
     def open(cls, location: Path | str, split: str) -> Shards:
-        """Open the shards of "train", "valid" or "test" and check them against the index, short of reading them (see `verify`).
+        """Open the shards of "train", "valid" or "test" and check them against the index, short of reading them (see
+        `verify`).
 
-        `location` is a folder, or an address that fsspec understands (s3://…): then the split is copied to the cache first, every file
-        checked, and read from there.
+        `location` is a folder, or an address that fsspec understands (s3://…): then the split is copied to the cache
+        first, every file checked, and read from there.
 
         Raises:
-            InputError: no shards there, no such split, a file missing or of the wrong size, or not the tokenizer they were made with.
+            InputError: no shards there, no such split, a file missing or of the wrong size, or not the tokenizer they
+                were made with.
         """
         if isinstance(location, str):
             location = fetch_shards(location, split) if "://" in location else Path(location)
@@ -100,17 +109,25 @@ class Shards:
             known = sorted(index["splits"])
             wanted, made = index["tokenizer_sha256"], index["format"]
         except FileNotFoundError as error:
-            raise InputError(f"{location}: no token shards here ({INDEX} is missing); run the tokens stage first") from error
+            raise InputError(
+                f"{location}: no token shards here ({INDEX} is missing); run the tokens stage first"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a readable index of token shards ({error}); run the tokens stage again") from error
+            raise InputError(
+                f"{path}: not a readable index of token shards ({error}); run the tokens stage again"
+            ) from error
         if made != FORMAT:
-            raise InputError(f"{path}: shards of format {made}, this version reads format {FORMAT}; run the tokens stage again")
+            raise InputError(
+                f"{path}: shards of format {made}, this version reads format {FORMAT}; run the tokens stage again"
+            )
         if split not in known:
             raise InputError(f"{path}: has no split '{split}'; it has {', '.join(known)}")
         tokenizer = location / TOKENIZER
         if not tokenizer.is_file() or hash_file(tokenizer) != wanted:
-            raise InputError(f"{tokenizer}: not the tokenizer these shards were made with (its hash is not that in {INDEX}); "
-                             "restore it or run the tokens stage again")
+            raise InputError(
+                f"{tokenizer}: not the tokenizer these shards were made with (its hash is not that in {INDEX}); "
+                "restore it or run the tokens stage again"
+            )
         return cls(location, split, index)
 
     @staticmethod
@@ -122,7 +139,8 @@ class Shards:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The kinds of text that the loader may weigh, in the order of their tokens; of a split in mixed order, one group without names."""
+        """The kinds of text that the loader may weigh, in the order of their tokens; of a split in mixed order, one
+        group without names."""
         groups: list[Group] = []
         for file, first in zip(self._files, self._starts, strict=False):
             source, genre = (self.sources[file["source"]], self.genres[file["genre"]]) if "source" in file else ("", "")
@@ -163,9 +181,9 @@ class Shards:
             file += 1
 
     def copy_pieces(self, starts: Array, lengths: Array, inputs: Array, targets: Array) -> NDArray[np.bool_]:
-        """Pieces of text, each `lengths` tokens from `starts` on, one after another into the flat `inputs`, and the tokens that follow
-        each of these into `targets`, −1 for one that does not count. Returns which pieces were left out: those that, with the token
-        after them, lie in more than one file.
+        """Pieces of text, each `lengths` tokens from `starts` on, one after another into the flat `inputs`, and the
+        tokens that follow each of these into `targets`, −1 for one that does not count. Returns which pieces were left
+        out: those that, with the token after them, lie in more than one file.
         """
         places = np.cumsum(lengths) - lengths
         files = np.searchsorted(self._starts, starts, side="right") - 1
@@ -174,7 +192,9 @@ class Shards:
             mine = ~left & (files == file)
             mask = self._masks[file]
             bits = np.empty(0, dtype=np.uint8) if mask is None else mask
-            _copy(self._maps[file], bits, starts[mine] - self._starts[file], lengths[mine], places[mine], inputs, targets)
+            _copy(
+                self._maps[file], bits, starts[mine] - self._starts[file], lengths[mine], places[mine], inputs, targets
+            )
         return left
 
     def counts(self, start: int, length: int) -> NDArray[np.bool_]:
@@ -208,13 +228,16 @@ class Shards:
 
     @cached_property
     def documents(self) -> Array:
-        """(documents, 3) int64: first token in the split (its end-of-text token), number of tokens, UTF-8 bytes of the text.
+        """(documents, 3) int64: first token in the split (its end-of-text token), number of tokens, UTF-8 bytes of the
+        text.
 
         Raises:
             InputError: an index file is missing or damaged.
         """
         shift = np.array([[1], [0], [0]])
-        return np.concatenate([table[:3] + shift * first for table, first in zip(self._tables, self._starts, strict=False)], axis=1).T.copy()
+        return np.concatenate(
+            [table[:3] + shift * first for table, first in zip(self._tables, self._starts, strict=False)], axis=1
+        ).T.copy()
 
     @cached_property
     def labels(self) -> Array:
@@ -236,7 +259,9 @@ class Shards:
                 if table.shape != (5, file["documents"]) or table.dtype != np.int64:
                     raise ValueError(f"its shape is {table.shape}")
             except (OSError, ValueError, EOFError) as error:
-                raise InputError(f"{path}: not a readable document index ({error}); run the tokens stage again") from error
+                raise InputError(
+                    f"{path}: not a readable document index ({error}); run the tokens stage again"
+                ) from error
             tables.append(table)
         return tables
 
@@ -249,12 +274,17 @@ class Shards:
         for name, digest in file_hashes(self._files):
             path = self.directory / name
             if not path.is_file() or hash_file(path) != digest:
-                raise InputError(f"{path}: its bytes do not match the checksum in {INDEX} (altered or damaged); "
-                                 "restore it or run the tokens stage again")
+                raise InputError(
+                    f"{path}: its bytes do not match the checksum in {INDEX} (altered or damaged); "
+                    "restore it or run the tokens stage again"
+                )
 
     def fingerprint(self) -> str:
         """Changes when a file's size or time of change, or the checksum it should have, does. Reads no tokens."""
-        state = [(name, digest, (stat := (self.directory / name).stat()).st_size, stat.st_mtime_ns) for name, digest in file_hashes(self._files)]
+        state = [
+            (name, digest, (stat := (self.directory / name).stat()).st_size, stat.st_mtime_ns)
+            for name, digest in file_hashes(self._files)
+        ]
         return hash_json(state)
 
 
@@ -273,7 +303,15 @@ def verify_once(splits: Sequence[Shards], mark: Path) -> None:
 
 
 @compiled
-def _copy(text: NDArray[Any], mask: NDArray[np.uint8], starts: Array, lengths: Array, places: Array, inputs: Array, targets: Array) -> None:
+def _copy(
+    text: NDArray[Any],
+    mask: NDArray[np.uint8],
+    starts: Array,
+    lengths: Array,
+    places: Array,
+    inputs: Array,
+    targets: Array,
+) -> None:
     """`Shards.copy_pieces` within one file; an empty mask counts everything."""
     for piece in range(len(starts)):
         start, length, place = starts[piece], lengths[piece], places[piece]

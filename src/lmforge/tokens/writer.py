@@ -24,11 +24,14 @@ class Names:
 
     def of(self, document: Encoded) -> tuple[int, int]:
         """(number of the source, number of the genre)."""
-        return self.sources.setdefault(document.source, len(self.sources)), self.genres.setdefault(document.genre, len(self.genres))
+        return self.sources.setdefault(document.source, len(self.sources)), self.genres.setdefault(
+            document.genre, len(self.genres)
+        )
 
 
 class TokenWriter:
-    """Writes one split's documents as shards into `folder` and counts what goes by. With `grouped`, each kind into shards of its own."""
+    """Writes one split's documents as shards into `folder` and counts what goes by. With `grouped`, each kind into
+    shards of its own."""
 
     def __init__(self, folder: Path, split: str, vocab_size: int, names: Names, grouped: bool) -> None:
         self.folder, self.split, self.names, self.grouped = folder, split, names, grouped
@@ -84,10 +87,13 @@ class TokenWriter:
 class _Shard:
     """One file of tokens being written, with its document index and its mask."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any], label: dict[str, int], before_counted: bool) -> None:
+    def __init__(
+        self, folder: Path, name: str, dtype: np.dtype[Any], label: dict[str, int], before_counted: bool
+    ) -> None:
         self.folder, self.name, self.dtype, self.label = folder, name, dtype, label
         self.tokens = 0
-        self.ended_counted = before_counted  # whether the end of the document before counts: that is told by the token that ends it
+        # whether the end of the document before counts: that is told by the token that ends it
+        self.ended_counted = before_counted
         self._file = (folder / f"{name}.bin").open("wb")
         self._digest = hashlib.sha256()
         self._rows: list[tuple[int, int, int, int, int]] = []

@@ -1,10 +1,12 @@
-"""Low-rank adapters: small matrices learned beside frozen ones, saved alone, and merged into an ordinary model (Hu et al. 2021, LoRA).
+"""Low-rank adapters: small matrices learned beside frozen ones, saved alone, and merged into an ordinary model (Hu et
+al. 2021, LoRA).
 
     x ─▶ x Wᵀ + b (frozen) ───────────┐
     └──▶ (x Aᵀ) Bᵀ · alpha / rank ────┴─▶ +          merged: W + alpha / rank · B A
 
 Checkpoints and the chosen model hold merged weights, so that each is an ordinary model; the adapters stand beside them
-(`adapter.safetensors`), and go on from there. The average of several merged models is one adapter too, of the sum of their ranks.
+(`adapter.safetensors`), and go on from there. The average of several merged models is one adapter too, of the sum of
+their ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Weights = dict[str, Tensor]
 
 
 class Adapted(nn.Linear):
-    """A frozen linear layer and a product of low rank learned beside it (eq. 3): adapter_a (rank, in), adapter_b (out, rank)."""
+    """A frozen linear layer and a product of low rank learned beside it (eq. 3): adapter_a (rank, in), adapter_b (out,
+    rank)."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> None:
         """`scale` is alpha / rank. A is drawn uniformly within 1/√in, B is zero: at first the layer is what it was."""
@@ -58,7 +61,9 @@ def adapt(model: GPT, lora: Lora, seed: int) -> None:
         there = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
         for target in lora.targets:
             if target not in there:
-                raise InputError(f"finetune.lora.targets: {target} is no matrix of this network's layers; it has {', '.join(there)}")
+                raise InputError(
+                    f"finetune.lora.targets: {target} is no matrix of this network's layers; it has {', '.join(there)}"
+                )
             owner, _, name = target.rpartition(".")
             setattr(block.get_submodule(owner), name, Adapted(there[target], lora.rank, lora.scale, generator))
 
@@ -70,7 +75,11 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
 
 def adapter_tensors(model: nn.Module) -> Weights:
     """A and B of each adapter; empty where there is none."""
-    return {f"{name}.{part}": getattr(layer, part).detach() for name, layer in adapted_layers(model).items() for part in ("adapter_a", "adapter_b")}
+    return {
+        f"{name}.{part}": getattr(layer, part).detach()
+        for name, layer in adapted_layers(model).items()
+        for part in ("adapter_a", "adapter_b")
+    }
 
 
 @torch.no_grad()
@@ -82,13 +91,17 @@ def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     own = adapter_tensors(model)
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise InputError("the checkpoint's adapters are of another rank or of other layers than finetune.lora; run with --fresh or another name")
+        raise InputError(
+            "the checkpoint's adapters are of another rank or of other layers than finetune.lora; run with --fresh or "
+            "another name"
+        )
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
 
 def merged(model: GPT, adapters: Mapping[str, Tensor] | None = None) -> Weights:
-    """The weights of an ordinary model that computes the same: adapters (its own, or those given) added to what they stand beside."""
+    """The weights of an ordinary model that computes the same: adapters (its own, or those given) added to what they
+    stand beside."""
     tensors, layers = model_tensors(model), adapted_layers(model)
     found = adapter_tensors(model) if adapters is None else adapters
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(("adapter_a", "adapter_b"))}
@@ -113,7 +126,8 @@ def hold(model: GPT, weights: Mapping[str, Tensor]) -> None:
 
 
 def averaged(members: Sequence[Mapping[str, Tensor]]) -> Weights:
-    """One adapter that is the mean of several: B A summed over them is [B₁ … B_k] [A₁; …; A_k] / k, exactly, with the sum of their ranks."""
+    """One adapter that is the mean of several: B A summed over them is [B₁ … B_k] [A₁; …; A_k] / k, exactly, with the
+    sum of their ranks."""
     if len(members) == 1:
         return dict(members[0])
     joined = {}
@@ -140,7 +154,12 @@ def write_adapter(directory: Path, adapters: Mapping[str, Tensor], base: Path, l
     """
     with atomic_directory(directory) as temporary:
         save_file({name: tensor.contiguous().cpu() for name, tensor in adapters.items()}, temporary / ADAPTER)
-        content = {"format": 1, "scale": lora.scale, "targets": list(lora.targets), "base": {"path": str(base), "sha256": fingerprint(base)}}
+        content = {
+            "format": 1,
+            "scale": lora.scale,
+            "targets": list(lora.targets),
+            "base": {"path": str(base), "sha256": fingerprint(base)},
+        }
         write_atomic(temporary / ADAPTER_CONFIG, json.dumps(content, indent=1) + "\n")
 
 
@@ -155,8 +174,10 @@ def base_of(directory: Path) -> Path:
     path = Path(base["path"])
     found = fingerprint(path)
     if found != base["sha256"]:
-        raise InputError(f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {found[:12]}…; "
-                         "restore it, or train the adapter on this one")
+        raise InputError(
+            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {found[:12]}…; "
+            "restore it, or train the adapter on this one"
+        )
     return path
 
 
@@ -171,8 +192,12 @@ def load_with_adapter(directory: Path) -> GPT:
     weights = model_tensors(model)
     for name in [name.removesuffix(".adapter_a") for name in adapters if name.endswith(".adapter_a")]:
         if f"{name}.weight" not in weights:
-            raise InputError(f"{directory / ADAPTER}: holds {name}, which its base does not have; train the adapter again")
-        weights[f"{name}.weight"] = _added(weights[f"{name}.weight"], adapters[f"{name}.adapter_a"], adapters[f"{name}.adapter_b"], scale)
+            raise InputError(
+                f"{directory / ADAPTER}: holds {name}, which its base does not have; train the adapter again"
+            )
+        weights[f"{name}.weight"] = _added(
+            weights[f"{name}.weight"], adapters[f"{name}.adapter_a"], adapters[f"{name}.adapter_b"], scale
+        )
     hold(model, weights)
     return model
 

@@ -1,9 +1,11 @@
 """Checkpoints: everything that a run needs to go on exactly as if it had never stopped. Atomic, checksummed, no pickle.
 
-    train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json, config.json, tokenizer.json,
-                                     manifest.json}        average: the moving average of the weights, once it has begun
-    train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone, to average
-    Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them apart.
+train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json,
+config.json, tokenizer.json,
+                                 manifest.json}        average: the moving average of the weights, once it has begun
+train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone,
+to average Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them
+apart.
 """
 
 from __future__ import annotations
@@ -82,8 +84,8 @@ class Checkpoints:
     """The checkpoints of one run: the newest `keep` and the best stay."""
 
     def __init__(self, directory: Path, keep: int, store: str | None = None) -> None:
-        """`store`: an address that fsspec understands (s3://bucket/run), to which every complete checkpoint is copied too, and from which
-        the newest is fetched where there is none here."""
+        """`store`: an address that fsspec understands (s3://bucket/run), to which every complete checkpoint is copied
+        too, and from which the newest is fetched where there is none here."""
         self.directory, self.keep, self.store = directory, keep, store
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lmforge-checkpoint")
         self._writing: Future[None] | None = None
@@ -119,23 +121,35 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}"
 
     def save(
-        self, step: int, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], tokenizer: Path,
-        average: Mapping[str, Tensor] | None = None, wait: bool = True,
+        self,
+        step: int,
+        model: GPT,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        state: Mapping[str, Any],
+        tokenizer: Path,
+        average: Mapping[str, Tensor] | None = None,
+        wait: bool = True,
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
-        Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `settle` waits for it.
+        Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `settle` waits
+        for it.
 
         Raises:
-            LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay usable.
+            LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay
+                usable.
         """
         self.settle()
         tensors, moments = merged(model), optimizer_tensors(optimizers)
-        averaged, adapters = ({name: weight.detach().cpu() for name, weight in each.items()} for each in (average or {}, adapter_tensors(model)))
+        averaged, adapters = (
+            {name: weight.detach().cpu() for name, weight in each.items()}
+            for each in (average or {}, adapter_tensors(model))
+        )
         content = json.dumps(dict(state), indent=1) + "\n"
         if not wait:
             tensors, moments, averaged, adapters = (
-                {name: tensor.clone() for name, tensor in each.items()} for each in (tensors, moments, averaged, adapters)
+                {name: tensor.clone() for name, tensor in each.items()}
+                for each in (tensors, moments, averaged, adapters)
             )
         config, best = model.config, state.get("best_step")
         parts = {"optimizer.safetensors": moments, AVERAGE: averaged, ADAPTER: adapters}
@@ -146,7 +160,14 @@ class Checkpoints:
             self._writing = writing
 
     def _write(
-        self, step: int, config: GPTConfig, tensors: Weights, parts: dict[str, Weights], state: str, tokenizer: Path, best: int | None,
+        self,
+        step: int,
+        config: GPTConfig,
+        tensors: Weights,
+        parts: dict[str, Weights],
+        state: str,
+        tokenizer: Path,
+        best: int | None,
     ) -> None:
         with atomic_directory(self.path(step)) as temporary, full_disk_as_os_error():
             write_model(temporary, config, tensors, tokenizer, notes={"step": step})
@@ -169,7 +190,8 @@ class Checkpoints:
         return load_file(path) if path.exists() else {}
 
     def prepare(self) -> None:
-        """Finish what is being written, and fetch from the store where nothing is here; then `load_newest` finds what there is."""
+        """Finish what is being written, and fetch from the store where nothing is here; then `load_newest` finds what
+        there is."""
         self.settle()
         if self.store and not self.steps():
             fetch_newest(self.store, self.directory)
@@ -188,7 +210,11 @@ class Checkpoints:
         try:
             verify_directory(path)
         except InputError as error:
-            earlier = f"; or remove {path} to go on from step {steps[-2]}" if len(steps) > 1 else f"; or remove {path} to start again"
+            earlier = (
+                f"; or remove {path} to go on from step {steps[-2]}"
+                if len(steps) > 1
+                else f"; or remove {path} to start again"
+            )
             raise InputError(f"{error}{earlier}") from error
         tensors = load_file(path / "model.safetensors")
         current = merged(model)
@@ -197,7 +223,9 @@ class Checkpoints:
         if adapter_tensors(model):
             load_adapters(model, load_file(path / ADAPTER) if (path / ADAPTER).exists() else {})
         else:
-            model.load_state_dict({**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})})
+            model.load_state_dict(
+                {**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})}
+            )
         restore_optimizers(optimizers, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         say(f"train: going on from step {state['step']} ({path})")

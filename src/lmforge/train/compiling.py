@@ -13,9 +13,11 @@ _TORCHS = "torch._inductor.runtime.cache_dir_utils"
 
 
 def keep_compiled_code() -> Path:
-    """Let torch keep what it compiles in the user's cache folder, unless the environment names another; gives back the folder.
+    """Let torch keep what it compiles in the user's cache folder, unless the environment names another; gives back the
+    folder.
 
-    Torch writes its default into the environment as soon as anything imports its compiler: that is nobody's wish, and is replaced.
+    Torch writes its default into the environment as soon as anything imports its compiler: that is nobody's wish, and
+    is replaced.
     """
     torchs = getattr(sys.modules.get(_TORCHS), "default_cache_dir", lambda: None)()
     if os.environ.get(FOLDER) in (None, torchs):

@@ -1,12 +1,13 @@
 """Optimizer state in 8 bits: a byte a value and a float32 for each block of 256 values, a quarter of the memory.
 
-A value is kept as a share of the largest in its block, on a scale that is fine near zero: sign · (code/127)² for momenta, (code/255)⁴
-for squares, whose values span more powers of ten. Block-wise 8-bit state: Dettmers et al. 2022 ("8-bit Optimizers via Block-wise Quantization");
-the scales here are powers, which need no table.
+A value is kept as a share of the largest in its block, on a scale that is fine near zero: sign · (code/127)² for
+momenta, (code/255)⁴ for squares, whose values span more powers of ten. Block-wise 8-bit state: Dettmers et al. 2022
+("8-bit Optimizers via Block-wise Quantization"); the scales here are powers, which need no table.
 
-Rounding to the nearest code would hold a slowly falling average where it is for ever, as a step is smaller than half a code; so codes are
-rounded up or down in the right proportion, by an offset that differs from value to value and from turn to turn (the additive recurrence
-with the golden ratio), which is the same again after a restart. No square that is not zero becomes zero, as updates are divided by it.
+Rounding to the nearest code would hold a slowly falling average where it is for ever, as a step is smaller than half a
+code; so codes are rounded up or down in the right proportion, by an offset that differs from value to value and from
+turn to turn (the additive recurrence with the golden ratio), which is the same again after a restart. No square that is
+not zero becomes zero, as updates are divided by it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ BLOCK = 256
 def pack(values: Tensor, turn: int) -> tuple[Tensor, Tensor]:
     """Values of any shape → (int8 codes of that shape, float32 largest size of each block of 256, in reading order)."""
     blocks, largest = _blocks(values)
-    codes = (blocks / largest[:, None]).abs_().sqrt_().mul_(127).add_(_offsets(blocks, turn)).floor_().clamp_(max=127).copysign_(blocks)
+    codes = (
+        (blocks / largest[:, None])
+        .abs_()
+        .sqrt_()
+        .mul_(127)
+        .add_(_offsets(blocks, turn))
+        .floor_()
+        .clamp_(max=127)
+        .copysign_(blocks)
+    )
     return codes.to(torch.int8).flatten()[: values.numel()].view(values.shape), largest
 
 
@@ -52,7 +62,14 @@ def _offsets(blocks: Tensor, turn: int) -> Tensor:
     """Numbers spread evenly over [0, 1), for each value and turn another."""
     golden = 0.6180339887498949
     places = torch.arange(blocks.numel(), dtype=torch.float64, device=blocks.device)
-    return places.mul_(golden).add_(turn * 0.7548776662466927).remainder_(1.0).float().clamp_(max=1 - 2**-24).view(blocks.shape)
+    return (
+        places.mul_(golden)
+        .add_(turn * 0.7548776662466927)
+        .remainder_(1.0)
+        .float()
+        .clamp_(max=1 - 2**-24)
+        .view(blocks.shape)
+    )
 
 
 def _blocks(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +80,11 @@ def _blocks(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scaled(shares: Tensor, largest: Tensor) -> Tensor:
     flat = shares.flatten()
-    return (F.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK) * largest[:, None]).flatten()[: flat.numel()].view(shares.shape)
+    return (
+        (F.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK) * largest[:, None])
+        .flatten()[: flat.numel()]
+        .view(shares.shape)
+    )
 
 
 class State:
@@ -93,7 +114,8 @@ class State:
 
 
 class Packed(torch.optim.Optimizer):
-    """An optimizer whose state keeps the types it has (the library would turn bytes into the parameters' type on loading)."""
+    """An optimizer whose state keeps the types it has (the library would turn bytes into the parameters' type on
+    loading)."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the library's, the tensors unchanged."""
@@ -101,13 +123,22 @@ class Packed(torch.optim.Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, fields in state_dict["state"].items():
             parameter = parameters[index]
-            self.state[parameter] = {name: torch.as_tensor(value).to(parameter.device, copy=True) for name, value in fields.items()}
+            self.state[parameter] = {
+                name: torch.as_tensor(value).to(parameter.device, copy=True) for name, value in fields.items()
+            }
 
 
 class AdamW8bit(Packed):
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) with both moments in 8 bits."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -123,7 +154,11 @@ class AdamW8bit(Packed):
                 count = float(fields["step"])
                 state = State(fields, parameter, packed=True)
                 first = state.read("first").lerp_(parameter.grad, 1 - first_beta)
-                second = state.read("second").mul_(second_beta).addcmul_(parameter.grad, parameter.grad, value=1 - second_beta)
+                second = (
+                    state.read("second")
+                    .mul_(second_beta)
+                    .addcmul_(parameter.grad, parameter.grad, value=1 - second_beta)
+                )
                 state.write("first", first)
                 state.write("second", second, squares=True)
                 parameter.mul_(1 - lr * group["weight_decay"])

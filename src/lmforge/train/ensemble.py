@@ -4,7 +4,8 @@
     every step of the end ──────▶ moving average ───────────────────────────────────┼─▶ table ─▶ the best becomes model/
     singles ─▶ mean of their probabilities (k networks at once) ────────────────────┘   └─▶ only in the table
 
-All candidates are scored on the same validation tokens in the same way, and an average must beat the best single network to be taken.
+All candidates are scored on the same validation tokens in the same way, and an average must beat the best single
+network to be taken.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
 
 
 class MovingAverage:
-    """The exponential moving average of a model's weights over the end of a run (Polyak and Juditsky 1992; Izmailov et al. 2018).
+    """The exponential moving average of a model's weights over the end of a run (Polyak and Juditsky 1992; Izmailov et
+    al. 2018).
 
-    Its horizon is a twentieth of the run; it begins `HORIZONS` horizons before the end, so most of a run does not pay for it.
+    Its horizon is a twentieth of the run; it begins `HORIZONS` horizons before the end, so most of a run does not pay
+    for it.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
@@ -42,12 +45,15 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps. The first weights count as the start, not as the past: θ̄ += (θ − θ̄)/min(n, horizon)."""
+        """Take in the weights after `step` steps. The first weights count as the start, not as the past: θ̄ += (θ −
+        θ̄)/min(n, horizon)."""
         if step <= self.begins:
             return
         parameters = dict(self.model.named_parameters())
         if not self.weights:
-            self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items() if parameter.requires_grad}
+            self.weights = {
+                name: parameter.detach().clone() for name, parameter in parameters.items() if parameter.requires_grad
+            }
             return
         share = 1 / min(step - self.begins, self.horizon)
         torch._foreach_lerp_(list(self.weights.values()), [parameters[name] for name in self.weights], share)
@@ -60,7 +66,8 @@ class MovingAverage:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to make one model of a run: from the weights after which steps, and its bits per byte on validation text."""
+    """A way to make one model of a run: from the weights after which steps, and its bits per byte on validation
+    text."""
 
     name: str
     members: tuple[int, ...]
@@ -75,8 +82,8 @@ class Candidate:
 class Choice:
     """Makes the candidates and scores them.
 
-    `load(step)` gives the weights after a step; `score(weights)` the nats of each validation token (0 where one does not count), which
-    stand for `text_bytes` bytes of text.
+    `load(step)` gives the weights after a step; `score(weights)` the nats of each validation token (0 where one does
+    not count), which stand for `text_bytes` bytes of text.
     """
 
     def __init__(self, load: Callable[[int], Weights], score: Callable[[Weights], Tensor], text_bytes: int) -> None:
@@ -85,9 +92,11 @@ class Choice:
         self.table: list[Candidate] = []
 
     def choose(self, steps: Sequence[int], moving: Weights | None = None) -> tuple[Candidate, Weights]:
-        """The best candidate made from the weights after `steps`, and from their moving average where there is one; and its weights.
+        """The best candidate made from the weights after `steps`, and from their moving average where there is one; and
+        its weights.
 
-        `table` then holds all of them, the best first. Networks that only predict together (`networks` > 1) are scored, not chosen.
+        `table` then holds all of them, the best first. Networks that only predict together (`networks` > 1) are scored,
+        not chosen.
         """
         ascending = sorted(steps)
         for step in ascending:
@@ -97,16 +106,28 @@ class Choice:
             self._enter(f"average of the last {count}", tuple(ascending[-count:]))
         if len(ascending) > 1:
             self._enter("greedy soup", self._soup([single.members[0] for single in singles]))
-            self._enter(f"{len(ascending)} networks together", tuple(ascending), mix([self.nats[step,] for step in ascending]), len(ascending))
+            self._enter(
+                f"{len(ascending)} networks together",
+                tuple(ascending),
+                mix([self.nats[step,] for step in ascending]),
+                len(ascending),
+            )
         if moving:
             self._enter("moving average", (), self.score(moving))
         self.table.sort(key=lambda candidate: (candidate.bits_per_byte, len(candidate.members)))
         best = next(candidate for candidate in self.table if candidate.networks == 1)
-        say(f"train: chose {best.name} ({best.bits_per_byte:.4f} bits per byte; best single {singles[0].bits_per_byte:.4f})")
+        say(
+            f"train: chose {best.name} ({best.bits_per_byte:.4f} bits per byte; best single "
+            f"{singles[0].bits_per_byte:.4f})"
+        )
         return best, average(self.load, best.members) if best.members else dict(moving or {})
 
     def _enter(self, name: str, members: tuple[int, ...], nats: Tensor | None = None, networks: int = 1) -> None:
-        bits = float((self._scored(members) if nats is None else nats).double().sum()) / math.log(2) / max(1, self.text_bytes)
+        bits = (
+            float((self._scored(members) if nats is None else nats).double().sum())
+            / math.log(2)
+            / max(1, self.text_bytes)
+        )
         self.table.append(Candidate(name, members, bits, networks))
 
     def _scored(self, members: tuple[int, ...]) -> Tensor:
@@ -115,7 +136,8 @@ class Choice:
         return self.nats[members]
 
     def _soup(self, best_first: Sequence[int]) -> tuple[int, ...]:
-        """Members that each made the average better when added to it, the best single first (Wortsman et al. 2022, algorithm 1)."""
+        """Members that each made the average better when added to it, the best single first (Wortsman et al. 2022,
+        algorithm 1)."""
         soup: tuple[int, ...] = (best_first[0],)
         for step in best_first[1:]:
             more = tuple(sorted((*soup, step)))
@@ -130,7 +152,11 @@ def average(load: Callable[[int], Weights], members: Iterable[int]) -> Weights:
     members = list(members)
     for step in members:
         weights = load(step)
-        total = {name: total[name].add_(weights[name]) for name in total} if total else {name: w.clone() for name, w in weights.items()}
+        total = (
+            {name: total[name].add_(weights[name]) for name in total}
+            if total
+            else {name: w.clone() for name, w in weights.items()}
+        )
     return {name: weight.div_(len(members)) for name, weight in total.items()} if len(members) > 1 else total
 
 

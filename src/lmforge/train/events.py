@@ -1,7 +1,8 @@
 """Numbers by step in the file format that TensorBoard reads; `tensorboard --logdir RUN/train/tensorboard` draws them.
 
     record: length (8 bytes), CRC of it (4), data, CRC of the data (4)         TFRecord
-    data:   Event {1: wall time, 2: step, 3: file version | 5: Summary {1: Value {1: tag, 2: number}} | 7: SessionLog {1: START}}      protobuf
+    data:   Event {1: wall time, 2: step, 3: file version | 5: Summary {1: Value {1: tag, 2: number}} | 7: SessionLog
+    {1: START}}      protobuf
 
 Three messages of two fields each are written by hand rather than by a library of 100 MB.
 """
@@ -32,7 +33,11 @@ class EventFile:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """The finite numbers among `values`; those of nested mappings as NAME/INNER."""
-        found = [_bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in _numbers(values) if tag != "step"]
+        found = [
+            _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
+            for tag, value in _numbers(values)
+            if tag != "step"
+        ]
         if found:
             self._write(step, _bytes(5, b"".join(found)))
             self.file.flush()

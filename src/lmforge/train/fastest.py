@@ -1,7 +1,9 @@
-"""The fastest way to run a training step here, measured at start-up: replicas or threads, micro-batch, eager, compiled or graphs, precision.
+"""The fastest way to run a training step here, measured at start-up: replicas or threads, micro-batch, eager, compiled
+or graphs, precision.
 
-The choice is kept per machine and network shape (in the user's cache folder), because another thread count or micro-batch adds up
-floating-point numbers in another order: a run that is stopped and started again must choose as before, to the bit.
+The choice is kept per machine and network shape (in the user's cache folder), because another thread count or
+micro-batch adds up floating-point numbers in another order: a run that is stopped and started again must choose as
+before, to the bit.
 """
 
 from __future__ import annotations
@@ -56,11 +58,13 @@ def _cache_file() -> Path:
 
 
 def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: int, ranks: int = 1) -> Way:
-    """The fastest of the allowed ways to run `rows` rows a step for `steps` steps. What the recipe states is not measured.
+    """The fastest of the allowed ways to run `rows` rows a step for `steps` steps. What the recipe states is not
+    measured.
 
-    On a GPU eager code, compiled code and CUDA graphs of it are measured. With several ranks nothing is measured (they must all choose
-    alike): one thread each on a CPU, whole batch, eager, float32.
-    Where the recipe states threads, micro-batch and compilation, an unstated precision on a CPU is float32, which is right everywhere.
+    On a GPU eager code, compiled code and CUDA graphs of it are measured. With several ranks nothing is measured (they
+    must all choose alike): one thread each on a CPU, whole batch, eager, float32.
+    Where the recipe states threads, micro-batch and compilation, an unstated precision on a CPU is float32, which is
+    right everywhere.
     """
     train, context = recipe.train, recipe.tokens.context
     tokens = rows * context
@@ -69,14 +73,29 @@ def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: i
     if device.type == "cuda" and train.precision == "auto":
         precision, why = safest_on_gpu(device)
     if device.type == "cuda" and ranks == 1 and train.compile == "auto":
-        return _measure_on_gpu(model, device, train.micro_batch_tokens or min(tokens, 65_536), context, f"{precision}: {why}", tokens * steps)
+        return _measure_on_gpu(
+            model,
+            device,
+            train.micro_batch_tokens or min(tokens, 65_536),
+            context,
+            f"{precision}: {why}",
+            tokens * steps,
+        )
     if device.type != "cpu" or ranks > 1:
         threads = train.threads or max(1, cores() // ranks)
-        return Way(1, threads, train.micro_batch_tokens or min(tokens, 65_536), train.compile == "on",
-                   f"not measured: GPU or several ranks; {precision}: {why}", precision)
+        return Way(
+            1,
+            threads,
+            train.micro_batch_tokens or min(tokens, 65_536),
+            train.compile == "on",
+            f"not measured: GPU or several ranks; {precision}: {why}",
+            precision,
+        )
     if train.threads is not None and train.micro_batch_tokens is not None and train.compile != "auto":
         replicas = 1 if train.compile == "on" else min(train.threads, rows)
-        return Way(replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe", precision)
+        return Way(
+            replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe", precision
+        )
     key = hash_json([CHOICE_FORMAT, machine(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated])
     cached = _read_cache().get(key)
     if cached:
@@ -87,7 +106,10 @@ def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: i
     try:
         write_atomic(_cache_file(), json.dumps(cache, indent=1))
     except LmforgeError as error:
-        say(f"train: the measured choice could not be kept ({error}); pin train.threads and train.micro_batch_tokens for exact resume")
+        say(
+            f"train: the measured choice could not be kept ({error}); pin train.threads and train.micro_batch_tokens "
+            "for exact resume"
+        )
     return chosen
 
 
@@ -104,14 +126,20 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> Way:
     precision = "fp32" if train.precision == "auto" else train.precision
     # Replicas first: a later way must be 3% faster to be taken, so that noise decides nothing.
     threads = train.threads or cores()
-    ways = [(min(threads, rows), threads), (1, threads)] if min(threads, rows) > 1 and train.compile != "on" else [(1, threads)]
+    ways = (
+        [(min(threads, rows), threads), (1, threads)]
+        if min(threads, rows) > 1 and train.compile != "on"
+        else [(1, threads)]
+    )
     best: tuple[float, int, int] | None = None
     found = []
     for replicas, count in ways:
         share = math.ceil(rows / replicas)
-        sizes = [train.micro_batch_tokens] if train.micro_batch_tokens else [
-            size * context for size in sorted({share, max(1, min(share, 2048 // context))}, reverse=True)
-        ]
+        sizes = (
+            [train.micro_batch_tokens]
+            if train.micro_batch_tokens
+            else [size * context for size in sorted({share, max(1, min(share, 2048 // context))}, reverse=True)]
+        )
         for size in sizes:
             seconds = _per_token(model, replicas, count, size, context, precision)
             found.append(f"{replicas} replicas on {count} threads × {size} tokens {1 / seconds:,.0f} tok/s")
@@ -129,14 +157,19 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> Way:
         words = "off"
     elif train.compile == "auto":
         compiled, words = _is_compiling_worth_it(model, threads, size, context, precision, seconds, total)
-    return Way(1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]), precision)
+    return Way(
+        1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]), precision
+    )
 
 
 def _measure_on_gpu(model: GPT, device: torch.device, size: int, context: int, precision: str, total: int) -> Way:
-    """Eager, compiled, and compiled code replayed as CUDA graphs, for `total` tokens of training: the fastest whose compilation pays back and
-    whose gradient is that of eager code."""
+    """Eager, compiled, and compiled code replayed as CUDA graphs, for `total` tokens of training: the fastest whose
+    compilation pays back and whose gradient is that of eager code."""
     kind = precision.split(":")[0]
-    eager, expected = _per_token(model, 1, cores(), size, context, kind), _gradient_norm(model, size, context, kind, None)
+    eager, expected = (
+        _per_token(model, 1, cores(), size, context, kind),
+        _gradient_norm(model, size, context, kind, None),
+    )
     best, found = (eager * total, False, False), [f"eager {1 / eager:,.0f} tok/s"]
     for graphs in (False, True):
         name = "CUDA graphs" if graphs else "compiled"
@@ -157,7 +190,8 @@ def _measure_on_gpu(model: GPT, device: torch.device, size: int, context: int, p
 
 
 def _gradient_norm(model: GPT, size: int, context: int, precision: str, compiled: Any) -> float:
-    """Of `size` tokens, by eager code or by compiled; run twice, since the second run is the one that replays a graph."""
+    """Of `size` tokens, by eager code or by compiled; run twice, since the second run is the one that replays a
+    graph."""
     tokens = _some_tokens(model, size, context)
     for _ in range(2):
         model.zero_grad(set_to_none=True)
@@ -192,8 +226,11 @@ def compiled_loss(model: GPT, way: Way) -> Any:
     return _compiled(model, way.graphs)
 
 
-def _is_bfloat16_faster(model: GPT, replicas: int, threads: int, size: int, context: int, exact: float) -> tuple[float | None, str]:
-    """(seconds per token in bfloat16 where it is to be taken, why). Whole steps in it are measured only where a single product is fast."""
+def _is_bfloat16_faster(
+    model: GPT, replicas: int, threads: int, size: int, context: int, exact: float
+) -> tuple[float | None, str]:
+    """(seconds per token in bfloat16 where it is to be taken, why). Whole steps in it are measured only where a single
+    product is fast."""
     gain = bfloat16_gain(model.config)
     if gain < PROMISING:
         return None, f"fp32 (a product in bfloat16 is {gain:.2f} times as fast)"
@@ -203,7 +240,13 @@ def _is_bfloat16_faster(model: GPT, replicas: int, threads: int, size: int, cont
 
 
 def _is_compiling_worth_it(
-    model: GPT, threads: int, size: int, context: int, precision: str, eager: float, total: float,
+    model: GPT,
+    threads: int,
+    size: int,
+    context: int,
+    precision: str,
+    eager: float,
+    total: float,
 ) -> tuple[bool, str]:
     if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++", "cl")):
         return False, "no C++ compiler here"
@@ -216,14 +259,25 @@ def _is_compiling_worth_it(
         return False, f"failed here ({type(error).__name__})"
     cost = time.perf_counter() - started
     gain = total * (1 - seconds / eager) - cost
-    return gain > 0, f"{eager / seconds:.2f}× eager after {cost:.0f} s, {'saves' if gain > 0 else 'loses'} {in_words(abs(gain))}"
+    return (
+        gain > 0,
+        f"{eager / seconds:.2f}× eager after {cost:.0f} s, {'saves' if gain > 0 else 'loses'} {in_words(abs(gain))}",
+    )
 
 
 def _per_token(
-    model: GPT, replicas: int, threads: int, size: int, context: int, precision: str = "fp32", compiled: bool = False, repeats: int = 3,
+    model: GPT,
+    replicas: int,
+    threads: int,
+    size: int,
+    context: int,
+    precision: str = "fp32",
+    compiled: bool = False,
+    repeats: int = 3,
     graphs: bool = False,
 ) -> float:
-    """Median seconds per token of forward and backward passes of `size` tokens in each replica, after a warm-up; gradients are dropped."""
+    """Median seconds per token of forward and backward passes of `size` tokens in each replica, after a warm-up;
+    gradients are dropped."""
     tokens = _some_tokens(model, size, context)
     quick = _compiled(model, graphs) if compiled else None
     networks = Replicas(model, replicas, threads)
@@ -250,4 +304,7 @@ def describe(chosen: Way) -> str:
     code = "compiled, as CUDA graphs" if chosen.graphs else "compiled" if chosen.compiled else "eager"
     compiled = f"{code}, {chosen.precision}"
     size = chosen.micro_batch_tokens
-    return f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {size} tokens, {compiled} ({chosen.reason})"
+    return (
+        f"{chosen.replicas} replicas on {chosen.threads} threads, micro-batches of {size} tokens, {compiled} "
+        f"({chosen.reason})"
+    )

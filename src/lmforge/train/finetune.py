@@ -1,4 +1,5 @@
-"""What is different where training goes on from another model: its first weights, what of them is trained, and on what it is judged."""
+"""What is different where training goes on from another model: its first weights, what of them is trained, and on what
+it is judged."""
 
 from __future__ import annotations
 
@@ -25,14 +26,18 @@ def start_from(model: GPT, settings: Finetune, seed: int) -> None:
     for name in sorted(own.keys() | weights.keys()):
         here, there = (tuple(each[name].shape) if name in each else "not there" for each in (own, weights))
         if here != there:
-            raise InputError(f"finetune.base: {settings.base}: {name} is {there}, and {here} in the network of [model]; leave [model] out")
+            raise InputError(
+                f"finetune.base: {settings.base}: {name} is {there}, and {here} in the network of [model]; leave "
+                "[model] out"
+            )
     model.load_state_dict({**weights, **({} if "head.weight" in weights else {"head.weight": weights["embed.weight"]})})
     if settings.lora:
         adapt(model, settings.lora, seed)
 
 
 def example_rows(shards: Shards, context: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Validation rows of whole examples, packed: inputs, targets (−1 where a token does not count) and documents, each (R, context)."""
+    """Validation rows of whole examples, packed: inputs, targets (−1 where a token does not count) and documents, each
+    (R, context)."""
     rows = max(1, min((shards.tokens - 1) // context, tokens // context))
     batch = Loader(shards, context, rows, seed, "best_fit").batch(0)
     assert batch.documents is not None

@@ -1,11 +1,12 @@
-"""Products of 8-bit floating-point numbers inside the blocks, on GPUs that have them (Micikevicius et al. 2022, "FP8 Formats for Deep Learning").
+"""Products of 8-bit floating-point numbers inside the blocks, on GPUs that have them (Micikevicius et al. 2022, "FP8
+Formats for Deep Learning").
 
     y = x Wᵀ:   x, W ─▶ / their largest size ─▶ E4M3 ─┐
     dx = g W:   g ───▶ / its largest size ───▶ E5M2 ──┼─▶ 8-bit product, summed in float32 ─▶ · both scales ─▶ bfloat16
     dW = gᵀ x                                         ┘
 
-Weights, their gradients' sums and the optimizer stay float32; everything that is no matrix of a block is computed in bfloat16. A scale is found
-anew for each product, on the device, so nothing has to be kept and a run resumes exactly.
+Weights, their gradients' sums and the optimizer stay float32; everything that is no matrix of a block is computed in
+bfloat16. A scale is found anew for each product, on the device, so nothing has to be kept and a run resumes exactly.
 """
 
 from __future__ import annotations
@@ -31,10 +32,15 @@ def require(device: torch.device) -> None:
         InputError: a CPU, or a GPU before compute capability 8.9; says which it is.
     """
     if device.type != "cuda":
-        raise InputError("train.precision: 'fp8' needs a GPU of compute capability 8.9 or more, and this is a CPU; use 'auto'")
+        raise InputError(
+            "train.precision: 'fp8' needs a GPU of compute capability 8.9 or more, and this is a CPU; use 'auto'"
+        )
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < CAPABILITY:
-        raise InputError(f"train.precision: 'fp8' needs a GPU of compute capability 8.9 or more, and this one has {major}.{minor}; use 'auto'")
+        raise InputError(
+            f"train.precision: 'fp8' needs a GPU of compute capability 8.9 or more, and this one has {major}.{minor}; "
+            "use 'auto'"
+        )
 
 
 def quantised(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -87,9 +93,16 @@ class Linear8(nn.Linear):
 
 
 def use_fp8(model: nn.Module) -> int:
-    """Let the products of a model's blocks be 8-bit, in place, where their sides are multiples of `UNIT`; gives back how many matrices that are."""
-    found = [(name, module) for name, module in model.named_modules() if name.startswith("blocks.") and type(module) is nn.Linear
-             and module.in_features % UNIT == 0 and module.out_features % UNIT == 0]
+    """Let the products of a model's blocks be 8-bit, in place, where their sides are multiples of `UNIT`; gives back
+    how many matrices that are."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name.startswith("blocks.")
+        and type(module) is nn.Linear
+        and module.in_features % UNIT == 0
+        and module.out_features % UNIT == 0
+    ]
     for name, module in found:
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, Linear8(module))

@@ -1,4 +1,5 @@
-"""`metrics.jsonl`: one JSON object a step, each step exactly once however often the run was stopped; and what of the machine a step used."""
+"""`metrics.jsonl`: one JSON object a step, each step exactly once however often the run was stopped; and what of the
+machine a step used."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from lmforge.train.events import EventFile
 
 
 class Journal:
-    """Appends to a metrics file; opened at a step, it first drops what came after it (a killed run may have got further)."""
+    """Appends to a metrics file; opened at a step, it first drops what came after it (a killed run may have got
+    further)."""
 
     def __init__(self, path: Path, step: int, events: EventFile | None = None) -> None:
         """`events`: where the numbers go too."""
@@ -62,13 +64,18 @@ class Meter:
     """What a step used of the machine."""
 
     def __init__(self, flops: Callable[[int], float], device: torch.device, devices: int) -> None:
-        """`flops(context)`: operations for each token of rows of `context`. `devices` share the work: GPUs, or 1 for the processes on one CPU."""
+        """`flops(context)`: operations for each token of rows of `context`. `devices` share the work: GPUs, or 1 for
+        the processes on one CPU."""
         self.flops, self.device = flops, device
         self.process, self.devices = psutil.Process(), devices
 
     def read(self, tokens_per_second: float, context: int) -> dict[str, float]:
-        """Tokens a second; `utilization`, the share of the measured matrix peak that these tokens' products make; memory: resident on a CPU, the
-        largest amount allocated on a GPU."""
-        memory = self.process.memory_info().rss if self.device.type == "cpu" else torch.cuda.max_memory_allocated(self.device)
+        """Tokens a second; `utilization`, the share of the measured matrix peak that these tokens' products make;
+        memory: resident on a CPU, the largest amount allocated on a GPU."""
+        memory = (
+            self.process.memory_info().rss
+            if self.device.type == "cpu"
+            else torch.cuda.max_memory_allocated(self.device)
+        )
         share = self.flops(context) * tokens_per_second / (matrix_peak() * self.devices)
         return {"tokens_per_second": round(tokens_per_second), "utilization": round(share, 4), "memory_bytes": memory}

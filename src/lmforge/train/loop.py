@@ -1,10 +1,12 @@
 """Shards + network → checkpoints → the chosen model.
 
-    for step: rate ─▶ batch(step) ─▶ loss, backward (micro-batches) ─▶ sum over ranks ─▶ fit? ─▶ clip ─▶ update ─▶ journal ─▶ validate, save
-                                                                                          └no▶ skipped, its cause in the journal
+    for step: rate ─▶ batch(step) ─▶ loss, backward (micro-batches) ─▶ sum over ranks ─▶ fit? ─▶ clip ─▶ update ─▶
+    journal ─▶ validate, save
+                                                                                          └no▶ skipped, its cause in the
+                                                                                          journal
 
-Resuming is the only way a run starts: from step 0, or from the newest complete checkpoint. The data order is a pure function of seed and
-step, so the state of a run is weights, optimizer and a few numbers.
+Resuming is the only way a run starts: from step 0, or from the newest complete checkpoint. The data order is a pure
+function of seed and step, so the state of a run is weights, optimizer and a few numbers.
 """
 
 from __future__ import annotations
@@ -76,11 +78,15 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
     Raises:
         InputError: shards and recipe do not fit, the corpus is smaller than one batch, a checkpoint was altered.
         Interrupted: Ctrl-C, SIGTERM or `train.max_seconds`; a checkpoint was saved.
-        LmforgeError: skipping bad steps and going back did not help, a loss scale reached its floor, or the disk is full.
+        LmforgeError: skipping bad steps and going back did not help, a loss scale reached its floor, or the disk is
+            full.
     """
     mesh = join_mesh(recipe.parallel.data)
     try:
-        with memory_for(recipe.train.return_memory), contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run:
+        with (
+            memory_for(recipe.train.return_memory),
+            contextlib.closing(TrainingRun(recipe, tokens_dir, out, mesh)) as run,
+        ):
             run.go()
             mesh.wait()
             return run.finish(model_out)
@@ -102,22 +108,32 @@ class TrainingRun:
         tokenizer = Tokenizer.load(self.tokenizer_file)
         self.token_bytes = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
         self.ramp = ramp_of(recipe)
-        least = min([settings.batch_tokens] if not settings.batch_schedule else [tokens for _, tokens in settings.batch_schedule])
+        least = min(
+            [settings.batch_tokens]
+            if not settings.batch_schedule
+            else [tokens for _, tokens in settings.batch_schedule]
+        )
         if least < mesh.world * context:
-            raise InputError(f"train.batch_tokens: {least} is less than one row of {context} tokens for each process; raise it")
+            raise InputError(
+                f"train.batch_tokens: {least} is less than one row of {context} tokens for each process; raise it"
+            )
         self.steps = self.ramp.steps
         self.warmup = settings.warmup if settings.warmup is not None else min(2000, math.ceil(self.steps * 0.04))
         self.save_every = settings.checkpoint_every or math.ceil(self.steps / 5)
         self.validate_every = settings.validate_every or math.ceil(self.steps / 10)
         if mesh.leads:
             verify_once((training, held_out), out / "verified")
-        self.loader = Loader(training, context, self.ramp, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups))
+        self.loader = Loader(
+            training, context, self.ramp, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups)
+        )
         self.valid: tuple[Tensor, ...] = (
-            example_rows(held_out, context, settings.validate_tokens, recipe.seed) if recipe.finetune
+            example_rows(held_out, context, settings.validate_tokens, recipe.seed)
+            if recipe.finetune
             else validation_rows(held_out, context, settings.validate_tokens)
         )
         wanted = self.valid[1]
-        self.valid_bytes = int(self.token_bytes[wanted[wanted >= 0].numpy()].sum())  # of text that the validation rows predict
+        # of text that the validation rows predict
+        self.valid_bytes = int(self.token_bytes[wanted[wanted >= 0].numpy()].sum())
         self.model = GPT(network_of(recipe, tokenizer.vocab_size))
         self.model.initialise(recipe.seed, settings.base_width, settings.output_multiplier)
         if recipe.finetune:
@@ -139,9 +155,14 @@ class TrainingRun:
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         self.meter = Meter(cache(self.flops_per_token), mesh.device, mesh.world if mesh.device.type == "cuda" else 1)
         if mesh.leads:
-            trained, frozen = (sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False))
+            trained, frozen = (
+                sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False)
+            )
             sizes = " then ".join(str(rows * context) for rows in self.ramp.sizes)
-            say(f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, {self.steps} steps of {sizes} tokens")
+            say(
+                f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, {self.steps} "
+                f"steps of {sizes} tokens"
+            )
             say(f"train: {describe(self.way)}" + (f"; compiled code is kept in {kept}" if self.way.compiled else ""))
 
     def restore(self) -> None:
@@ -164,7 +185,8 @@ class TrainingRun:
         return {math.ceil(begin * self.steps) for schedule in schedules for begin, _ in schedule}
 
     def chosen_way(self) -> Way:
-        """The way the run began with, so that it stays exact; measured anew at its start, on another kind of device or number of ranks."""
+        """The way the run began with, so that it stays exact; measured anew at its start, on another kind of device or
+        number of ranks."""
         here = [self.mesh.device.type, self.mesh.world]
         if self.state.get("way_on") != here:
             rows = max(self.ramp.sizes) // self.mesh.world
@@ -181,7 +203,8 @@ class TrainingRun:
         return int(at(self.recipe.train.context_schedule or ((0.0, self.recipe.tokens.context),), step / self.steps))
 
     def flops_per_token(self, context: int) -> float:
-        """Operations of a step for each token; where most weights are frozen, without the products for their gradients."""
+        """Operations of a step for each token; where most weights are frozen, without the products for their
+        gradients."""
         frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
         return training_flops_per_token(self.model.config, context) * ((TRAINING - 1) / TRAINING if frozen else 1)
 
@@ -192,7 +215,11 @@ class TrainingRun:
 
     def go(self) -> None:
         """Every step that is left."""
-        with stop_signals() as stop, self.watch, Bar("train", self.tokens(self.steps), "tok", self.tokens(self.state["step"])) as bar:
+        with (
+            stop_signals() as stop,
+            self.watch,
+            Bar("train", self.tokens(self.steps), "tok", self.tokens(self.state["step"])) as bar,
+        ):
             while self.state["step"] < self.steps:
                 try:
                     self.go_on(stop, bar)
@@ -206,11 +233,17 @@ class TrainingRun:
             Diverged: several in a row would have harmed the network.
         """
         done = self.state["step"]
-        events = EventFile(self.out / "tensorboard", done) if self.mesh.leads and self.recipe.train.tensorboard else None
+        events = (
+            EventFile(self.out / "tensorboard", done) if self.mesh.leads and self.recipe.train.tensorboard else None
+        )
         journal = Journal(self.out / "metrics.jsonl", done, events) if self.mesh.leads else None
         profile = Profile(self.out / "profile", self.recipe.train.profile if self.mesh.leads else 0, self.mesh.device)
         data = Prefetch(self.loader, partial(self.loader.share, self.mesh.rank, self.mesh.world), done, self.steps)
-        with contextlib.closing(data), contextlib.closing(profile), contextlib.closing(journal) if journal else contextlib.nullcontext():
+        with (
+            contextlib.closing(data),
+            contextlib.closing(profile),
+            contextlib.closing(journal) if journal else contextlib.nullcontext(),
+        ):
             before, started = self.state["seconds"], time.monotonic()
             for step in range(done, self.steps):
                 self.watch.doing(step + 1, "reading the batch")
@@ -220,16 +253,23 @@ class TrainingRun:
                 bar.step(self.tokens(step + 1) - self.tokens(step), f"step {step + 1}/{self.steps} {note}")
                 self.state |= {"step": step + 1, "seconds": seconds}
                 if journal:
-                    journal.write(step=step + 1, tokens=self.tokens(step + 1), seconds=round(seconds, 3),
-                                  **self.meter.read(bar.rate, self.context_at(step)), **figures)
+                    journal.write(
+                        step=step + 1,
+                        tokens=self.tokens(step + 1),
+                        seconds=round(seconds, 3),
+                        **self.meter.read(bar.rate, self.context_at(step)),
+                        **figures,
+                    )
                 profile.step_ended(step + 1)
                 if "skipped" in figures:
                     self.stability.check(figures["skipped"])
                 self.keep_for_averaging(step + 1)
                 last = step + 1 == self.steps
                 self.watch.doing(step + 1, "agreeing whether to stop")
-                stopping = self.mesh.total(float(stop.is_set() or time.monotonic() > self.deadline))[0] > 0  # all ranks at the same step
-                # After a skipped step the weights themselves are not above suspicion: a checkpoint to go back to must be.
+                # all ranks at the same step
+                stopping = self.mesh.total(float(stop.is_set() or time.monotonic() > self.deadline))[0] > 0
+                # After a skipped step the weights themselves are not above suspicion: a checkpoint to go back to must
+                # be.
                 saving = last or stopping or ((step + 1) % self.save_every == 0 and not self.stability.skipped)
                 if saving or self.validates_after(step):
                     self.watch.doing(step + 1, "validating")
@@ -238,8 +278,10 @@ class TrainingRun:
                     self.watch.doing(step + 1, "saving")
                     self.save(wait=last or stopping)
                 if stopping and not last:
-                    raise Interrupted(f"stopped after step {step + 1} of {self.steps}, saved in {self.checkpoints.path(step + 1)}; "
-                                      "the same command goes on from there")
+                    raise Interrupted(
+                        f"stopped after step {step + 1} of {self.steps}, saved in {self.checkpoints.path(step + 1)}; "
+                        "the same command goes on from there"
+                    )
 
     def validates_after(self, step: int) -> bool:
         """Whether validation, and the statistics that go with it, follow step `step` (from 0)."""
@@ -258,16 +300,21 @@ class TrainingRun:
         steps = self.checkpoints.steps()
         if not steps or self.excluded.returns >= MOST_RETURNS:
             tried = f" though it went back {self.excluded.returns} times" if self.excluded.returns else ""
-            raise LmforgeError(f"train: steps {first} to {last} had to be skipped{tried}: {cause}; lower train.peak_lr or "
-                               f"train.matrix_lr and run again with --fresh (metrics.jsonl names documents and layers)")
+            raise LmforgeError(
+                f"train: steps {first} to {last} had to be skipped{tried}: {cause}; lower train.peak_lr or "
+                f"train.matrix_lr and run again with --fresh (metrics.jsonl names documents and layers)"
+            )
         self.excluded.add(cause.steps, write=self.mesh.leads)
         self.mesh.wait()
-        say(f"train: steps {first} to {last} had to be skipped ({cause}); back to step {steps[-1]}, without those batches")
+        say(
+            f"train: steps {first} to {last} had to be skipped ({cause}); back to step {steps[-1]}, without those "
+            "batches"
+        )
         self.restore()
 
     def step(self, step: int, batch: Batch) -> dict[str, Any]:
-        """One update: rate, forward and backward of this rank's rows of the batch, sum over ranks, clip, update. Or, where the batch would
-        harm the network, none: then the figures have `skipped`, the reason."""
+        """One update: rate, forward and backward of this rank's rows of the batch, sum over ranks, clip, update. Or,
+        where the batch would harm the network, none: then the figures have `skipped`, the reason."""
         if step in self.excluded.steps:
             return {"skipped": "left out after a return to a checkpoint"}
         settings = self.recipe.train
@@ -282,7 +329,9 @@ class TrainingRun:
             return {"skipped": cause} | self.culprits(step, batch, context, cause)
         figures = self.statistics(norm, counted, few) if self.measuring else {}
         if norm + 1e-6 > settings.clip:  # below it clipping would multiply every gradient by 1
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), settings.clip, torch.tensor(norm, device=self.mesh.device))
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), settings.clip, torch.tensor(norm, device=self.mesh.device)
+            )
         self.watch.doing(step + 1, "updating the weights")
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -291,20 +340,32 @@ class TrainingRun:
             figures["loss_scale"] = self.scaler.scale
             self.scaler.fitted()
         bits = mean * counted / math.log(2) / max(1, text_bytes)
-        return {"loss": mean, "bits_per_byte": bits, "lr": self.recipe.train.peak_lr * share, "grad_norm": norm, **figures}
+        return {
+            "loss": mean,
+            "bits_per_byte": bits,
+            "lr": self.recipe.train.peak_lr * share,
+            "grad_norm": norm,
+            **figures,
+        }
 
-    def gradient(self, step: int, batch: Batch, context: int) -> tuple[float, float, float, float, list[tuple[int, float]]]:
-        """The gradient of the mean loss over all that counts in the batch, in all ranks: (mean loss in nats, tokens that count, UTF-8
-        bytes of them, norm of the gradient, and of this rank's first micro-batches the tokens and the squared norm of their mean gradient).
+    def gradient(
+        self, step: int, batch: Batch, context: int
+    ) -> tuple[float, float, float, float, list[tuple[int, float]]]:
+        """The gradient of the mean loss over all that counts in the batch, in all ranks: (mean loss in nats, tokens
+        that count, UTF-8 bytes of them, norm of the gradient, and of this rank's first micro-batches the tokens and the
+        squared norm of their mean gradient).
 
-        Where float16 overflows, the batch is computed again with a smaller loss scale; where six halvings do not help, it is not the scale.
+        Where float16 overflows, the batch is computed again with a smaller loss scale; where six halvings do not help,
+        it is not the scale.
         """
         few: list[tuple[int, float]] = []
         size = self.ramp.rows(step) * self.recipe.tokens.context
         for _ in range(7):
             few.clear()
             self.watch.doing(step + 1, "forward and backward")
-            parts = self.networks.run(lambda network, rows: self.gradients(network, batch, rows, context, size, few), range(len(batch.inputs)))
+            parts = self.networks.run(
+                lambda network, rows: self.gradients(network, batch, rows, context, size, few), range(len(batch.inputs))
+            )
             self.watch.doing(step + 1, "summing gradients over ranks")
             self.mesh.average_gradients(self.model.parameters())
             losses, *counts = zip(*parts, strict=True)
@@ -316,11 +377,16 @@ class TrainingRun:
                 self.scaler.unscale(self.model.parameters())
             if counted != size:  # some tokens do not count: the mean is over those that do, in all ranks
                 self._rescale(size / max(1.0, counted))
-            nats, norm = read(loss, torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+            nats, norm = read(
+                loss, torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            )
             if self.way.precision != "fp16" or not math.isfinite(nats) or math.isfinite(norm):
                 break
-            say(f"train: step {step + 1}: float16 overflows at a loss scale of {self.scaler.scale:g}, first in the gradient of "
-                f"{first_bad_gradient(self.model)}; the batch again with half of it")
+            say(
+                f"train: step {step + 1}: float16 overflows at a loss scale of {self.scaler.scale:g}, first in the "
+                "gradient of "
+                f"{first_bad_gradient(self.model)}; the batch again with half of it"
+            )
             self.scaler.overflowed(step)
             self.model.zero_grad(set_to_none=True)
         return nats / max(1.0, counted), counted, text_bytes, norm, few
@@ -332,11 +398,17 @@ class TrainingRun:
             torch._foreach_mul_(gradients, factor)
 
     def gradients(
-        self, network: nn.Module, batch: Batch, rows: range, context: int, tokens: int, few: list[tuple[int, float]],
+        self,
+        network: nn.Module,
+        batch: Batch,
+        rows: range,
+        context: int,
+        tokens: int,
+        few: list[tuple[int, float]],
     ) -> tuple[Tensor, int, int]:
-        """Forward and backward of some rows of the batch, which has `tokens` tokens in all ranks, in micro-batches, each row cut to
-        `context`; their loss in nats, still on the device, and the UTF-8 bytes and the number of the tokens that count in it. Notes in
-        `few` the first micro-batch's tokens and squared gradient."""
+        """Forward and backward of some rows of the batch, which has `tokens` tokens in all ranks, in micro-batches,
+        each row cut to `context`; their loss in nats, still on the device, and the UTF-8 bytes and the number of the
+        tokens that count in it. Notes in `few` the first micro-batch's tokens and squared gradient."""
         size = max(1, self.way.micro_batch_tokens // self.recipe.tokens.context)
         scale = self.scaler.scale if self.way.precision == "fp16" else 1.0
         nats = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
@@ -347,19 +419,27 @@ class TrainingRun:
             text_bytes, counted = text_bytes + int(self.token_bytes[counting].sum()), counted + len(counting)
             with autocast(self.way.precision, self.mesh.device):
                 loss = (self.compiled or network.loss)(*self.on_device(part))  # type: ignore[operator]
-            # Divided by the batch's tokens in all ranks, so that neither micro-batches, replicas nor ranks change the gradient.
+            # Divided by the batch's tokens in all ranks, so that neither micro-batches, replicas nor ranks change the
+            # gradient.
             (loss * (scale / tokens)).backward()
             nats += loss.detach()
             if self.measuring and first == rows.start and len(part.inputs) * context < tokens:
                 unit = tokens / (scale * max(1, counted))  # to the gradient of the mean over these tokens
-                few.append((counted, sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None) * unit**2))
+                few.append(
+                    (
+                        counted,
+                        sum(float(p.grad.square().sum()) for p in network.parameters() if p.grad is not None) * unit**2,
+                    )
+                )
         return nats, text_bytes, counted
 
     def culprits(self, step: int, batch: Batch, context: int, cause: str) -> dict[str, Any]:
-        """What of a skipped batch is to blame, looked for in all ranks, and said: documents, and the first layer that is not finite.
+        """What of a skipped batch is to blame, looked for in all ranks, and said: documents, and the first layer that
+        is not finite.
 
         Documents are those of the rows whose loss is not finite, or else of the three rows with the largest loss.
         """
+
         def loss(row: int) -> Tensor:
             with autocast(self.way.precision, self.mesh.device):
                 value: Tensor = self.model.loss(*self.on_device(batch.part(row, 1).cut(context)))
@@ -378,20 +458,31 @@ class TrainingRun:
         found_in = self.mesh.gather({"numbers": numbers, "bad": bool(bad), "layer": layer})
         guilty = [each for each in found_in if each["bad"]] or found_in
         layer = next((each["layer"] for each in guilty if each["layer"]), None)
-        names = document_ids(self.corpus, self.loader.shards, sorted({number for each in guilty for number in each["numbers"]})[:MOST_NAMED])
+        names = document_ids(
+            self.corpus,
+            self.loader.shards,
+            sorted({number for each in guilty for number in each["numbers"]})[:MOST_NAMED],
+        )
         if self.mesh.leads:
-            say(f"train: step {step + 1} skipped: {cause}; documents {', '.join(names)}" + (f"; first not finite: {layer}" if layer else ""))
+            say(
+                f"train: step {step + 1} skipped: {cause}; documents {', '.join(names)}"
+                + (f"; first not finite: {layer}" if layer else "")
+            )
         return {"documents": names, "layer": layer}
 
     def statistics(self, norm: float, counted: float, few: list[tuple[int, float]]) -> dict[str, Any]:
-        """Sizes of weights and gradients by layer, and the noise of the gradient where the batch was computed in parts."""
+        """Sizes of weights and gradients by layer, and the noise of the gradient where the batch was computed in
+        parts."""
         if few and (tokens := sum(count for count, _ in few) / len(few)) < counted:
             self.noise.add(tokens, sum(square for _, square in few) / len(few), counted, norm**2)
         return {"noise_scale_tokens": self.noise.tokens, "layers": weights_and_gradients(self.model)}
 
     def on_device(self, part: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs, targets, documents as tensors where the network is."""
-        tokens, wanted = torch.from_numpy(part.inputs).to(self.mesh.device), torch.from_numpy(part.targets).to(self.mesh.device)
+        tokens, wanted = (
+            torch.from_numpy(part.inputs).to(self.mesh.device),
+            torch.from_numpy(part.targets).to(self.mesh.device),
+        )
         return tokens, wanted, None if part.documents is None else torch.from_numpy(part.documents).to(self.mesh.device)
 
     def validate(self, step: int, journal: Journal | None) -> None:
@@ -399,16 +490,27 @@ class TrainingRun:
         with Activations(self.model) as activations:
             self.state["valid"] = float(self.nats().double().sum()) / math.log(2) / max(1, self.valid_bytes)
         if journal:
-            journal.write(step=step, tokens=self.tokens(step), valid_bits_per_byte=self.state["valid"], activations=activations.found)
+            journal.write(
+                step=step,
+                tokens=self.tokens(step),
+                valid_bits_per_byte=self.state["valid"],
+                activations=activations.found,
+            )
 
     def nats(self) -> Tensor:
-        """−ln p of each validation token under the weights as they are, (R, context); 0 where a token does not count."""
+        """−ln p of each validation token under the weights as they are, (R, context); 0 where a token does not
+        count."""
+
         def work(network: nn.Module, rows: range) -> list[Tensor]:
             found = []
             with autocast(self.way.precision, self.mesh.device):
                 for first in range(rows.start, rows.stop, 16):
-                    inputs, targets, *documents = (each[first : min(first + 16, rows.stop)].to(self.mesh.device) for each in self.valid)
-                    found.append(token_nats(network, inputs, targets, documents=documents[0] if documents else None).cpu())  # type: ignore[arg-type]
+                    inputs, targets, *documents = (
+                        each[first : min(first + 16, rows.stop)].to(self.mesh.device) for each in self.valid
+                    )
+                    found.append(
+                        token_nats(network, inputs, targets, documents=documents[0] if documents else None).cpu()
+                    )  # type: ignore[arg-type]
             return found
 
         return torch.cat([piece for part in self.networks.run(work, range(len(self.valid[0]))) for piece in part])
@@ -435,31 +537,59 @@ class TrainingRun:
         self.state |= {"stability": self.stability.state, "scaler": self.scaler.state, "noise": self.noise.state}
         if self.mesh.leads:
             average = self.moving.weights if self.moving else None
-            self.checkpoints.save(self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average, wait)
+            self.checkpoints.save(
+                self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average, wait
+            )
         self.mesh.wait()
 
     def finish(self, model_out: Path) -> dict[str, Any]:
-        """Write the best weights that the run's checkpoints and averages give as the model; the figures of the whole run."""
+        """Write the best weights that the run's checkpoints and averages give as the model; the figures of the whole
+        run."""
         table = self.out / "ensemble.json"
         if self.mesh.leads:
             best, weights, candidates = self.choose()
             with atomic_directory(model_out) as temporary:
-                write_model(temporary, self.model.config, weights, self.tokenizer_file,
-                            notes={"made_from": best.row(), "valid_bits_per_byte": best.bits_per_byte})
+                write_model(
+                    temporary,
+                    self.model.config,
+                    weights,
+                    self.tokenizer_file,
+                    notes={"made_from": best.row(), "valid_bits_per_byte": best.bits_per_byte},
+                )
                 if self.recipe.finetune and self.recipe.finetune.lora:
-                    write_adapter(temporary / "adapter", self.adapter_of(best), self.recipe.finetune.base, self.recipe.finetune.lora)
-            write_atomic(table, json.dumps({"chosen": best.name, "candidates": [each.row() for each in candidates]}, indent=1) + "\n")
+                    write_adapter(
+                        temporary / "adapter",
+                        self.adapter_of(best),
+                        self.recipe.finetune.base,
+                        self.recipe.finetune.lora,
+                    )
+            write_atomic(
+                table,
+                json.dumps({"chosen": best.name, "candidates": [each.row() for each in candidates]}, indent=1) + "\n",
+            )
         self.mesh.wait()
         tensors = model_tensors(load_model(model_out))
         ensemble = json.loads(table.read_text())
         seconds, tokens = self.state["seconds"], self.tokens(self.steps)
         chosen = next(each for each in ensemble["candidates"] if each["name"] == ensemble["chosen"])
-        say(f"train: {in_words(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with {chosen['name']}")
+        say(
+            f"train: {in_words(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with "
+            f"{chosen['name']}"
+        )
         return {
-            "steps": self.steps, "tokens": tokens, "seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9)),
-            "valid_bits_per_byte": chosen["bits_per_byte"], "weights_sha256": hash_weights(tensors), "best_step": self.state["best_step"],
-            "parameters": sum(tensor.numel() for tensor in tensors.values()), "way": describe(self.way), **ensemble,
-            "trained_parameters": sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad),
+            "steps": self.steps,
+            "tokens": tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9)),
+            "valid_bits_per_byte": chosen["bits_per_byte"],
+            "weights_sha256": hash_weights(tensors),
+            "best_step": self.state["best_step"],
+            "parameters": sum(tensor.numel() for tensor in tensors.values()),
+            "way": describe(self.way),
+            **ensemble,
+            "trained_parameters": sum(
+                parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad
+            ),
         }
 
     def adapter_of(self, chosen: Candidate) -> dict[str, Tensor]:
@@ -471,6 +601,7 @@ class TrainingRun:
 
     def choose(self) -> tuple[Candidate, dict[str, Tensor], list[Candidate]]:
         """The best candidate, its weights, and all of them. Afterwards the network holds some candidate's weights."""
+
         def score(weights: dict[str, Tensor]) -> Tensor:
             hold(self.model, weights)
             return self.nats()
@@ -480,7 +611,9 @@ class TrainingRun:
         moving = None
         if self.moving:
             weights = {name: weight.cpu() for name, weight in self.moving.weights.items()}
-            moving = merged(self.model, weights) if adapter_tensors(self.model) else {**model_tensors(self.model), **weights}
+            moving = (
+                merged(self.model, weights) if adapter_tensors(self.model) else {**model_tensors(self.model), **weights}
+            )
         best, weights = choice.choose([*({self.state["best_step"]} | last | self.snapshots)], moving)
         return best, weights, choice.table
 
@@ -502,7 +635,8 @@ def hash_weights(tensors: dict[str, Tensor]) -> str:
 
 
 def validation_rows(shards: Shards, context: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Rows (R, context) spread evenly over the validation split, with targets; R = tokens/context or as many as there are."""
+    """Rows (R, context) spread evenly over the validation split, with targets; R = tokens/context or as many as there
+    are."""
     available = (shards.tokens - 1) // context
     rows = max(1, min(available, tokens // context))
     starts = [row * available // rows * context for row in range(rows)]

@@ -1,6 +1,7 @@
 """Optimizers by rule: which parameters get which update, and the schedules of learning rate and weight decay.
 
-    groups: matrices inside blocks → Muon (when chosen); everything else → AdamW (or all → SGD); weight decay on matrices only.
+groups: matrices inside blocks → Muon (when chosen); everything else → AdamW (or all → SGD); weight decay on
+matrices only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from lmforge.train.eightbit import AdamW8bit, Packed, State
 FALLS_FROM = 0.8  # share of a run at which the rate of "wsd" begins to fall
 
 # Coefficients of the quintic iteration that pushes singular values towards 1: one row a step.
-# Amsel et al. 2025, "The Polar Express", the optimal composition for singular values in [1e-3, 1], with the safety factor 1.01.
+# Amsel et al. 2025, "The Polar Express", the optimal composition for singular values in [1e-3, 1], with the safety
+# factor 1.01.
 _POLAR_STEPS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -27,8 +29,9 @@ _POLAR_STEPS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-# The same with the safety factor 1.02, for bfloat16: rounding lets singular values pass 1, which the rows above throw out to 2 and more, and
-# these keep below 1.15 (docs/log.md). As in nanochat (num_iters=5, safety_factor=2e-2, cushion=2).
+# The same with the safety factor 1.02, for bfloat16: rounding lets singular values pass 1, which the rows above throw
+# out to 2 and more, and these keep below 1.15 (docs/log.md). As in nanochat (num_iters=5, safety_factor=2e-2,
+# cushion=2).
 _POLAR_STEPS_ROUNDED = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -39,10 +42,11 @@ _POLAR_STEPS_ROUNDED = (
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices to a stack (N,R,C), approximately: U Vᵀ of each singular value decomposition.
+    """The nearest (semi-)orthogonal matrices to a stack (N,R,C), approximately: U Vᵀ of each singular value
+    decomposition.
 
-    bfloat16 on a GPU, and for large matrices on a CPU with matrix units (4 times as fast there; on others its products are many times slower
-    than float32).
+    bfloat16 on a GPU, and for large matrices on a CPU with matrix units (4 times as fast there; on others its products
+    are many times slower than float32).
     """
     rounded = matrices.is_cuda or (torch.cpu._is_amx_tile_supported() and min(matrices.shape[-2:]) >= 64)
     x = matrices.bfloat16() if rounded else matrices.float()
@@ -57,14 +61,20 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(Packed):
-    """Momentum, orthogonalised (Jordan et al. 2024), for matrices (R,C); stacked projections are orthogonalised one by one.
+    """Momentum, orthogonalised (Jordan et al. 2024), for matrices (R,C); stacked projections are orthogonalised one by
+    one.
 
-    The step is scaled by sqrt(max(1, R/C)), so that one rate serves every shape. `pieces` in a group says how many square-ish
-    parts a fused matrix has along its rows (3 for queries, keys and values together).
+    The step is scaled by sqrt(max(1, R/C)), so that one rate serves every shape. `pieces` in a group says how many
+    square-ish parts a fused matrix has along its rows (3 for queries, keys and values together).
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, packed: bool = False,
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        packed: bool = False,
     ) -> None:
         """`packed` keeps the momentum in 8 bits."""
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "pieces": 1})
@@ -96,14 +106,14 @@ class Muon(Packed):
 def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optimizer]:
     """The optimizers of a model by rule, each group carrying its peak rate as `peak`.
 
-    Matrices of the blocks go to Muon when `train.optimizer` is "muon", all else to AdamW; with "sgd" everything to SGD with Nesterov's
-    momentum. Norm gains and biases are not decayed.
+    Matrices of the blocks go to Muon when `train.optimizer` is "muon", all else to AdamW; with "sgd" everything to SGD
+    with Nesterov's momentum. Norm gains and biases are not decayed.
 
-    With `train.base_width` one tuning serves all widths: Adam moves each entry of a matrix by about its rate, and a sum over `d_model` of
-    such moves grows with it, so the rate of the blocks' matrices is peak_lr · base_width / d_model (Yang et al. 2022, "Tensor Programs V",
-    table 8, Adam, hidden weights). Muon's moves have the same spectral norm at every width and need no scaling (Bernstein and Newhouse 2024).
-    The last norm's gain carries the output's multiplier, `output_multiplier` · base_width / d_model (`GPT.initialise`), so its rate is
-    multiplied by it too.
+    With `train.base_width` one tuning serves all widths: Adam moves each entry of a matrix by about its rate, and a sum
+    over `d_model` of such moves grows with it, so the rate of the blocks' matrices is peak_lr · base_width / d_model
+    (Yang et al. 2022, "Tensor Programs V", table 8, Adam, hidden weights). Muon's moves have the same spectral norm at
+    every width and need no scaling (Bernstein and Newhouse 2024). The last norm's gain carries the output's multiplier,
+    `output_multiplier` · base_width / d_model (`GPT.initialise`), so its rate is multiplied by it too.
     """
     matrices: dict[tuple[str, torch.Size], list[Tensor]] = {}
     hidden: list[Tensor] = []
@@ -116,7 +126,11 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
         if not parameter.requires_grad:
             continue
         if name.startswith("blocks.") and parameter.ndim == 2:
-            stack = matrices.setdefault((name.split(".", 2)[2], parameter.shape), []) if settings.optimizer == "muon" else hidden
+            stack = (
+                matrices.setdefault((name.split(".", 2)[2], parameter.shape), [])
+                if settings.optimizer == "muon"
+                else hidden
+            )
             stack.append(parameter)
         elif name.startswith("ngrams."):
             tables.append(parameter)
@@ -137,14 +151,22 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     packed = settings.optimizer_state == "8bit"
     optimizers: dict[str, torch.optim.Optimizer]
     if settings.optimizer == "sgd":
-        optimizers = {"sgd": torch.optim.SGD(groups, lr=settings.peak_lr, momentum=settings.betas[0], nesterov=settings.betas[0] > 0)}
+        optimizers = {
+            "sgd": torch.optim.SGD(
+                groups, lr=settings.peak_lr, momentum=settings.betas[0], nesterov=settings.betas[0] > 0
+            )
+        }
     elif packed:
         optimizers = {"adamw": AdamW8bit(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10)}
     else:
-        optimizers = {"adamw": torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)}
+        optimizers = {
+            "adamw": torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)
+        }
     if matrices:
-        stacks = [{"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
-                  for (name, _), p in matrices.items()]
+        stacks = [
+            {"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
+            for (name, _), p in matrices.items()
+        ]
         optimizers["muon"] = Muon(stacks, lr=settings.matrix_lr, weight_decay=settings.weight_decay, packed=packed)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
@@ -155,9 +177,9 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
 def rate(step: int, steps: int, warmup: int, final: float, schedule: str = "cosine") -> float:
     """The learning rate of `step` (from 0) as a share of the peak: linear warm-up, then down to `final`.
 
-    "cosine": Loshchilov and Hutter 2017 (SGDR), eq. 5, one period. "wsd": stable, then over the last fifth of the run 1 − √progress
-    (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", eq. 2); until it falls it does not
-    depend on `steps`.
+    "cosine": Loshchilov and Hutter 2017 (SGDR), eq. 5, one period. "wsd": stable, then over the last fifth of the run 1
+    − √progress (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", eq.
+    2); until it falls it does not depend on `steps`.
     """
     if step < warmup:
         return (step + 1) / warmup

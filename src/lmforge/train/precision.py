@@ -1,4 +1,5 @@
-"""The numbers that a step computes with: float32, bfloat16, or float16 under a loss scale. Weights and optimizer are float32 always.
+"""The numbers that a step computes with: float32, bfloat16, or float16 under a loss scale. Weights and optimizer are
+float32 always.
 
     float16:  loss × scale ─▶ backward ─▶ gradients / scale ─▶ finite? ── yes ─▶ update; after a while the scale doubles
                                                                 └ no ─▶ half the scale, the same batch again
@@ -23,13 +24,15 @@ PROMISING = 1.5  # times as fast a product in bfloat16 must be before whole step
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Arithmetic in `precision` ("fp32", "bf16", "fp16", or "fp8", see `fp8`) over float32 weights. It holds in the thread that enters it."""
+    """Arithmetic in `precision` ("fp32", "bf16", "fp16", or "fp8", see `fp8`) over float32 weights. It holds in the
+    thread that enters it."""
     dtype = DTYPES.get(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def safest_on_gpu(device: torch.device) -> tuple[str, str]:
-    """(precision, why) on a GPU: bfloat16 where its cores multiply it (compute capability 8), else float16 under a loss scale."""
+    """(precision, why) on a GPU: bfloat16 where its cores multiply it (compute capability 8), else float16 under a loss
+    scale."""
     major, minor = torch.cuda.get_device_capability(device)
     if major >= 8:
         return "bf16", f"compute capability {major}.{minor} multiplies bfloat16"
@@ -37,9 +40,11 @@ def safest_on_gpu(device: torch.device) -> tuple[str, str]:
 
 
 def bfloat16_gain(config: GPTConfig, tokens: int = 1024, repeats: int = 5) -> float:
-    """How many times as fast as in float32 the widest product of a block is in bfloat16 here and now, on one thread, casts included.
+    """How many times as fast as in float32 the widest product of a block is in bfloat16 here and now, on one thread,
+    casts included.
 
-    A processor with AMX or AVX512-BF16 gives more than 1, one without a thirtieth. Takes milliseconds (a few hundred on the latter).
+    A processor with AMX or AVX512-BF16 gives more than 1, one without a thirtieth. Takes milliseconds (a few hundred on
+    the latter).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,10 +66,11 @@ def bfloat16_gain(config: GPTConfig, tokens: int = 1024, repeats: int = 5) -> fl
 
 
 class LossScaler:
-    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2). The scale is a power of two, so scaling is exact.
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2). The scale is a power of two, so scaling
+    is exact.
 
-    A batch whose gradients overflow is not lost: it is computed again with half the scale. That would go on for ever where no scale
-    helps, so there is a floor.
+    A batch whose gradients overflow is not lost: it is computed again with half the scale. That would go on for ever
+    where no scale helps, so there is a floor.
     """
 
     FLOOR, CEILING, DOUBLE_AFTER = 1.0, 2.0**24, 500  # steps without overflow
@@ -91,8 +97,11 @@ class LossScaler:
             LmforgeError: it is at its floor; smaller gradients would not be told from zero.
         """
         if self.scale <= self.FLOOR:
-            raise LmforgeError(f"train: float16 gradients of step {step + 1} overflow even at a loss scale of {self.FLOOR:g}; lower train.peak_lr, "
-                               "or train with --set train.precision=bf16 or fp32")
+            raise LmforgeError(
+                f"train: float16 gradients of step {step + 1} overflow even at a loss scale of {self.FLOOR:g}; lower "
+                "train.peak_lr, "
+                "or train with --set train.precision=bf16 or fp32"
+            )
         self.scale, self.calm = self.scale / 2, 0
 
     def fitted(self) -> None:

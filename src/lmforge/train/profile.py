@@ -1,7 +1,7 @@
 """Where the time of a step goes: `train.profile` steps recorded operation by operation.
 
-    train/profile/step-NNNNNNNN.json    Chrome's trace format: chrome://tracing, ui.perfetto.dev
-    train/profile/step-NNNNNNNN.txt     the operations that took most of the time
+train/profile/step-NNNNNNNN.json    Chrome's trace format: chrome://tracing, ui.perfetto.dev
+train/profile/step-NNNNNNNN.txt     the operations that took most of the time
 """
 
 from __future__ import annotations
@@ -51,16 +51,25 @@ class Profile:
         self.profile.export_chrome_trace(str(name.with_suffix(".json")))
         table = top_operations(averages)
         write_atomic(name.with_suffix(".txt"), table)
-        say(f"train: profile of steps {step - self.steps + 1} to {step} in {name.with_suffix('.json')}\n{table.rstrip()}")
+        say(
+            f"train: profile of steps {step - self.steps + 1} to {step} in "
+            f"{name.with_suffix('.json')}\n{table.rstrip()}"
+        )
         self.profile = None
 
 
 def top_operations(averages: Any) -> str:
-    """A table of the operations with the most time of their own: share, milliseconds, calls; a GPU's time where there is some."""
-    rows = [(event.key, max(event.self_device_time_total, 0) or 0, event.self_cpu_time_total, event.count) for event in averages]
+    """A table of the operations with the most time of their own: share, milliseconds, calls; a GPU's time where there
+    is some."""
+    rows = [
+        (event.key, max(event.self_device_time_total, 0) or 0, event.self_cpu_time_total, event.count)
+        for event in averages
+    ]
     device = 1 if any(row[1] for row in rows) else 2
     rows.sort(key=lambda row: -row[device])
     total = sum(row[device] for row in rows) or 1
     lines = [f"{'share':>6}  {'ms':>10}  {'calls':>8}  operation"]
-    lines += [f"{100 * row[device] / total:5.1f}%  {row[device] / 1000:10.1f}  {row[3]:8d}  {row[0]}" for row in rows[:SHOWN]]
+    lines += [
+        f"{100 * row[device] / total:5.1f}%  {row[device] / 1000:10.1f}  {row[3]:8d}  {row[0]}" for row in rows[:SHOWN]
+    ]
     return "\n".join(lines) + "\n"

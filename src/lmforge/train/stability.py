@@ -1,8 +1,11 @@
-"""Steps that would harm a run: found before their update, skipped, their cause named; and going back when skipping does not end them.
+"""Steps that would harm a run: found before their update, skipped, their cause named; and going back when skipping does
+not end them.
 
     loss, gradient norm ─judge─▶ fine ─▶ update
-                           └───▶ not finite, or far above the last losses ─▶ no update, the batch is left out; which rows, documents, layer?
-                                    └─ `PATIENCE` in a row ─▶ back to the newest checkpoint, without the batches that led here
+                           └───▶ not finite, or far above the last losses ─▶ no update, the batch is left out; which
+                           rows, documents, layer?
+                                    └─ `PATIENCE` in a row ─▶ back to the newest checkpoint, without the batches that
+                                    led here
 """
 
 from __future__ import annotations
@@ -42,14 +45,16 @@ class Diverged(LmforgeError):
 class Stability:
     """Judges each step by the losses of those before it.
 
-    A loss is a spike when it exceeds their median by the median itself, by ten times their spread (1.4826 · median absolute deviation,
-    which is the standard deviation of a normal distribution) and by half a nat. A gradient that is large though the loss is not is left to clipping.
+    A loss is a spike when it exceeds their median by the median itself, by ten times their spread (1.4826 · median
+    absolute deviation, which is the standard deviation of a normal distribution) and by half a nat. A gradient that is
+    large though the loss is not is left to clipping.
     """
 
     WINDOW, LEAST = 64, 8  # losses remembered; losses without which nothing is called a spike
 
     def __init__(self, state: Mapping[str, Any] | None = None, changes: Collection[int] = ()) -> None:
-        """`changes`: steps at which other text, or rows of another length, begin; what is usual is learned anew from there."""
+        """`changes`: steps at which other text, or rows of another length, begin; what is usual is learned anew from
+        there."""
         self.losses: list[float] = [*(state or {}).get("losses", ())]
         self.skipped: list[int] = [*(state or {}).get("skipped", ())]  # in a row, up to now
         self.changes = frozenset(changes)
@@ -87,12 +92,16 @@ class Stability:
         usual = statistics.median(self.losses)
         spread = 1.4826 * statistics.median(abs(each - usual) for each in self.losses)
         if loss - usual > max(usual, 10 * spread, 0.5):
-            return f"the loss is {loss:.4g}, {loss / usual:.1f} times that of the last {len(self.losses)} steps ({usual:.4g})"
+            return (
+                f"the loss is {loss:.4g}, {loss / usual:.1f} times that of the last {len(self.losses)} steps "
+                f"({usual:.4g})"
+            )
         return None
 
 
 class Excluded:
-    """The steps whose batches are left out after a return to a checkpoint; in a file of its own, as checkpoints are older than the return."""
+    """The steps whose batches are left out after a return to a checkpoint; in a file of its own, as checkpoints are
+    older than the return."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,13 +117,17 @@ class Excluded:
 
 
 def document_ids(corpus: Path, shards: Shards, numbers: Sequence[int]) -> list[str]:
-    """The ids of documents by their number in a split; "number N of the train split" where the corpus is gone or too large to search.
+    """The ids of documents by their number in a split; "number N of the train split" where the corpus is gone or too
+    large to search.
 
-    A shard keeps one kind's documents in the order of the corpus, so a document is known by how many of its kind come before it.
+    A shard keeps one kind's documents in the order of the corpus, so a document is known by how many of its kind come
+    before it.
     """
     labels = shards.labels
     kinds = {number: (shards.sources[labels[number, 0]], shards.genres[labels[number, 1]]) for number in numbers}
-    places = {(*kinds[number], int((labels[:number] == labels[number]).all(axis=1).sum())): number for number in numbers}
+    places = {
+        (*kinds[number], int((labels[:number] == labels[number]).all(axis=1).sum())): number for number in numbers
+    }
     found: dict[int, str] = {}
     if shards.bytes <= MOST_SEARCHED:
         seen: Counter[tuple[str, str]] = Counter()
@@ -137,13 +150,19 @@ def is_finite(tensor: Tensor) -> bool:
 
 def first_bad_gradient(model: nn.Module) -> str | None:
     """The parameter nearest to the loss whose gradient is not finite; None where all are."""
-    bad = [name for name, parameter in model.named_parameters() if parameter.grad is not None and not is_finite(parameter.grad)]
-    inside = [name for name in bad if not name.startswith("embed.")]  # tied to the output, it is bad whenever anything is
+    bad = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not is_finite(parameter.grad)
+    ]
+    # tied to the output, it is bad whenever anything is
+    inside = [name for name in bad if not name.startswith("embed.")]
     return (inside or bad)[-1] if bad else None
 
 
 def first_non_finite(model: nn.Module, loss: Callable[[], Tensor]) -> str:
-    """Where in the network numbers first stop being finite: runs `loss`, and its backward pass when that was fine; gradients are dropped."""
+    """Where in the network numbers first stop being finite: runs `loss`, and its backward pass when that was fine;
+    gradients are dropped."""
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
             return f"weights {name}"

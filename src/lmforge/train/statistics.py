@@ -1,4 +1,5 @@
-"""What happens inside a network while it trains: sizes of weights, gradients and activations by layer, and the noise of the gradient."""
+"""What happens inside a network while it trains: sizes of weights, gradients and activations by layer, and the noise of
+the gradient."""
 
 from __future__ import annotations
 
@@ -25,13 +26,19 @@ def weights_and_gradients(model: nn.Module) -> dict[str, dict[str, float]]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             total = sums.setdefault(layer_of(name), [0.0, 0.0, 0.0])
-            for place, value in enumerate((float(parameter.square().sum()), float(parameter.grad.square().sum()), parameter.numel())):
+            for place, value in enumerate(
+                (float(parameter.square().sum()), float(parameter.grad.square().sum()), parameter.numel())
+            ):
                 total[place] += value
-    return {layer: {"weights": math.sqrt(w / count), "gradients": math.sqrt(g / count)} for layer, (w, g, count) in sums.items()}
+    return {
+        layer: {"weights": math.sqrt(w / count), "gradients": math.sqrt(g / count)}
+        for layer, (w, g, count) in sums.items()
+    }
 
 
 class Activations:
-    """While it is entered, notes the root mean square and the largest size of each block's output: {layer: {"rms", "largest"}}."""
+    """While it is entered, notes the root mean square and the largest size of each block's output: {layer: {"rms",
+    "largest"}}."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -44,7 +51,9 @@ class Activations:
                 self._hooks.append(module.register_forward_hook(partial(self._note, name)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -54,10 +63,11 @@ class Activations:
 
 
 class NoiseScale:
-    """The batch size, in tokens, at which the noise of the gradient is as large as the gradient: tr(Σ)/|G|² (McCandlish et al. 2018, appendix A.1).
+    """The batch size, in tokens, at which the noise of the gradient is as large as the gradient: tr(Σ)/|G|² (McCandlish
+    et al. 2018, appendix A.1).
 
-    From the squared norms of one gradient over few tokens and over many; both estimates are averaged over the times it was measured.
-    A batch far below it wastes steps, one far above it wastes tokens.
+    From the squared norms of one gradient over few tokens and over many; both estimates are averaged over the times it
+    was measured. A batch far below it wastes steps, one far above it wastes tokens.
     """
 
     KEPT = 0.9  # of the earlier average, at each measurement
@@ -81,4 +91,8 @@ class NoiseScale:
     @property
     def tokens(self) -> float | None:
         """The noise scale; None before a measurement, or where noise hides the gradient."""
-        return self.noise / self.signal if self.noise is not None and self.signal is not None and self.noise > 0 and self.signal > 0 else None
+        return (
+            self.noise / self.signal
+            if self.noise is not None and self.signal is not None and self.noise > 0 and self.signal > 0
+            else None
+        )

@@ -1,4 +1,5 @@
-"""Copies of checkpoints in an object store (any address that fsspec understands: s3://, gs://, file://), as a second place to go on from.
+"""Copies of checkpoints in an object store (any address that fsspec understands: s3://, gs://, file://), as a second
+place to go on from.
 
 A copy is complete when its manifest is there, which is put last and removed first: what was cut short is passed over.
 """
@@ -23,7 +24,9 @@ def _open(store: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(store)
     except (ImportError, ValueError) as error:
-        raise InputError(f"train.store: {store}: {error}; give an address that fsspec understands, such as s3://bucket/run") from error
+        raise InputError(
+            f"train.store: {store}: {error}; give an address that fsspec understands, such as s3://bucket/run"
+        ) from error
     return system, str(path).rstrip("/")
 
 
@@ -40,8 +43,10 @@ def put(checkpoint: Path, store: str) -> None:
         for name in (*names, MANIFEST):
             system.put_file(str(checkpoint / name), f"{root}/{checkpoint.name}/{name}")
     except OSError as error:
-        raise LmforgeError(f"{store}: {checkpoint.name} could not be copied there ({error}); it is safe in {checkpoint}. Mend access "
-                           "to the store, or leave train.store out, and run the same command again") from error
+        raise LmforgeError(
+            f"{store}: {checkpoint.name} could not be copied there ({error}); it is safe in {checkpoint}. Mend access "
+            "to the store, or leave train.store out, and run the same command again"
+        ) from error
 
 
 def remove(store: str, name: str) -> None:
@@ -63,8 +68,12 @@ def fetch_newest(store: str, directory: Path) -> None:
     system, root = _open(store)
     try:
         found = system.ls(root, detail=False) if system.exists(root) else []
-        whole = sorted(name for path in found if _NAME.match(name := str(path).rstrip("/").rsplit("/", 1)[-1])
-                       and system.exists(f"{root}/{name}/{MANIFEST}"))
+        whole = sorted(
+            name
+            for path in found
+            if _NAME.match(name := str(path).rstrip("/").rsplit("/", 1)[-1])
+            and system.exists(f"{root}/{name}/{MANIFEST}")
+        )
         if not whole:
             return
         say(f"train: no checkpoint here; fetching {whole[-1]} from {store}")
@@ -74,4 +83,6 @@ def fetch_newest(store: str, directory: Path) -> None:
                 system.get_file(f"{root}/{whole[-1]}/{name}", str(temporary / name))
             verify_directory(temporary)
     except OSError as error:
-        raise LmforgeError(f"{store}: could not be read ({error}); mend access to it, or leave train.store out") from error
+        raise LmforgeError(
+            f"{store}: could not be read ({error}); mend access to it, or leave train.store out"
+        ) from error

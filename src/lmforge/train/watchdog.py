@@ -29,7 +29,13 @@ def where_threads_are() -> None:
 class Watchdog:
     """`with Watchdog(rank) as watch: … watch.doing(step, "reading the batch")`; `doing` costs a microsecond."""
 
-    def __init__(self, rank: int, least: float = LEAST, tell: Callable[[str], None] = say, stacks: Callable[[], None] = where_threads_are) -> None:
+    def __init__(
+        self,
+        rank: int,
+        least: float = LEAST,
+        tell: Callable[[str], None] = say,
+        stacks: Callable[[], None] = where_threads_are,
+    ) -> None:
         self.rank, self.least, self.tell, self.stacks = rank, least, tell, stacks
         self.now: tuple[int, str, float] | None = None  # step (from 1), operation, since when
         self.longest: dict[str, float] = {}
@@ -40,7 +46,9 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join()
 
@@ -61,6 +69,13 @@ class Watchdog:
             taken = time.monotonic() - since
             if taken > max(self.least, TIMES * self.longest.get(operation, 0.0)):
                 told = now
-                usual = f"; before it never took more than {in_words(self.longest[operation])}" if operation in self.longest else ""
-                self.tell(f"train: rank {self.rank}: step {step}: {operation} has taken {in_words(taken)} so far{usual}; where each thread is:")
+                usual = (
+                    f"; before it never took more than {in_words(self.longest[operation])}"
+                    if operation in self.longest
+                    else ""
+                )
+                self.tell(
+                    f"train: rank {self.rank}: step {step}: {operation} has taken {in_words(taken)} so far{usual}; "
+                    "where each thread is:"
+                )
                 self.stacks()

@@ -16,13 +16,15 @@ from lmforge.corpus.clean.filters import (
     filters_report,
     prepare,
     why_dropped,
-)  # fmt: skip
+)
 from lmforge.corpus.sources.document import Document
 from lmforge.errors import InputError
 from lmforge.recipe import Corpus, Perplexity, Quality
 from tests.corpus.test_normalise import AWKWARD
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen while nobody looked up.\n"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -69,13 +71,15 @@ def document(text: str, genre: str = "web", **meta: str) -> Document:
     return {"id": "1", "text": text, "source": "s", "genre": genre, "meta": dict(meta)}
 
 
-ARTICLE = "\n".join((
-    "The old forge stood at the end of the village, where the road turned down to the river and the mill.",
-    "Every morning the smith lit the fire with dry birch, and by noon the iron was bright enough to bend.",
-    "Nobody remembered who had built the place, but the stones over the door were worn smooth with age.",
-    "In winter children came to warm their hands, and they would stay until someone called them home.",
-    "He did not talk much, yet he knew the name of each horse that he had shod in forty years of work.",
-))  # fmt: skip
+ARTICLE = "\n".join(
+    (
+        "The old forge stood at the end of the village, where the road turned down to the river and the mill.",
+        "Every morning the smith lit the fire with dry birch, and by noon the iron was bright enough to bend.",
+        "Nobody remembered who had built the place, but the stones over the door were worn smooth with age.",
+        "In winter children came to warm their hands, and they would stay until someone called them home.",
+        "He did not talk much, yet he knew the name of each horse that he had shod in forty years of work.",
+    )
+)
 
 
 def test_prepare_cleans_masks_and_keeps_the_rest() -> None:
@@ -89,25 +93,42 @@ def test_prepare_cleans_masks_and_keeps_the_rest() -> None:
 
 
 BIRDS = ("larks", "finches", "robins", "wrens", "crows", "ravens", "doves", "gulls", "owls", "hawks", "terns")
-STOPLESS = " ".join([
-    "Iron melts, steel bends, fire burns, smiths labour, winters pass, rivers freeze.", "Horses trot through snow, wagons creak, dogs bark.",
-    *(f"{bird} sang before breakfast, {bird} sang after dinner." for bird in BIRDS)])  # fmt: skip
+STOPLESS = " ".join(
+    [
+        "Iron melts, steel bends, fire burns, smiths labour, winters pass, rivers freeze.",
+        "Horses trot through snow, wagons creak, dogs bark.",
+        *(f"{bird} sang before breakfast, {bird} sang after dinner." for bird in BIRDS),
+    ]
+)
 
 
 @pytest.mark.parametrize(
     ("text", "genre", "more", "reason"),
     [
-        (ARTICLE, "web", {}, None), ("short", "web", {}, "too_short"), (PROSE * 5, "web", {}, "repeated_lines"),
-        (ARTICLE.replace("forge", "lorem ipsum"), "web", {}, "c4_lorem_ipsum"), (ARTICLE.replace("forge", "lorem ipsum"), "books", {}, None),
-        (ARTICLE + "{", "web", {}, "c4_curly_bracket"), (ARTICLE + "{", "web", {"rules": ()}, None), (ARTICLE + "{", "news", {}, None),
+        (ARTICLE, "web", {}, None),
+        ("short", "web", {}, "too_short"),
+        (PROSE * 5, "web", {}, "repeated_lines"),
+        (ARTICLE.replace("forge", "lorem ipsum"), "web", {}, "c4_lorem_ipsum"),
+        (ARTICLE.replace("forge", "lorem ipsum"), "books", {}, None),
+        (ARTICLE + "{", "web", {}, "c4_curly_bracket"),
+        (ARTICLE + "{", "web", {"rules": ()}, None),
+        (ARTICLE + "{", "news", {}, None),
         ("x = {1: 2}\n" + "def f(a):\n    return a + 1\n" * 3, "code", {}, None),
-        (ARTICLE, "web", {"languages": ("de",)}, "other_language"), (ARTICLE, "web", {"languages": ("de", "en")}, None),
+        (ARTICLE, "web", {"languages": ("de",)}, "other_language"),
+        (ARTICLE, "web", {"languages": ("de", "en")}, None),
         (ARTICLE, "code", {"languages": ("de",)}, None),
         (STOPLESS, "news", {"rules": ("gopher",)}, "gopher_stop_words"),
-        (" ".join(f"Der alte Schmied sah am {n}. Abend aus dem {n * 7}. Fenster, wie {n * 3} Kinder zum Fluss gingen." for n in range(9)), "news",
-         {"rules": ("gopher",)}, None),
+        (
+            " ".join(
+                f"Der alte Schmied sah am {n}. Abend aus dem {n * 7}. Fenster, wie {n * 3} Kinder zum Fluss gingen."
+                for n in range(9)
+            ),
+            ("news"),
+            {"rules": ("gopher",)},
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_prepare_names_the_reason(text: str, genre: str, more: dict[str, Any], reason: str | None) -> None:
     assert prepare(document(text, genre), Corpus(**more))[1] == reason
 
@@ -148,10 +169,35 @@ def test_word_list_perplexity_and_classifier(tmp_path: Path) -> None:
     assert after["corpus.quality.bad"] != before["corpus.quality.bad"]
 
 
-@given(st.one_of(st.text(), AWKWARD, st.lists(st.sampled_from(
-    ["The smith. ", "uses cookies", "\n", "\n\n", "a@b.co ", "8.8.8.8 ", "[1]", "[", "]", "{", "lorem ipsum ",
-    "555-123-4567", "\r", "…", "- "])).map("".join)),
-    st.sampled_from(["web", "books", "code", "unknown"]), st.booleans())  # fmt: skip
+@given(
+    st.one_of(
+        st.text(),
+        AWKWARD,
+        st.lists(
+            st.sampled_from(
+                [
+                    "The smith. ",
+                    "uses cookies",
+                    "\n",
+                    "\n\n",
+                    "a@b.co ",
+                    "8.8.8.8 ",
+                    "[1]",
+                    "[",
+                    "]",
+                    "{",
+                    "lorem ipsum ",
+                    "555-123-4567",
+                    "\r",
+                    "…",
+                    "- ",
+                ]
+            )
+        ).map("".join),
+    ),
+    st.sampled_from(["web", "books", "code", "unknown"]),
+    st.booleans(),
+)
 @settings(max_examples=300, deadline=None)
 def test_prepare_is_idempotent_and_never_raises(text: str, genre: str, strict: bool) -> None:
     rules = (*Corpus().rules, "punctuation") if strict else Corpus().rules

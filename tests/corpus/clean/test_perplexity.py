@@ -1,4 +1,5 @@
-"""Perplexity: what is like the reference passes, what is not does not, and the bound is the reference's own percentile."""
+"""Perplexity: what is like the reference passes, what is not does not, and the bound is the reference's own
+percentile."""
 
 import random
 from pathlib import Path
@@ -28,7 +29,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_likeness_and_bound(reference: Path) -> None:
     model = unlikeness(Perplexity(reference=reference, percentile=100))
     assert model.held_out == 30
-    assert not any(model.is_unlike(prose(1000 + number)) for number in range(20) if model.bits_per_byte(prose(1000 + number)) <= model.bound)
+    assert not any(
+        model.is_unlike(prose(1000 + number))
+        for number in range(20)
+        if model.bits_per_byte(prose(1000 + number)) <= model.bound
+    )
     assert sum(model.is_unlike(prose(1000 + number)) for number in range(50)) <= 5
     pick = random.Random(1)
     for other in ("".join(pick.choices("abcdefghijklmnop ", k=900)), "01101001 " * 99, "Ω≈ç√∫˜µ≤≥÷" * 40):

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.corpus.clean.quality import PROSE, RULES, broken_rule, has_lorem_ipsum, has_toxic_words, toxic_words, without_boilerplate
+from lmforge.corpus.clean.quality import (
+    PROSE,
+    RULES,
+    broken_rule,
+    has_lorem_ipsum,
+    has_toxic_words,
+    toxic_words,
+    without_boilerplate,
+)
 from lmforge.corpus.clean.scan import scan
 from lmforge.recipe import Corpus
 
@@ -27,7 +35,10 @@ GOOD = "\n".join(SENTENCES)
 
 
 def words(count: int) -> list[str]:
-    return [f"{'abcdefghij'[number % 10]}{'klmnopqrst'[number // 10 % 10]}{'uvwxyz'[number // 100 % 6]}ord{number}" for number in range(count)]
+    return [
+        f"{'abcdefghij'[number % 10]}{'klmnopqrst'[number // 10 % 10]}{'uvwxyz'[number // 100 % 6]}ord{number}"
+        for number in range(count)
+    ]
 
 
 LIST = "\n".join(f"{first} {second}." for first, second in zip(words(60), reversed(words(60)), strict=True))
@@ -54,7 +65,7 @@ BREAKING = {
     "fineweb_short_lines": GOOD[:300] + ".\n" + "\n".join(f"{word} is it." for word in words(20)),
     "fineweb_repeated_line_characters": "\n".join([*SENTENCES, SENTENCES[0]]),
     "fineweb_list": LIST.replace("\n", ", and the rest of what they were.\n\n\n"),
-}  # fmt: skip
+}
 
 
 def family_of(reason: str) -> str:
@@ -94,7 +105,9 @@ def test_good_prose_breaks_none(genre: str) -> None:
 
 
 def test_books_broken_at_a_width_are_read_by_paragraph() -> None:
-    wrapped = "\n\n".join("\n".join(sentence[i : i + 30] for i in range(0, len(sentence), 30)) for sentence in SENTENCES)
+    wrapped = "\n\n".join(
+        "\n".join(sentence[i : i + 30] for i in range(0, len(sentence), 30)) for sentence in SENTENCES
+    )
     assert broken_rule(scan(wrapped, wrapped=True), "books", FAMILIES) is None
     assert broken_rule(scan(wrapped), "web", FAMILIES) is not None
 
@@ -102,14 +115,21 @@ def test_books_broken_at_a_width_are_read_by_paragraph() -> None:
 @pytest.mark.parametrize(
     ("line", "removed"),
     [
-        ("Please enable JavaScript to view the comments.", True), ("This site uses cookies to serve you better.", True),
-        ("Read our Terms of Use and our privacy policy.", True), ("x" * 1200, True), ("The cookies were baked by noon.", False),
-        ("A Heading Without a Mark", False), ("", False), ("He wrote the script in Java.", False),
+        ("Please enable JavaScript to view the comments.", True),
+        ("This site uses cookies to serve you better.", True),
+        ("Read our Terms of Use and our privacy policy.", True),
+        ("x" * 1200, True),
+        ("The cookies were baked by noon.", False),
+        ("A Heading Without a Mark", False),
+        ("", False),
+        ("He wrote the script in Java.", False),
     ],
-)  # fmt: skip
+)
 def test_boilerplate_lines_go_and_others_stay(line: str, removed: bool) -> None:
     notices: Counter[str] = Counter()
-    assert without_boilerplate(f"Before.\n{line}\nAfter.", False, notices) == ("Before.\nAfter." if removed else f"Before.\n{line}\nAfter.")
+    assert without_boilerplate(f"Before.\n{line}\nAfter.", False, notices) == (
+        "Before.\nAfter." if removed else f"Before.\n{line}\nAfter."
+    )
     assert notices == ({"boilerplate lines removed": 1} if removed else {})
 
 
@@ -119,11 +139,19 @@ def test_strictly_only_sentences_stay() -> None:
 
 
 def test_citations_go() -> None:
-    assert without_boilerplate("Iron[1] melts[edit] at heat[citation needed].\n[2]\na[i] = b", False) == "Iron melts at heat.\n\na[i] = b"
+    assert (
+        without_boilerplate("Iron[1] melts[edit] at heat[citation needed].\n[2]\na[i] = b", False)
+        == "Iron melts at heat.\n\na[i] = b"
+    )
 
 
-@given(st.lists(st.sampled_from([
-    "[", "]", "1", "edit", "javascript", "\n", "a b c.", "use cookies", " ", "java", "script"]), max_size=30), st.booleans())  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(["[", "]", "1", "edit", "javascript", "\n", "a b c.", "use cookies", " ", "java", "script"]),
+        max_size=30,
+    ),
+    st.booleans(),
+)
 @settings(deadline=None)
 def test_boilerplate_removal_is_idempotent(pieces: list[str], strict: bool) -> None:
     once = without_boilerplate("".join(pieces), strict)
@@ -150,9 +178,14 @@ DATA = Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2].parent /
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are not here (LMFORGE_DATA)")
 @pytest.mark.parametrize(
     ("name", "genre", "least"),
-    [("books/classic_novels", "books", 0.95), ("encyclopedia/wikipedia_squad_train_articles", "encyclopedia", 0.95),
-     ("stories/tinystories", "stories", 0.9), ("news/nyt_current_history_1914_15", "news", 0.9), ("web/gov_and_project_blogs", "web", 0.6)],
-)  # fmt: skip
+    [
+        ("books/classic_novels", "books", 0.95),
+        ("encyclopedia/wikipedia_squad_train_articles", "encyclopedia", 0.95),
+        ("stories/tinystories", "stories", 0.9),
+        ("news/nyt_current_history_1914_15", "news", 0.9),
+        ("web/gov_and_project_blogs", "web", 0.6),
+    ],
+)
 def test_real_prose_passes(name: str, genre: str, least: float) -> None:
     with gzip.open(DATA / "pretrain" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line, _ in zip(file, range(200), strict=False)]

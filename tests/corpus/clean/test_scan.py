@@ -9,18 +9,41 @@ from hypothesis import strategies as st
 
 from lmforge.corpus.clean.scan import BULLETS, STOP_WORDS, TERMINAL, Scan, scan, scan_words
 
-WORDS = st.sampled_from([
-    "the", "The,", "of", "iron", "(steel)", "…", "wait...", "#tag", "-", "•", "{", "end.", "é", "x" * 40, "42", "and!”", "a-b", "日本。",
-])  # fmt: skip
-TEXTS = st.lists(st.tuples(WORDS, st.sampled_from([" ", " ", " ", "\n", "\n", "\n\n", "\n\n\n", "\t", "\u2003"])), max_size=120).map(
-    lambda pairs: "".join(word + space for word, space in pairs)
+WORDS = st.sampled_from(
+    [
+        "the",
+        "The,",
+        "of",
+        "iron",
+        "(steel)",
+        "…",
+        "wait...",
+        "#tag",
+        "-",
+        "•",
+        "{",
+        "end.",
+        "é",
+        "x" * 40,
+        "42",
+        "and!”",
+        "a-b",
+        "日本。",
+    ]
 )
+TEXTS = st.lists(
+    st.tuples(WORDS, st.sampled_from([" ", " ", " ", "\n", "\n", "\n\n", "\n\n\n", "\t", "\u2003"])), max_size=120
+).map(lambda pairs: "".join(word + space for word, space in pairs))
 
 
 def plainly(text: str, wrapped: bool) -> dict[str, object]:
     """The definitions, read slowly."""
     words = text.split()
-    blocks = [block for block in "\n".join("" if not line.strip() else line for line in text.split("\n")).split("\n\n") if block.split()]
+    blocks = [
+        block
+        for block in "\n".join("" if not line.strip() else line for line in text.split("\n")).split("\n\n")
+        if block.split()
+    ]
     paragraphs = [tuple(block.split()) for block in blocks]
     lines = paragraphs if wrapped else [tuple(line.split()) for line in text.split("\n") if line.split()]
     with_text = [word for word in words if any(c.isalpha() or c.isnumeric() for c in word)]
@@ -34,19 +57,31 @@ def plainly(text: str, wrapped: bool) -> dict[str, object]:
 
     plain = {"".join(c for c in word.lower() if c.isalpha() or c.isnumeric()) for word in words}
     return {
-        "characters": len(text), "words": len(words), "text_words": len(with_text), "text_word_characters": sum(map(len, with_text)),
-        "letter_words": sum(any(map(str.isalpha, word)) for word in words), "longest_word": max(map(len, words), default=0),
-        "stop_words": len(plain & set(STOP_WORDS)), "hash_signs": text.count("#"), "braces": text.count("{"), "line_ends": text.count("\n"),
-        "sentences": sum(word[-1] in TERMINAL or word.endswith(("...", "…")) for word in words), "lines": len(lines),
-        "line_characters": sum(len(" ".join(line)) for line in lines), "ellipsis_lines": sum(map(ellipsis, lines)),
+        "characters": len(text),
+        "words": len(words),
+        "text_words": len(with_text),
+        "text_word_characters": sum(map(len, with_text)),
+        "letter_words": sum(any(map(str.isalpha, word)) for word in words),
+        "longest_word": max(map(len, words), default=0),
+        "stop_words": len(plain & set(STOP_WORDS)),
+        "hash_signs": text.count("#"),
+        "braces": text.count("{"),
+        "line_ends": text.count("\n"),
+        "sentences": sum(word[-1] in TERMINAL or word.endswith(("...", "…")) for word in words),
+        "lines": len(lines),
+        "line_characters": sum(len(" ".join(line)) for line in lines),
+        "ellipsis_lines": sum(map(ellipsis, lines)),
         "bullet_lines": sum(line[0][0] in BULLETS or line[0] in "-*–" for line in lines),
         "terminal_lines": sum(line[-1][-1] in TERMINAL and not ellipsis(line) for line in lines),
-        "short_lines": sum(len(" ".join(line)) <= 30 for line in lines), "repeated_lines": again(lines)[0],
-        "repeated_line_characters": again(lines)[1], "paragraphs": len(paragraphs), "repeated_paragraphs": again(paragraphs)[0],
+        "short_lines": sum(len(" ".join(line)) <= 30 for line in lines),
+        "repeated_lines": again(lines)[0],
+        "repeated_line_characters": again(lines)[1],
+        "paragraphs": len(paragraphs),
+        "repeated_paragraphs": again(paragraphs)[0],
         "repeated_paragraph_characters": again(paragraphs)[1],
         "top_ngrams": tuple(top(words, n) / max(1, len(text)) for n in (2, 3, 4)),
         "repeated_ngrams": tuple(inside(words, n) / max(1, len(text)) for n in range(5, 11)),
-    }  # fmt: skip
+    }
 
 
 def top(words: list[str], n: int) -> int:

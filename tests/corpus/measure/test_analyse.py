@@ -23,10 +23,15 @@ def test_the_tiny_corpus_is_measured(tiny_run: Path) -> None:
     assert found == analyse(tiny_run / "corpus", recipe)
     written = json.loads((tiny_run / "corpus/statistics.json").read_text())["analysis"]
     assert written == json.loads(json.dumps(found))
-    assert {"entropy", "heaps", "type_token", "repetition", "readability", "languages", "topics", "genres"} <= set(found)
+    assert {"entropy", "heaps", "type_token", "repetition", "readability", "languages", "topics", "genres"} <= set(
+        found
+    )
     defined = with_definitions(found)
     assert len(defined) > 15
-    assert all(len(row["definition"]) > 20 and any(key.startswith("sample") or key in ("train", "runs") for key in row) for row in defined)
+    assert all(
+        len(row["definition"]) > 20 and any(key.startswith("sample") or key in ("train", "runs") for key in row)
+        for row in defined
+    )
 
 
 def test_nothing_is_asked_for_and_nothing_is_there(tiny_run: Path, tmp_path: Path) -> None:
@@ -42,7 +47,10 @@ def test_bits_per_word_and_per_byte_are_one_quantity() -> None:
     train, held_out = ["the cat sat on the mat and the dog ran " * 50], ["the cat sat on the mat and the dog ran " * 12]
     found = entropies(train, held_out)
     words, size = 120, len(held_out[0])
-    assert {f"{what}_order_{order}" for what in ("words", "bytes") for order in range(1, 6)} | {"lzma", "context_mixing"} == set(found)
+    assert {f"{what}_order_{order}" for what in ("words", "bytes") for order in range(1, 6)} | {
+        "lzma",
+        "context_mixing",
+    } == set(found)
     for row in found.values():
         assert row["bits_per_word"] * words == pytest.approx(row["bits_per_byte"] * size)
     assert found["words_order_3"]["value"] < found["words_order_1"]["value"]
@@ -50,7 +58,9 @@ def test_bits_per_word_and_per_byte_are_one_quantity() -> None:
 
 def test_languages_are_told() -> None:
     english = "The committee will meet again in the morning to hear what the others have found in the meantime. "
-    german = "Der Ausschuss wird sich am Morgen wieder treffen, um zu hören, was die anderen inzwischen gefunden haben. "
+    german = (
+        "Der Ausschuss wird sich am Morgen wieder treffen, um zu hören, was die anderen inzwischen gefunden haben. "
+    )
     pieces = [Piece("a", "web", english * 3)] * 3 + [Piece("b", "web", german * 3), Piece("c", "code", "x = 1")]
     assert languages(pieces)["shares"] == {"en": 0.75, "de": 0.25}
     assert languages(pieces)["sample_pieces"] == 4

@@ -16,7 +16,8 @@ def independent(symbols: int, length: int, seed: int) -> tuple[np.ndarray, float
 
 
 def markov(states: int, memory: int, length: int, seed: int) -> tuple[np.ndarray, float]:
-    """A chain whose next state depends on the last `memory` ones, and its entropy rate, from how often each history occurs."""
+    """A chain whose next state depends on the last `memory` ones, and its entropy rate, from how often each history
+    occurs."""
     rng = np.random.default_rng(seed)
     share = rng.dirichlet(np.full(states, 0.5), states**memory)
     steps, uniform = np.cumsum(share, axis=1), rng.random(length)

@@ -46,7 +46,9 @@ def test_entropies_name_their_sample_and_definition(monkeypatch: pytest.MonkeyPa
     entropy = measured(texts)["entropy"]
     assert all(entry["definition"] and entry["value"] > 0 for entry in entropy.values())
     words, size = sum(len(text.split()) for text in texts), sum(len(text.encode()) for text in texts)
-    assert all(entry["bits_per_word"] * words == pytest.approx(entry["bits_per_byte"] * size) for entry in entropy.values())
+    assert all(
+        entry["bits_per_word"] * words == pytest.approx(entry["bits_per_byte"] * size) for entry in entropy.values()
+    )
     whole = "".join(texts).encode()
     assert entropy["unigram_bits_per_byte"]["value"] == pytest.approx(miller_madow(list(Counter(whole).values())))
     assert entropy["unigram_bits_per_byte"]["sample_bytes"] == len(whole)

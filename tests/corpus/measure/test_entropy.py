@@ -23,7 +23,11 @@ def drawn(share: np.ndarray, amount: int, seed: int) -> np.ndarray:
     return np.bincount(np.random.default_rng(seed).choice(len(share), amount, p=share), minlength=len(share))
 
 
-@pytest.mark.parametrize("share", [np.full(2, 0.5), np.array([0.9, 0.1]), np.full(256, 1 / 256), zipf(256)[0]], ids=["coin", "bent", "flat", "zipf"])
+@pytest.mark.parametrize(
+    "share",
+    [np.full(2, 0.5), np.array([0.9, 0.1]), np.full(256, 1 / 256), zipf(256)[0]],
+    ids=["coin", "bent", "flat", "zipf"],
+)
 @pytest.mark.parametrize("estimate", ESTIMATORS)
 def test_known_sources_of_bytes_within_one_percent(estimate: object, share: np.ndarray) -> None:
     truth = float(-(share * np.log2(share)).sum())

@@ -13,7 +13,14 @@ def test_no_seed_is_of_two_types() -> None:
 
 
 def test_every_name_begins_with_a_capital_and_small_words_do_not() -> None:
-    for names in (gazetteer.PLACES, gazetteer.ORGANISATIONS, gazetteer.OTHERS, gazetteer.FIRST_NAMES, gazetteer.TITLES, gazetteer.MONTHS):
+    for names in (
+        gazetteer.PLACES,
+        gazetteer.ORGANISATIONS,
+        gazetteer.OTHERS,
+        gazetteer.FIRST_NAMES,
+        gazetteer.TITLES,
+        gazetteer.MONTHS,
+    ):
         assert len(names) > 10
         assert all(name[0].isupper() for name in names)
     assert all(word.islower() for word in gazetteer.SMALL_WORDS)

@@ -11,7 +11,11 @@ WORDS = {"books": ["whale", "ship", "captain", "sea"], "code": ["def", "return",
 
 
 def piece(genre: str, number: int, seed: int, words: list[str]) -> Piece:
-    return Piece(f"{seed}-{genre}-{number}", genre, " ".join(np.random.default_rng([seed, number]).choice([*words, "the", "of", "and"], 60)))
+    return Piece(
+        f"{seed}-{genre}-{number}",
+        genre,
+        " ".join(np.random.default_rng([seed, number]).choice([*words, "the", "of", "and"], 60)),
+    )
 
 
 def test_genres_that_differ_are_told_apart_and_shuffled_labels_are_not() -> None:

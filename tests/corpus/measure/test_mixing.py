@@ -1,4 +1,5 @@
-"""The code length is an upper bound of a known entropy, and close to it; it learns contexts and words; no input breaks it."""
+"""The code length is an upper bound of a known entropy, and close to it; it learns contexts and words; no input breaks
+it."""
 
 import lzma
 import random

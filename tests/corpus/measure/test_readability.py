@@ -5,8 +5,23 @@ import pytest
 from lmforge.corpus.measure.readability import readability, syllables
 
 
-@pytest.mark.parametrize(("word", "count"), [("make", 1), ("table", 2), ("wanted", 2), ("asked", 1), ("the", 1), ("beautiful", 3),
-                                             ("horses", 2), ("boxes", 2), ("reading", 2), ("people", 2), ("takes", 1), ("rhythm", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("word", "count"),
+    [
+        ("make", 1),
+        ("table", 2),
+        ("wanted", 2),
+        ("asked", 1),
+        ("the", 1),
+        ("beautiful", 3),
+        ("horses", 2),
+        ("boxes", 2),
+        ("reading", 2),
+        ("people", 2),
+        ("takes", 1),
+        ("rhythm", 1),
+    ],
+)
 def test_syllables(word: str, count: int) -> None:
     assert syllables(word) == count
 
@@ -23,7 +38,12 @@ def test_formulas_by_hand() -> None:
 
 def test_harder_prose_scores_harder() -> None:
     easy = readability(["The sun was warm. The boy had a dog. They ran in the park all day."])
-    hard = readability(["Notwithstanding considerable methodological heterogeneity, contemporary investigations corroborate the hypothesis."])
+    hard = readability(
+        [
+            "Notwithstanding considerable methodological heterogeneity, contemporary investigations corroborate the "
+            "hypothesis."
+        ]
+    )
     assert easy["flesch_reading_ease"] > 90 > 0 > hard["flesch_reading_ease"]
     assert easy["flesch_kincaid_grade"] < 3 < 15 < hard["flesch_kincaid_grade"]
 

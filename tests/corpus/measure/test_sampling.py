@@ -36,7 +36,10 @@ def test_order_and_split_change_nothing_and_the_limit_holds(items: list[bytes], 
 def shard(corpus: Path, split: str, texts: list[str], number: int = 0) -> None:
     path = corpus / "documents" / f"{split}-{number:05d}.jsonl.zst"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = (json.dumps({"id": f"{number}-{i}", "text": text, "source": "s", "genre": "web", "meta": {}}) for i, text in enumerate(texts))
+    rows = (
+        json.dumps({"id": f"{number}-{i}", "text": text, "source": "s", "genre": "web", "meta": {}})
+        for i, text in enumerate(texts)
+    )
     path.write_bytes(zstandard.ZstdCompressor().compress("".join(row + "\n" for row in rows).encode()))
 
 

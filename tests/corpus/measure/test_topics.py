@@ -9,8 +9,34 @@ from lmforge.corpus.measure.topics import coherence, find_topics, topic_figures
 
 VOCABULARIES = {
     "sea": ["ship", "harbour", "sail", "captain", "anchor", "wave", "tide", "mast", "deck", "storm", "rope", "island"],
-    "kitchen": ["flour", "butter", "oven", "sugar", "bake", "spoon", "dough", "kettle", "cream", "recipe", "plate", "salt"],
-    "court": ["judge", "lawyer", "trial", "witness", "verdict", "appeal", "statute", "jury", "crime", "guilty", "oath", "bench"],
+    "kitchen": [
+        "flour",
+        "butter",
+        "oven",
+        "sugar",
+        "bake",
+        "spoon",
+        "dough",
+        "kettle",
+        "cream",
+        "recipe",
+        "plate",
+        "salt",
+    ],
+    "court": [
+        "judge",
+        "lawyer",
+        "trial",
+        "witness",
+        "verdict",
+        "appeal",
+        "statute",
+        "jury",
+        "crime",
+        "guilty",
+        "oath",
+        "bench",
+    ],
 }
 
 

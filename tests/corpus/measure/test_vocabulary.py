@@ -1,4 +1,5 @@
-"""The same figures for any split of the words; sampling beyond the bound is right on average and keeps the frequent words."""
+"""The same figures for any split of the words; sampling beyond the bound is right on average and keeps the frequent
+words."""
 
 import random
 from collections import Counter

@@ -1,4 +1,5 @@
-"""Benchmark texts are found however they are wrapped, cased, punctuated or embedded; other texts of the same words are not."""
+"""Benchmark texts are found however they are wrapped, cased, punctuated or embedded; other texts of the same words are
+not."""
 
 import gzip
 import json
@@ -10,12 +11,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.corpus.overlap.decontaminate import PLANTED, Index, benchmark_files, build_index, contamination, measure_recall, read_benchmarks
+from lmforge.corpus.overlap.decontaminate import (
+    PLANTED,
+    Index,
+    benchmark_files,
+    build_index,
+    contamination,
+    measure_recall,
+    read_benchmarks,
+)
 from lmforge.corpus.overlap.words import read_words
 from lmforge.errors import InputError
 
-WORDS = [a + b for a in ("ba", "ke", "lim", "no", "rust", "sha", "ter", "vo") for b in ("da", "gon", "pel", "s", "ty", "wick", "'re", "-ful")]
-LONG = "A robe takes 2 bolts of well-known blue fiber, and half that much white fiber. How many bolts in total (at $3.50) does it take?"
+WORDS = [
+    a + b
+    for a in ("ba", "ke", "lim", "no", "rust", "sha", "ter", "vo")
+    for b in ("da", "gon", "pel", "s", "ty", "wick", "'re", "-ful")
+]
+LONG = (
+    "A robe takes 2 bolts of well-known blue fiber, and half that much white fiber. How many bolts in total (at $3.50) "
+    "does it take?"
+)
 SHORT = "The mechanical doll wriggled itself loose again."  # 41 letters
 SHORTER = "The doll wriggled loose."  # 20 letters
 
@@ -69,7 +85,12 @@ def test_the_index_survives_its_file(tmp_path: Path) -> None:
     loaded = Index.load(tmp_path / "index.npz")
     assert loaded.names == ("a", "b")
     assert loaded.texts == (1, 1, 1, 1)
-    for text, name in ((LONG, "b"), (SHORT, "short texts"), (SHORTER, "short texts"), ("something else altogether", None)):
+    for text, name in (
+        (LONG, "b"),
+        (SHORT, "short texts"),
+        (SHORTER, "short texts"),
+        ("something else altogether", None),
+    ):
         assert contamination(read_words(text), loaded) == contamination(read_words(text), index) == name
 
 
@@ -103,7 +124,12 @@ def test_benchmarks_are_read_from_files_folders_and_patterns(tmp_path: Path) -> 
 
 def test_labels_of_an_item_are_no_text_of_it(tmp_path: Path) -> None:
     label = "irregular_plural_subject_verb_agreement_1_of_the_set_and_more"
-    record = {"text": LONG, "uid": label, "task_id": "Quiz/3", "answer": "小明有3个苹果小红有5个他们一共有几个苹果请用一句话回答这个问题谢谢你们大家"}
+    record = {
+        "text": LONG,
+        "uid": label,
+        "task_id": "Quiz/3",
+        "answer": "小明有3个苹果小红有5个他们一共有几个苹果请用一句话回答这个问题谢谢你们大家",
+    }
     (tmp_path / "quiz.jsonl").write_text(json.dumps(record) + "\n")
     texts = read_benchmarks((tmp_path / "quiz.jsonl",))["quiz.jsonl"]
     index = build_index({"quiz": texts})

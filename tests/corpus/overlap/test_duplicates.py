@@ -1,4 +1,5 @@
-"""Exact duplicates: layout does not matter, anything else does. Near duplicates: planted ones are found, others are not."""
+"""Exact duplicates: layout does not matter, anything else does. Near duplicates: planted ones are found, others are
+not."""
 
 import random
 from pathlib import Path
@@ -46,7 +47,9 @@ def test_the_first_of_equal_documents_stays(digests: list[tuple[int, int]]) -> N
     records = np.array([(*digest, number) for number, digest in enumerate(digests)], np.uint64).reshape(-1, 3).T
     pairs = exact_pairs(records[:, np.lexsort(records[::-1])])
     found = dict(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
-    assert found == {number: digests.index(digest) for number, digest in enumerate(digests) if digests.index(digest) != number}
+    assert found == {
+        number: digests.index(digest) for number, digest in enumerate(digests) if digests.index(digest) != number
+    }
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), unique=True, max_size=30))
@@ -116,7 +119,8 @@ def near(texts: list[list[str]], tmp_path: Path, similarity: float = 0.75) -> du
 
 def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> None:
     rng, pool = random.Random(2), vocabulary(3000)
-    frequent = [pool[int(3000 * rng.random() ** 3)] for _ in range(100_000)]  # some words far more frequent than others, as in a language
+    # some words far more frequent than others, as in a language
+    frequent = [pool[int(3000 * rng.random() ** 3)] for _ in range(100_000)]
     originals = [rng.choices(frequent, k=rng.randint(30, 400)) for _ in range(1000)]
     copies = [edited(words, rng.uniform(0.0, 0.2), pool, rng) for words in originals[:300]]
     clusters = near(originals + copies, tmp_path)
@@ -132,7 +136,7 @@ def test_a_chain_of_similar_texts_does_not_drop_its_far_end(tmp_path: Path) -> N
     rng, pool = random.Random(3), vocabulary(2000)
     chain = [rng.choices(pool, k=200)]
     for step in range(6):
-        chain.append(chain[-1][:30 * step] + rng.choices(pool, k=30) + chain[-1][30 * (step + 1) :])
+        chain.append(chain[-1][: 30 * step] + rng.choices(pool, k=30) + chain[-1][30 * (step + 1) :])
     clusters = near(chain, tmp_path)
     assert clusters.sizes.tolist() == [7]
     kept = set(range(7)) - set(clusters.dropped.tolist())
@@ -143,8 +147,12 @@ def test_a_chain_of_similar_texts_does_not_drop_its_far_end(tmp_path: Path) -> N
 
 def test_texts_of_the_same_few_words_are_not_duplicates(tmp_path: Path) -> None:
     rng = random.Random(4)
-    assert not near([rng.choices(["one", "two", "three", "four", "five", "six", "seven", "eight"], k=300) for _ in range(60)], tmp_path).dropped.size
-    assert not near([[f"{rng.random():.6f}" for _ in range(50)] for _ in range(60)], tmp_path).dropped.size  # numbers are not all alike
+    assert not near(
+        [rng.choices(["one", "two", "three", "four", "five", "six", "seven", "eight"], k=300) for _ in range(60)],
+        tmp_path,
+    ).dropped.size
+    # numbers are not all alike
+    assert not near([[f"{rng.random():.6f}" for _ in range(50)] for _ in range(60)], tmp_path).dropped.size
 
 
 def test_repeated_lines_are_counted_over_distinct_documents() -> None:
@@ -155,4 +163,6 @@ def test_repeated_lines_are_counted_over_distinct_documents() -> None:
     records = np.array([[line, line, line, other, other], [1, 2, 3, 1, 2]], np.uint64)
     assert repeated_lines(records, np.array([], np.uint64), 3).tolist() == [[int(line)], [3]]
     assert repeated_lines(records, np.array([2], np.uint64), 3).size == 0
-    assert repeated_lines(records, np.array([3], np.uint64), 2).tolist() == sorted([[5, int(line)], [2, 2]], key=max, reverse=True)
+    assert repeated_lines(records, np.array([3], np.uint64), 2).tolist() == sorted(
+        [[5, int(line)], [2, 2]], key=max, reverse=True
+    )

@@ -22,7 +22,17 @@ def test_layout_case_and_punctuation_make_no_difference(words: list[str], betwee
 
 
 def test_words() -> None:
-    assert read_words("Don't stop, the U.S.-made well-known thing.").starts.tolist() == [0, 4, 8, 11, 12, 13, 17, 21, 26]
+    assert read_words("Don't stop, the U.S.-made well-known thing.").starts.tolist() == [
+        0,
+        4,
+        8,
+        11,
+        12,
+        13,
+        17,
+        21,
+        26,
+    ]
     assert (read_words("don’t").hashes == read_words("DONT").hashes).all()
     assert read_words("漢字 kana").starts.size == 3
     assert read_words("").prefix.tolist() == [0]

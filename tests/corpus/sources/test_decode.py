@@ -25,9 +25,13 @@ def written(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("a.txt", b"plain", "utf-8"), ("a.txt", b"", "utf-8"), ("a.txt", "naïve".encode(), "utf-8"),
-        ("a.txt", "naïve".encode("latin-1"), "latin-1"), ("a.txt", "x".encode("utf-8-sig"), "utf-8-sig"),
-        ("a.txt", "größe".encode("utf-16"), "utf-16"), ("a.txt", "größe".encode("utf-32"), "utf-32"),
+        ("a.txt", b"plain", "utf-8"),
+        ("a.txt", b"", "utf-8"),
+        ("a.txt", "naïve".encode(), "utf-8"),
+        ("a.txt", "naïve".encode("latin-1"), "latin-1"),
+        ("a.txt", "x".encode("utf-8-sig"), "utf-8-sig"),
+        ("a.txt", "größe".encode("utf-16"), "utf-16"),
+        ("a.txt", "größe".encode("utf-32"), "utf-32"),
         ("a.py", "# -*- coding: cp1251 -*-\n# слово\n".encode("cp1251"), "cp1251"),
         ("a.txt", "# -*- coding: cp1251 -*-\n# слово\n".encode("cp1251"), "latin-1"),  # only Python declares it so
         ("a.py", b"# -*- coding: no-such-thing -*-\n", "utf-8"),
@@ -39,7 +43,11 @@ def test_encodings(tmp_path: Path, name: str, data: bytes, expected: str) -> Non
 
 @pytest.mark.parametrize(
     ("data", "word"),
-    [(b"text\0text", "NUL byte at byte 4"), (b"\xff\x01\x02\x03" * 40, "control characters"), (b"\xff\xfe\x00\xd8", "does not decode")],
+    [
+        (b"text\0text", "NUL byte at byte 4"),
+        (b"\xff\x01\x02\x03" * 40, "control characters"),
+        (b"\xff\xfe\x00\xd8", "does not decode"),
+    ],
 )
 def test_binary_data_is_refused_with_what_gave_it_away(tmp_path: Path, data: bytes, word: str) -> None:
     with pytest.raises(Binary, match=word):
@@ -52,7 +60,10 @@ def test_a_nul_beyond_the_first_block_is_found_at_its_place(tmp_path: Path) -> N
 
 
 @FIXTURE_KEPT
-@given(lines=st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=20), kind=st.sampled_from(["", ".gz", ".zst"]))
+@given(
+    lines=st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=20),
+    kind=st.sampled_from(["", ".gz", ".zst"]),
+)
 def test_lines_come_back_numbered(tmp_path: Path, lines: list[bytes], kind: str) -> None:
     data = b"\n".join(lines)
     packed = {"": data, ".gz": gzip.compress(data, mtime=0), ".zst": zstandard.compress(data)}[kind]
@@ -101,10 +112,15 @@ def test_lines_of_a_range_are_those_that_begin_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_a_giant_line_is_refused_or_left_out_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_a_giant_line_is_refused_or_left_out_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     monkeypatch.setattr(decode, "LONGEST_LINE", 3 << 20)
     data = b"first\n" + bytes(range(48, 58)) * (1 << 20) + b"\nlast"
-    path = written(tmp_path / f"a.jsonl{suffix}", {"": data, ".gz": gzip.compress(data, 1, mtime=0), ".zst": zstandard.compress(data)}[suffix])
+    path = written(
+        tmp_path / f"a.jsonl{suffix}",
+        {"": data, ".gz": gzip.compress(data, 1, mtime=0), ".zst": zstandard.compress(data)}[suffix],
+    )
     with pytest.raises(InputError, match=r"a\.jsonl(\.gz|\.zst)?:2: a line longer than 3 MiB"):
         list(lines_of(path))
     reasons: list[str] = []
@@ -116,7 +132,9 @@ def test_a_giant_line_is_refused_or_left_out_in_bounded_memory(tmp_path: Path, m
 def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     monkeypatch.setattr(decode, "UNFOLDED_FREELY", 8 << 20)
     zeros = b"0\n" * (20 << 20)
-    path = written(tmp_path / f"a.jsonl{suffix}", gzip.compress(zeros, mtime=0) if suffix == ".gz" else zstandard.compress(zeros))
+    path = written(
+        tmp_path / f"a.jsonl{suffix}", gzip.compress(zeros, mtime=0) if suffix == ".gz" else zstandard.compress(zeros)
+    )
     with pytest.raises(InputError, match=r"bomb: [\d,]+ bytes unfold to more than [\d,]+; readable up to line"):
         for _ in lines_of(path):
             pass

@@ -12,7 +12,13 @@ from lmforge.recipe import Source
 
 def test_a_document_carries_its_source_and_genre() -> None:
     reading = Reading(Source(kind="folder", path=Path("/some/where/books"), genre="books"), Counter())
-    assert reading.document("a", "text") == {"id": "a", "text": "text", "source": "folder:books", "genre": "books", "meta": {}}
+    assert reading.document("a", "text") == {
+        "id": "a",
+        "text": "text",
+        "source": "folder:books",
+        "genre": "books",
+        "meta": {},
+    }
     assert reading.document("a", "text", "code", {"k": 1})["genre"] == "code"
     assert source_name(Source(kind="python-library")) == "python-library"
 

@@ -15,7 +15,11 @@ def test_kinds_are_told_from_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a" / "y.txt").write_text("  ")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.jsonl").write_text(json.dumps({"text": "two"}))
-    assert [*texts_at(tmp_path / "a"), *texts_at(tmp_path / "b"), *texts_at(tmp_path / "b" / "x.jsonl")] == ["one", "two", "two"]
+    assert [*texts_at(tmp_path / "a"), *texts_at(tmp_path / "b"), *texts_at(tmp_path / "b" / "x.jsonl")] == [
+        "one",
+        "two",
+        "two",
+    ]
     assert examples_of(tmp_path / "b" / "x.parquet").kind == "parquet"
     (tmp_path / "c").mkdir()
     with pytest.raises(InputError, match="holds no texts to learn from"):

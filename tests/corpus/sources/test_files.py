@@ -31,6 +31,10 @@ def test_a_large_file_is_cut_where_it_stands() -> None:
     small, large, last = file("a", 10), file("b", 2 * SPLIT_ABOVE + 5), file("c", 10)
     found = cut([small, large, last], [(large, byte_ranges(large))])
     assert [(part.files[0].name, part.start, part.stop) for part in found] == [
-        ("a", 0, None), ("b", 0, SPLIT_ABOVE), ("b", SPLIT_ABOVE, 2 * SPLIT_ABOVE), ("b", 2 * SPLIT_ABOVE, 2 * SPLIT_ABOVE + 5), ("c", 0, None),
-    ]  # fmt: skip
+        ("a", 0, None),
+        ("b", 0, SPLIT_ABOVE),
+        ("b", SPLIT_ABOVE, 2 * SPLIT_ABOVE),
+        ("b", 2 * SPLIT_ABOVE, 2 * SPLIT_ABOVE + 5),
+        ("c", 0, None),
+    ]
     assert sum(part.bytes for part in found) == small.size + large.size + last.size

@@ -34,7 +34,9 @@ def test_splits_and_shards(tmp_path: Path) -> None:
     assert documents[5]["text"] == "text 1 1"
     assert documents[5]["meta"] == {"label": 1}
     assert list(read_part(source, pieces[1])) == documents[4:8]
-    assert [document["text"] for document in iter_documents(Source(kind="hub", path=tmp_path / "set", split="test"))] == ["held out"]
+    assert [
+        document["text"] for document in iter_documents(Source(kind="hub", path=tmp_path / "set", split="test"))
+    ] == ["held out"]
     assert expected_bytes(source) is None
     first = fingerprint(source)
     assert first == fingerprint(source) != fingerprint(Source(kind="hub", path=tmp_path / "set", split="test"))
@@ -43,7 +45,9 @@ def test_splits_and_shards(tmp_path: Path) -> None:
 def test_json_lines_with_another_field(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"content": f"c{number}"}) + "\n" for number in range(3)))
     documents = list(iter_documents(Source(kind="hub", path=tmp_path, text_field="content")))
-    assert [(document["id"], document["text"]) for document in documents] == [(f"train[0]:{n + 1}", f"c{n}") for n in range(3)]
+    assert [(document["id"], document["text"]) for document in documents] == [
+        (f"train[0]:{n + 1}", f"c{n}") for n in range(3)
+    ]
     notices: Counter[str] = Counter()
     assert list(iter_documents(Source(kind="hub", path=tmp_path), notices)) == []
     assert notices == {"skipped: broken row": 3}
@@ -55,7 +59,9 @@ def test_json_lines_with_another_field(tmp_path: Path) -> None:
 def test_damaged_shards_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": [str(number) * 50 for number in range(5000)]}), path, row_group_size=500)
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": [str(number) * 50 for number in range(5000)]}), path, row_group_size=500
+        )
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] + bytes(500) + whole[len(whole) // 2 + 500 :])
     else:
@@ -75,8 +81,13 @@ def test_a_data_set_whose_first_file_is_truncated_is_refused_in_one_line(tmp_pat
 
 def test_what_is_not_there_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    for source in (Source(kind="hub", path=Path("nobody/nothing-of-the-kind")), Source(kind="hub", path=tmp_path, split="no-such-split")):
-        with pytest.raises(InputError, match=r"cannot be opened as a data set: .*; correct the source's path") as caught:
+    for source in (
+        Source(kind="hub", path=Path("nobody/nothing-of-the-kind")),
+        Source(kind="hub", path=tmp_path, split="no-such-split"),
+    ):
+        with pytest.raises(
+            InputError, match=r"cannot be opened as a data set: .*; correct the source's path"
+        ) as caught:
             parts(source)
         assert "\n" not in str(caught.value)
 

@@ -90,7 +90,10 @@ def test_folder_is_sorted_and_counts_what_it_ignores(tmp_path: Path) -> None:
     (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
     notices: Counter[str] = Counter()
     documents = list(iter_documents(Source(kind="folder", path=tmp_path), notices))
-    assert [(document["id"], document["genre"]) for document in documents] == [("a.md", "unknown"), ("b/two.py", "code")]
+    assert [(document["id"], document["genre"]) for document in documents] == [
+        ("a.md", "unknown"),
+        ("b/two.py", "code"),
+    ]
     assert notices == {"ignored: .png": 1, "ignored: broken link": 1}
     assert expected_bytes(Source(kind="folder", path=tmp_path)) == 9
 
@@ -114,14 +117,17 @@ def test_large_prose_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -
     book.write_text(paragraph * (3 * CUT_ABOVE // len(paragraph)))
     documents = read("folder", book)
     assert "".join(document["text"] for document in documents) == book.read_text()
-    assert [document["id"] for document in documents] == [f"book.txt#{number}" for number in range(1, len(documents) + 1)]
+    assert [document["id"] for document in documents] == [
+        f"book.txt#{number}" for number in range(1, len(documents) + 1)
+    ]
     assert all(document["text"].endswith("\n\n") for document in documents)
     assert all(PIECE <= len(document["text"]) < PIECE + 200 for document in documents[:-1])
     assert documents[4]["meta"] == {"part": 5}
     before = [document["text"] for document in documents[:-1]]
     with book.open("a") as file:
         file.write(paragraph * 5000)
-    assert [document["text"] for document in read("folder", book)][: len(before)] == before  # growing changes no earlier part
+    # growing changes no earlier part
+    assert [document["text"] for document in read("folder", book)][: len(before)] == before
     unbroken = tmp_path / "unbroken.txt"
     unbroken.write_text("é" * CUT_ABOVE)
     assert [len(document["text"]) for document in read("folder", unbroken)] == [2 * PIECE, 2 * PIECE]
@@ -135,7 +141,9 @@ def test_binary_among_texts_is_refused(tmp_path: Path) -> None:
     bad.write_bytes(bytes(range(1, 256)) * 4)
     assert refusal("folder", tmp_path).startswith(f"{bad}: binary data in a text file (not UTF-8, and ")
     bad.write_bytes(b"\xff\xfea\x00b")
-    assert refusal("folder", tmp_path).startswith(f"{bad}: binary data in a text file (starts with a utf-16 byte-order mark")
+    assert refusal("folder", tmp_path).startswith(
+        f"{bad}: binary data in a text file (starts with a utf-16 byte-order mark"
+    )
 
 
 def test_empty_and_missing_are_refused(tmp_path: Path) -> None:
@@ -186,7 +194,9 @@ def test_jsonl_plain_and_packed_give_the_same(tmp_path: Path, suffix: str) -> No
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(pack(data[:half]) + pack(data[half:]))
     for place in (path, tmp_path, tmp_path / "*.jsonl*"):
-        found = [(document["id"], document["text"], document["genre"], document["meta"]) for document in read("jsonl", place)]
+        found = [
+            (document["id"], document["text"], document["genre"], document["meta"]) for document in read("jsonl", place)
+        ]
         assert found == [
             ("7", "one", "unknown", {"url": "u"}),
             (f"{path.name}:3", "two", "news", {"k": 1}),
@@ -310,7 +320,9 @@ def test_parts_gather_small_files_and_give_every_document_once(tmp_path: Path, m
 
 def test_the_library_in_parts_is_the_library() -> None:
     source = Source(kind="python-library")
-    assert [document["id"] for document in read_in_parts(source)] == [document["id"] for document in iter_documents(source)]
+    assert [document["id"] for document in read_in_parts(source)] == [
+        document["id"] for document in iter_documents(source)
+    ]
     assert len(parts(source)) > 4
 
 
@@ -333,7 +345,9 @@ def test_a_large_jsonl_is_read_in_byte_ranges(tmp_path: Path, monkeypatch: pytes
 
 def test_a_large_parquet_is_read_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": [f"{number} {'x' * 50}" for number in range(1000)]}), path, row_group_size=100)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [f"{number} {'x' * 50}" for number in range(1000)]}), path, row_group_size=100
+    )
     source = Source(kind="parquet", path=path)
     whole = list(iter_documents(source))
     for module in (files, records):
@@ -368,7 +382,9 @@ def test_damage_is_skipped_and_counted_where_the_source_says_so(tmp_path: Path) 
     (tmp_path / "a.txt").write_bytes(b"a\0b")
     (tmp_path / "b.txt").write_text("fine")
     notices.clear()
-    assert [document["id"] for document in iter_documents(Source(kind="folder", path=tmp_path, damaged="skip"), notices)] == ["b.txt"]
+    assert [
+        document["id"] for document in iter_documents(Source(kind="folder", path=tmp_path, damaged="skip"), notices)
+    ] == ["b.txt"]
     assert notices["skipped: binary data in a text file"] == 1
 
 
@@ -415,17 +431,25 @@ def giant(path: Path, head: bytes, unit: bytes, tail: bytes, size: int = 1 << 30
         ("folder", "a.txt", b"", b"\0", "skipped: binary data in a text file"),
         ("code", "a.py", b"x = '", b"iron and steel ", "ignored: source file beyond 1 MiB"),
         ("html", "a.html", b"<p>", b"<div>", "skipped: page beyond 4 MiB"),
-        ("mediawiki", "a.xml", b"<mediawiki><page><revision><text>", b"iron and steel ", "skipped: rest of a damaged dump"),
+        ("mediawiki", "a.xml", b"<mediawiki><page><revision><text>", b"iron and steel ", (
+            "skipped: rest of a damaged dump"
+        )),
         ("mediawiki", "a.xml.gz", b"<mediawiki>", b"<page>", "skipped: rest of a damaged dump"),
-        ("warc", "a.warc", b"WARC/1.0\r\nWARC-Type: response\r\nX: ", b"iron and steel ", "skipped: rest of a damaged archive"),
-        ("warc", "a.warc.gz", b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 9999999999\r\n\r\n", b"0", "skipped: rest of a damaged archive"),
+        ("warc", "a.warc", b"WARC/1.0\r\nWARC-Type: response\r\nX: ", b"iron and steel ", (
+            "skipped: rest of a damaged archive"
+        )),
+        ("warc", "a.warc.gz", b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 9999999999\r\n\r\n", b"0", (
+            "skipped: rest of a damaged archive"
+        )),
     ],
 )  # fmt: skip
 def test_a_gigabyte_in_one_line_neither_hangs_nor_fills_memory(
     tmp_path: Path, kind: str, name: str, head: bytes, unit: bytes, reason: str
 ) -> None:
     path = giant(tmp_path / name, head, unit, b'"}\n{"text": "after"}\n')
-    result = subprocess.run([sys.executable, "-c", READER, kind, path], capture_output=True, text=True, timeout=200, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", READER, kind, path], capture_output=True, text=True, timeout=200, check=True
+    )
     count, notices, megabytes = json.loads(result.stdout)
     assert notices.get(reason) == 1, notices
     assert megabytes < 400
@@ -438,15 +462,22 @@ def test_the_run_goes_on_past_damage_of_every_kind(tmp_path: Path) -> None:
     line, table = json.dumps({"text": good}).encode() + b"\n", tmp_path / "parquet" / "b.parquet"
     page = f"<mediawiki><page><title>A</title><ns>0</ns><id>1</id><revision><text>{good}</text></revision></page></mediawiki>".encode()
     block = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>{good}</p>".encode()
-    record = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n" % (len(block), block)
+    record = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
+        % (len(block), block)
+    )
     cases: list[tuple[SourceKind, str, bytes, bytes]] = [
-        ("folder", "txt", b"a\0b", good.encode()), ("jsonl", "jsonl.gz", gzip.compress(line * 50)[:-9], gzip.compress(line)),
-        ("jsonl", "jsonl.zst", zstandard.compress(line * 50)[:-5], zstandard.compress(line)), ("jsonl", "jsonl", b"\xff\xfe\0{\n", line),
-        ("mediawiki", "xml", page[:-20], page), ("warc", "warc.gz", gzip.compress(record * 3)[:-20], gzip.compress(record)),
-        ("warc", "warc", b"\0" * 999, record), ("html", "html", b"<b>" * 500_000, f"<p>{good}</p>".encode()),
+        ("folder", "txt", b"a\0b", good.encode()),
+        ("jsonl", "jsonl.gz", gzip.compress(line * 50)[:-9], gzip.compress(line)),
+        ("jsonl", "jsonl.zst", zstandard.compress(line * 50)[:-5], zstandard.compress(line)),
+        ("jsonl", "jsonl", b"\xff\xfe\0{\n", line),
+        ("mediawiki", "xml", page[:-20], page),
+        ("warc", "warc.gz", gzip.compress(record * 3)[:-20], gzip.compress(record)),
+        ("warc", "warc", b"\0" * 999, record),
+        ("html", "html", b"<b>" * 500_000, f"<p>{good}</p>".encode()),
         ("code", "py", b"x = 1\0\n", b"x = 1 + 2\n"),
         ("hub", "jsonl", b'{"text": "x"}\n{broken\n', line),
-    ]  # fmt: skip
+    ]
     for kind, suffix, broken, sound in cases:
         folder = tmp_path / f"{kind}-{suffix}"
         folder.mkdir()
@@ -455,7 +486,11 @@ def test_the_run_goes_on_past_damage_of_every_kind(tmp_path: Path) -> None:
         notices: Counter[str] = Counter()
         documents = list(iter_documents(Source(kind=kind, path=folder, damaged="skip"), notices))
         assert any(document["text"].strip()[:9] in ("The old f", "x = 1 + 2") for document in documents), (kind, suffix)
-        assert [count for name, count in notices.items() if name.startswith("skipped: ")] == [1], (kind, suffix, notices)
+        assert [count for name, count in notices.items() if name.startswith("skipped: ")] == [1], (
+            kind,
+            suffix,
+            notices,
+        )
     table.parent.mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"text": [good]}), table)
     (tmp_path / "parquet" / "a.parquet").write_bytes(table.read_bytes()[:-40])

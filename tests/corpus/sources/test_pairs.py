@@ -34,7 +34,11 @@ def test_each_pair_becomes_a_document_in_either_direction(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [({"en": "A"}, "1: no field 'de'"), ({"en": "A", "de": 3}, "1: field 'de' is a int"), ({"en": ["A"], "de": "B"}, "1: field 'en' is a list")],
+    [
+        ({"en": "A"}, "1: no field 'de'"),
+        ({"en": "A", "de": 3}, "1: field 'de' is a int"),
+        ({"en": ["A"], "de": "B"}, "1: field 'en' is a list"),
+    ],
 )
 def test_broken_pairs_are_refused_or_skipped(record: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = pairs(tmp_path / "p.jsonl", [record, {"en": "Yes.", "de": "Ja."}])
@@ -47,14 +51,19 @@ def test_broken_pairs_are_refused_or_skipped(record: dict[str, Any], message: st
 
 def test_pairs_with_an_empty_side_are_passed_over(tmp_path: Path) -> None:
     notices: Counter[str] = Counter()
-    path = pairs(tmp_path / "p.jsonl", [{"en": " ", "de": "Ja."}, {"en": None, "de": "Ja."}, {"en": "No.", "de": "Nein."}])
+    path = pairs(
+        tmp_path / "p.jsonl", [{"en": " ", "de": "Ja."}, {"en": None, "de": "Ja."}, {"en": "No.", "de": "Nein."}]
+    )
     assert len(list(iter_documents(source(path), notices))) == 2
     assert notices == {"passed over: pair with an empty side": 2}
 
 
 def test_both_directions_fall_in_one_split_and_short_ones_stay(tmp_path: Path) -> None:
     path = pairs(tmp_path / "p.jsonl", [{"en": f"Number {n}.", "de": f"Zahl {n}."} for n in range(300)])
-    figures = build_corpus(parse_recipe({"corpus": {"holdout": 0.3, "sources": [source(path).model_dump(exclude_none=True)]}}), tmp_path / "corpus")
+    figures = build_corpus(
+        parse_recipe({"corpus": {"holdout": 0.3, "sources": [source(path).model_dump(exclude_none=True)]}}),
+        tmp_path / "corpus",
+    )
     assert figures["documents_out"] == 600
     assert not figures["dropped"]
     held: dict[str, set[str]] = {}
@@ -66,7 +75,13 @@ def test_both_directions_fall_in_one_split_and_short_ones_stay(tmp_path: Path) -
 
 
 def test_a_pair_is_no_near_copy_of_its_other_direction(tmp_path: Path) -> None:
-    records = [{"en": " ".join(f"word{n}x{i}" for i in range(12)), "de": " ".join(f"wort{n}x{i}" for i in range(12))} for n in range(40)]
+    records = [
+        {"en": " ".join(f"word{n}x{i}" for i in range(12)), "de": " ".join(f"wort{n}x{i}" for i in range(12))}
+        for n in range(40)
+    ]
     path = pairs(tmp_path / "p.jsonl", [*records, records[0]])
-    figures = build_corpus(parse_recipe({"corpus": {"holdout": 0.3, "sources": [source(path).model_dump(exclude_none=True)]}}), tmp_path / "corpus")
+    figures = build_corpus(
+        parse_recipe({"corpus": {"holdout": 0.3, "sources": [source(path).model_dump(exclude_none=True)]}}),
+        tmp_path / "corpus",
+    )
     assert figures["dropped"] == {"exact_duplicate": 2}

@@ -1,4 +1,5 @@
-"""Problems: reproducible, answered by their own working, proved a second time, and checked by code that wrong replies do not pass."""
+"""Problems: reproducible, answered by their own working, proved a second time, and checked by code that wrong replies
+do not pass."""
 
 from itertools import pairwise
 from typing import get_args
@@ -39,9 +40,15 @@ def test_another_problems_answer_does_not_pass(task: str) -> None:
         assert check(one, other.working) == (one.answer == other.answer)
 
 
-@pytest.mark.parametrize("task", sorted(set(TASKS) - {"arithmetic_words", "algebra_words", "distinct", "brackets", "close", "program"}))
+@pytest.mark.parametrize(
+    "task", sorted(set(TASKS) - {"arithmetic_words", "algebra_words", "distinct", "brackets", "close", "program"})
+)
 def test_most_tasks_carry_a_proof(task: str) -> None:
-    assert all(proved(make(task, 2, index, level)) == make(task, 2, index, level).answer for index in range(20) for level in LEVELS)
+    assert all(
+        proved(make(task, 2, index, level)) == make(task, 2, index, level).answer
+        for index in range(20)
+        for level in LEVELS
+    )
 
 
 def test_levels_grow() -> None:

@@ -13,29 +13,51 @@ from lmforge.recipe import Source
 
 def test_fields_of_a_record(tmp_path: Path) -> None:
     reading = Reading(Source(kind="jsonl", path=tmp_path, text_field="body"), Counter())
-    record = {"body": "b", "id": 3, "genre": "news", "url": "u", "nested": [1], "long": "x" * 300, "meta": {"k": 1}, "source": "s"}
+    record = {
+        "body": "b",
+        "id": 3,
+        "genre": "news",
+        "url": "u",
+        "nested": [1],
+        "long": "x" * 300,
+        "meta": {"k": 1},
+        "source": "s",
+    }
     assert document_of(record, reading, "f:1") == {
-        "id": "3", "text": "b", "source": f"jsonl:{tmp_path.name}", "genre": "news", "meta": {"k": 1, "url": "u"}}
+        "id": "3",
+        "text": "b",
+        "source": f"jsonl:{tmp_path.name}",
+        "genre": "news",
+        "meta": {"k": 1, "url": "u"},
+    }
     assert document_of({"body": None, "genre": "odd"}, reading, "f:1")["genre"] == "unknown"
     assert document_of({"body": None}, reading, "f:1")["id"] == "f:1"
 
 
 def test_a_conversation_is_kept_and_its_words_are_the_text(tmp_path: Path) -> None:
     reading = Reading(Source(kind="jsonl", path=tmp_path), Counter())
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": [{"type": "text", "text": "Hi"}, {"text": "!"}]}]
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Hi"}, {"text": "!"}]},
+    ]
     document = document_of({"messages": messages, "id": "c"}, reading, "f:1")
     assert (document["text"], document["meta"]) == ("Hello\n\nHi!", {"messages": messages})
     assert document_of({"messages": messages, "text": "t"}, reading, "f:1")["meta"] == {}  # the text field comes first
 
 
-@pytest.mark.parametrize("message", [{"content": "x"}, {"role": "user"}, {"role": "user", "content": 3}, {"role": "user", "content": [{}]}, "x"])
+@pytest.mark.parametrize(
+    "message",
+    [{"content": "x"}, {"role": "user"}, {"role": "user", "content": 3}, {"role": "user", "content": [{}]}, "x"],
+)
 def test_what_is_no_message_is_refused(tmp_path: Path, message: object) -> None:
     reading = Reading(Source(kind="jsonl", path=tmp_path), Counter())
     with pytest.raises(BrokenRecord, match=r"^messages\[1\] is no message like"):
         document_of({"messages": [{"role": "user", "content": "a"}, message]}, reading, "f:1")
 
 
-@pytest.mark.parametrize("line", [b'{"text": NaN, "text": "last wins"}', b'{"text": "\\ud83d\\ude00 \\ud800"}', b'{"text": "x", "n": 1e999}'])
+@pytest.mark.parametrize(
+    "line", [b'{"text": NaN, "text": "last wins"}', b'{"text": "\\ud83d\\ude00 \\ud800"}', b'{"text": "x", "n": 1e999}']
+)
 def test_what_the_standard_library_reads_is_read(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(line)

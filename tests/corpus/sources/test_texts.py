@@ -25,9 +25,14 @@ def test_a_giant_source_file_is_data_and_a_giant_text_is_not(tmp_path: Path) -> 
 
 
 def test_packed_texts_are_cut_like_plain_ones(tmp_path: Path) -> None:
-    text = "".join(f"Line {number} of a long text that goes on.\n{chr(10) if number % 9 == 0 else ''}" for number in range(9000))
+    text = "".join(
+        f"Line {number} of a long text that goes on.\n{chr(10) if number % 9 == 0 else ''}" for number in range(9000)
+    )
     pieces = []
-    for folder, name, data in (("plain", "a.txt", text.encode()), ("packed", "a.txt.gz", gzip.compress(text.encode(), mtime=0))):
+    for folder, name, data in (
+        ("plain", "a.txt", text.encode()),
+        ("packed", "a.txt.gz", gzip.compress(text.encode(), mtime=0)),
+    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_bytes(data)
         pieces.append([document["text"] for document in iter_documents(Source(kind="folder", path=tmp_path / folder))])

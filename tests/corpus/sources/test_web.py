@@ -1,4 +1,5 @@
-"""Web pages: main content kept, archives read record by record, and no page or archive, however built, hangs or ends the run."""
+"""Web pages: main content kept, archives read record by record, and no page or archive, however built, hangs or ends
+the run."""
 
 import bz2
 import gzip
@@ -18,11 +19,15 @@ from lmforge.corpus.sources.web import DEEPEST, LARGEST_PAGE, Unfit, decoded, pa
 from lmforge.errors import InputError
 from lmforge.recipe import Source, SourceKind
 
-BODY = "The forge was hot and the smith was tired, but the work had to be done before the night fell over the village. " * 4
+BODY = (
+    "The forge was hot and the smith was tired, but the work had to be done before the night fell over the village. "
+    * 4
+)
 PAGE = (
     "<html><head><title>A  day</title><script>var x = 1;</script></head><body><nav><a href=/>Home</a></nav>"
     f"<article><h1>A day at the forge</h1><p>{BODY}</p><p>Then he slept.</p></article>"
-    "<div class='related-posts'><p>You may like these other posts about hammers.</p></div><footer>Imprint</footer></body></html>"
+    "<div class='related-posts'><p>You may like these other posts about "
+    "hammers.</p></div><footer>Imprint</footer></body></html>"
 )
 
 
@@ -30,11 +35,19 @@ def warc(pages: list[tuple[int, str, bytes]], kind: str = "response") -> bytes:
     """A WARC file of HTTP responses (status, content type, body), or of extracted texts (kind "conversion")."""
     records = []
     for number, (status, content_type, body) in enumerate(pages):
-        block = body if kind == "conversion" else b"HTTP/1.1 %d X\r\nContent-Type: %s\r\n\r\n" % (status, content_type.encode()) + body
+        block = (
+            body
+            if kind == "conversion"
+            else b"HTTP/1.1 %d X\r\nContent-Type: %s\r\n\r\n" % (status, content_type.encode()) + body
+        )
         media = "text/plain" if kind == "conversion" else "application/http; msgtype=response"
         records.append(
-            f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:0000-{number}>\r\nWARC-Target-URI: http://example.org/{number}\r\n"
-            f"Content-Type: {media}\r\nContent-Length: {len(block)}\r\n\r\n".encode() + block + b"\r\n\r\n")
+            f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:0000-{number}>\r\nWARC-Target-URI: "
+            f"http://example.org/{number}\r\n"
+            f"Content-Type: {media}\r\nContent-Length: {len(block)}\r\n\r\n".encode()
+            + block
+            + b"\r\n\r\n"
+        )
     return b"".join(records)
 
 
@@ -57,10 +70,16 @@ def test_a_page_whose_class_names_mislead_keeps_its_text() -> None:
 
 @pytest.mark.parametrize(
     ("data", "charset"),
-    [("naïve".encode(), None), ("naïve".encode(), "latin-1"), ("naïve".encode("latin-1"), "iso-8859-1"),
-     ("naïve".encode("utf-16"), "utf-16"), ('<meta charset="windows-1252">naïve'.encode("latin-1"), None), (b"\xff\xfe\xfd\x00", "no-such"),
-     (b"", None)],
-)  # fmt: skip
+    [
+        ("naïve".encode(), None),
+        ("naïve".encode(), "latin-1"),
+        ("naïve".encode("latin-1"), "iso-8859-1"),
+        ("naïve".encode("utf-16"), "utf-16"),
+        ('<meta charset="windows-1252">naïve'.encode("latin-1"), None),
+        (b"\xff\xfe\xfd\x00", ("no-such")),
+        (b"", None),
+    ],
+)
 def test_decoded_finds_the_encoding(data: bytes, charset: str | None) -> None:
     text = decoded(data, charset)
     assert "naïve" in text or len(data) < 5
@@ -77,12 +96,18 @@ def test_any_bytes_are_a_page_or_unfit(data: bytes, charset: str | None) -> None
 @pytest.mark.parametrize(
     ("html", "reason"),
     [
-        ("<div>" * 1_000_000, "page beyond 4 MiB"), ("<b>" * 1_000_000, "page nested too deeply"),
-        ("<div></x>" * 400_000, "page nested too deeply"), ("<div><!--</div>-->" * 100_000, "page nested too deeply"),
-        ("<li><dd>" * 100_000, "page nested too deeply"), ("<svg><g>" * 100_000, "page nested too deeply"),
-        ("<div " + " ".join(f"a{number}=1" for number in range(20_000)) + ">x</div>", "page with a tag of too many attributes"),
+        ("<div>" * 1_000_000, "page beyond 4 MiB"),
+        ("<b>" * 1_000_000, "page nested too deeply"),
+        ("<div></x>" * 400_000, "page nested too deeply"),
+        ("<div><!--</div>-->" * 100_000, "page nested too deeply"),
+        ("<li><dd>" * 100_000, "page nested too deeply"),
+        ("<svg><g>" * 100_000, "page nested too deeply"),
+        (
+            "<div " + " ".join(f"a{number}=1" for number in range(20_000)) + ">x</div>",
+            ("page with a tag of too many attributes"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_pages_that_would_take_minutes_are_unfit_at_once(html: str, reason: str) -> None:
     start = time.perf_counter()
     with pytest.raises(Unfit, match=reason):
@@ -109,7 +134,10 @@ def test_html_folder(tmp_path: Path) -> None:
     assert documents[0]["meta"] == {"title": "A day"}
     assert documents[1]["text"].startswith("é The forge")
     assert notices == {
-        "ignored: page without main content": 2, "skipped: page nested too deeply": 1, "skipped: page beyond 4 MiB": 1}  # fmt: skip
+        "ignored: page without main content": 2,
+        "skipped: page nested too deeply": 1,
+        "skipped: page beyond 4 MiB": 1,
+    }
     with pytest.raises(InputError, match=r"d\.html: page nested too deeply; leave it out"):
         read("html", tmp_path, damaged="refuse")
 
@@ -117,9 +145,13 @@ def test_html_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2"])
 def test_warc_records(tmp_path: Path, suffix: str) -> None:
     pages = [
-        (200, "text/html; charset=utf-8", PAGE.encode()), (404, "text/html", b"gone"), (200, "image/png", b"\x89PNG"),
-        (200, "text/plain", b"plain words"), (200, "text/html", f"<p>é {BODY}</p>".encode("latin-1")), (200, "text/html", b""),
-    ]  # fmt: skip
+        (200, "text/html; charset=utf-8", PAGE.encode()),
+        (404, "text/html", b"gone"),
+        (200, "image/png", b"\x89PNG"),
+        (200, "text/plain", b"plain words"),
+        (200, "text/html", f"<p>é {BODY}</p>".encode("latin-1")),
+        (200, "text/html", b""),
+    ]
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress}[suffix]
     path = tmp_path / f"a.warc{suffix}"
     path.write_bytes(pack(warc(pages)))
@@ -128,7 +160,11 @@ def test_warc_records(tmp_path: Path, suffix: str) -> None:
     assert documents[0]["meta"]["url"] == "http://example.org/0"
     assert documents[1]["text"] == "plain words"
     assert documents[2]["text"].startswith("é")
-    assert notices == {"ignored: page whose status is not 200": 1, "ignored: response that is no page": 1, "ignored: page without main content": 1}
+    assert notices == {
+        "ignored: page whose status is not 200": 1,
+        "ignored: response that is no page": 1,
+        "ignored: page without main content": 1,
+    }
 
 
 def test_wet_is_text_already(tmp_path: Path) -> None:
@@ -142,12 +178,17 @@ def damaged_archives() -> dict[str, bytes]:
     whole = warc([(200, "text/html", PAGE.replace("forge", f"forge {number}").encode()) for number in range(20)])
     packed = b"".join(gzip.compress(piece) for piece in (whole[: len(whole) // 3], whole[len(whole) // 3 :]))
     return {
-        "half.warc": whole[: len(whole) // 2], "half.warc.gz": packed[: len(packed) // 2], "middle.warc.gz": packed[:200] + bytes(50) + packed[250:],
-        "half.warc.zst": zstandard.compress(whole)[:-40], "words.warc": b"hello world " * 1000, "nul.warc": bytes(10_000),
-        "named.warc.gz": b"not gzip", "length.warc": whole.replace(b"Content-Length: ", b"Content-Length: 9999999", 3),
+        "half.warc": whole[: len(whole) // 2],
+        "half.warc.gz": packed[: len(packed) // 2],
+        "middle.warc.gz": packed[:200] + bytes(50) + packed[250:],
+        "half.warc.zst": zstandard.compress(whole)[:-40],
+        "words.warc": b"hello world " * 1000,
+        "nul.warc": bytes(10_000),
+        "named.warc.gz": b"not gzip",
+        "length.warc": whole.replace(b"Content-Length: ", b"Content-Length: 9999999", 3),
         "huge.warc": b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 99999999999999999999\r\n\r\nx",
         "negative.warc": b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: -5\r\n\r\nx",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", damaged_archives())
@@ -177,7 +218,10 @@ def test_any_bytes_changed_end_no_run(tmp_path_factory: pytest.TempPathFactory, 
 
 @pytest.mark.parametrize("size", [200, 1000, 5000])
 def test_a_large_archive_is_read_in_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    pages = [warc([(200, "text/html", PAGE.replace("forge", f"forge {number} {'iron ' * (number * 7)}").encode())]) for number in range(30)]
+    pages = [
+        warc([(200, "text/html", PAGE.replace("forge", f"forge {number} {'iron ' * (number * 7)}").encode())])
+        for number in range(30)
+    ]
     (tmp_path / "a.warc.gz").write_bytes(b"".join(map(gzip.compress, pages)))
     (tmp_path / "b.warc.gz").write_bytes(gzip.compress(b"".join(pages)))  # one member: read whole by the first range
     whole = [document["text"] for document in read("warc", tmp_path)[0]]

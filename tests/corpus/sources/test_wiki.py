@@ -27,7 +27,10 @@ from lmforge.recipe import Source
         ("[[:Category:Metals]] [[Star Wars: Episode IV]]", "Category:Metals Star Wars: Episode IV"),
         ("See [http://x.org the site], [https://y.org] or [mailto:a@b.c us].", "See the site, or us."),
         ("One<ref name=a>note [[x]]</ref> two<ref name=b /> three<!-- no -->.", "One two three."),
-        ("{{Infobox|a={{b|c}}|d=[[e]]}}Text {{convert|5|km|mi}} {{lang|fr|liberté}}{{unknown|x|}}.", "Text 5 km liberté."),
+        (
+            "{{Infobox|a={{b|c}}|d=[[e]]}}Text {{convert|5|km|mi}} {{lang|fr|liberté}}{{unknown|x|}}.",
+            "Text 5 km liberté.",
+        ),
         ("before\n{| class=x\n! a\n|-\n| b {{c|}} || d\n|}\nafter", "before\n\nafter"),
         ("a<br/>b <span style='x'>c</span> &amp; &nbsp;d __NOTOC__", "a\nb c & d"),
         ("* one\n** two\n# three\n: four", "- one\n- two\nthree\nfour"),
@@ -50,7 +53,26 @@ def test_any_wikitext_gives_lines_without_raising(wikitext: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["{{", "[[a|", "<ref>", "<!--", "[http://", "'", "=", "{|\n", "}}", "{{[[}}", "<", "&", "_", "*", "[[[[]]", "<ref/>", "<math></math>"]
+    "unit",
+    [
+        "{{",
+        "[[a|",
+        "<ref>",
+        "<!--",
+        "[http://",
+        "'",
+        "=",
+        "{|\n",
+        "}}",
+        "{{[[}}",
+        "<",
+        "&",
+        "_",
+        "*",
+        "[[[[]]",
+        "<ref/>",
+        "<math></math>",
+    ],
 )
 def test_malformed_pages_take_no_longer_than_their_length(unit: str) -> None:
     start = time.perf_counter()
@@ -59,8 +81,10 @@ def test_malformed_pages_take_no_longer_than_their_length(unit: str) -> None:
 
 
 def page(title: str, text: str, number: int = 1, more: str = "", namespace: int = 0) -> str:
-    return (f"<page><title>{escape(title)}</title><ns>{namespace}</ns><id>{number}</id>{more}<revision><id>9</id>"
-            f"<text bytes='1'>{escape(text)}</text></revision></page>")  # fmt: skip
+    return (
+        f"<page><title>{escape(title)}</title><ns>{namespace}</ns><id>{number}</id>{more}<revision><id>9</id>"
+        f"<text bytes='1'>{escape(text)}</text></revision></page>"
+    )
 
 
 def dump(*pages: str) -> bytes:
@@ -69,9 +93,13 @@ def dump(*pages: str) -> bytes:
 
 
 PAGES = (
-    page("Iron", "'''Iron''' is a [[metal]]. é", 7), page("Talk:Iron", "x", 8, namespace=1), page("Fe", "#REDIRECT [[Iron]]", 9),
-    page("Ferrum", "x", 10, '<redirect title="Iron"/>'), page("Irons", "Irons may be\n{{disambiguation}}", 11), page("Steel", "Steel & more", 12),
-)  # fmt: skip
+    page("Iron", "'''Iron''' is a [[metal]]. é", 7),
+    page("Talk:Iron", "x", 8, namespace=1),
+    page("Fe", "#REDIRECT [[Iron]]", 9),
+    page("Ferrum", "x", 10, '<redirect title="Iron"/>'),
+    page("Irons", "Irons may be\n{{disambiguation}}", 11),
+    page("Steel", "Steel & more", 12),
+)
 
 
 @pytest.mark.parametrize("suffix", ["", ".bz2", ".gz"])
@@ -84,9 +112,15 @@ def test_a_dump_gives_its_articles(tmp_path: Path, suffix: str) -> None:
     notices: Counter[str] = Counter()
     documents = list(iter_documents(Source(kind="mediawiki", path=path), notices))
     assert [(document["id"], document["text"], document["meta"]["title"]) for document in documents] == [
-        ("7", "Iron is a metal. é", "Iron"), ("12", "Steel & more", "Steel")]  # fmt: skip
+        ("7", "Iron is a metal. é", "Iron"),
+        ("12", "Steel & more", "Steel"),
+    ]
     assert documents[0]["genre"] == "encyclopedia"
-    assert notices == {"ignored: page outside the article namespace": 1, "ignored: redirect": 2, "ignored: disambiguation page": 1}
+    assert notices == {
+        "ignored: page outside the article namespace": 1,
+        "ignored: redirect": 2,
+        "ignored: disambiguation page": 1,
+    }
 
 
 ENTITIES = b"".join(b'<!ENTITY %c "%s">' % (98 + depth, b"&%c;" % (97 + depth) * 10) for depth in range(12))
@@ -96,12 +130,17 @@ BOMB = b'<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">' + ENTITIES + b"]><mediawiki><pag
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (dump(*PAGES)[:-60], "no element found|unclosed token"), (bz2.compress(dump(*PAGES * 50))[:-20], "truncated bzip2 file"),
-        (dump(*PAGES).replace(b"</revision>", b"</revisoin>", 1), "mismatched tag"), (bytes(1000), "not well-formed"), (b"", "no element found"),
-        (b"hello", "syntax error"), (dump(*PAGES).replace("é".encode(), b"\xff"), "not well-formed"), (BOMB, "amplification"),
+        (dump(*PAGES)[:-60], "no element found|unclosed token"),
+        (bz2.compress(dump(*PAGES * 50))[:-20], ("truncated bzip2 file")),
+        (dump(*PAGES).replace(b"</revision>", b"</revisoin>", 1), "mismatched tag"),
+        (bytes(1000), "not well-formed"),
+        (b"", ("no element found")),
+        (b"hello", "syntax error"),
+        (dump(*PAGES).replace("é".encode(), b"\xff"), "not well-formed"),
+        (BOMB, ("amplification")),
         (b"<mediawiki>" + b"<page>" * 1_000_000, "nested too deeply"),
     ],
-)  # fmt: skip
+)
 def test_damaged_dumps_are_refused_or_skipped(tmp_path: Path, data: bytes, cause: str) -> None:
     path = tmp_path / "wiki.xml"
     path.write_bytes(data)

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from lmforge.corpus.synthesize.augment import Lexicon, Rates, augment
 from lmforge.corpus.synthesize.noise import rng_of, words
 
-COLOURS, ANIMALS, VERBS = ["red", "green", "blue", "yellow"], ["horse", "sheep", "rabbit", "goose"], ["jumps", "walks", "runs", "sleeps"]
+COLOURS, ANIMALS, VERBS = (
+    ["red", "green", "blue", "yellow"],
+    ["horse", "sheep", "rabbit", "goose"],
+    ["jumps", "walks", "runs", "sleeps"],
+)
 OFF = {"synonym": 0.0, "swap": 0.0, "delete": 0.0, "insert": 0.0}
 
 
@@ -17,7 +21,8 @@ OFF = {"synonym": 0.0, "swap": 0.0, "delete": 0.0, "insert": 0.0}
 def lexicon() -> Lexicon:
     rng = random.Random(1)
     texts = [
-        f"The {rng.choice(COLOURS)} {rng.choice(ANIMALS)} {rng.choice(VERBS)} over a {rng.choice(COLOURS)} {rng.choice(ANIMALS)} once more."
+        f"The {rng.choice(COLOURS)} {rng.choice(ANIMALS)} {rng.choice(VERBS)} over a {rng.choice(COLOURS)} "
+        f"{rng.choice(ANIMALS)} once more."
         for _ in range(800)
     ]
     assert Lexicon.build(texts).similar == Lexicon.build(iter(texts)).similar

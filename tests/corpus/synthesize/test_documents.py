@@ -22,13 +22,24 @@ KINDS = ["river", "mountain", "valley", "forest", "meadow", "village", "castle",
 
 def text(number: int) -> str:
     rng = random.Random(number)
-    return " ".join(f"The {rng.choice(KINDS)} near the {rng.choice(KINDS)} is {rng.randrange(100)} miles away." for _ in range(6)) + "\n"
+    return (
+        " ".join(
+            f"The {rng.choice(KINDS)} near the {rng.choice(KINDS)} is {rng.randrange(100)} miles away."
+            for _ in range(6)
+        )
+        + "\n"
+    )
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": text(number), "genre": "code" if number % 10 == 0 else "books"}) + "\n" for number in range(400)))
+    path.write_text(
+        "".join(
+            json.dumps({"text": text(number), "genre": "code" if number % 10 == 0 else "books"}) + "\n"
+            for number in range(400)
+        )
+    )
     return path
 
 
@@ -37,7 +48,9 @@ def recipe(texts: Path, synthesis: Sequence[dict[str, Any]] = (), tasks: int = 0
     if tasks:
         sources.append({"kind": "procedural", "documents": tasks, "genre": "technical"})
     plain = {"near_duplicates": 1.0, "repeated_lines": 0, "rules": []}  # the texts are of a few words
-    return parse_recipe({"corpus": {"holdout": 0.2, "sources": sources, "synthesis": list(synthesis), **plain, **corpus}})
+    return parse_recipe(
+        {"corpus": {"holdout": 0.2, "sources": sources, "synthesis": list(synthesis), **plain, **corpus}}
+    )
 
 
 def shouting(texts: Sequence[str], source: str, target: str) -> list[str]:
@@ -45,7 +58,11 @@ def shouting(texts: Sequence[str], source: str, target: str) -> list[str]:
     return [each.upper() if target == "de" else each.capitalize().replace("miles", "leagues") for each in texts]
 
 
-ALL = ({"method": "augment", "share": 0.05}, {"method": "noise", "share": 0.05}, {"method": "back_translation", "model": "m", "share": 0.05})
+ALL = (
+    {"method": "augment", "share": 0.05},
+    {"method": "noise", "share": 0.05},
+    {"method": "back_translation", "model": "m", "share": 0.05},
+)
 
 
 def made(corpus: Path) -> list[dict[str, Any]]:
@@ -56,7 +73,12 @@ def test_labelled_counted_and_never_held_out(texts: Path, tmp_path: Path) -> Non
     figures = build_corpus(recipe(texts, ALL, tasks=2000), tmp_path / "corpus", {2: shouting})
     documents = made(tmp_path / "corpus")
     synthetic = figures["synthetic"]
-    assert {document["meta"]["synthetic"] for document in documents} == {"augment", "noise", "back_translation", "procedural"}
+    assert {document["meta"]["synthetic"] for document in documents} == {
+        "augment",
+        "noise",
+        "back_translation",
+        "procedural",
+    }
     assert set(synthetic["methods"]) == {"augment", "noise", "back_translation", "procedural"}
     for name, method in synthetic["methods"].items():
         mine = [document for document in documents if document["meta"]["synthetic"] == name]
@@ -67,15 +89,24 @@ def test_labelled_counted_and_never_held_out(texts: Path, tmp_path: Path) -> Non
     assert synthetic["share"] <= 0.2
     assert synthetic["bytes"] == sum(method["bytes"] for method in synthetic["methods"].values())
     train = list(read_documents(tmp_path / "corpus", "train"))
-    assert figures["splits"]["train"] == {"documents": len(train), "bytes": sum(len(document["text"].encode()) for document in train)}
+    assert figures["splits"]["train"] == {
+        "documents": len(train),
+        "bytes": sum(len(document["text"].encode()) for document in train),
+    }
     for split in SPLITS[1:]:
-        assert not [document for document in read_documents(tmp_path / "corpus", split) if "synthetic" in document["meta"]]
+        assert not [
+            document for document in read_documents(tmp_path / "corpus", split) if "synthetic" in document["meta"]
+        ]
     statistics = json.loads((tmp_path / "corpus" / "statistics.json").read_text())
     assert statistics["synthetic"] == synthetic
     real = {document["id"]: document for document in train if "synthetic" not in document["meta"]}
     for document in documents:
         if document["meta"]["synthetic"] != "procedural":  # made of training text alone, and of the same genre
-            assert real[document["meta"]["made_from"]]["genre"] == document["genre"] != ("code" if document["meta"]["synthetic"] != "noise" else "")
+            assert (
+                real[document["meta"]["made_from"]]["genre"]
+                == document["genre"]
+                != ("code" if document["meta"]["synthetic"] != "noise" else "")
+            )
         for start, end in document["meta"].get("loss_spans", []):
             assert 0 <= start < end <= len(document["text"])
 
@@ -99,7 +130,8 @@ def test_the_cap_is_never_passed(texts: Path, tmp_path: Path, cap: float, shares
     synthetic = build_corpus(recipe(texts, steps, tasks, synthetic_share=cap), tmp_path / "corpus")["synthetic"]
     assert synthetic["share"] <= cap + 1e-9
     for step in steps:
-        most = step["share"] / (1 - sum(shares) + step["share"])  # of the whole, where the other step finds nothing to give
+        # of the whole, where the other step finds nothing to give
+        most = step["share"] / (1 - sum(shares) + step["share"])
         assert synthetic["methods"][step["method"]]["share"] <= most + 1e-9
 
 
@@ -112,7 +144,9 @@ def test_tasks_stop_where_the_cap_is(texts: Path, tmp_path: Path) -> None:
 
 
 def test_shares_above_a_half_take_documents_more_than_once(texts: Path, tmp_path: Path) -> None:
-    synthetic = build_corpus(recipe(texts, [{"method": "augment", "share": 0.6}], synthetic_share=0.7), tmp_path / "corpus")["synthetic"]
+    synthetic = build_corpus(
+        recipe(texts, [{"method": "augment", "share": 0.6}], synthetic_share=0.7), tmp_path / "corpus"
+    )["synthetic"]
     assert 0.5 < synthetic["share"] <= 0.6
     sources = [document["meta"]["made_from"] for document in made(tmp_path / "corpus")]
     assert len(sources) > len(set(sources))
@@ -120,7 +154,9 @@ def test_shares_above_a_half_take_documents_more_than_once(texts: Path, tmp_path
 
 def test_paraphrases_report_their_likeness(texts: Path, tmp_path: Path) -> None:
     step = {"method": "back_translation", "model": "m", "share": 0.1}
-    method = build_corpus(recipe(texts, [step]), tmp_path / "corpus", {0: shouting})["synthetic"]["methods"]["back_translation"]
+    method = build_corpus(recipe(texts, [step]), tmp_path / "corpus", {0: shouting})["synthetic"]["methods"][
+        "back_translation"
+    ]
     assert method["likeness"]["pairs"] == method["documents"] + method["skipped"].get("beyond_the_share", 0)
     assert 60 < method["likeness"]["chrf"] < 100
     assert 0 < method["likeness"]["novel_1"] < method["likeness"]["novel_2"] < 0.5
@@ -130,11 +166,18 @@ def test_paraphrases_report_their_likeness(texts: Path, tmp_path: Path) -> None:
 
 def test_documents_made_elsewhere_are_for_training_only(tmp_path: Path) -> None:
     path = tmp_path / "b.jsonl"
-    path.write_text("".join(json.dumps({"text": text(n), "meta": {"synthetic": "elsewhere"} if n % 2 else {}}) + "\n" for n in range(200)))
+    path.write_text(
+        "".join(
+            json.dumps({"text": text(n), "meta": {"synthetic": "elsewhere"} if n % 2 else {}}) + "\n"
+            for n in range(200)
+        )
+    )
     settings = {"holdout": 0.4, "near_duplicates": 1.0, "sources": [{"kind": "jsonl", "path": path}]}
     build_corpus(parse_recipe({"corpus": settings}), tmp_path / "corpus")
     for split in SPLITS[1:]:
-        assert not [document for document in read_documents(tmp_path / "corpus", split) if "synthetic" in document["meta"]]
+        assert not [
+            document for document in read_documents(tmp_path / "corpus", split) if "synthetic" in document["meta"]
+        ]
     assert len(made(tmp_path / "corpus")) == 100
 
 

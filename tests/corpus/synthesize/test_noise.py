@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.corpus.synthesize import noise
-from lmforge.corpus.synthesize.noise import DENOISERS, MASK, OBJECTIVES, Mark, infill, mixture, prefix, restore, rng_of, span_mask, words
+from lmforge.corpus.synthesize.noise import (
+    DENOISERS,
+    MASK,
+    OBJECTIVES,
+    Mark,
+    infill,
+    mixture,
+    prefix,
+    restore,
+    rng_of,
+    span_mask,
+    words,
+)
 
 TEXT = st.text(max_size=200)
 IDS = st.lists(st.integers(0, 999), max_size=120)
@@ -111,7 +123,9 @@ def test_ids_for_the_ordinary_causal_loss() -> None:
     assert tokens[-1] == 101
 
 
-@pytest.mark.parametrize(("text", "found"), [("a < b", False), ("<0> x", True), ("<fill>", True), ("<R>", True), ("<b>bold</b>", False)])
+@pytest.mark.parametrize(
+    ("text", "found"), [("a < b", False), ("<0> x", True), ("<fill>", True), ("<R>", True), ("<b>bold</b>", False)]
+)
 def test_texts_that_hold_marks_are_told(text: str, found: bool) -> None:
     assert noise.has_marks(text) == found
 

@@ -41,7 +41,14 @@ def test_sentences_are_the_text(text: str) -> None:
 
 def test_sentences_end_where_they_should() -> None:
     text = 'One is 3.5 long. "Two!" said he.\n\nA heading\nThree? Yes…'
-    assert [sentence for sentence, _ in sentences(text)] == ["One is 3.5 long.", '"Two!"', "said he.", "A heading", "Three?", "Yes…"]
+    assert [sentence for sentence, _ in sentences(text)] == [
+        "One is 3.5 long.",
+        '"Two!"',
+        "said he.",
+        "A heading",
+        "Three?",
+        "Yes…",
+    ]
 
 
 def test_back_translation_keeps_the_layout_and_asks_each_sentence_once() -> None:
@@ -61,7 +68,15 @@ def test_likeness() -> None:
     same, other = Likeness(), Likeness()
     same.add("The cat sat on the mat.", "The cat sat on the mat.")
     other.add("The cat sat on the mat.", "A dog sat on the mat.")
-    assert same.result() == {"pairs": 1, "chrf": 100.0, "bleu": pytest.approx(100.0), "kept": 1.0, "novel_1": 0.0, "novel_2": 0.0, "novel_3": 0.0}
+    assert same.result() == {
+        "pairs": 1,
+        "chrf": 100.0,
+        "bleu": pytest.approx(100.0),
+        "kept": 1.0,
+        "novel_1": 0.0,
+        "novel_2": 0.0,
+        "novel_3": 0.0,
+    }
     result = other.result()
     assert result["kept"] == 4 / 5  # the, sat, on, mat; not cat
     assert result["novel_1"] == 2 / 6

@@ -1,9 +1,11 @@
 """A trainable judge of quality: a linear classifier on hashed words and word pairs, fed by good and bad examples.
 
-    text ─scan─▶ word hashes ─▶ words and pairs in 2^18 places ─▶ logistic regression (scikit-learn) ─▶ probability of being good
+    text ─scan─▶ word hashes ─▶ words and pairs in 2^18 places ─▶ logistic regression (scikit-learn) ─▶ probability of
+    being good
 
-In the manner of the classifiers of GPT-3 (Brown et al. 2020, appendix A: logistic regression on hashed features) and of fastText
-(Joulin et al. 2017: words and pairs). A saved classifier is arrays and JSON in one .npz file; nothing in it is executed.
+In the manner of the classifiers of GPT-3 (Brown et al. 2020, appendix A: logistic regression on hashed features) and of
+fastText (Joulin et al. 2017: words and pairs). A saved classifier is arrays and JSON in one .npz file; nothing in it is
+executed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ Features = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Classifier:
-    """Weights of the places (PLACES,), a bias, and `report`: accuracy on held-out examples with its interval, and counts."""
+    """Weights of the places (PLACES,), a bias, and `report`: accuracy on held-out examples with its interval, and
+    counts."""
 
     weights: npt.NDArray[np.float32]
     bias: float
@@ -70,7 +73,9 @@ def load(path: Path) -> Classifier:
         if weights.shape != (PLACES,) or weights.dtype != np.float32 or report["format"] != FORMAT:
             raise ValueError("of another format")
     except Exception as error:  # numpy's and zipfile's many ways to say that a file is not theirs
-        raise InputError(f"{path}: not a quality classifier, or damaged ({error}); remove it, and it is trained anew") from error
+        raise InputError(
+            f"{path}: not a quality classifier, or damaged ({error}); remove it, and it is trained anew"
+        ) from error
     return Classifier(weights, bias, report)
 
 
@@ -82,12 +87,18 @@ def classifier(settings: Quality) -> Classifier:
         InputError: the examples cannot be read or are too few.
     """
     examples = hashlib.sha256(f"{examples_hash(settings.good)} {examples_hash(settings.bad)}".encode()).hexdigest()
-    if settings.model is not None and settings.model.exists() and (kept := load(settings.model)).report["examples"] == examples:
+    if (
+        settings.model is not None
+        and settings.model.exists()
+        and (kept := load(settings.model)).report["examples"] == examples
+    ):
         return kept
     good, bad = ([*_some(texts_at(path))] for path in (settings.good, settings.bad))
     for name, path, texts in (("good", settings.good, good), ("bad", settings.bad, bad)):
         if len(texts) < FEWEST:
-            raise InputError(f"corpus.quality.{name} {path}: {len(texts)} texts, too few to learn from; give {FEWEST} or more")
+            raise InputError(
+                f"corpus.quality.{name} {path}: {len(texts)} texts, too few to learn from; give {FEWEST} or more"
+            )
     made = train(good, bad, {"examples": examples})
     if settings.model is not None:
         made.save(settings.model)
@@ -112,8 +123,17 @@ def train(good: Sequence[str], bad: Sequence[str], more: dict[str, Any]) -> Clas
     model.fit(matrix[~held], labels[~held])
     right = int((model.predict(matrix[held]) == labels[held]).sum())
     low, high = _wilson(right, int(held.sum()))
-    report = {"format": FORMAT, "accuracy": right / int(held.sum()), "low": low, "high": high, "items": int(held.sum()), "good": len(good),
-              "bad": len(bad), "definition": "share of held-out examples told rightly, 95% Wilson interval", **more}  # fmt: skip
+    report = {
+        "format": FORMAT,
+        "accuracy": right / int(held.sum()),
+        "low": low,
+        "high": high,
+        "items": int(held.sum()),
+        "good": len(good),
+        "bad": len(bad),
+        "definition": "share of held-out examples told rightly, 95% Wilson interval",
+        **more,
+    }
     return Classifier(model.coef_[0].astype(np.float32), float(model.intercept_[0]), report)
 
 

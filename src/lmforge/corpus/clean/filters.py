@@ -69,19 +69,23 @@ class Trained(NamedTuple):
     def load(cls, folder: Path) -> Trained:
         """Read what `save` wrote."""
         perplexity, quality = (folder / f"filter-{name}.npz" for name in cls._fields)
-        return cls(Unlikeness.load(perplexity) if perplexity.exists() else None, load(quality) if quality.exists() else None)
+        return cls(
+            Unlikeness.load(perplexity) if perplexity.exists() else None, load(quality) if quality.exists() else None
+        )
 
 
 def prepare(
     document: Document, settings: Corpus, notices: Counter[str] | None = None, trained: Trained | None = None
 ) -> tuple[Document, str | None]:
-    """Everything that concerns one document alone: the document with its text cleaned, and the reason to leave it out, or None.
+    """Everything that concerns one document alone: the document with its text cleaned, and the reason to leave it out,
+    or None.
 
-        repair ─▶ boilerplate lines (web) ─▶ personal data masked ─▶ length, letters, repetition ─▶ language ─▶ word list
+        repair ─▶ boilerplate lines (web) ─▶ personal data masked ─▶ length, letters, repetition ─▶ language ─▶ word
+        list
                ─▶ quality rules (prose) ─▶ perplexity ─▶ classifier
 
-    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every process. `trained` are
-    the filters that the settings ask for; without it they are trained at the first document.
+    `notices` counts what was changed, by name. A pure function of the document and the settings: the same in every
+    process. `trained` are the filters that the settings ask for; without it they are trained at the first document.
     """
     if "loss_spans" in document["meta"]:  # which point into the text as it is: sentence pairs, tasks, conversations
         return document, None if document["text"].strip() else "too_short"
@@ -131,17 +135,24 @@ def _listed(path: Path) -> tuple[frozenset[str], dict[str, list[str]]]:
     try:
         return toxic_words(iter(path.read_text(encoding="utf-8").split("\n")))
     except UnicodeDecodeError as error:
-        raise InputError(f"corpus.toxic_words {path}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+        raise InputError(
+            f"corpus.toxic_words {path}: not UTF-8 text ({error.reason}); convert the file to UTF-8"
+        ) from error
     except OSError as error:
         raise unreadable(path, error) from error
 
 
 def filters_report(settings: Corpus) -> dict[str, Any]:
-    """What the trained filters of these settings are and how well they do, for statistics.json; {} where there are none."""
+    """What the trained filters of these settings are and how well they do, for statistics.json; {} where there are
+    none."""
     report: dict[str, Any] = {}
     if settings.perplexity:
         model = unlikeness(settings.perplexity)
-        report["perplexity"] = {"most_bits_per_byte": model.bound, "trained_bytes": model.trained_bytes, "held_out_documents": model.held_out}
+        report["perplexity"] = {
+            "most_bits_per_byte": model.bound,
+            "trained_bytes": model.trained_bytes,
+            "held_out_documents": model.held_out,
+        }
     if settings.quality:
         report["quality_classifier"] = classifier(settings.quality).report
     return report
@@ -160,9 +171,9 @@ def filters_fingerprint(settings: Corpus) -> dict[str, str]:
 def why_dropped(text: str, settings: Corpus) -> str | None:
     """The reason to leave a cleaned text out, or None to keep it.
 
-    `too_short`, `too_long`: characters outside [min_chars, max_chars]. `mostly_not_text`: letters are under a fifth of the
-    visible characters, or unreadable characters over a twentieth of all. `duplicate_lines`, `duplicate_ngrams`: as the functions
-    below say.
+    `too_short`, `too_long`: characters outside [min_chars, max_chars]. `mostly_not_text`: letters are under a fifth of
+    the visible characters, or unreadable characters over a twentieth of all. `duplicate_lines`, `duplicate_ngrams`: as
+    the functions below say.
     """
     if reason := _unfit(text, settings):
         return reason
@@ -192,7 +203,8 @@ def _mostly_not_text(text: str) -> bool:
 
 
 def duplicate_line_share(text: str) -> float:
-    """Share of the non-blank lines that repeat an earlier line (indentation aside); 0 below 20 lines. Rae et al. 2021."""
+    """Share of the non-blank lines that repeat an earlier line (indentation aside); 0 below 20 lines. Rae et al.
+    2021."""
     lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
     return 1 - len(set(lines)) / len(lines) if len(lines) >= SHORTEST_JUDGED else 0.0
 

@@ -1,7 +1,7 @@
 """How unlike a reference a text is: bits per byte under a Kneser-Ney model of bytes trained on that reference.
 
-Wenzek et al. 2020 (CCNet), section 4.2, keep web text by its perplexity under a model of Wikipedia. Here the bound is the
-percentile of the reference's own held-out documents, so that it depends on nothing but the reference.
+Wenzek et al. 2020 (CCNet), section 4.2, keep web text by its perplexity under a model of Wikipedia. Here the bound is
+the percentile of the reference's own held-out documents, so that it depends on nothing but the reference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ class Unlikeness:
 
     def save(self, path: Path) -> None:
         """Write it as an .npz file, for other processes to load."""
-        figures = {"bound": np.array(self.bound), "trained_bytes": np.array(self.trained_bytes), "held_out": np.array(self.held_out)}
+        figures = {
+            "bound": np.array(self.bound),
+            "trained_bytes": np.array(self.trained_bytes),
+            "held_out": np.array(self.held_out),
+        }
         np.savez(path, allow_pickle=False, **figures, **self.model.arrays())
 
     @classmethod
@@ -78,8 +82,13 @@ def unlikeness(settings: Perplexity) -> Unlikeness:
         if size >= TRAINED_ON and len(held) >= FEWEST:
             break
     if len(train) + len(held) < FEWEST:
-        raise InputError(f"corpus.perplexity.reference {settings.reference}: {len(train) + len(held)} documents, too few to learn what is "
-                         f"usual; it takes {FEWEST} or more")
+        raise InputError(
+            f"corpus.perplexity.reference {settings.reference}: {len(train) + len(held)} documents, too few to learn "
+            "what is "
+            f"usual; it takes {FEWEST} or more"
+        )
     model = Unlikeness(KneserNey.train(train, settings.order), 0.0, size, len(held))
-    bound = settings.most_bits_per_byte or float(np.percentile([model.bits_per_byte(text) for text in held], settings.percentile))
+    bound = settings.most_bits_per_byte or float(
+        np.percentile([model.bits_per_byte(text) for text in held], settings.percentile)
+    )
     return Unlikeness(model.model, bound, size, len(held))

@@ -1,7 +1,7 @@
 """Personal data masked: e-mail addresses, public IP addresses, phone numbers, payment card numbers.
 
-A mask says what stood there, so that a model learns the place and not the person. Each pattern is linear in the text; where the
-character that it hangs on does not occur, the text is not searched.
+A mask says what stood there, so that a model learns the place and not the person. Each pattern is linear in the text;
+where the character that it hangs on does not occur, the text is not searched.
 """
 
 from __future__ import annotations
@@ -14,18 +14,30 @@ from collections.abc import Callable
 from lmforge.recipe import PrivateKind
 
 NEVER_MASKED = frozenset(("code", "technical"))  # genres where such strings are examples, versions and constants
-MASKS: dict[PrivateKind, str] = {"email": "[email]", "ip": "[ip address]", "phone": "[phone number]", "card": "[card number]"}
-_EMAIL = re.compile(r"(?<![\w.+\]-])[A-Za-z0-9_][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}(?![\w@-])")
-# Each begins with the characters that it can begin with and looks back past them: so the search runs from digit to digit. None
-# begins right after a "]", and no address with colons ends right before a "[", so that what stands beside a mask stays as it was before the mask.
+MASKS: dict[PrivateKind, str] = {
+    "email": "[email]",
+    "ip": "[ip address]",
+    "phone": "[phone number]",
+    "card": "[card number]",
+}
+_EMAIL = re.compile(
+    r"(?<![\w.+\]-])[A-Za-z0-9_][\w.+-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}(?![\w@-])"
+)
+# Each begins with the characters that it can begin with and looks back past them: so the search runs from digit to
+# digit. None begins right after a "]", and no address with colons ends right before a "[", so that what stands beside a
+# mask stays as it was before the mask.
 _IP4 = re.compile(r"[0-9](?<![\w.\]-].)[0-9]{0,2}\.(?:[0-9]{1,3}\.){2}[0-9]{1,3}(?![\w-]|\.[0-9])")
-_IP6 = re.compile(r"[0-9A-Fa-f:](?<![\w:.\]].)(?:(?<=:):|[0-9A-Fa-f]{0,3}:)(?:[0-9A-Fa-f]{0,4}:){0,6}[0-9A-Fa-f]{0,4}(?![\w:\[])")
+_IP6 = re.compile(
+    r"[0-9A-Fa-f:](?<![\w:.\]].)(?:(?<=:):|[0-9A-Fa-f]{0,3}:)(?:[0-9A-Fa-f]{0,4}:){0,6}[0-9A-Fa-f]{0,4}(?![\w:\[])"
+)
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _CARD = re.compile(r"[2-6](?<![\w.\]-].)(?:[ -]?[0-9]){12,18}(?![\w-]|\.[0-9])")
 # International with +; North American (123) 456-7890, 123-456-7890, 123.456.7890; nothing that is a bare run of digits.
 _PHONE = re.compile(
-    r"[+(0-9](?<![\w.+\]-].)(?:(?<=\+)[0-9]{1,3}(?:[ .-]?\(?[0-9]{1,4}+\)?){2,6}+|(?<=\()[0-9]{3}\) ?[0-9]{3}[.-][0-9]{4}"
-    r"|(?<=1)[ .-](?:\([0-9]{3}\) ?|[0-9]{3}[.-])[0-9]{3}[.-][0-9]{4}|(?<=[0-9])[0-9]{2}[.-][0-9]{3}[.-][0-9]{4})(?![\w-]|\.[0-9])"
+    r"[+(0-9](?<![\w.+\]-].)(?:(?<=\+)[0-9]{1,3}(?:[ .-]?\(?[0-9]{1,4}+\)?){2,6}+|(?<=\()[0-9]{3}\) "
+    r"?[0-9]{3}[.-][0-9]{4}"
+    r"|(?<=1)[ .-](?:\([0-9]{3}\) "
+    r"?|[0-9]{3}[.-])[0-9]{3}[.-][0-9]{4}|(?<=[0-9])[0-9]{2}[.-][0-9]{3}[.-][0-9]{4})(?![\w-]|\.[0-9])"
 )
 
 
@@ -53,7 +65,8 @@ def _masked(text: str, pattern: re.Pattern[str], true: Callable[[str], bool], ma
 
 
 def is_card_number(text: str) -> bool:
-    """Whether its 13 to 19 digits start as an issuer's do and pass the checksum (Luhn, US patent 2,950,048; ISO/IEC 7812-1)."""
+    """Whether its 13 to 19 digits start as an issuer's do and pass the checksum (Luhn, US patent 2,950,048; ISO/IEC
+    7812-1)."""
     digits = [int(character) for character in text if character.isdigit()]
     if not 13 <= len(digits) <= 19 or text[0] not in "23456" or len(set(digits)) < 2:
         return False

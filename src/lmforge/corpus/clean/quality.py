@@ -1,14 +1,16 @@
 """Rules of published corpora for telling prose from what else lies on the web. Each rule is a named reason.
 
     boilerplate  lines that a site puts on its pages, removed (web only)           Raffel et al. 2020 (C4), section 2.2
-    gopher       words, symbols, bullets, stop words                               Rae et al. 2021 (Gopher), section A.1.1
+    gopher       words, symbols, bullets, stop words                               Rae et al. 2021 (Gopher), section
+    A.1.1
     repetition   repeated lines, paragraphs and n-grams                            Rae et al. 2021, table A1
     c4           lorem ipsum, curly brackets, too few sentences                    Raffel et al. 2020, section 2.2
-    fineweb      lines without punctuation, short lines, repeated lines, lists     Penedo et al. 2024 (FineWeb), section 3.6
+    fineweb      lines without punctuation, short lines, repeated lines, lists     Penedo et al. 2024 (FineWeb), section
+    3.6
 
-They were made for web pages, where a line is a paragraph. In books, news, encyclopedias and stories, whose lines may be broken at a
-width, the rules see what stands between blank lines as a line. Code, technical text with its markup and text of unknown genre are
-never judged by them.
+They were made for web pages, where a line is a paragraph. In books, news, encyclopedias and stories, whose lines may be
+broken at a width, the rules see what stands between blank lines as a line. Code, technical text with its markup and
+text of unknown genre are never judged by them.
 """
 
 from __future__ import annotations
@@ -72,9 +74,16 @@ RULES = (
     *(Rule(f"repeated_{number}grams", "repetition", _inside(number, most)) for number, most in _REPEATED),
     Rule("c4_curly_bracket", "c4", lambda s: s.braces > 0, _WEB),
     Rule("c4_too_few_sentences", "c4", lambda s: s.sentences < 5, _WEB),
-    Rule("fineweb_unpunctuated_lines", "fineweb", lambda s: s.terminal_lines + s.ellipsis_lines <= 0.12 * s.lines, _WEB),
+    Rule(
+        "fineweb_unpunctuated_lines", "fineweb", lambda s: s.terminal_lines + s.ellipsis_lines <= 0.12 * s.lines, _WEB
+    ),
     Rule("fineweb_short_lines", "fineweb", lambda s: s.short_lines >= 0.67 * s.lines, _WEB),
-    Rule("fineweb_repeated_line_characters", "fineweb", lambda s: s.repeated_line_characters >= 0.1 * s.line_characters, _WEB),
+    Rule(
+        "fineweb_repeated_line_characters",
+        "fineweb",
+        lambda s: s.repeated_line_characters >= 0.1 * s.line_characters,
+        _WEB,
+    ),
     Rule("fineweb_list", "fineweb", lambda s: s.line_ends > 0.3 * s.words, _WEB),
 )
 FEWEST_STOP_WORDS = 2  # distinct English ones; asked of English text only, by `clean.prepare`
@@ -94,10 +103,12 @@ def has_lorem_ipsum(text: str) -> bool:
 
 
 def without_boilerplate(text: str, strict: bool, notices: Counter[str] | None = None) -> str:
-    """`text` without the lines that C4 removes: those that speak of JavaScript, cookies or terms of use, or hold a giant word.
+    """`text` without the lines that C4 removes: those that speak of JavaScript, cookies or terms of use, or hold a
+    giant word.
 
-    `strict` also removes lines that end in no terminal mark or have fewer than 3 words, which takes headings and lists with it
-    (FineWeb found that to cost 30% of the data and left it out). Citation marks such as [1] go. The lines that stay are unchanged.
+    `strict` also removes lines that end in no terminal mark or have fewer than 3 words, which takes headings and lists
+    with it (FineWeb found that to cost 30% of the data and left it out). Citation marks such as [1] go. The lines that
+    stay are unchanged.
     """
     marked = "[" in text
     named = _names_boilerplate(_without_citations(text) if marked else text)
@@ -140,7 +151,8 @@ def _is_boilerplate(line: str, named: bool, strict: bool) -> bool:
 
 
 def toxic_words(lines: Iterator[str]) -> tuple[frozenset[str], dict[str, list[str]]]:
-    """(single words, phrases by their first word) of a list: one a line, in any case; blank lines and `#` remarks are left out."""
+    """(single words, phrases by their first word) of a list: one a line, in any case; blank lines and `#` remarks are
+    left out."""
     words, phrases = set[str](), dict[str, list[str]]()
     for line in lines:
         entry = " ".join(re.findall(r"\w+", line.partition("#")[0].lower()))

@@ -1,9 +1,11 @@
 """One pass over a text: every count that the quality rules and the quality classifier ask for.
 
-    text ─▶ code points ─▶ words, lines, paragraphs as hashes and lengths ─▶ counts; repeated lines, paragraphs and n-grams
+    text ─▶ code points ─▶ words, lines, paragraphs as hashes and lengths ─▶ counts; repeated lines, paragraphs and
+    n-grams
 
-Words are what whitespace separates. Two of them are the same when their 64-bit hashes are: within one text a false match has a
-chance below 1e-9 even at a million words. Compiled at the first call and kept on disk for the next process (about six seconds, then half a second).
+Words are what whitespace separates. Two of them are the same when their 64-bit hashes are: within one text a false
+match has a chance below 1e-9 even at a million words. Compiled at the first call and kept on disk for the next process
+(about six seconds, then half a second).
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Scan(NamedTuple):
     repeated_paragraphs: int
     repeated_paragraph_characters: int
     top_ngrams: tuple[float, float, float]  # share of the commonest 2-, 3- and 4-gram, where it occurs twice
-    repeated_ngrams: tuple[float, float, float, float, float, float]  # share inside 5- … 10-grams seen earlier, each character once
+    # share inside 5- … 10-grams seen earlier, each character once
+    repeated_ngrams: tuple[float, float, float, float, float, float]
 
 
 def scan(text: str, wrapped: bool = False) -> Scan:
@@ -157,7 +160,9 @@ def _scan(codes: Codes, classes: Codes, wrapped: bool, stops: Hashes) -> Any:
             if flags & _LETTER:
                 letter_words += 1
             last = codes[place - 1]
-            ends_ellipsis = last == 0x2026 or (length >= 3 and last == 46 and codes[place - 2] == 46 and codes[place - 3] == 46)
+            ends_ellipsis = last == 0x2026 or (
+                length >= 3 and last == 46 and codes[place - 2] == 46 and codes[place - 3] == 46
+            )
             last_entry = classes[last] if last < len(classes) else np.uint32(0)
             ends_terminal = last_entry & _END != 0 and not ends_ellipsis
             if ends_terminal or ends_ellipsis:
@@ -165,7 +170,9 @@ def _scan(codes: Codes, classes: Codes, wrapped: bool, stops: Hashes) -> Any:
             if line_words == 0:
                 head = codes[start]
                 head_entry = classes[head] if head < len(classes) else np.uint32(0)
-                first_bullet = head_entry & _BULLET != 0 or (length == 1 and (head == 45 or head == 42 or head == 0x2013))
+                first_bullet = head_entry & _BULLET != 0 or (
+                    length == 1 and (head == 45 or head == 42 or head == 0x2013)
+                )
             line_hash, paragraph_hash = line_hash * base + value, paragraph_hash * base + value
             line_length += length + (line_words > 0)
             paragraph_length += length + (paragraph_words > 0)
@@ -195,11 +202,33 @@ def _scan(codes: Codes, classes: Codes, wrapped: bool, stops: Hashes) -> Any:
         stop_count += stop_mask >> number & 1
     again, again_characters = _repeated(lines[:line_count], line_lengths)
     paragraphs_again, paragraphs_again_characters = _repeated(paragraphs[:paragraph_count], paragraph_lengths)
-    counts = np.array((
-        size, count, text_words, text_characters, letter_words, longest, stop_count, hash_signs, ellipses, braces, sentences, line_ends,
-        line_count, line_characters, bullets, ellipsis_lines, terminal_lines, short_lines, again, again_characters,
-        paragraph_count, paragraphs_again, paragraphs_again_characters,
-    ))  # fmt: skip
+    counts = np.array(
+        (
+            size,
+            count,
+            text_words,
+            text_characters,
+            letter_words,
+            longest,
+            stop_count,
+            hash_signs,
+            ellipses,
+            braces,
+            sentences,
+            line_ends,
+            line_count,
+            line_characters,
+            bullets,
+            ellipsis_lines,
+            terminal_lines,
+            short_lines,
+            again,
+            again_characters,
+            paragraph_count,
+            paragraphs_again,
+            paragraphs_again_characters,
+        )
+    )
     tops, repeats = _ngrams(words[:count], lengths, size)
     return counts, tops, repeats, plain[:plain_count]
 
@@ -239,7 +268,8 @@ def _repeated(hashes: Hashes, lengths: Lengths) -> Any:
 
 @compiled
 def _ngrams(words: Hashes, lengths: Lengths, characters: Number) -> Any:
-    """(3,) shares of the commonest 2- to 4-gram, spaces included, and (6,) shares inside repeated 5- to 10-grams, spaces not."""
+    """(3,) shares of the commonest 2- to 4-gram, spaces included, and (6,) shares inside repeated 5- to 10-grams,
+    spaces not."""
     count = len(words)
     tops, repeats = np.zeros(3), np.zeros(6)
     base, one = np.uint64(_BASE), np.uint64(1)

@@ -1,8 +1,10 @@
-"""What only a second look at a finished corpus can tell, from a sample of it: conditional entropy, coverage, readability, repetition.
+"""What only a second look at a finished corpus can tell, from a sample of it: conditional entropy, coverage,
+readability, repetition.
 
     corpus/documents ─▶ pieces_of: a sample by hash ─▶ one function a figure ─▶ "analysis" in corpus/statistics.json
 
-The sample is bounded, so this takes as long for 30 MB as for 570 TB. It depends on the corpus alone: the same bytes give the same figures.
+The sample is bounded, so this takes as long for 30 MB as for 570 TB. It depends on the corpus alone: the same bytes
+give the same figures.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ DIGITS = 6  # significant ones in what is written: the rest differs between mach
 
 
 def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
-    """Figures of a finished corpus directory, JSON-ready, each with its definition and sample size; {} for `corpus.analyse_bytes` = 0.
+    """Figures of a finished corpus directory, JSON-ready, each with its definition and sample size; {} for
+    `corpus.analyse_bytes` = 0.
 
     Raises:
         InputError: a shard is damaged.
@@ -52,7 +55,9 @@ def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
         "repetition": repetition(texts),
         "readability": _readabilities(prose),
         "languages": languages(train),
-        "entities": entity_figures([data.decode(errors="ignore") for data in _cut([piece.text for piece in prose], BYTES)]),
+        "entities": entity_figures(
+            [data.decode(errors="ignore") for data in _cut([piece.text for piece in prose], BYTES)]
+        ),
         "topics": topic_figures(texts),
         "genres": genre_figures(train, held_out),
     }
@@ -61,7 +66,10 @@ def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
 
 def _sample(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "definition": "pieces of at most 16,384 characters, chosen by hash so that every byte is as likely; held_out: test and validation"
+        "definition": (
+            "pieces of at most 16,384 characters, chosen by hash so that every byte is as likely; held_out: test and "
+            "validation"
+        )
     }
     for name, part in (("train", train), ("held_out", held_out)):
         size = sum(len(piece.text.encode()) for piece in part)
@@ -70,7 +78,8 @@ def _sample(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str, Any]
 
 
 def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
-    """Conditional entropies of words and bytes at orders 1 to 5 and the sizes under a compressor: value, definition, bits both ways."""
+    """Conditional entropies of words and bytes at orders 1 to 5 and the sizes under a compressor: value, definition,
+    bits both ways."""
     words, size = sum(len(text.split()) for text in held_out), sum(len(text.encode()) for text in held_out)
     per_byte = words / size if size else 0.0
     found: dict[str, Any] = {}
@@ -99,11 +108,13 @@ def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
     told = packed[: BYTES // 2]
     bits = mixing.bits_per_byte(told)
     found["context_mixing"] = {
-        "value": bits, "bits_per_word": bits / per_byte if per_byte else 0.0, "bits_per_byte": bits,
+        "value": bits,
+        "bits_per_word": bits / per_byte if per_byte else 0.0,
+        "bits_per_byte": bits,
         "definition": "code length of the same pieces, told once from their beginning by a mixture of contexts of 0 to 6 bytes and of words "
-                      "that learns as it reads (PAQ's scheme): an upper bound",
+        "that learns as it reads (PAQ's scheme): an upper bound",
         "sample_bytes": len(told),
-    }  # fmt: skip
+    }
     return found
 
 
@@ -120,7 +131,8 @@ def _cut(texts: Sequence[str], limit: int) -> list[bytes]:
 
 
 def _is_prose(piece: Piece) -> bool:
-    letters = sum(map(piece.text.count, "etaoin shrdlu"))  # the commonest letters and the space: a cheap stand-in for all of them
+    # the commonest letters and the space: a cheap stand-in for all of them
+    letters = sum(map(piece.text.count, "etaoin shrdlu"))
     return piece.genre != "code" and letters >= LEAST_PROSE * len(piece.text)
 
 
@@ -129,21 +141,31 @@ def _readabilities(prose: Sequence[Piece]) -> dict[str, Any]:
     genres = sorted({piece.genre for piece in prose})
     return {
         "definition": "Flesch 1948, Kincaid 1975, Senter & Smith 1967, over English prose (genre not code, mostly letters); "
-                      "ease falls and grades rise with difficulty",
+        "ease falls and grades rise with difficulty",
         **readability([piece.text for piece in prose]),
         "genres": {genre: readability([piece.text for piece in prose if piece.genre == genre]) for genre in genres},
     }
 
 
 def languages(pieces: Sequence[Piece]) -> dict[str, Any]:
-    """The languages of the pieces' beginnings, code left out, as py3langid tells them (97 languages, its model ships with it)."""
+    """The languages of the pieces' beginnings, code left out, as py3langid tells them (97 languages, its model ships
+    with it)."""
     from py3langid import langid  # its model takes most of a second to load
 
-    told = [piece.text[:LANGUAGE_CHARACTERS] for piece in pieces if piece.genre != "code" and any(map(str.isalpha, piece.text))][:LANGUAGES]
+    told = [
+        piece.text[:LANGUAGE_CHARACTERS]
+        for piece in pieces
+        if piece.genre != "code" and any(map(str.isalpha, piece.text))
+    ][:LANGUAGES]
     counts = Counter(str(langid.classify(text)[0]) for text in told)
     return {
-        "definition": f"most likely language of the first {LANGUAGE_CHARACTERS:,} characters of a piece, code left out (py3langid)",
-        "shares": {name: count / len(told) for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))},
+        "definition": (
+            f"most likely language of the first {LANGUAGE_CHARACTERS:,} characters of a piece, code left out "
+            "(py3langid)"
+        ),
+        "shares": {
+            name: count / len(told) for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        },
         "sample_pieces": len(told),
     }
 

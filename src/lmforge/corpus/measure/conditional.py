@@ -1,12 +1,14 @@
-"""How many bits a symbol carries once the ones before it are known: held-out cross-entropy of n-gram models of orders 1 to n.
+"""How many bits a symbol carries once the ones before it are known: held-out cross-entropy of n-gram models of orders 1
+to n.
 
     training documents ─┐                        ┌─▶ counts of each n-gram in the training part
                         ├─▶ one array of n-grams ┤
     held-out documents ─┘                        └─▶ p(next | history) at each held-out place ─▶ mean of -log2 p
 
-Interpolated Kneser-Ney with three discounts an order (`lmforge.corpus.ngram` has the equations). A cross-entropy under any model is
-at least the entropy of the source, so every figure is an upper bound, and falls as the training part grows. n-grams of both parts are
-numbered together by sorting, so nothing is looked up and all orders come out of one pass.
+Interpolated Kneser-Ney with three discounts an order (`lmforge.corpus.ngram` has the equations). A cross-entropy under
+any model is at least the entropy of the source, so every figure is an upper bound, and falls as the training part
+grows. n-grams of both parts are numbered together by sorting, so nothing is looked up and all orders come out of one
+pass.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Conditional:
-    """Bits per held-out symbol under the models of orders 1, 2, …; `trained` and `scored` count symbols, `unseen` is the share of the
-    held-out ones that the training part does not hold."""
+    """Bits per held-out symbol under the models of orders 1, 2, …; `trained` and `scored` count symbols, `unseen` is
+    the share of the held-out ones that the training part does not hold."""
 
     bits: tuple[float, ...]
     trained: int
@@ -48,13 +50,18 @@ def of_bytes(train: Sequence[bytes], held_out: Sequence[bytes], order: int) -> C
 def of_words(train: Sequence[str], held_out: Sequence[str], order: int) -> Conditional:
     """Bits per word (a run of non-space characters); white space is free.
 
-    Below order 1 stands a byte model of how the training part's distinct words are spelled, each counted once. So a word never seen
-    costs what it takes to say that it is new and to spell it, and the model is one of all possible text.
+    Below order 1 stands a byte model of how the training part's distinct words are spelled, each counted once. So a
+    word never seen costs what it takes to say that it is new and to spell it, and the model is one of all possible
+    text.
     """
     index: dict[str, int] = defaultdict(lambda: len(index) + 1)
-    parts = [[np.fromiter(map(index.__getitem__, words), np.int64, len(words)) for words in map(str.split, texts)] for texts in (train, held_out)]
+    parts = [
+        [np.fromiter(map(index.__getitem__, words), np.int64, len(words)) for words in map(str.split, texts)]
+        for texts in (train, held_out)
+    ]
     held = np.concatenate([np.zeros(0, np.int64), *parts[1]])
-    known = int(max((ids.max() for ids in parts[0] if len(ids)), default=0))  # numbers are given in order, training part first
+    # numbers are given in order, training part first
+    known = int(max((ids.max() for ids in parts[0] if len(ids)), default=0))
     needed, places = np.unique(held, return_inverse=True)
     words = list(index)
     if not known:
@@ -65,7 +72,8 @@ def of_words(train: Sequence[str], held_out: Sequence[str], order: int) -> Condi
 
 
 def _orders(train: Sequence[Ids], held_out: Sequence[Ids], order: int, symbols: int, base: Reals) -> Conditional:
-    """Models of orders 1 … `order` over numbers 1 … symbols - 1; `base` (held-out symbols,) is what order 0 gives to each."""
+    """Models of orders 1 … `order` over numbers 1 … symbols - 1; `base` (held-out symbols,) is what order 0 gives to
+    each."""
     begin = np.full(order - 1, BEGIN, np.int64)
     ids = np.concatenate([begin, *(piece for text in (*train, *held_out) for piece in (begin, text))])
     split = len(begin) + sum(len(text) + order - 1 for text in train)
@@ -98,7 +106,8 @@ def _orders(train: Sequence[Ids], held_out: Sequence[Ids], order: int, symbols: 
 def _numbered(keys: Ids) -> tuple[Ids, Ids]:
     """For each key (N,) the number of its value among the distinct ones (G), and the first place of each value (G,)."""
     width = max(1, int(len(keys) - 1).bit_length())
-    if int(keys.max()) >> 62 - width == 0:  # value and place in one word: sorting these is 3 times as fast as an indirect sort
+    # value and place in one word: sorting these is 3 times as fast as an indirect sort
+    if int(keys.max()) >> 62 - width == 0:
         packed = np.sort(keys << width | np.arange(len(keys)))
         values, places = packed >> width, packed & (1 << width) - 1
     else:
@@ -112,7 +121,8 @@ def _numbered(keys: Ids) -> tuple[Ids, Ids]:
 
 
 def _interpolated(counts: Ids, of_gram: Ids, gram: Ids, history: Ids, below: Reals) -> Reals:
-    """max(c - D, 0) / c(h) + λ(h) p_below at each scored place: `counts` and histories `of_gram` by n-gram, the others by place."""
+    """max(c - D, 0) / c(h) + λ(h) p_below at each scored place: `counts` and histories `of_gram` by n-gram, the others
+    by place."""
     size = int(max(of_gram.max(), history.max())) + 1
     subtracted = np.array((0.0, *discounts_of(counts[counts > 0], modified=True)))[np.minimum(counts, 3)]
     totals = np.bincount(of_gram, counts, minlength=size)
@@ -120,4 +130,6 @@ def _interpolated(counts: Ids, of_gram: Ids, gram: Ids, history: Ids, below: Rea
     total = totals[history]
     known = total > 0
     total[~known] = 1
-    return np.where(known, (counts - subtracted)[gram], 0.0) / total + np.where(known, kept[history] / total, 1.0) * below
+    return (
+        np.where(known, (counts - subtracted)[gram], 0.0) / total + np.where(known, kept[history] / total, 1.0) * below
+    )

@@ -1,8 +1,10 @@
-"""What a corpus is, in figures: sizes, lengths, words, entropy. Counted in passing, in bounded memory, in any number of parts.
+"""What a corpus is, in figures: sizes, lengths, words, entropy. Counted in passing, in bounded memory, in any number of
+parts.
 
     documents ─▶ Statistics.add, in each worker ─▶ state ─▶ merge ─▶ result ─▶ corpus/statistics.json
 
-All that is kept is a sum, a maximum or a choice by hash, so any split of the documents over workers gives the same result.
+All that is kept is a sum, a maximum or a choice by hash, so any split of the documents over workers gives the same
+result.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class Statistics:
     def merge(self, other: Statistics) -> None:
         """Take in what another counted, as if all its documents had been added here; `other` stays as it is."""
         for key, amounts in other.sizes.items():
-            self.sizes[key] = [mine + theirs for mine, theirs in zip(self.sizes.get(key, [0] * len(SIZES)), amounts, strict=True)]
+            self.sizes[key] = [
+                mine + theirs for mine, theirs in zip(self.sizes.get(key, [0] * len(SIZES)), amounts, strict=True)
+            ]
         self.lengths.update(other.lengths)
         self.byte_counts += other.byte_counts
         self.vocabulary.merge(other.vocabulary)
@@ -98,7 +102,8 @@ class Statistics:
         return made
 
     def result(self) -> dict[str, Any]:
-        """Everything counted. Sizes in bytes of UTF-8; `lengths` maps k to the documents of 2^k to 2^(k+1) - 1 bytes."""
+        """Everything counted. Sizes in bytes of UTF-8; `lengths` maps k to the documents of 2^k to 2^(k+1) - 1
+        bytes."""
         total = self._summed(lambda genre, source: "")[""] if self.sizes else dict.fromkeys(SIZES, 0)
         sample = b"\n".join(data for _, data in self._sample.kept())
         candidates = set(sample.decode(errors="ignore").split()) if self.vocabulary.level else set()
@@ -128,7 +133,10 @@ class Statistics:
 
     def _entropy(self, total: dict[str, int], counts: Integers, weights: Reals) -> dict[str, Any]:
         sample = [data for _, data in self._sample.kept()]
-        sample_bytes, packed = sum(map(len, sample)), len(zstandard.ZstdCompressor(compression_params=_PACKING).compress(b"".join(sample)))
+        sample_bytes, packed = (
+            sum(map(len, sample)),
+            len(zstandard.ZstdCompressor(compression_params=_PACKING).compress(b"".join(sample))),
+        )
         per_byte = total["words"] / max(1, total["bytes"])
         word = grassberger(counts, weights)
         byte = miller_madow(self.byte_counts)
@@ -137,21 +145,32 @@ class Statistics:
             "unigram_bits_per_word": {
                 "value": word,
                 "definition": "entropy of words (runs of non-space characters), each drawn on its own, white space free; "
-                              "Grassberger's correction (2003)",
-                "bits_per_word": word, "bits_per_byte": word * per_byte,
-                "sample_words": total["words"], "distinct": round(float(weights.sum())),
-                "plug_in": plug_in(counts, weights), "miller_madow": miller_madow(counts, weights), "chao_shen": chao_shen(counts, weights),
+                "Grassberger's correction (2003)",
+                "bits_per_word": word,
+                "bits_per_byte": word * per_byte,
+                "sample_words": total["words"],
+                "distinct": round(float(weights.sum())),
+                "plug_in": plug_in(counts, weights),
+                "miller_madow": miller_madow(counts, weights),
+                "chao_shen": chao_shen(counts, weights),
             },
             "unigram_bits_per_byte": {
                 "value": byte,
                 "definition": "entropy of the UTF-8 bytes, each drawn on its own; Miller-Madow corrected",
-                "bits_per_word": byte / per_byte if per_byte else 0.0, "bits_per_byte": byte,
-                "sample_bytes": total["bytes"], "distinct": int((self.byte_counts > 0).sum()),
+                "bits_per_word": byte / per_byte if per_byte else 0.0,
+                "bits_per_byte": byte,
+                "sample_bytes": total["bytes"],
+                "distinct": int((self.byte_counts > 0).sum()),
             },
             "compression_bits_per_byte": {
                 "value": packed_bits,
-                "definition": "size under Zstandard level 19 (tables of 14 MB) of the sample's documents, one after another: an upper bound",
-                "bits_per_word": packed_bits / per_byte if per_byte else 0.0, "bits_per_byte": packed_bits,
-                "sample_bytes": sample_bytes, "sample_documents": len(sample),
+                "definition": (
+                    "size under Zstandard level 19 (tables of 14 MB) of the sample's documents, one after another: an "
+                    "upper bound"
+                ),
+                "bits_per_word": packed_bits / per_byte if per_byte else 0.0,
+                "bits_per_byte": packed_bits,
+                "sample_bytes": sample_bytes,
+                "sample_documents": len(sample),
             },
-        }  # fmt: skip
+        }

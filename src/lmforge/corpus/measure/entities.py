@@ -1,10 +1,14 @@
-"""People, places, organisations and dates: a recogniser that learns its gazetteer from the texts it reads, from a few seeds.
+"""People, places, organisations and dates: a recogniser that learns its gazetteer from the texts it reads, from a few
+seeds.
 
-    texts ─▶ how often each word is capitalised ─▶ runs of capitalised words ─▶ a type for each distinct name ─▶ mentions
-                                                        seeds ─▶ naive Bayes ─▶ again, with its own sure answers as seeds
+    texts ─▶ how often each word is capitalised ─▶ runs of capitalised words ─▶ a type for each distinct name ─▶
+    mentions
+                                                        seeds ─▶ naive Bayes ─▶ again, with its own sure answers as
+                                                        seeds
 
-In the manner of Collins & Singer 1999, "Unsupervised Models for Named Entity Classification": the seeds (`lmforge.corpus.measure.gazetteer`)
-label some names; what stands in and around these tells the types of the others, pooled over all places where a name stands. English.
+In the manner of Collins & Singer 1999, "Unsupervised Models for Named Entity Classification": the seeds
+(`lmforge.corpus.measure.gazetteer`) label some names; what stands in and around these tells the types of the others,
+pooled over all places where a name stands. English.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from typing import Any
 
 from lmforge.corpus.measure import gazetteer
 
-TYPES = ("person", "place", "organisation", "other")  # "other" (nations' adjectives, works, brands) is told apart, then left out
+# "other" (nations' adjectives, works, brands) is told apart, then left out
+TYPES = ("person", "place", "organisation", "other")
 ROUNDS = 2
 SURE = 0.99  # posterior at which a name becomes a seed of the next round
 SMOOTHING = 0.5
@@ -27,15 +32,19 @@ NAME_SHARE = 0.6  # a word is a name where it is capitalised in at least this sh
 HEADING = 0.7  # share of capitalised words at which a line of four or more is a heading, and its capitals tell nothing
 SHOWN = 10  # most frequent names shown
 
-_TOKEN = re.compile(r"(?:[A-Z]\.){2,}|(?:Mr|Mrs|Ms|Dr|Prof|Gen|Col|Capt|Lt|Sgt|Sen|Rep|Gov|Rev|St|Inc|Corp|Ltd|Co|[A-Z])\.(?=\s)"
-                    r"|[^\W_]+(?:[-&’'.@][^\W_]+)*|\n|[^\w\s]")
-_CONNECTORS = frozenset(("of", "de", "la", "von", "van", "der", "den", "al", "bin", "du", "del", "da", "di", "&"))  # within one name
-_OPENERS = frozenset(".!?\n\"“”‘:;•*-–—([>|#…")
+_TOKEN = re.compile(
+    r"(?:[A-Z]\.){2,}|(?:Mr|Mrs|Ms|Dr|Prof|Gen|Col|Capt|Lt|Sgt|Sen|Rep|Gov|Rev|St|Inc|Corp|Ltd|Co|[A-Z])\.(?=\s)"
+    r"|[^\W_]+(?:[-&’'.@][^\W_]+)*|\n|[^\w\s]"
+)
+# within one name
+_CONNECTORS = frozenset(("of", "de", "la", "von", "van", "der", "den", "al", "bin", "du", "del", "da", "di", "&"))
+_OPENERS = frozenset('.!?\n"“”‘:;•*-–—([>|#…')
 _CALENDAR = gazetteer.MONTHS | gazetteer.DAYS
 _MONTH = "(?:" + "|".join(sorted(gazetteer.MONTHS, key=len, reverse=True)) + r")\b\.?"
 _YEAR = r"(?:1[0-9]|20)\d\d"
 _DATE = re.compile(
-    rf"\b\d{{1,2}}(?:st|nd|rd|th)?(?: of)? {_MONTH}(?:,? {_YEAR}\b)?|\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? {_YEAR}\b)?|\b{_MONTH},? {_YEAR}\b"
+    rf"\b\d{{1,2}}(?:st|nd|rd|th)?(?: of)? {_MONTH}(?:,? {_YEAR}\b)?|\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? "
+    rf"{_YEAR}\b)?|\b{_MONTH},? {_YEAR}\b"
     rf"|\b{_YEAR}[-/]\d{{1,2}}[-/]\d{{1,2}}\b|\b\d{{1,2}}[-/]\d{{1,2}}[-/](?:{_YEAR}|\d\d)\b|(?<![\d][.,])\b{_YEAR}s?\b(?![\d.,]\d)"
     rf"|\b\d{{1,2}}(?:st|nd|rd|th) century\b"
 )
@@ -64,7 +73,9 @@ class _Found:
 class Recogniser:
     """Made from texts with `learn`; `mentions` then finds names in these or other texts."""
 
-    def __init__(self, capitalised: Counter[str], lower: Counter[str], types: dict[tuple[str, ...], str], bayes: _Bayes) -> None:
+    def __init__(
+        self, capitalised: Counter[str], lower: Counter[str], types: dict[tuple[str, ...], str], bayes: _Bayes
+    ) -> None:
         self._capitalised, self._lower, self._types, self._bayes = capitalised, lower, types, bayes
 
     @classmethod
@@ -104,8 +115,8 @@ class Recogniser:
 def entity_figures(texts: Sequence[str]) -> dict[str, Any]:
     """Numbers of distinct people, places, organisations and dates in a sample, with the most frequent of each.
 
-    `at_least` estimates how many there would be in endless text of this kind: S + f1 (f1 - 1) / (2 (f2 + 1)), f1 and f2 of the S seen
-    having been seen once and twice (Chao 1984, bias-corrected): a lower bound.
+    `at_least` estimates how many there would be in endless text of this kind: S + f1 (f1 - 1) / (2 (f2 + 1)), f1 and f2
+    of the S seen having been seen once and twice (Chao 1984, bias-corrected): a lower bound.
     """
     recogniser = Recogniser.learn(texts)
     names: dict[str, Counter[str]] = {kind: Counter() for kind in (*TYPES[:3], "date")}
@@ -114,16 +125,18 @@ def entity_figures(texts: Sequence[str]) -> dict[str, Any]:
             names[mention.type][" ".join(mention.name.split())] += 1
     figures: dict[str, Any] = {
         "definition": "distinct names by a recogniser that learns from the sample (capitals, a seed gazetteer, contexts; accuracy in "
-                      "docs/measure.md); at_least: lower bound for endless text of this kind (Chao 1984); English, code left out",
+        "docs/measure.md); at_least: lower bound for endless text of this kind (Chao 1984); English, code left out",
         "sample_bytes": sum(len(text.encode()) for text in texts),
-    }  # fmt: skip
+    }
     for kind, counts in names.items():
         once, twice = (sum(count == times for count in counts.values()) for times in (1, 2))
         top = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
         figures[kind] = {
-            "distinct": len(counts), "mentions": counts.total(), "at_least": round(len(counts) + once * (once - 1) / (2 * (twice + 1))),
+            "distinct": len(counts),
+            "mentions": counts.total(),
+            "at_least": round(len(counts) + once * (once - 1) / (2 * (twice + 1))),
             "top": [list(pair) for pair in top],
-        }  # fmt: skip
+        }
     return figures
 
 
@@ -186,7 +199,11 @@ def _candidates(text: str, capitalised: Counter[str], lower: Counter[str]) -> It
                 continue
             stop = place + 1
             while stop < len(line):
-                if line[stop][0][0].isupper() and not line[stop][2] and line[stop][0].lower() not in gazetteer.SMALL_WORDS:
+                if (
+                    line[stop][0][0].isupper()
+                    and not line[stop][2]
+                    and line[stop][0].lower() not in gazetteer.SMALL_WORDS
+                ):
                     stop += 1
                 elif line[stop][0] in _CONNECTORS and stop + 1 < len(line) and line[stop + 1][0][0].isupper():
                     stop += 2
@@ -204,7 +221,8 @@ def _found(line: list[tuple[str, int, bool]], place: int, stop: int) -> _Found:
     after = [token.lower() for token, _, _ in line[stop : stop + 2]]
     context = [f"<{before[-1]}" if before else "<", f">{after[0]}" if after else ">"]
     context += [f"<<{' '.join(before)}", f">>{' '.join(after)}"]
-    while len(words) > 1 and words[0].rstrip(".") in gazetteer.TITLES:  # a title speaks for a person and is no part of the name
+    # a title speaks for a person and is no part of the name
+    while len(words) > 1 and words[0].rstrip(".") in gazetteer.TITLES:
         context.append("title")
         words, place = words[1:], place + 1
     last = words[-1]

@@ -1,9 +1,11 @@
 """How many bits a symbol carries, estimated from how often each was seen.
 
-Seen counts n_1 … n_K with Σ n = N stand for an unknown distribution. The plug-in estimate -Σ n/N log2 n/N is too low, the more so the
-more symbols were seen once or never: text has many of these, so which correction is used matters (docs/corpus.md has the figures).
+Seen counts n_1 … n_K with Σ n = N stand for an unknown distribution. The plug-in estimate -Σ n/N log2 n/N is too low,
+the more so the more symbols were seen once or never: text has many of these, so which correction is used matters
+(docs/corpus.md has the figures).
 
-Every function takes weights beside the counts: how many symbols each count stands for, where the counts are themselves a sample.
+Every function takes weights beside the counts: how many symbols each count stands for, where the counts are themselves
+a sample.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def miller_madow(counts: Counts, weights: Counts | None = None) -> float:
 
 
 def grassberger(counts: Counts, weights: Counts | None = None) -> float:
-    """log N - 1/N Σ n G(n), G(n) = ψ(n) + ½ (-1)^n [ψ((n+1)/2) - ψ(n/2)] (Grassberger 2003, arXiv:physics/0307138, eq. 35), in bits.
+    """log N - 1/N Σ n G(n), G(n) = ψ(n) + ½ (-1)^n [ψ((n+1)/2) - ψ(n/2)] (Grassberger 2003, arXiv:physics/0307138, eq.
+    35), in bits.
 
     Corrects the bias of each symbol seen, at any count; what was never seen stays out.
     """
@@ -56,11 +59,11 @@ def grassberger(counts: Counts, weights: Counts | None = None) -> float:
 
 
 def chao_shen(counts: Counts, weights: Counts | None = None) -> float:
-    """-Σ Cp log2 Cp / (1 - (1 - Cp)^N), C = 1 - f1/N (Chao & Shen 2003, "Nonparametric estimation of Shannon's index of diversity
-    when there are unseen species in sample", eq. 3 and 5), in bits: f1 is how many symbols were seen once.
+    """-Σ Cp log2 Cp / (1 - (1 - Cp)^N), C = 1 - f1/N (Chao & Shen 2003, "Nonparametric estimation of Shannon's index of
+    diversity when there are unseen species in sample", eq. 3 and 5), in bits: f1 is how many symbols were seen once.
 
-    C is Good and Turing's share of the source that the symbols seen cover. Each term is divided by its symbol's chance of being
-    seen at all, so the seen ones also stand for the unseen.
+    C is Good and Turing's share of the source that the symbols seen cover. Each term is divided by its symbol's chance
+    of being seen at all, so the seen ones also stand for the unseen.
     """
     seen, stands_for, total = _seen(counts, weights)
     if not total:

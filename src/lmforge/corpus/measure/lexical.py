@@ -29,48 +29,77 @@ def fit_line(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, float, float]:
 
 
 def zipf(counts: Integers, points: int = 40) -> dict[str, Any]:
-    """The law count ∝ rank^-exponent over ranks evenly spaced in their logarithm, down to counts of 10; `counts` in any order."""
+    """The law count ∝ rank^-exponent over ranks evenly spaced in their logarithm, down to counts of 10; `counts` in any
+    order."""
     ordered = np.sort(counts)[::-1]
-    ranks = np.unique(np.geomspace(1, max(1, len(ordered)), points).astype(np.int64)) if len(ordered) else np.zeros(0, np.int64)
+    ranks = (
+        np.unique(np.geomspace(1, max(1, len(ordered)), points).astype(np.int64))
+        if len(ordered)
+        else np.zeros(0, np.int64)
+    )
     shown = ordered[ranks - 1] if len(ranks) else ranks
     fitted = shown >= LEAST_COUNT
     slope, intercept, explained = fit_line(np.log(ranks[fitted]), np.log(shown[fitted]))
     return {
-        "value": -slope, "explained": explained, "sample_words": int(ordered.sum()), "points": np.stack([ranks, shown], 1).tolist(),
-        "definition": "exponent s of Zipf's law, count = C / rank^s: least squares in logarithms over words seen 10 times or more",
+        "value": -slope,
+        "explained": explained,
+        "sample_words": int(ordered.sum()),
+        "points": np.stack([ranks, shown], 1).tolist(),
+        "definition": (
+            "exponent s of Zipf's law, count = C / rank^s: least squares in logarithms over words seen 10 times or more"
+        ),
         "constant": float(np.exp(intercept)),
-    }  # fmt: skip
+    }
 
 
 def heaps(points: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The law distinct = K words^β through (words, distinct) pairs of 1,000 words and more."""
     fitted = [pair for pair in points if pair[0] >= RUN]
-    slope, intercept, explained = fit_line([np.log(words) for words, _ in fitted], [np.log(distinct) for _, distinct in fitted])
+    slope, intercept, explained = fit_line(
+        [np.log(words) for words, _ in fitted], [np.log(distinct) for _, distinct in fitted]
+    )
     return {
-        "value": slope, "constant": float(np.exp(intercept)), "explained": explained,
-        "sample_words": max((words for words, _ in points), default=0), "points": [list(pair) for pair in points],
-        "definition": "exponent β of Heaps' law, distinct words = K words^β: least squares in logarithms over texts in random order",
-    }  # fmt: skip
+        "value": slope,
+        "constant": float(np.exp(intercept)),
+        "explained": explained,
+        "sample_words": max((words for words, _ in points), default=0),
+        "points": [list(pair) for pair in points],
+        "definition": (
+            "exponent β of Heaps' law, distinct words = K words^β: least squares in logarithms over texts in random "
+            "order"
+        ),
+    }
 
 
 def measured_growth(texts: Sequence[str], points: int = 30) -> list[tuple[int, int]]:
-    """(words read, distinct words among them) at about `points` lengths evenly spaced in their logarithm, texts in the order given."""
+    """(words read, distinct words among them) at about `points` lengths evenly spaced in their logarithm, texts in the
+    order given."""
     words = [word for text in texts for word in text.split()]
     numbers = _numbers(words)
-    lengths = np.unique(np.geomspace(min(100, len(words)), len(words), points).astype(np.int64)) if words else np.zeros(0, np.int64)
+    lengths = (
+        np.unique(np.geomspace(min(100, len(words)), len(words), points).astype(np.int64))
+        if words
+        else np.zeros(0, np.int64)
+    )
     highest = np.maximum.accumulate(numbers) if words else numbers  # numbers are given in order of first use
     return [(int(length), int(highest[length - 1]) + 1) for length in lengths]
 
 
 def type_token(texts: Sequence[str]) -> dict[str, Any]:
-    """Distinct words over words, in runs of 1,000 that follow each other (Johnson 1944's mean segmental ratio) and over the whole."""
+    """Distinct words over words, in runs of 1,000 that follow each other (Johnson 1944's mean segmental ratio) and over
+    the whole."""
     words = [word for text in texts for word in text.split()]
     runs = [len(set(words[start : start + RUN])) / RUN for start in range(0, len(words) - RUN + 1, RUN)]
     return {
-        "value": float(np.mean(runs)) if runs else None, "spread": float(np.std(runs)) if runs else None, "runs": len(runs),
-        "definition": f"mean share of distinct words in each {RUN:,} words; spread is the standard deviation over these runs",
-        "whole_sample": len(set(words)) / len(words) if words else None, "sample_words": len(words),
-    }  # fmt: skip
+        "value": float(np.mean(runs)) if runs else None,
+        "spread": float(np.std(runs)) if runs else None,
+        "runs": len(runs),
+        "definition": (
+            f"mean share of distinct words in each {RUN:,} words; spread is the standard deviation over these runs"
+        ),
+        "whole_sample": len(set(words)) / len(words) if words else None,
+        "sample_words": len(words),
+    }
 
 
 def repetition(texts: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +111,10 @@ def repetition(texts: Sequence[str]) -> dict[str, Any]:
     return {
         "repeated_lines": {
             "value": again / characters if characters else None,
-            "definition": f"share of the characters of lines ({LEAST_LINE} characters or more) in lines that the sample held before",
+            "definition": (
+                f"share of the characters of lines ({LEAST_LINE} characters or more) in lines that the sample held "
+                "before"
+            ),
             "sample_characters": characters,
         },
         "repeated_word_runs": {
@@ -90,11 +122,12 @@ def repetition(texts: Sequence[str]) -> dict[str, Any]:
             "definition": f"share of the runs of {REPEATED_WORDS} words that the sample held before",
             "sample_runs": len(runs),
         },
-    }  # fmt: skip
+    }
 
 
 def _runs(text: str) -> npt.NDArray[np.uint64]:
-    """A hash of each run of 13 words of a text: polynomial in the words' own hashes, which one process keeps the same."""
+    """A hash of each run of 13 words of a text: polynomial in the words' own hashes, which one process keeps the
+    same."""
     words = np.fromiter(map(hash, text.split()), np.int64).astype(np.uint64)
     count = len(words) - REPEATED_WORDS + 1
     found = np.zeros(max(0, count), np.uint64)

@@ -3,9 +3,9 @@
     the bits so far ─▶ for each context (the last 1, 2, 3, 4, 6 bytes; the word) a probability that the next bit is 1
                     ─▶ logistic mixture, whose weights learn too ─▶ p ─▶ Σ -log2 p of what came
 
-Each bit is told before it is learned from, so the sum is the size of a real code (up to an arithmetic coder's rounding): an upper bound of
-the entropy, with no second sample. The scheme is PAQ's (Mahoney 2005, "Adaptive weighing of context models for lossless data
-compression"), with exact frequencies and none of its special models.
+Each bit is told before it is learned from, so the sum is the size of a real code (up to an arithmetic coder's
+rounding): an upper bound of the entropy, with no second sample. The scheme is PAQ's (Mahoney 2005, "Adaptive weighing
+of context models for lossless data compression"), with exact frequencies and none of its special models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 from lmforge.compiled import compiled
 
-ORDERS = np.array([0, 1, 2, 3, 4, 6], np.int64)  # bytes of context; one more context is the word so far and the one before
+# bytes of context; one more context is the word so far and the one before
+ORDERS = np.array([0, 1, 2, 3, 4, 6], np.int64)
 BITS = 20  # of the table's rows
 MOST_SEEN = 250  # after so many sights a place goes on learning at this rate: texts change
 RATE = 0.015  # of the weights

@@ -10,18 +10,21 @@ from typing import Any
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|\n\s*\n")
 _VOWELS = re.compile(r"[aeiouy]+")
-_SILENT = re.compile(r"(?:[^laeiouy]|[aeiouy]l)e$|(?:[^laeiouycgszxh]|[aeiouy]l)es$|[^td]ed$")  # make, pale, takes, asked; not table, horses, wanted
+# make, pale, takes, asked; not table, horses, wanted
+_SILENT = re.compile(r"(?:[^laeiouy]|[aeiouy]l)e$|(?:[^laeiouycgszxh]|[aeiouy]l)es$|[^td]ed$")
 
 
 def syllables(word: str) -> int:
-    """Groups of vowels, less a silent e at the end: within one of the dictionary's count for nearly every English word."""
+    """Groups of vowels, less a silent e at the end: within one of the dictionary's count for nearly every English
+    word."""
     lower = word.lower()
     groups = len(_VOWELS.findall(lower))
     return max(1, groups - (groups > 1 and _SILENT.search(lower) is not None))
 
 
 def readability(texts: Sequence[str]) -> dict[str, Any]:
-    """Flesch's reading ease and two school grades; means are over all texts together. Values are None where there is no sentence."""
+    """Flesch's reading ease and two school grades; means are over all texts together. Values are None where there is no
+    sentence."""
     words: Counter[str] = Counter()
     sentences = 0
     for text in texts:
@@ -30,8 +33,15 @@ def readability(texts: Sequence[str]) -> dict[str, Any]:
             sentences += sum(1 for part in _END.split(text) if _WORD.search(part))
     total = words.total()
     if not total:
-        return {"flesch_reading_ease": None, "flesch_kincaid_grade": None, "automated_readability_index": None,
-                "words_per_sentence": None, "syllables_per_word": None, "sample_words": 0, "sample_sentences": 0}  # fmt: skip
+        return {
+            "flesch_reading_ease": None,
+            "flesch_kincaid_grade": None,
+            "automated_readability_index": None,
+            "words_per_sentence": None,
+            "syllables_per_word": None,
+            "sample_words": 0,
+            "sample_sentences": 0,
+        }
     length = total / sentences
     beats = sum(syllables(word) * count for word, count in words.items()) / total
     letters = sum(len(word) * count for word, count in words.items()) / total

@@ -12,14 +12,16 @@ from typing import Generic, TypeVar
 
 from lmforge.corpus.sources.decode import lines_of
 
-PIECE = 16_384  # characters: a longer document is sampled in pieces, so that every byte of the corpus is as likely to be in the sample
+# characters: a longer document is sampled in pieces, so that every byte of the corpus is as likely to be in the sample
+PIECE = 16_384
 MOST_SHARDS = 8  # read for a sample, evenly spread; their order within the corpus is random already
 _COMPLEMENT = bytes(range(255, -1, -1))
 Held = TypeVar("Held")
 
 
 class HashSample(Generic[Held]):
-    """What came with the smallest digests, as many as have `limit` bytes together: the first that is too much ends the sample.
+    """What came with the smallest digests, as many as have `limit` bytes together: the first that is too much ends the
+    sample.
 
     `bound` is the digest of that first one, None as long as everything fits.
     """
@@ -27,7 +29,8 @@ class HashSample(Generic[Held]):
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0
         self.bound: bytes | None = None
-        self._kept: list[tuple[bytes, int, Held]] = []  # a heap; digests inverted, so that the largest digest is at its top
+        # a heap; digests inverted, so that the largest digest is at its top
+        self._kept: list[tuple[bytes, int, Held]] = []
 
     def offer(self, digest: bytes, size: int, held: Held) -> None:
         """Take `held` of `size` bytes, or not; `digest` is uniform."""
@@ -66,7 +69,8 @@ class Piece:
 
 
 def pieces_of(corpus_dir: Path, split: str, limit: int) -> list[Piece]:
-    """A sample of about `limit` bytes of a split's text, in random order; copies of a document count once. Empty where there is none."""
+    """A sample of about `limit` bytes of a split's text, in random order; copies of a document count once. Empty where
+    there is none."""
     sample: HashSample[Piece] = HashSample(limit)
     for document in _documents(corpus_dir, split):
         text, name = document["text"], f"{document['source']} {document['id']}"

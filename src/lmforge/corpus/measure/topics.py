@@ -1,6 +1,7 @@
 """What a corpus is about: topics by non-negative matrix factorisation, named by their words, with their coherence.
 
-    texts ─▶ TF-IDF of the words (T, W) ─▶ NMF: share of each topic in each text (T, K), weight of each word in each topic (K, W)
+    texts ─▶ TF-IDF of the words (T, W) ─▶ NMF: share of each topic in each text (T, K), weight of each word in each
+    topic (K, W)
 
 NMF (Lee & Seung 1999) on TF-IDF is chosen over LDA by measurement: docs/corpus.md has both on labelled news.
 """
@@ -27,8 +28,8 @@ Reals = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Topics:
-    """`shares` (T, K): how much of each text is of each topic, rows sum to 1 (0 for a text without any of the words). `words`: the
-    TOP words of each topic, the heaviest first. `npmi`, `umass` (K,): coherence."""
+    """`shares` (T, K): how much of each text is of each topic, rows sum to 1 (0 for a text without any of the words).
+    `words`: the TOP words of each topic, the heaviest first. `npmi`, `umass` (K,): coherence."""
 
     shares: Reals
     words: list[list[str]]
@@ -42,14 +43,21 @@ class Topics:
 
 
 def find_topics(texts: Sequence[str], topics: int) -> Topics | None:
-    """`topics` topics of the texts; None where there are fewer than 20 texts or too few words. Always the same for the same texts."""
+    """`topics` topics of the texts; None where there are fewer than 20 texts or too few words. Always the same for the
+    same texts."""
     from sklearn.decomposition import NMF  # slow to import, and only this stage needs it
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if len(texts) < LEAST_TEXTS:
         return None
     vectorizer = TfidfVectorizer(
-        max_df=MOST_SHARE, min_df=3, max_features=WORDS, token_pattern=TOKEN, stop_words="english", sublinear_tf=True, dtype=np.float64
+        max_df=MOST_SHARE,
+        min_df=3,
+        max_features=WORDS,
+        token_pattern=TOKEN,
+        stop_words="english",
+        sublinear_tf=True,
+        dtype=np.float64,
     )
     try:
         weights = vectorizer.fit_transform(text[:CHARACTERS] for text in texts)
@@ -60,7 +68,8 @@ def find_topics(texts: Sequence[str], topics: int) -> Topics | None:
         return None
     model = NMF(topics, init="nndsvda", max_iter=ITERATIONS, tol=1e-3, random_state=0)
     shares = model.fit_transform(weights)
-    shares = shares * np.linalg.norm(model.components_, axis=1)  # a topic's scale may stand on either side of the product
+    # a topic's scale may stand on either side of the product
+    shares = shares * np.linalg.norm(model.components_, axis=1)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
     names = vectorizer.get_feature_names_out()
     top = [np.argsort(-row, kind="stable")[:TOP] for row in model.components_]
@@ -69,10 +78,11 @@ def find_topics(texts: Sequence[str], topics: int) -> Topics | None:
 
 
 def coherence(present: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """(NPMI, UMass) of the words whose presence in each text is given (T, W), the topic's heaviest word first; means over pairs.
+    """(NPMI, UMass) of the words whose presence in each text is given (T, W), the topic's heaviest word first; means
+    over pairs.
 
-    NPMI = log(p(a,b) / p(a)p(b)) / -log p(a,b), from -1 (never together) over 0 (by chance) to 1 (always) (Bouma 2009; Lau et al.
-    2014). UMass = log((D(a,b) + 1) / D(b)), b the heavier word (Mimno et al. 2011, eq. 1), at most about 0.
+    NPMI = log(p(a,b) / p(a)p(b)) / -log p(a,b), from -1 (never together) over 0 (by chance) to 1 (always) (Bouma 2009;
+    Lau et al. 2014). UMass = log((D(a,b) + 1) / D(b)), b the heavier word (Mimno et al. 2011, eq. 1), at most about 0.
     """
     texts, words = present.shape
     together = present.T.astype(np.float64) @ present
@@ -92,10 +102,12 @@ def coherence(present: npt.NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def topic_figures(texts: Sequence[str]) -> dict[str, Any]:
-    """Topics of a sample, the largest first: words, share of the text, coherence. Their number grows with the sample, from 5 to 20."""
+    """Topics of a sample, the largest first: words, share of the text, coherence. Their number grows with the sample,
+    from 5 to 20."""
     found = find_topics(texts, int(np.clip(round(np.sqrt(len(texts) / 2)), 5, 20)))
     definition = (
-        f"non-negative factorisation of TF-IDF over the first {CHARACTERS:,} characters of each piece; share: mean over pieces; "
+        f"non-negative factorisation of TF-IDF over the first {CHARACTERS:,} characters of each piece; share: mean "
+        "over pieces; "
         f"coherence of the {TOP} heaviest words: NPMI (-1 to 1) and UMass, counted in the same pieces"
     )
     if found is None:

@@ -1,9 +1,10 @@
 """Word counts in bounded memory that give the same figures however the documents are spread over workers.
 
-Up to `MOST_DISTINCT` distinct words everything is exact. Beyond it only words whose hash, uniform in [0, 1), lies under 2^-level are
-kept, counted exactly; each stands for 2^level words (Gibbons 2001, "Distinct sampling for highly-accurate answers to distinct values
-queries"). The counts of all others go into a count-min sketch (Cormode & Muthukrishnan 2005), which is asked for the few frequent
-words alone. Level and sketch are functions of the words counted, not of their order: `merge` is commutative and associative.
+Up to `MOST_DISTINCT` distinct words everything is exact. Beyond it only words whose hash, uniform in [0, 1), lies under
+2^-level are kept, counted exactly; each stands for 2^level words (Gibbons 2001, "Distinct sampling for highly-accurate
+answers to distinct values queries"). The counts of all others go into a count-min sketch (Cormode & Muthukrishnan
+2005), which is asked for the few frequent words alone. Level and sketch are functions of the words counted, not of
+their order: `merge` is commutative and associative.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOST_DISTINCT = 250_000  # words held at once, about 30 MB; sampling starts beyond it, which tells their number within 0.4% (one sd)
+# words held at once, about 30 MB; sampling starts beyond it, which tells their number within 0.4% (one sd)
+MOST_DISTINCT = 250_000
 ROWS, COLUMNS = 4, 1 << 18  # of the sketch: 8 MB; a count comes out too high by about N / 2^18
 FREQUENT = 1e-4  # of all words: what occurs more often counts for itself alone and is never sampled
 
@@ -54,7 +56,8 @@ class Vocabulary:
             self._fold()
 
     def _fold(self) -> None:
-        """Move the counts of words that are not kept into the sketch, at the lowest level that leaves half of the room."""
+        """Move the counts of words that are not kept into the sketch, at the lowest level that leaves half of the
+        room."""
         words = list(self.counts)
         hashes = _hashes(words)
         self.level = max(self.level, 1)
@@ -70,7 +73,8 @@ class Vocabulary:
     def spectrum(self, candidates: Iterable[str] = ()) -> tuple[Integers, Reals]:
         """Counts (K,), ascending, and how many distinct words each stands for (K,).
 
-        `candidates` are words among which those frequent ones that are not kept are looked for: any that occur in a sample of the text.
+        `candidates` are words among which those frequent ones that are not kept are looked for: any that occur in a
+        sample of the text.
         """
         counts = {**self._frequent(candidates), **self._settled().counts}
         found = np.sort(np.fromiter(counts.values(), np.int64, len(counts)))
@@ -81,8 +85,11 @@ class Vocabulary:
     def top(self, most: int, candidates: Iterable[str] = ()) -> list[tuple[str, int]]:
         """The most frequent words with their counts, the largest first, then by spelling."""
         counts = {**self._frequent(candidates), **self._settled().counts}
-        least = np.sort(np.fromiter(counts.values(), np.int64, len(counts)))[-most:][:1].sum()  # of those shown; equals are told apart below
-        return sorted((pair for pair in counts.items() if pair[1] >= least), key=lambda pair: (-pair[1], pair[0]))[:most]
+        # of those shown; equals are told apart below
+        least = np.sort(np.fromiter(counts.values(), np.int64, len(counts)))[-most:][:1].sum()
+        return sorted((pair for pair in counts.items() if pair[1] >= least), key=lambda pair: (-pair[1], pair[0]))[
+            :most
+        ]
 
     def _settled(self) -> Vocabulary:
         """Self, with everything that is not kept in the sketch."""
@@ -91,7 +98,8 @@ class Vocabulary:
         return self
 
     def _frequent(self, candidates: Iterable[str]) -> dict[str, int]:
-        """Those of `candidates` that are not kept and make up more than `FREQUENT` of all words, with the sketch's counts."""
+        """Those of `candidates` that are not kept and make up more than `FREQUENT` of all words, with the sketch's
+        counts."""
         if self._settled()._sketch is None:
             return {}
         assert self._sketch is not None
@@ -99,11 +107,16 @@ class Vocabulary:
         hashes = _hashes(words)
         words = [word for word, value in zip(words, hashes, strict=True) if value >= _bound(self.level)]
         places = _places(hashes[hashes >= _bound(self.level)])
-        # A cell holds its word and a share of all others in the row: what the others are expected to add is taken off (Deng 2007).
+        # A cell holds its word and a share of all others in the row: what the others are expected to add is taken off
+        # (Deng 2007).
         held = np.stack([row[place] for row, place in zip(self._sketch, places, strict=True)])
         noise = (self._sketch.sum(axis=1, keepdims=True) - held) / (COLUMNS - 1)
         counts = np.round((held - noise).min(axis=0)).astype(np.int64)
-        return {word: int(count) for word, count in zip(words, counts, strict=True) if count >= max(1, FREQUENT * self.total)}
+        return {
+            word: int(count)
+            for word, count in zip(words, counts, strict=True)
+            if count >= max(1, FREQUENT * self.total)
+        }
 
     def state(self) -> dict[str, Any]:
         """Everything counted as JSON-ready values: the same for the same words, in whatever order they came."""
@@ -127,8 +140,8 @@ class Vocabulary:
 def growth(counts: Integers, weights: Reals, points: int = 16) -> list[dict[str, int]]:
     """How many distinct words n = N, N/2, N/4, … words drawn at random from all N would hold, the smallest n first.
 
-    E[V(n)] = Σ_w 1 - (1 - n/N)^n_w (Baayen 2001, "Word Frequency Distributions", eq. 2.41). Words of one document repeat each
-    other, so as many words out of a few whole documents hold fewer distinct ones.
+    E[V(n)] = Σ_w 1 - (1 - n/N)^n_w (Baayen 2001, "Word Frequency Distributions", eq. 2.41). Words of one document
+    repeat each other, so as many words out of a few whole documents hold fewer distinct ones.
     """
     total = float(counts @ weights)
     values, index = np.unique(counts, return_inverse=True)

@@ -1,9 +1,10 @@
 """Keep benchmark texts out of the corpus, and measure how well that works.
 
-A benchmark text and a document are compared as their letters alone (see words.py), so line breaks, case, spaces and punctuation make no
-difference. Every run of `WINDOW` letters of a benchmark text that starts at a word, about 12 words, is indexed; a document that holds
-any of them is contaminated (OpenAI 2023, "GPT-4 technical report", appendix C, compares the same runs, but three of each text only).
-A shorter text must be found whole: of `SHORT` letters or more anywhere, of `SHORTEST` or more as a line or document by itself.
+A benchmark text and a document are compared as their letters alone (see words.py), so line breaks, case, spaces and
+punctuation make no difference. Every run of `WINDOW` letters of a benchmark text that starts at a word, about 12 words,
+is indexed; a document that holds any of them is contaminated (OpenAI 2023, "GPT-4 technical report", appendix C,
+compares the same runs, but three of each text only). A shorter text must be found whole: of `SHORT` letters or more
+anywhere, of `SHORTEST` or more as a line or document by itself.
 """
 
 from __future__ import annotations
@@ -83,12 +84,16 @@ def build_index(benchmarks: Mapping[str, Iterable[str]]) -> Index:
             elif size >= SHORTEST:
                 lines.add(int(run_hash(words.prefix, 0, size)))
     hashes = np.concatenate(windows) if windows else np.empty(0, np.uint64)
-    table, whose, bits = _fill(hashes, np.concatenate(owners) if owners else np.empty(0, np.uint16), _places(hashes.size))
+    table, whose, bits = _fill(
+        hashes, np.concatenate(owners) if owners else np.empty(0, np.uint16), _places(hashes.size)
+    )
     ordered = sorted(short)
     heads = np.array([[head, whole] for head, whole, _ in ordered], np.uint64).reshape(-1, 2).T.copy()
     lengths = np.array([size for _, _, size in ordered], np.int64)
     counts = (texts[0], texts[1], texts[2], texts[3])
-    return Index(table, bits, whose, heads, lengths, np.array(sorted(lines), np.uint64), tuple(sorted(benchmarks)), counts)
+    return Index(
+        table, bits, whose, heads, lengths, np.array(sorted(lines), np.uint64), tuple(sorted(benchmarks)), counts
+    )
 
 
 def _places(count: int) -> int:
@@ -134,13 +139,25 @@ def _fill(hashes: Any, owners: Any, places: Any) -> Any:
 
 
 def contamination(words: Words, index: Index) -> str | None:
-    """The name of the benchmark that a document holds a text of ("short texts" where that is all that is known), or None."""
+    """The name of the benchmark that a document holds a text of ("short texts" where that is all that is known), or
+    None."""
     found = _find(*words, index.table, index.filter, index.owners, index.short, index.lengths, index.lines)
     return None if found < 0 else index.names[found] if found < len(index.names) else "short texts"
 
 
 @compiled
-def _find(prefix: Any, starts: Any, hashes: Any, ends: Any, table: Any, bits: Any, owners: Any, short: Any, lengths: Any, lines: Any) -> Any:
+def _find(
+    prefix: Any,
+    starts: Any,
+    hashes: Any,
+    ends: Any,
+    table: Any,
+    bits: Any,
+    owners: Any,
+    short: Any,
+    lengths: Any,
+    lines: Any,
+) -> Any:
     size, places = len(prefix) - 1, np.uint64(len(table) - 1)
     long_power, short_power = power(WINDOW), power(SHORT)
     for start in starts:
@@ -193,8 +210,9 @@ def benchmark_files(paths: Sequence[Path]) -> list[File]:
 def read_benchmarks(paths: Sequence[Path]) -> dict[str, list[str]]:
     """The texts in the files that `corpus.decontaminate` names, by the file's name.
 
-    A line of JSON gives all strings in it that are no labels, each by itself, and the record's strings one after another (so that a question
-    with its answers is found though each is short); only the longest string and the record count as short texts. A .txt file is one text.
+    A line of JSON gives all strings in it that are no labels, each by itself, and the record's strings one after
+    another (so that a question with its answers is found though each is short); only the longest string and the record
+    count as short texts. A .txt file is one text.
 
     Raises:
         InputError: a file is not there, cannot be read, or a line is not JSON.
@@ -220,7 +238,8 @@ def _texts(path: Path) -> Iterable[str]:
 
 
 def _leaves(value: Any) -> Iterable[str]:
-    """The strings in a value, without labels ("subject_verb_agreement_1", "HumanEval/3"): they name an item, and many texts may hold them."""
+    """The strings in a value, without labels ("subject_verb_agreement_1", "HumanEval/3"): they name an item, and many
+    texts may hold them."""
     if isinstance(value, str):
         if not _LABEL.fullmatch(value.strip()):
             yield value
@@ -233,13 +252,17 @@ def _leaves(value: Any) -> Iterable[str]:
 
 
 def measure_recall(benchmarks: Mapping[str, Iterable[str]], index: Index, carriers: Sequence[str]) -> dict[str, Any]:
-    """Plant benchmark texts in every way of `PLANTED` and count how many are found, and how often a text of the same words in another
-    order, planted alike, is taken for one.
+    """Plant benchmark texts in every way of `PLANTED` and count how many are found, and how often a text of the same
+    words in another order, planted alike, is taken for one.
 
-    Returns {kind: {items, found, recall, precision, definition}}; the embedded ones lie within `carriers`, texts of the corpus.
+    Returns {kind: {items, found, recall, precision, definition}}; the embedded ones lie within `carriers`, texts of the
+    corpus.
     """
     texts = (text for each in benchmarks.values() for text in each if len(text) >= SHORT)
-    chosen = heapq.nsmallest(2 * ITEMS, {hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(): text for text in texts}.items())
+    chosen = heapq.nsmallest(
+        2 * ITEMS,
+        {hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(): text for text in texts}.items(),
+    )
     items = [text for _, text in chosen if read_words(text).prefix.size > SHORT][:ITEMS]
     rng = random.Random(0)
     result: dict[str, Any] = {}
@@ -251,8 +274,13 @@ def measure_recall(benchmarks: Mapping[str, Iterable[str]], index: Index, carrie
             rng.shuffle(shuffled)
             found += contamination(read_words(plant(item, carrier, rng)), index) is not None
             wrong += contamination(read_words(plant(" ".join(shuffled), carrier, rng)), index) is not None
-        result[kind] = {"items": len(items), "found": found, "recall": found / len(items) if items else None,
-                        "precision": found / (found + wrong) if found + wrong else None, "definition": definition}
+        result[kind] = {
+            "items": len(items),
+            "found": found,
+            "recall": found / len(items) if items else None,
+            "precision": found / (found + wrong) if found + wrong else None,
+            "definition": definition,
+        }
     return result
 
 
@@ -264,7 +292,9 @@ def _rewrapped(text: str, carrier: str, rng: random.Random) -> str:
 def _repunctuated(text: str, carrier: str, rng: random.Random) -> str:
     if rng.random() < 0.5:
         return text.translate(str.maketrans("", "", string.punctuation))
-    return " ".join(word.rstrip(string.punctuation) + rng.choice(("", "", ",", ";", " -", "!", "...")) for word in text.split())
+    return " ".join(
+        word.rstrip(string.punctuation) + rng.choice(("", "", ",", ";", " -", "!", "...")) for word in text.split()
+    )
 
 
 def _embedded(text: str, carrier: str, rng: random.Random) -> str:
@@ -276,7 +306,10 @@ def _embedded(text: str, carrier: str, rng: random.Random) -> str:
 PLANTED: dict[str, tuple[Callable[[str, str, random.Random], str], str]] = {
     "verbatim": (lambda text, carrier, rng: text, "the text itself"),
     "rewrapped": (_rewrapped, "in lines of eight words"),
-    "recased": (lambda text, carrier, rng: text.upper() if rng.random() < 0.5 else text.lower(), "in capitals, or in small letters"),
+    "recased": (
+        lambda text, carrier, rng: text.upper() if rng.random() < 0.5 else text.lower(),
+        "in capitals, or in small letters",
+    ),
     "repunctuated": (_repunctuated, "all punctuation removed, or other marks set after words"),
     "embedded": (_embedded, "within a document of the corpus, at any place"),
 }

@@ -3,13 +3,13 @@
     text ─▶ text_digest ────────────────────────────────▶ exact: equal digests
          └▶ words ─▶ pairs of words ─▶ MinHash ─▶ bands ─▶ candidates ─▶ sketches compared ─▶ clusters ─▶ kept, dropped
 
-Candidates come from locality-sensitive hashing (Broder 1997, "On the resemblance and containment of documents"): two texts whose sets
-of word pairs have Jaccard similarity J agree in each of `PERMUTATIONS` minima with probability J, and in all `ROWS` minima of at least
-one of `BANDS` bands with probability 1 - (1 - J^ROWS)^BANDS. Candidates are then compared by their pairs of words and by their runs of
-`SKETCHED` words (`in_common`): pairs alone would take long texts of the same few words for copies, either alone texts that share a
-passage. A sketch holds the low bytes of the minima of the pairs (b-bit MinHash, Li & König 2010)
-and the smallest hashes of the runs (bottom-k, Cohen & Kaplan 2007: exact for texts of up to `SKETCH` words). Words are compared as
-they stand, numbers too.
+Candidates come from locality-sensitive hashing (Broder 1997, "On the resemblance and containment of documents"): two
+texts whose sets of word pairs have Jaccard similarity J agree in each of `PERMUTATIONS` minima with probability J, and
+in all `ROWS` minima of at least one of `BANDS` bands with probability 1 - (1 - J^ROWS)^BANDS. Candidates are then
+compared by their pairs of words and by their runs of `SKETCHED` words (`in_common`): pairs alone would take long texts
+of the same few words for copies, either alone texts that share a passage. A sketch holds the low bytes of the minima of
+the pairs (b-bit MinHash, Li & König 2010) and the smallest hashes of the runs (bottom-k, Cohen & Kaplan 2007: exact for
+texts of up to `SKETCH` words). Words are compared as they stand, numbers too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from lmforge.compiled import compiled
 from lmforge.corpus.overlap.words import MULTIPLIER, U64, Words, mixed, run_hash
 from lmforge.corpus.spool import rows_of
 
-ROWS, BANDS = 4, 80  # at J = 0.47 (a fifth of the words replaced, one by one) a pair is a candidate with probability 0.98
+# at J = 0.47 (a fifth of the words replaced, one by one) a pair is a candidate with probability 0.98
+ROWS, BANDS = 4, 80
 PERMUTATIONS = ROWS * BANDS
 SHINGLE = 2  # words; longer runs break too often: a word replaced breaks as many shingles as a shingle has words
 SKETCHED = 4  # words: enough that texts of the same few words differ
@@ -44,7 +45,8 @@ _OFFSETS = _random.integers(0, 2**32, PERMUTATIONS, dtype=np.uint32)
 
 
 def text_digest(text: str) -> bytes:
-    """SHA-256 of the text with each run of whitespace made one space: what decides duplicates, split, sampling and order.
+    """SHA-256 of the text with each run of whitespace made one space: what decides duplicates, split, sampling and
+    order.
 
     Texts that differ only in layout share a digest, so they never fall on both sides of the train/test line.
     """
@@ -52,21 +54,23 @@ def text_digest(text: str) -> bytes:
 
 
 class ExactDuplicates:
-    """Remembers the digests it was given: about 100 bytes of memory for each distinct text, so for some of a corpus only."""
+    """Remembers the digests it was given: about 100 bytes of memory for each distinct text, so for some of a corpus
+    only."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
     def add(self, digest: bytes) -> bool:
-        """Whether this `text_digest` is new; it is remembered (its first 16 bytes: a chance match below 1e-18 at 10^10 texts)."""
+        """Whether this `text_digest` is new; it is remembered (its first 16 bytes: a chance match below 1e-18 at 10^10
+        texts)."""
         before = len(self._seen)
         self._seen.add(digest[:16])
         return len(self._seen) > before
 
 
 def jaccard_for(similarity: float, words: int) -> float:
-    """Jaccard similarity of the runs of so many words of two texts that have a share `similarity` of their words in common, the rest
-    replaced one by one.
+    """Jaccard similarity of the runs of so many words of two texts that have a share `similarity` of their words in
+    common, the rest replaced one by one.
 
     A run of n words survives when all its words do, sⁿ; each text then has 1 - sⁿ runs of its own: J = sⁿ / (2 - sⁿ).
     """
@@ -81,12 +85,13 @@ def similarity_for(jaccard: Any, words: Any) -> Any:
 
 @compiled
 def in_common(pairs: Any, runs: Any) -> Any:
-    """Share of words, in order, that two texts have in common, by the Jaccard similarities of their pairs of words and of their runs of
-    `SKETCHED` words.
+    """Share of words, in order, that two texts have in common, by the Jaccard similarities of their pairs of words and
+    of their runs of `SKETCHED` words.
 
-    A share 2J / (1 + J) of a text's runs of n words is in the other text too. Let a word be in common with probability s, and with probability
-    r if the word before it is: that share is s·rⁿ⁻¹, and those of pairs and of runs together give r and s. Words edited one by one have r = s,
-    one passage in common has r near 1. As r is never below s, s is at most the n-th root of either share.
+    A share 2J / (1 + J) of a text's runs of n words is in the other text too. Let a word be in common with probability
+    s, and with probability r if the word before it is: that share is s·rⁿ⁻¹, and those of pairs and of runs together
+    give r and s. Words edited one by one have r = s, one passage in common has r near 1. As r is never below s, s is at
+    most the n-th root of either share.
     """
     q, p = 2 * pairs / (1 + pairs), 2 * runs / (1 + runs)
     bound = min(similarity_for(pairs, SHINGLE), similarity_for(runs, SKETCHED))
@@ -132,7 +137,8 @@ def _bands(words: Any, factors: Any, offsets: Any) -> Any:
     minima = np.full(count, 0xFFFFFFFF, np.uint32)
     for first in range(max(len(words) - SHINGLE + 1, min(len(words), 1))):
         value = _shingle(words, first, SHINGLE)
-        for index in range(count):  # an affine map modulo 2^32 stands for a permutation: eight of them per AVX2 instruction
+        # an affine map modulo 2^32 stands for a permutation: eight of them per AVX2 instruction
+        for index in range(count):
             minima[index] = min(minima[index], np.uint32(value * factors[index] + offsets[index]))
     keys = np.empty(BANDS, np.uint64)
     for band in range(BANDS):
@@ -145,7 +151,9 @@ def _bands(words: Any, factors: Any, offsets: Any) -> Any:
 
 def similarities(ones: NDArray[np.uint32], others: NDArray[np.uint32]) -> NDArray[np.float64]:
     """(pairs) estimated share of words in common, in order, of texts by their (pairs, SKETCH_WIDTH) sketches."""
-    result: NDArray[np.float64] = _similarities(ones, others, ones[:, SKETCH:].copy().view(np.uint8), others[:, SKETCH:].copy().view(np.uint8))
+    result: NDArray[np.float64] = _similarities(
+        ones, others, ones[:, SKETCH:].copy().view(np.uint8), others[:, SKETCH:].copy().view(np.uint8)
+    )
     return result
 
 
@@ -164,13 +172,15 @@ def _similarities(ones: Any, others: Any, minima: Any, other_minima: Any) -> Any
         equal = 0
         for index in range(PERMUTATIONS):
             equal += minima[pair, index] == other_minima[pair, index]
-        paired = max((equal / PERMUTATIONS - 1 / 256) / (1 - 1 / 256), 0)  # unequal minima have equal low bytes once in 256
+        # unequal minima have equal low bytes once in 256
+        paired = max((equal / PERMUTATIONS - 1 / 256) / (1 - 1 / 256), 0)
         result[pair] = in_common(paired, both / max(union, 1))
     return result
 
 
 def exact_pairs(records: U64) -> U64:
-    """(2, pairs): each document that repeats an earlier one, and the first of its kind. `records`: (digest, digest, document)."""
+    """(2, pairs): each document that repeats an earlier one, and the first of its kind. `records`: (digest, digest,
+    document)."""
     _, _, documents = records
     if not documents.size:
         return np.empty((2, 0), np.uint64)
@@ -180,7 +190,8 @@ def exact_pairs(records: U64) -> U64:
 
 
 def candidate_pairs(records: U64) -> U64:
-    """(2, pairs), the smaller document first: neighbours in a bucket, and each with the bucket's first. `records`: (key, document).
+    """(2, pairs), the smaller document first: neighbours in a bucket, and each with the bucket's first. `records`:
+    (key, document).
 
     Not every pair of a bucket (that would be quadratic in the copies of a much copied text), but enough to connect it.
     """
@@ -197,7 +208,8 @@ def candidate_pairs(records: U64) -> U64:
 
 
 class Sketches:
-    """The sketches of all documents, where the tasks left them: `files[task]` holds (documents, SKETCH_WIDTH), as a `RowWriter` wrote them."""
+    """The sketches of all documents, where the tasks left them: `files[task]` holds (documents, SKETCH_WIDTH), as a
+    `RowWriter` wrote them."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
@@ -233,7 +245,8 @@ def line_hashes(prefix: Any, ends: Any) -> Any:
 
 
 def repeated_lines(records: U64, dropped: U64, least: int) -> U64:
-    """(2, hashes): lines that stand in at least `least` documents, and in how many. `records`: (line, document), each pair once.
+    """(2, hashes): lines that stand in at least `least` documents, and in how many. `records`: (line, document), each
+    pair once.
 
     `dropped` (sorted) documents do not count: copies of one document repeat its lines without making them boilerplate.
     """
@@ -255,8 +268,9 @@ class Clusters(NamedTuple):
 
 
 def settle(pairs: U64, sketches: Sketches, least: float) -> Clusters:
-    """Clusters of the verified `pairs`, and who stays: going through a cluster in order, a document stays unless it is at least `least`
-    similar to one that stays. So nothing is dropped merely because a chain of similar texts leads to it.
+    """Clusters of the verified `pairs`, and who stays: going through a cluster in order, a document stays unless it is
+    at least `least` similar to one that stays. So nothing is dropped merely because a chain of similar texts leads to
+    it.
     """
     members, flat = np.unique(pairs, return_inverse=True)
     if not members.size:
@@ -299,7 +313,8 @@ def _connected(ones: Any, others: Any, parents: Any) -> Any:
 
 
 def _lead(cluster: U64, sketches: Sketches, least: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each document of one cluster the row of the earlier one that stands for it (-1: it stays) and their similarity."""
+    """For each document of one cluster the row of the earlier one that stands for it (-1: it stays) and their
+    similarity."""
     leaders, best = np.full(cluster.size, -1), np.zeros(cluster.size)
     leading = np.empty((min(LEADERS, cluster.size), SKETCH_WIDTH), np.uint32)
     staying: list[int] = []

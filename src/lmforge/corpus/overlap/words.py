@@ -1,7 +1,8 @@
 """A text as the stream of its letters: what stays the same when it is wrapped, cased or punctuated otherwise.
 
-Letters are lower-cased letters and digits; everything else only separates words, and an apostrophe not even that ("don't" is one
-word). A sign of Chinese, Japanese or Korean is a word of its own. Compiled by numba at first use and kept in its cache.
+Letters are lower-cased letters and digits; everything else only separates words, and an apostrophe not even that
+("don't" is one word). A sign of Chinese, Japanese or Korean is a word of its own. Compiled by numba at first use and
+kept in its cache.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _read(data: Any, kinds: Any, values: Any) -> Any:
             if byte == 0xC2:
                 kind, step = 0, 2
             elif byte == 0xE2 and at + 2 < size and data[at + 1] <= 0x83:
-                kind, step = (2 if data[at + 1] == 0x80 and (data[at + 2] & 0xFE) == 0x98 else 0), 3  # U+2018, U+2019: apostrophes
+                # U+2018, U+2019: apostrophes
+                kind, step = (2 if data[at + 1] == 0x80 and (data[at + 2] & 0xFE) == 0x98 else 0), 3
             elif byte == 0xE3 and at + 1 < size and data[at + 1] == 0x80:
                 kind, step = 0, 3
             else:

@@ -1,7 +1,9 @@
-"""Source trees as documents: a file each, or the files of a repository joined; what no one wrote or reads is left out and counted.
+"""Source trees as documents: a file each, or the files of a repository joined; what no one wrote or reads is left out
+and counted.
 
-The rules are those of The Stack and StarCoder (Kocetkov et al. 2022, section 3; Li et al. 2023, "StarCoder: may the source be with
-you!", section 3.2): vendored and generated files, long lines, too few letters; and files that hold a licence and nothing else.
+The rules are those of The Stack and StarCoder (Kocetkov et al. 2022, section 3; Li et al. 2023, "StarCoder: may the
+source be with you!", section 3.2): vendored and generated files, long lines, too few letters; and files that hold a
+licence and nothing else.
 """
 
 from __future__ import annotations
@@ -18,31 +20,119 @@ from lmforge.corpus.sources.texts import CODE
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
-VENDORED = frozenset((
-    "node_modules", "bower_components", "vendor", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "3rdparty", "external",
-    "externals", "site-packages", "dist", "build", "target", "__pycache__", "Pods", "Carthage", "migrations",
-))  # fmt: skip
+VENDORED = frozenset(
+    (
+        "node_modules",
+        "bower_components",
+        "vendor",
+        "vendored",
+        "_vendor",
+        "third_party",
+        "third-party",
+        "thirdparty",
+        "3rdparty",
+        "external",
+        "externals",
+        "site-packages",
+        "dist",
+        "build",
+        "target",
+        "__pycache__",
+        "Pods",
+        "Carthage",
+        "migrations",
+    )
+)
 LARGEST = 1 << 20  # bytes; The Stack's bound
 LONGEST_LINE, LONGEST_MEAN = 1000, 100  # characters
 FEWEST_LETTERS = 0.25  # share of letters and digits among all characters
 JOINED = 512 * 1024  # characters of files joined into one document
 _GENERATED = re.compile(
-    r"@generated|do not (?:edit|modify)|auto-?\s?generated|generated (?:by|from|code|file)|machine generated", re.IGNORECASE)  # fmt: skip
+    r"@generated|do not (?:edit|modify)|auto-?\s?generated|generated (?:by|from|code|file)|machine generated",
+    re.IGNORECASE,
+)
 _HEAD = 1024  # characters in which a file says that it was generated
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|--|;|%|<!--|\"\"\"|''')")
 _LICENCE = re.compile(r"licen[sc]e|copyright|spdx", re.IGNORECASE)
 _MINIFIED = (".min.js", ".min.css", ".bundle.js")
 _LANGUAGES = {
-    "py": "python", "pyi": "python", "pyx": "cython", "c": "c", "h": "c", "cc": "c++", "cpp": "c++", "cxx": "c++", "hpp": "c++", "hh": "c++",
-    "cu": "cuda", "cs": "c#", "java": "java", "kt": "kotlin", "scala": "scala", "js": "javascript", "mjs": "javascript", "jsx": "javascript",
-    "ts": "typescript", "tsx": "typescript", "go": "go", "rs": "rust", "rb": "ruby", "php": "php", "pl": "perl", "pm": "perl", "lua": "lua",
-    "sh": "shell", "bash": "shell", "zsh": "shell", "fish": "shell", "sql": "sql", "swift": "swift", "m": "objective-c", "mm": "objective-c",
-    "r": "r", "R": "r", "jl": "julia", "hs": "haskell", "ml": "ocaml", "mli": "ocaml", "fs": "f#", "el": "lisp", "lisp": "lisp",
-    "scm": "scheme", "clj": "clojure", "ex": "elixir", "exs": "elixir", "erl": "erlang", "dart": "dart", "zig": "zig", "nim": "nim", "d": "d",
-    "f90": "fortran", "f": "fortran", "for": "fortran", "asm": "assembly", "s": "assembly", "S": "assembly", "v": "verilog",
-    "sv": "systemverilog", "vhd": "vhdl", "ps1": "powershell", "bat": "batch", "cmake": "cmake", "mk": "makefile", "toml": "toml",
-    "yaml": "yaml", "yml": "yaml", "ini": "ini", "cfg": "ini", "proto": "protobuf", "css": "css", "vim": "vimscript", "tcl": "tcl", "awk": "awk",
-}  # fmt: skip
+    "py": "python",
+    "pyi": "python",
+    "pyx": "cython",
+    "c": "c",
+    "h": "c",
+    "cc": "c++",
+    "cpp": "c++",
+    "cxx": "c++",
+    "hpp": "c++",
+    "hh": "c++",
+    "cu": "cuda",
+    "cs": "c#",
+    "java": "java",
+    "kt": "kotlin",
+    "scala": "scala",
+    "js": "javascript",
+    "mjs": "javascript",
+    "jsx": "javascript",
+    "ts": "typescript",
+    "tsx": "typescript",
+    "go": "go",
+    "rs": "rust",
+    "rb": "ruby",
+    "php": "php",
+    "pl": "perl",
+    "pm": "perl",
+    "lua": "lua",
+    "sh": "shell",
+    "bash": "shell",
+    "zsh": "shell",
+    "fish": "shell",
+    "sql": "sql",
+    "swift": "swift",
+    "m": "objective-c",
+    "mm": "objective-c",
+    "r": "r",
+    "R": "r",
+    "jl": "julia",
+    "hs": "haskell",
+    "ml": "ocaml",
+    "mli": "ocaml",
+    "fs": "f#",
+    "el": "lisp",
+    "lisp": "lisp",
+    "scm": "scheme",
+    "clj": "clojure",
+    "ex": "elixir",
+    "exs": "elixir",
+    "erl": "erlang",
+    "dart": "dart",
+    "zig": "zig",
+    "nim": "nim",
+    "d": "d",
+    "f90": "fortran",
+    "f": "fortran",
+    "for": "fortran",
+    "asm": "assembly",
+    "s": "assembly",
+    "S": "assembly",
+    "v": "verilog",
+    "sv": "systemverilog",
+    "vhd": "vhdl",
+    "ps1": "powershell",
+    "bat": "batch",
+    "cmake": "cmake",
+    "mk": "makefile",
+    "toml": "toml",
+    "yaml": "yaml",
+    "yml": "yaml",
+    "ini": "ini",
+    "cfg": "ini",
+    "proto": "protobuf",
+    "css": "css",
+    "vim": "vimscript",
+    "tcl": "tcl",
+    "awk": "awk",
+}
 
 
 def language_of(name: str) -> str:
@@ -57,7 +147,10 @@ def code_files(source: Source, notices: Counter[str]) -> list[File]:
     if len(kept) < len(found):
         notices["ignored: vendored or built"] += len(found) - len(kept)
     if not kept:
-        raise InputError(f"{source.path}: all its {len(found)} source files lie in vendored or build folders; use kind 'folder' to read them")
+        raise InputError(
+            f"{source.path}: all its {len(found)} source files lie in vendored or build folders; use kind 'folder' to "
+            "read them"
+        )
     return kept
 
 
@@ -67,7 +160,11 @@ def code_parts(source: Source, notices: Counter[str]) -> list[Part]:
     if source.join is None:
         return gathered(files)
     sizes = [(list(group), name) for name, group in itertools.groupby(files, _repository)]
-    return [part._replace(name=name) for group, name in sizes for part in [Part(name, tuple(group), bytes=sum(file.size for file in group))]]
+    return [
+        part._replace(name=name)
+        for group, name in sizes
+        for part in [Part(name, tuple(group), bytes=sum(file.size for file in group))]
+    ]
 
 
 def _repository(file: File) -> str:
@@ -76,7 +173,8 @@ def _repository(file: File) -> str:
 
 
 def read_code(reading: Reading, part: Part) -> Iterator[Document]:
-    """One document for each file worth reading, or as few as hold a repository's files, each under a line with its name."""
+    """One document for each file worth reading, or as few as hold a repository's files, each under a line with its
+    name."""
     texts = _texts(reading, part)
     if reading.source.join is None:
         for file, text in texts:
@@ -105,8 +203,11 @@ def _texts(reading: Reading, part: Part) -> Iterator[tuple[File, str]]:
         try:
             text = "" if file.size > LARGEST else _text(file)
         except Binary as error:
-            mend = "remove it, give it another suffix, or set the source's damaged to \"skip\""
-            reading.damaged("binary data in a source file", InputError(f"{file.path}: binary data in a source file ({error}); {mend}"))
+            mend = 'remove it, give it another suffix, or set the source\'s damaged to "skip"'
+            reading.damaged(
+                "binary data in a source file",
+                InputError(f"{file.path}: binary data in a source file ({error}); {mend}"),
+            )
             continue
         except OSError as error:
             raise unreadable(file.path, error) from error
@@ -122,7 +223,8 @@ def _text(file: File) -> str:
 
 
 def why_unread(name: str, text: str) -> str | None:
-    """Why a source file is not worth reading: `empty`, `minified`, `generated`, `of too few letters`, `of a licence only`; or None."""
+    """Why a source file is not worth reading: `empty`, `minified`, `generated`, `of too few letters`, `of a licence
+    only`; or None."""
     lines = text.split("\n")
     if not text.strip():
         return "empty"

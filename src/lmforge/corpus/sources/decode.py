@@ -18,8 +18,10 @@ from lmforge.errors import InputError
 
 FALLBACK = "latin-1"
 _BLOCK = 1 << 20
-_GZIP, _HEAD = b"\x1f\x8b\x08", 1 << 16  # how a gzip member begins; so many of its bytes are enough to unfold its first few
-_COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12, "bzip2": 1 << 16}  # small: a block may unfold a thousandfold, 32,768-fold
+# how a gzip member begins; so many of its bytes are enough to unfold its first few
+_GZIP, _HEAD = b"\x1f\x8b\x08", 1 << 16
+# small: a block may unfold a thousandfold, 32,768-fold
+_COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12, "bzip2": 1 << 16}
 COMPRESSED = (".gz", ".zst", ".bz2")
 LONGEST_LINE = 64 << 20  # bytes; a longer one is no document, and memory is to stay bounded
 UNFOLDED_FREELY = 256 << 20  # bytes that a compressed file may unfold to before its ratio is judged
@@ -95,7 +97,8 @@ def _checked(name: str, file: io.BufferedReader, head: bytes) -> str:
 
 
 def _declared(path: Path, head: bytes) -> str | None:
-    """The encoding that a Python source declares in its first two lines (PEP 263), when the whole file decodes with it."""
+    """The encoding that a Python source declares in its first two lines (PEP 263), when the whole file decodes with
+    it."""
     if path.suffix not in (".py", ".pyi", ".pyw") or b"coding" not in b"".join(head.split(b"\n", 2)[:2]):
         return None
     try:
@@ -107,10 +110,12 @@ def _declared(path: Path, head: bytes) -> str | None:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its end) of a plain, gzip or Zstandard file; which one it is shows in its first bytes.
+    """(line number from 1, line without its end) of a plain, gzip or Zstandard file; which one it is shows in its first
+    bytes.
 
     Raises:
-        InputError: cannot be read, or a line is longer than `LONGEST_LINE`; or truncated or damaged, and then how far it could be read.
+        InputError: cannot be read, or a line is longer than `LONGEST_LINE`; or truncated or damaged, and then how far
+            it could be read.
     """
     for number, _, line in located_lines(path):
         yield number, line
@@ -119,11 +124,12 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 def located_lines(
     path: Path, start: int = 0, stop: int | None = None, damaged: Callable[[str, InputError], None] = refuse
 ) -> Iterator[tuple[int, int, bytes]]:
-    """`lines_of` with the offset in bytes of each line between number and line; of a part of the file; going on after damage.
+    """`lines_of` with the offset in bytes of each line between number and line; of a part of the file; going on after
+    damage.
 
     With `start` and `stop`, those lines of a plain file that begin within these bytes; numbers then count from `start`.
-    `damaged` is called with a reason and an error where the file is truncated or damaged (reading ends) or a line is longer than
-    `LONGEST_LINE` (it is left out); by default it raises the error. Memory stays near the longest line.
+    `damaged` is called with a reason and an error where the file is truncated or damaged (reading ends) or a line is
+    longer than `LONGEST_LINE` (it is left out); by default it raises the error. Memory stays near the longest line.
 
     Raises:
         InputError: cannot be read; or damaged, and then how far it could be read.
@@ -139,13 +145,18 @@ def located_lines(
                     continue
                 number += 1
                 if line is None:
-                    damaged("line longer than 64 MiB", _too_long(path, number if not start else line_number(path, begin)))
+                    damaged(
+                        "line longer than 64 MiB", _too_long(path, number if not start else line_number(path, begin))
+                    )
                 else:
                     yield number, begin, line
     except (zlib.error, zstandard.ZstdError, EOFError) as error:
         size = offset + lines.held
         mend = "fetch or compress the file again"
-        damaged("rest of a damaged file", InputError(f"{path}: {error}; readable up to line {number} ({size:,} bytes of text); {mend}"))
+        damaged(
+            "rest of a damaged file",
+            InputError(f"{path}: {error}; readable up to line {number} ({size:,} bytes of text); {mend}"),
+        )
         return
     except OSError as error:
         raise unreadable(path, error) from error
@@ -158,7 +169,8 @@ def located_lines(
 
 
 class _Lines:
-    """Blocks → lines without their ends, each with its size; a line beyond `LONGEST_LINE` comes as None and is not held."""
+    """Blocks → lines without their ends, each with its size; a line beyond `LONGEST_LINE` comes as None and is not
+    held."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -189,7 +201,10 @@ class _Lines:
 
 
 def _too_long(path: Path, number: int) -> InputError:
-    return InputError(f"{path}:{number}: a line longer than {LONGEST_LINE >> 20} MiB, which is no document; put each record on a line of its own")
+    return InputError(
+        f"{path}:{number}: a line longer than {LONGEST_LINE >> 20} MiB, which is no document; put each record on a "
+        "line of its own"
+    )
 
 
 def line_number(path: Path, offset: int) -> int:
@@ -203,7 +218,8 @@ def line_number(path: Path, offset: int) -> int:
 
 
 def blocks_of(path: Path, start: int = 0) -> Iterator[bytes]:
-    """The unfolded bytes of a plain, gzip, bzip2 or Zstandard file, in blocks; of a plain one from byte `start`. Damage raises EOFError."""
+    """The unfolded bytes of a plain, gzip, bzip2 or Zstandard file, in blocks; of a plain one from byte `start`. Damage
+    raises EOFError."""
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(start)
@@ -221,8 +237,9 @@ def blocks_of(path: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def members_of(path: Path, start: int, stop: int, head: bytes) -> Iterator[bytes]:
-    """The unfolded bytes of a gzip file's members that begin at byte `start` to `stop` - 1, each of which unfolds to `head` and more, in
-    blocks; ranges that follow each other give each member once. Nothing where none begins there. Damage raises EOFError."""
+    """The unfolded bytes of a gzip file's members that begin at byte `start` to `stop` - 1, each of which unfolds to
+    `head` and more, in blocks; ranges that follow each other give each member once. Nothing where none begins there.
+    Damage raises EOFError."""
     with path.open("rb") as file:
         first = _member(file, start, stop, head)
         if first is not None:
@@ -260,7 +277,8 @@ class _Range:
 
 
 def _unfold(file: io.BufferedReader | _Range, kind: str) -> Iterator[bytes]:
-    """Decompress one member or frame after another. (zstandard's own stream reader takes a truncated file for a whole one.)"""
+    """Decompress one member or frame after another. (zstandard's own stream reader takes a truncated file for a whole
+    one.)"""
     reader, packed, unfolded = _decompressor(kind), 0, 0
     while block := file.read(_COMPRESSED_BLOCK[kind]):
         packed += len(block)
@@ -315,4 +333,6 @@ def unreadable(path: Path, error: OSError) -> InputError:
         return InputError(f"{path}: does not exist; correct the source's path in the recipe")
     if isinstance(error, PermissionError):
         return InputError(f"{path}: no permission to read it; change its permissions or leave it out of the source")
-    return InputError(f"{path}: cannot be read ({error.strerror or error}); check the disk, or leave it out of the source")
+    return InputError(
+        f"{path}: cannot be read ({error.strerror or error}); check the disk, or leave it out of the source"
+    )

@@ -20,7 +20,8 @@ class Document(TypedDict):
     meta: dict[str, Any]
 
 
-_GENRES: dict[SourceKind, str] = {"warc": "web", "html": "web", "mediawiki": "encyclopedia", "code": "code"}  # where the recipe names none
+# where the recipe names none
+_GENRES: dict[SourceKind, str] = {"warc": "web", "html": "web", "mediawiki": "encyclopedia", "code": "code"}
 
 
 @dataclass(frozen=True)

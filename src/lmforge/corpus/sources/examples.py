@@ -26,13 +26,19 @@ def examples_of(path: Path) -> Source:
     if not path.is_dir():
         packed = path.name.endswith(records.JSONL), path.name.endswith(records.PARQUET)
         return Source(kind="jsonl" if packed[0] else "parquet" if packed[1] else "folder", path=path)
-    for source in (Source(kind="folder", path=path), Source(kind="jsonl", path=path), Source(kind="parquet", path=path)):
+    for source in (
+        Source(kind="folder", path=path),
+        Source(kind="jsonl", path=path),
+        Source(kind="parquet", path=path),
+    ):
         try:
             _FILES[source.kind](source, Counter())
         except InputError:
             continue
         return source
-    raise InputError(f"{path}: holds no texts to learn from (no text, JSONL or Parquet file); correct the path in the recipe")
+    raise InputError(
+        f"{path}: holds no texts to learn from (no text, JSONL or Parquet file); correct the path in the recipe"
+    )
 
 
 def examples_hash(path: Path) -> str:

@@ -15,7 +15,8 @@ from lmforge.corpus.sources.decode import unreadable
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
-PART_BYTES = 4 << 20  # files are gathered into parts of this size, so that a folder of small ones is not a part for each
+# files are gathered into parts of this size, so that a folder of small ones is not a part for each
+PART_BYTES = 4 << 20
 MOST_PARTS = 1 << 16  # a source beyond PART_BYTES × MOST_PARTS has larger parts instead of more
 SPLIT_ABOVE = 64 << 20  # bytes: a file beyond this is read in ranges of this size where its format allows
 NOT_TEXTS = frozenset(("__pycache__", "node_modules"))
@@ -40,7 +41,9 @@ class Part(NamedTuple):
     bytes: int = 0  # of the files that it reads
 
 
-def files_of(source: Source, suffixes: Sequence[str], notices: Counter[str], skipped: frozenset[str] = NOT_TEXTS) -> list[File]:
+def files_of(
+    source: Source, suffixes: Sequence[str], notices: Counter[str], skipped: frozenset[str] = NOT_TEXTS
+) -> list[File]:
     """The files of `source` that end in one of `suffixes`, by name; what is passed over is counted.
 
     Raises:
@@ -57,12 +60,15 @@ def files_of(source: Source, suffixes: Sequence[str], notices: Counter[str], ski
     if not found:
         why = ", ".join(f"{count} {what}" for what, count in passed.most_common(3))
         wanted = " ".join(suffixes) if len(suffixes) < 9 else ".txt .md .rst .py … (text and source code)"
-        raise InputError(f"{source.path}: no {source.kind} files in it ({why or 'it is empty'}); expected files ending in {wanted}")
+        raise InputError(
+            f"{source.path}: no {source.kind} files in it ({why or 'it is empty'}); expected files ending in {wanted}"
+        )
     return sorted(found)
 
 
 def listing_hash(files: Iterable[File], more: str = "") -> str:
-    """SHA-256 over `more` and the (relative path, size, mtime) of the files: changes when they do. Reads no contents."""
+    """SHA-256 over `more` and the (relative path, size, mtime) of the files: changes when they do. Reads no
+    contents."""
     digest = hashlib.sha256(more.encode())
     for file in files:
         digest.update(f"{file.name}\0{file.size}\0{file.mtime_ns}\n".encode())
@@ -100,7 +106,9 @@ def cut(files: Sequence[File], ranges: Iterable[tuple[File, Sequence[tuple[int, 
 
 def byte_ranges(file: File) -> list[tuple[int, int, int]]:
     """(start, stop, bytes) of the ranges that a file beyond `SPLIT_ABOVE` is read in."""
-    return [(start, stop := min(start + SPLIT_ABOVE, file.size), stop - start) for start in range(0, file.size, SPLIT_ABOVE)]
+    return [
+        (start, stop := min(start + SPLIT_ABOVE, file.size), stop - start) for start in range(0, file.size, SPLIT_ABOVE)
+    ]
 
 
 def _whole(files: Sequence[File], size: int) -> Part:
@@ -122,11 +130,14 @@ def _matches(path: Path) -> list[Path]:
 
 
 def walk(root: Path, base: Path, suffixes: Sequence[str], notices: Counter[str], skipped: frozenset[str]) -> list[File]:
-    """Files below `root` with one of `suffixes`, named from `base`; hidden ones and folders named in `skipped` are left out."""
+    """Files below `root` with one of `suffixes`, named from `base`; hidden ones and folders named in `skipped` are left
+    out."""
     return list(_walked(root, base, tuple(suffixes), notices, skipped))
 
 
-def _walked(root: Path, base: Path, suffixes: tuple[str, ...], notices: Counter[str], skipped: frozenset[str]) -> Iterator[File]:
+def _walked(
+    root: Path, base: Path, suffixes: tuple[str, ...], notices: Counter[str], skipped: frozenset[str]
+) -> Iterator[File]:
     def refuse(error: OSError) -> None:
         raise unreadable(Path(error.filename or root), error) from error
 

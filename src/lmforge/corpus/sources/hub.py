@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face Hub, or of the same form in a local folder, streamed through the `datasets` library (extra `hub`)."""
+"""Data sets of the Hugging Face Hub, or of the same form in a local folder, streamed through the `datasets` library
+(extra `hub`)."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def read_hub(reading: Reading, part: Part) -> Iterator[Document]:
         try:
             record = next(rows, None)
         except _errors() as error:
-            message = f"{_name(reading.source)}: {_first_line(error)}; readable up to row {number} of {part.name}; fetch it again"
+            message = (
+                f"{_name(reading.source)}: {_first_line(error)}; readable up to row {number} of {part.name}; fetch it "
+                "again"
+            )
             reading.damaged("rest of a damaged shard", InputError(message))
             return
         if record is None:
@@ -59,13 +63,23 @@ def _opened(source: Source) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise InputError("kind 'hub' needs the datasets library; install it with: pip install 'lmforge[hub]'") from error
+        raise InputError(
+            "kind 'hub' needs the datasets library; install it with: pip install 'lmforge[hub]'"
+        ) from error
     try:
-        return datasets.load_dataset(_name(source), source.config, split=source.split, streaming=True, revision=source.revision)
+        return datasets.load_dataset(
+            _name(source), source.config, split=source.split, streaming=True, revision=source.revision
+        )
     except _errors() as error:
-        offline = " (HF_HUB_OFFLINE is set, so only local folders can be read)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        offline = (
+            " (HF_HUB_OFFLINE is set, so only local folders can be read)"
+            if os.environ.get("HF_HUB_OFFLINE") == "1"
+            else ""
+        )
         mend = "correct the source's path, config, split or revision"
-        raise InputError(f"{_name(source)}: cannot be opened as a data set: {_first_line(error)}{offline}; {mend}") from error
+        raise InputError(
+            f"{_name(source)}: cannot be opened as a data set: {_first_line(error)}{offline}; {mend}"
+        ) from error
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -73,7 +87,14 @@ def _errors() -> tuple[type[Exception], ...]:
     import pyarrow
     import zstandard
 
-    return (datasets.exceptions.DatasetsError, OSError, ValueError, EOFError, pyarrow.ArrowException, zstandard.ZstdError)
+    return (
+        datasets.exceptions.DatasetsError,
+        OSError,
+        ValueError,
+        EOFError,
+        pyarrow.ArrowException,
+        zstandard.ZstdError,
+    )
 
 
 def _name(source: Source) -> str:

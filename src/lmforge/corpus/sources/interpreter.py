@@ -1,11 +1,13 @@
-"""A small safe interpreter: runs a subset of Python by walking its syntax tree, within set bounds, and gives back what was printed.
+"""A small safe interpreter: runs a subset of Python by walking its syntax tree, within set bounds, and gives back what
+was printed.
 
     run("total = 0\\nfor i in range(4):\\n    total += i\\nprint(total)")   →  "6\\n"
     value("answer * 3 == 12", {"answer": 4})                                →  True
 
-There is no import, attribute, file, exception or object model here: whole numbers (`/` only where it is exact), booleans, strings, flat
-lists, functions that see their arguments alone; a loop goes over its list as it was at the start. Nothing is handed to Python's own `exec` or
-`eval`, so a text can at worst be refused. Bounds: steps, depth of calls, bits of a number, length of a list or string, characters printed.
+There is no import, attribute, file, exception or object model here: whole numbers (`/` only where it is exact),
+booleans, strings, flat lists, functions that see their arguments alone; a loop goes over its list as it was at the
+start. Nothing is handed to Python's own `exec` or `eval`, so a text can at worst be refused. Bounds: steps, depth of
+calls, bits of a number, length of a list or string, characters printed.
 """
 
 from __future__ import annotations
@@ -20,17 +22,32 @@ from lmforge.errors import InputError
 STEPS, DEPTH, BITS, LENGTH, PRINTED = 100_000, 40, 512, 10_000, 10_000
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 _COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
-_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
 
 
 class Refused(InputError):
-    """The program is outside the subset, breaks a bound, or makes a mistake such as dividing by zero; the message says which."""
+    """The program is outside the subset, breaks a bound, or makes a mistake such as dividing by zero; the message says
+    which."""
 
 
 class _Return(Exception):
@@ -84,9 +101,20 @@ class _Machine:
         self.printed: list[str] = []
         self.functions: dict[str, ast.FunctionDef] = {}
         self.builtins: dict[str, Callable[..., Any]] = {
-            "print": self._print, "range": _range, "len": len, "sum": sum, "min": min, "max": max, "abs": abs, "sorted": sorted,
-            "str": str, "int": int, "list": list, "reversed": lambda items: list(reversed(items)), "divmod": lambda a, b: list(divmod(a, b)),
-        }  # fmt: skip
+            "print": self._print,
+            "range": _range,
+            "len": len,
+            "sum": sum,
+            "min": min,
+            "max": max,
+            "abs": abs,
+            "sorted": sorted,
+            "str": str,
+            "int": int,
+            "list": list,
+            "reversed": lambda items: list(reversed(items)),
+            "divmod": lambda a, b: list(divmod(a, b)),
+        }
 
     def guarded(self, work: Callable[[], Any]) -> Any:
         """`work()`, its mistakes turned into `Refused`."""
@@ -124,8 +152,11 @@ class _Machine:
                 self.loop(self.bound(target, list(self.value(items, names)), names), body, names)
             case ast.While(test=test, body=body, orelse=[]):
                 self.loop(iter(lambda: bool(self.value(test, names)), False), body, names)
-            case ast.FunctionDef(name=name, args=ast.arguments(posonlyargs=[], vararg=None, kwonlyargs=[], kwarg=None, defaults=[]),
-                                 decorator_list=[]):
+            case ast.FunctionDef(
+                name=name,
+                args=ast.arguments(posonlyargs=[], vararg=None, kwonlyargs=[], kwarg=None, defaults=[]),
+                decorator_list=[],
+            ):
                 self.functions[name] = node
             case ast.Return(value=inner):
                 raise _Return(None if inner is None else self.value(inner, names))
@@ -190,7 +221,9 @@ class _Machine:
                 return [self.item(self.value(part, names)) for part in parts]
             case ast.Subscript(value=inner, slice=index):
                 return self.value(inner, names)[self.index(index, names)]
-            case ast.ListComp(elt=element, generators=[ast.comprehension(target=target, iter=items, ifs=tests, is_async=0)]):
+            case ast.ListComp(
+                elt=element, generators=[ast.comprehension(target=target, iter=items, ifs=tests, is_async=0)]
+            ):
                 return self.bounded(self.comprehension(element, target, items, tests, dict(names)))
             case ast.Call(func=function, args=arguments, keywords=[]):
                 return self.bounded(self.call(function, [self.value(argument, names) for argument in arguments], names))
@@ -235,10 +268,14 @@ class _Machine:
 
     def index(self, node: ast.expr, names: dict[str, Any]) -> Any:
         if isinstance(node, ast.Slice):
-            return slice(*(None if part is None else self.value(part, names) for part in (node.lower, node.upper, node.step)))
+            return slice(
+                *(None if part is None else self.value(part, names) for part in (node.lower, node.upper, node.step))
+            )
         return self.value(node, names)
 
-    def comprehension(self, element: ast.expr, target: ast.expr, items: ast.expr, tests: list[ast.expr], names: dict[str, Any]) -> list[Any]:
+    def comprehension(
+        self, element: ast.expr, target: ast.expr, items: ast.expr, tests: list[ast.expr], names: dict[str, Any]
+    ) -> list[Any]:
         made = []
         for item in list(self.value(items, names)):
             self.step(element)
@@ -256,7 +293,9 @@ class _Machine:
             case ast.Attribute(value=inner, attr="append" | "pop" as method):
                 held = self.value(inner, names)
                 if not isinstance(held, list) or len(held) >= LENGTH:
-                    raise Refused(f"program: line {function.lineno}: {method} of what is no list, or of one that is full")
+                    raise Refused(
+                        f"program: line {function.lineno}: {method} of what is no list, or of one that is full"
+                    )
                 return held.append(self.item(*arguments)) if method == "append" else held.pop(*arguments)
             case _:
                 raise Refused(f"program: line {function.lineno}: this call is not in the subset")
@@ -264,7 +303,10 @@ class _Machine:
     def enter(self, function: ast.FunctionDef, arguments: list[Any]) -> Any:
         parameters = [argument.arg for argument in function.args.args]
         if len(parameters) != len(arguments) or self.depth >= DEPTH:
-            raise Refused(f"program: {function.name}: {len(arguments)} arguments for {len(parameters)}, or calls nested over {DEPTH} deep")
+            raise Refused(
+                f"program: {function.name}: {len(arguments)} arguments for {len(parameters)}, or calls nested over "
+                f"{DEPTH} deep"
+            )
         self.depth += 1
         try:
             self.block(function.body, dict(zip(parameters, arguments, strict=True)))

@@ -1,5 +1,5 @@
-"""Where documents come from: this Python's own library, folders of texts, JSONL, Parquet, the Hub, the web, MediaWiki, source trees,
-sentence pairs, tasks made by code.
+"""Where documents come from: this Python's own library, folders of texts, JSONL, Parquet, the Hub, the web, MediaWiki,
+source trees, sentence pairs, tasks made by code.
 
     for document in iter_documents(source):
         document["id"], document["text"]
@@ -50,7 +50,8 @@ _KINDS: dict[SourceKind, _Kind] = {
 def parts(source: Source, notices: Counter[str] | None = None) -> list[Part]:
     """The pieces of `source` that are read on their own, in order: some files, or a range of a large one.
 
-    They depend on the files alone, never on the number of workers, and can be pickled. `notices` counts files passed over.
+    They depend on the files alone, never on the number of workers, and can be pickled. `notices` counts files passed
+    over.
 
     Raises:
         InputError: a path does not exist, may not be read, holds no texts.
@@ -62,32 +63,39 @@ def read_part(source: Source, part: Part, notices: Counter[str] | None = None) -
     """The documents of one part, in order; `notices` counts what was repaired or skipped, by name.
 
     Raises:
-        InputError: a file may not be read; or is damaged (binary, truncated, a broken line as FILE:LINE) and the source's `damaged`
-            says "refuse".
+        InputError: a file may not be read; or is damaged (binary, truncated, a broken line as FILE:LINE) and the
+            source's `damaged` says "refuse".
     """
     return _KINDS[source.kind].read(Reading(source, Counter() if notices is None else notices), part)
 
 
 def iter_documents(source: Source, notices: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents of `source`: those of its `parts`, one after another. Raises InputError as these and `read_part` do."""
+    """The documents of `source`: those of its `parts`, one after another. Raises InputError as these and `read_part`
+    do."""
     for part in parts(source, notices):
         yield from read_part(source, part, notices)
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 over (relative path, size, mtime) of the files `source` would read: changes when they do. Reads no contents.
+    """SHA-256 over (relative path, size, mtime) of the files `source` would read: changes when they do. Reads no
+    contents.
 
     Raises:
         InputError: as `parts`, where the files cannot be listed.
     """
-    named = {"python-library": platform.python_version(), "hub": f"{source.path}\0{source.config}\0{source.split}\0{source.revision}"}
+    named = {
+        "python-library": platform.python_version(),
+        "hub": f"{source.path}\0{source.config}\0{source.split}\0{source.revision}",
+    }
     return listing_hash(_files(source), named.get(source.kind, ""))
 
 
 def expected_bytes(source: Source) -> int | None:
     """About how many bytes of text `source` holds, from the files' sizes; None where compression or markup hides it."""
     files = _files(source)
-    packed = source.kind in ("parquet", "hub", "warc", "html", "mediawiki") or any(file.name.endswith(COMPRESSED) for file in files)
+    packed = source.kind in ("parquet", "hub", "warc", "html", "mediawiki") or any(
+        file.name.endswith(COMPRESSED) for file in files
+    )
     return None if packed else sum(file.size for file in files)
 
 

@@ -1,4 +1,5 @@
-"""Sentence pairs as documents: JSONL with a field for each of two languages; each pair becomes a document in either direction."""
+"""Sentence pairs as documents: JSONL with a field for each of two languages; each pair becomes a document in either
+direction."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ def _pair(record: dict[str, Any], name: str, reading: Reading) -> list[Document]
 def _side(record: dict[str, Any], language: str) -> str:
     text = record.get(language, "" if language in record else 0)
     if not isinstance(text, str | None):
-        found = f"field '{language}' is a {type(text).__name__}, not a string" if language in record else f"no field '{language}'"
+        found = (
+            f"field '{language}' is a {type(text).__name__}, not a string"
+            if language in record
+            else f"no field '{language}'"
+        )
         raise BrokenRecord(f"{found}; set the source's languages to the fields that hold the two sentences")
     return one_line(text or "")
 
@@ -52,8 +57,9 @@ def prompt_of(text: str, source: str, target: str) -> str:
 def parallel_document(source_text: str, target_text: str, source: str, target: str) -> tuple[str, dict[str, Any]]:
     """(text, meta) of one sentence pair in one direction.
 
-    meta: `languages` [source, target]; `loss_spans`, the characters that count (the translation, the space before it and the line end
-    after it, so that a model learns to begin and to stop); `split_key`, equal for both directions, which keeps them in one split.
+    meta: `languages` [source, target]; `loss_spans`, the characters that count (the translation, the space before it
+    and the line end after it, so that a model learns to begin and to stop); `split_key`, equal for both directions,
+    which keeps them in one split.
     """
     prompt = prompt_of(source_text, source, target)
     text = f"{prompt} {one_line(target_text)}\n"

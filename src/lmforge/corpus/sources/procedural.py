@@ -3,9 +3,9 @@
     problem = make("sort", seed=1, index=7, level=3)
     check(problem, "3 8 21")      does this reply answer it?
 
-A problem is a pure function of (task, seed, index, level, held_out). `proved` works its answer out a second time with our own
-interpreter. As a source, `kind = "procedural"` writes several problems to a document; the loss counts on the answers alone, for
-nobody can foretell the numbers of a question.
+A problem is a pure function of (task, seed, index, level, held_out). `proved` works its answer out a second time with
+our own interpreter. As a source, `kind = "procedural"` writes several problems to a document; the loss counts on the
+answers alone, for nobody can foretell the numbers of a question.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _OPEN, _CLOSE = "([{<", ")]}>"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """`working` ends with the answer and is what a text shows; `proof` is an expression for the answer ("" where there is none)."""
+    """`working` ends with the answer and is what a text shows; `proof` is an expression for the answer ("" where there
+    is none)."""
 
     task: str
     question: str
@@ -46,21 +47,23 @@ Maker = Callable[[random.Random, int, bool], Made]
 
 
 def make(task: str, seed: int, index: int, level: int = 2, held_out: bool = False) -> Problem:
-    """Problem number `index` of a task. `held_out` takes the templates of word problems that training texts never show; other tasks have
-    none, and take numbers from a random stream of their own."""
+    """Problem number `index` of a task. `held_out` takes the templates of word problems that training texts never show;
+    other tasks have none, and take numbers from a random stream of their own."""
     rng = random.Random(f"{task} {seed} {index} {level} {held_out}")
     return Problem(task, *TASKS[task](rng, level, held_out))
 
 
 def check(asked: Problem, reply: str) -> bool:
-    """Whether a reply answers: its last number where a number is asked for, else its last line, or all lines a program would print,
-    blanks and a leading "The answer is" aside."""
+    """Whether a reply answers: its last number where a number is asked for, else its last line, or all lines a program
+    would print, blanks and a leading "The answer is" aside."""
     if re.fullmatch(r"-?\d+", asked.answer):
         found = re.findall(r"-?\d+", reply.replace(",", ""))
         return bool(found) and int(found[-1]) == int(asked.answer)
     lines = [" ".join(line.split()) for line in reply.strip().split("\n")]
     wanted = [" ".join(line.split()) for line in asked.answer.split("\n")]
-    return lines[-len(wanted):] == wanted or (len(wanted) == 1 and lines[-1].rstrip(".").endswith(f"answer is {wanted[0]}"))
+    return lines[-len(wanted) :] == wanted or (
+        len(wanted) == 1 and lines[-1].rstrip(".").endswith(f"answer is {wanted[0]}")
+    )
 
 
 def proved(asked: Problem) -> str | None:
@@ -70,7 +73,8 @@ def proved(asked: Problem) -> str | None:
 
 
 def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems: int) -> tuple[str, dict[str, Any]]:
-    """(text, meta) of document `index`: `problems` problems of one task; meta has synthetic, task, level and loss_spans."""
+    """(text, meta) of document `index`: `problems` problems of one task; meta has synthetic, task, level and
+    loss_spans."""
     task, level = tasks[index % len(tasks)], levels[0] + index // len(tasks) % (levels[1] - levels[0] + 1)
     text, spans = "", []
     for number in range(problems):
@@ -84,7 +88,9 @@ def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems
 def procedural_parts(source: Source, _notices: Counter[str]) -> list[Part]:
     """Ranges of documents, of about 4 MB each."""
     wanted = source.documents or DOCUMENTS
-    return [Part(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted)) for start in range(0, wanted, PART_DOCUMENTS)]
+    return [
+        Part(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted)) for start in range(0, wanted, PART_DOCUMENTS)
+    ]
 
 
 def read_procedural(reading: Reading, part: Part) -> Iterator[Document]:
@@ -133,7 +139,9 @@ def _expression(rng: random.Random, level: int, _: bool) -> Made:
 
 def _division(rng: random.Random, level: int, _: bool) -> Made:
     a, b = rng.randrange(10 ** (level + 1)), 2 + rng.randrange(8 + 2 * level)
-    return _same(f"Divide {a} by {b}. Give the quotient and the remainder.", f"{a // b} {a % b}", f"[{a} // {b}, {a} % {b}]")
+    return _same(
+        f"Divide {a} by {b}. Give the quotient and the remainder.", f"{a // b} {a % b}", f"[{a} // {b}, {a} % {b}]"
+    )
 
 
 def _sequence(rng: random.Random, level: int, _: bool) -> Made:
@@ -162,8 +170,11 @@ def _spell(rng: random.Random, level: int, _: bool) -> Made:
 def _sort(rng: random.Random, level: int, _: bool) -> Made:
     items, down = _list(rng, level), rng.randrange(2)
     order = "from the largest to the smallest" if down else "from the smallest to the largest"
-    return _same(f"Sort {order}: {_shown(items)}", _shown(sorted(items, reverse=bool(down))),
-                 f"sorted({items}){'[::-1]' if down else ''}")
+    return _same(
+        f"Sort {order}: {_shown(items)}",
+        _shown(sorted(items, reverse=bool(down))),
+        f"sorted({items}){'[::-1]' if down else ''}",
+    )
 
 
 def _alphabet(rng: random.Random, level: int, _: bool) -> Made:
@@ -174,20 +185,31 @@ def _alphabet(rng: random.Random, level: int, _: bool) -> Made:
 def _extreme(rng: random.Random, level: int, _: bool) -> Made:
     items, which = _list(rng, level), rng.choice(("max", "min"))
     name = "largest" if which == "max" else "smallest"
-    return _same(f"Which number is the {name}? {_shown(items)}", str(max(items) if which == "max" else min(items)), f"{which}({items})")
+    return _same(
+        f"Which number is the {name}? {_shown(items)}",
+        str(max(items) if which == "max" else min(items)),
+        f"{which}({items})",
+    )
 
 
 def _count(rng: random.Random, level: int, _: bool) -> Made:
     kinds = rng.sample(WORDS, 2 + level // 2)
     items, asked = [rng.choice(kinds) for _ in range(3 + 2 * level)], kinds[0]
-    return _same(f"How often does '{asked}' occur? {_shown(items)}", str(items.count(asked)), f"len([x for x in {items} if x == {asked!r}])")
+    return _same(
+        f"How often does '{asked}' occur? {_shown(items)}",
+        str(items.count(asked)),
+        f"len([x for x in {items} if x == {asked!r}])",
+    )
 
 
 def _letters(rng: random.Random, level: int, _: bool) -> Made:
     word = " ".join(rng.sample(WORDS, (level + 1) // 2))
     letter = rng.choice(word.replace(" ", ""))
-    return _same(f"How many times does the letter '{letter}' occur in '{word}'?", str(word.count(letter)),
-                 f"len([x for x in {word!r} if x == {letter!r}])")
+    return _same(
+        f"How many times does the letter '{letter}' occur in '{word}'?",
+        str(word.count(letter)),
+        f"len([x for x in {word!r} if x == {letter!r}])",
+    )
 
 
 def _distinct(rng: random.Random, level: int, _: bool) -> Made:
@@ -251,8 +273,22 @@ def _story(kind: tuple[Template, ...]) -> Maker:
 
 
 TASKS: dict[str, Maker] = {
-    "sum": _sum, "expression": _expression, "division": _division, "sequence": _sequence, "arithmetic_words": _story(ARITHMETIC),
-    "algebra_words": _story(ALGEBRA), "copy": _copy, "reverse": _reverse, "spell": _spell, "sort": _sort, "alphabet": _alphabet,
-    "extreme": _extreme, "count": _count, "letters": _letters, "distinct": _distinct, "brackets": _brackets, "close": _close,
+    "sum": _sum,
+    "expression": _expression,
+    "division": _division,
+    "sequence": _sequence,
+    "arithmetic_words": _story(ARITHMETIC),
+    "algebra_words": _story(ALGEBRA),
+    "copy": _copy,
+    "reverse": _reverse,
+    "spell": _spell,
+    "sort": _sort,
+    "alphabet": _alphabet,
+    "extreme": _extreme,
+    "count": _count,
+    "letters": _letters,
+    "distinct": _distinct,
+    "brackets": _brackets,
+    "close": _close,
     "program": _program,
-}  # fmt: skip
+}

@@ -29,8 +29,8 @@ class BrokenRecord(Exception):
 
 
 def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> Document:
-    """A document from a record that carries its text in the source's `text_field` (a null text is an empty one), or a conversation in
-    `messages`: its text is the messages' contents, and the messages are kept for the tokens stage."""
+    """A document from a record that carries its text in the source's `text_field` (a null text is an empty one), or a
+    conversation in `messages`: its text is the messages' contents, and the messages are kept for the tokens stage."""
     source = reading.source
     conversation = record.get("messages") if source.text_field not in record else None
     if isinstance(conversation, list):
@@ -39,7 +39,9 @@ def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> D
         raise BrokenRecord(f"no field '{source.text_field}'{_nearest(source.text_field, list(record))}")
     text = record[source.text_field]
     if not isinstance(text, str | None):
-        raise BrokenRecord(f"field '{source.text_field}' is a {type(text).__name__}, not a string; set the source's text_field")
+        raise BrokenRecord(
+            f"field '{source.text_field}' is a {type(text).__name__}, not a string; set the source's text_field"
+        )
     given, genre, meta = record.get("id"), record.get("genre"), record.get("meta")
     kept = dict(meta) if isinstance(meta, dict) else {}
     for key, value in record.items():
@@ -52,14 +54,17 @@ def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> D
 
 
 def _contents(messages: list[Any]) -> str:
-    """What is said in a conversation, a blank line between the messages; a content is a string or a list of {"text": …} parts."""
+    """What is said in a conversation, a blank line between the messages; a content is a string or a list of {"text": …}
+    parts."""
     said = []
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) and isinstance(message.get("role"), str) else None
         listed = content if isinstance(content, list) else [{"text": content}]
         parts = [part.get("text") if isinstance(part, dict) else None for part in listed]
         if not all(isinstance(part, str) for part in parts):
-            raise BrokenRecord(f"messages[{number}] is no message like {{\"role\": \"user\", \"content\": \"Hello\"}}; correct or remove it")
+            raise BrokenRecord(
+                f'messages[{number}] is no message like {{"role": "user", "content": "Hello"}}; correct or remove it'
+            )
         said.append("".join(map(str, parts)))
     return "\n\n".join(said)
 
@@ -89,11 +94,14 @@ def jsonl_parts(source: Source, notices: Counter[str]) -> list[Part]:
 
 
 def read_jsonl(reading: Reading, part: Part) -> Iterator[Document]:
-    """One document for each line that starts in the part. Named after its line, or in a part of a file after its byte: FILE@BYTE."""
+    """One document for each line that starts in the part. Named after its line, or in a part of a file after its byte:
+    FILE@BYTE."""
     return read_lines(reading, part, lambda record, name: [document_of(record, reading, name)])
 
 
-def read_lines(reading: Reading, part: Part, make: Callable[[dict[str, Any], str], list[Document]]) -> Iterator[Document]:
+def read_lines(
+    reading: Reading, part: Part, make: Callable[[dict[str, Any], str], list[Document]]
+) -> Iterator[Document]:
     """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
         whole = part.stop is None
@@ -117,7 +125,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:  # which is stricter (NaN, lone surrogates, depth); the standard library decides
         record = _parsed_slowly(line)
     if not isinstance(record, dict):
-        raise BrokenRecord(f"a {type(record).__name__}, not an object like {{\"text\": …}}; correct or remove this line")
+        raise BrokenRecord(f'a {type(record).__name__}, not an object like {{"text": …}}; correct or remove this line')
     return record
 
 
@@ -143,12 +151,14 @@ def parquet_files(source: Source, notices: Counter[str]) -> list[File]:
 def parquet_parts(source: Source, notices: Counter[str]) -> list[Part]:
     """Files, gathered; a large file in ranges of row groups."""
     files = parquet_files(source, notices)
-    return cut(files, [(file, ranges) for file in files if file.size > SPLIT_ABOVE and (ranges := _row_group_ranges(file))])
+    return cut(
+        files, [(file, ranges) for file in files if file.size > SPLIT_ABOVE and (ranges := _row_group_ranges(file))]
+    )
 
 
 def _row_group_ranges(file: File) -> list[tuple[int, int, int]]:
-    """(first row group, the one after the last, bytes) of pieces near `SPLIT_ABOVE`; none where the file cannot be opened:
-    reading it then says what is wrong."""
+    """(first row group, the one after the last, bytes) of pieces near `SPLIT_ABOVE`; none where the file cannot be
+    opened: reading it then says what is wrong."""
     import pyarrow
     import pyarrow.parquet
 
@@ -209,7 +219,9 @@ def _rows(reading: Reading, file: File, part: Part, row: list[int]) -> Iterator[
 
 def _not_parquet(path: Path, row: int, cause: str) -> InputError:
     first = cause.strip().split("\n")[0].rstrip(".")[:160]
-    return InputError(f"{path}: truncated, damaged or not Parquet ({first}); readable up to row {row}; fetch the file again")
+    return InputError(
+        f"{path}: truncated, damaged or not Parquet ({first}); readable up to row {row}; fetch the file again"
+    )
 
 
 def _is_simple(kind: Any) -> bool:
@@ -217,4 +229,6 @@ def _is_simple(kind: Any) -> bool:
     import pyarrow.types as types
 
     value = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_string(value) or types.is_large_string(value) or types.is_integer(value) or types.is_floating(value))
+    return bool(
+        types.is_string(value) or types.is_large_string(value) or types.is_integer(value) or types.is_floating(value)
+    )

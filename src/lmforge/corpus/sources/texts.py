@@ -18,17 +18,91 @@ from lmforge.recipe import Source
 
 PROSE = frozenset((".txt", ".text", ".md", ".markdown"))
 MARKUP = frozenset((".rst", ".tex", ".org", ".adoc"))
-CODE = frozenset((
-    ".py", ".pyi", ".pyx", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".hh", ".cu", ".cs", ".java", ".kt", ".scala", ".js",
-    ".mjs", ".jsx", ".ts", ".tsx", ".go", ".rs", ".rb", ".php", ".pl", ".pm", ".lua", ".sh", ".bash", ".zsh", ".fish", ".sql",
-    ".swift", ".m", ".mm", ".r", ".R", ".jl", ".hs", ".ml", ".mli", ".fs", ".el", ".lisp", ".scm", ".clj", ".ex", ".exs",
-    ".erl", ".dart", ".zig", ".nim", ".d", ".f90", ".f", ".for", ".asm", ".s", ".S", ".v", ".vhd", ".sv", ".ps1", ".bat",
-    ".cmake", ".mk", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".proto", ".css", ".vim", ".tcl", ".awk",
-))  # fmt: skip
+CODE = frozenset(
+    (
+        ".py",
+        ".pyi",
+        ".pyx",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".cxx",
+        ".hpp",
+        ".hh",
+        ".cu",
+        ".cs",
+        ".java",
+        ".kt",
+        ".scala",
+        ".js",
+        ".mjs",
+        ".jsx",
+        ".ts",
+        ".tsx",
+        ".go",
+        ".rs",
+        ".rb",
+        ".php",
+        ".pl",
+        ".pm",
+        ".lua",
+        ".sh",
+        ".bash",
+        ".zsh",
+        ".fish",
+        ".sql",
+        ".swift",
+        ".m",
+        ".mm",
+        ".r",
+        ".R",
+        ".jl",
+        ".hs",
+        ".ml",
+        ".mli",
+        ".fs",
+        ".el",
+        ".lisp",
+        ".scm",
+        ".clj",
+        ".ex",
+        ".exs",
+        ".erl",
+        ".dart",
+        ".zig",
+        ".nim",
+        ".d",
+        ".f90",
+        ".f",
+        ".for",
+        ".asm",
+        ".s",
+        ".S",
+        ".v",
+        ".vhd",
+        ".sv",
+        ".ps1",
+        ".bat",
+        ".cmake",
+        ".mk",
+        ".toml",
+        ".yaml",
+        ".yml",
+        ".ini",
+        ".cfg",
+        ".proto",
+        ".css",
+        ".vim",
+        ".tcl",
+        ".awk",
+    )
+)
 PACKED = (".txt.gz", ".txt.zst", ".txt.bz2")
 NOT_LIBRARY = frozenset(("site-packages", "dist-packages", "__pycache__"))
 TOPICS = "pydoc_data.topics"
-CUT_ABOVE = 256 * 1024  # bytes: a prose file beyond this is cut into documents, so that a single book can be split and shuffled
+# bytes: a prose file beyond this is cut into documents, so that a single book can be split and shuffled
+CUT_ABOVE = 256 * 1024
 PIECE = 64 * 1024  # characters: where to look for the next blank line
 LARGEST_CODE = 64 * 1024 * 1024  # bytes: source and markup files beyond this are data
 
@@ -81,7 +155,8 @@ def _file(reading: Reading, file: File) -> Iterator[Document]:
 
 
 def _pieces(chunks: Iterable[str]) -> Iterator[str]:
-    """Pieces of about `PIECE` characters, cut at a blank line, else a line end, else a space, that lie within the next `PIECE`."""
+    """Pieces of about `PIECE` characters, cut at a blank line, else a line end, else a space, that lie within the next
+    `PIECE`."""
     text = ""
     for chunk in chunks:
         text += chunk
@@ -101,7 +176,9 @@ def library_files(source: Source, notices: Counter[str]) -> list[File]:
     """Its sources and texts; the help topics come as documents of their own."""
     root = Path(sysconfig.get_path("stdlib"))
     if not root.is_dir():
-        raise InputError(f"{root}: not a folder, though this Python's library should lie there; use another source kind")
+        raise InputError(
+            f"{root}: not a folder, though this Python's library should lie there; use another source kind"
+        )
     files = walk(root, root, (".py", ".txt", ".rst"), Counter(), NOT_LIBRARY)  # what else lies there is no news
     return sorted(file for file in files if file.name != "pydoc_data/topics.py")
 
@@ -112,7 +189,8 @@ def library_parts(source: Source, notices: Counter[str]) -> list[Part]:
 
 
 def read_library(reading: Reading, part: Part) -> Iterator[Document]:
-    """One document for each file or topic. Unreadable files are counted: the library carries test data that is wrong on purpose."""
+    """One document for each file or topic. Unreadable files are counted: the library carries test data that is wrong on
+    purpose."""
     if part.name == TOPICS:
         yield from _topics(reading)
     code = "code" if reading.source.genre == "unknown" else reading.source.genre

@@ -2,8 +2,9 @@
 
     archive ─records─▶ HTML pages with status 200 ─decode─▶ text of the markup ─resiliparse─▶ main content ─▶ documents
 
-Pages come from strangers: their size, nesting and attributes are bounded, because the time of the extraction grows with the square
-of the nesting (a page of 100,000 nested elements takes minutes), that of the parsing with the square of a tag's attributes.
+Pages come from strangers: their size, nesting and attributes are bounded, because the time of the extraction grows with
+the square of the nesting (a page of 100,000 nested elements takes minutes), that of the parsing with the square of a
+tag's attributes.
 """
 
 from __future__ import annotations
@@ -30,11 +31,27 @@ DEEPEST = 256  # elements inside one another; browsers allow 512, written pages 
 MOST_ATTRIBUTES = 1000  # of one tag; the parser compares each with those before it
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
 # What is not the page's own text, by a part of the class name; found to matter on labelled pages (docs/log.md).
-_ASIDE = ("comment", "gallery", "slideshow", "carousel", "related", "recommend", "newsletter", "subscribe", "signup", "promo", "share",
-          "social", "cookie", "breadcrumb", "author-bio")  # fmt: skip
+_ASIDE = (
+    "comment",
+    "gallery",
+    "slideshow",
+    "carousel",
+    "related",
+    "recommend",
+    "newsletter",
+    "subscribe",
+    "signup",
+    "promo",
+    "share",
+    "social",
+    "cookie",
+    "breadcrumb",
+    "author-bio",
+)
 SKIPPED = [f'{element}[class*="{part}"]' for element in ("div", "section", "aside", "ul") for part in _ASIDE]
 _TOO_LITTLE = 250  # characters of main content below which a class name may have stood for the whole page
-_TOO_DEEP = " > ".join("*" * (DEEPEST + 1))  # an element inside so many others; finding none takes a twentieth of the parsing
+# an element inside so many others; finding none takes a twentieth of the parsing
+_TOO_DEEP = " > ".join("*" * (DEEPEST + 1))
 _LONG_TAG = re.compile(r"""<[a-zA-Z](?=[^>]{4000})(?:[^>"']++|"[^"]*+"|'[^']*+')*+""")
 
 
@@ -71,7 +88,8 @@ def page_text(html: str) -> tuple[str, str]:
 
 
 def decoded(data: bytes, charset: str | None = None) -> str:
-    """A page's bytes as text: UTF-8 where they are that; else in the named character set, the page's own, or the likeliest."""
+    """A page's bytes as text: UTF-8 where they are that; else in the named character set, the page's own, or the
+    likeliest."""
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 
     try:
@@ -106,11 +124,15 @@ def read_html(reading: Reading, part: Part) -> Iterator[Document]:
         yield from _page(reading, data, None, file.name, {}, str(file.path))
 
 
-def _page(reading: Reading, data: bytes, charset: str | None, name: str, meta: dict[str, Any], where: str) -> Iterator[Document]:
+def _page(
+    reading: Reading, data: bytes, charset: str | None, name: str, meta: dict[str, Any], where: str
+) -> Iterator[Document]:
     try:
         text, title = page_text(decoded(data, charset))
     except Unfit as error:
-        reading.damaged(str(error), InputError(f"{where}: {error}; leave it out, or set the source's damaged to \"skip\""))
+        reading.damaged(
+            str(error), InputError(f'{where}: {error}; leave it out, or set the source\'s damaged to "skip"')
+        )
         return
     if text:
         yield reading.document(name, text, meta={**meta, "title": title} if title else meta)
@@ -129,7 +151,9 @@ def warc_files(source: Source, notices: Counter[str]) -> list[File]:
 def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
     """Files, gathered; crawls come in files of about 1 GB of gzip members, one a record, which are read in ranges."""
     files = warc_files(source, notices)
-    return cut(files, [(file, byte_ranges(file)) for file in files if file.size > SPLIT_ABOVE and file.name.endswith(".gz")])
+    return cut(
+        files, [(file, byte_ranges(file)) for file in files if file.size > SPLIT_ABOVE and file.name.endswith(".gz")]
+    )
 
 
 def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
@@ -158,20 +182,28 @@ def _records(reading: Reading, file: File, part: Part, count: list[int]) -> Iter
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     wanted = WarcRecordType.response | WarcRecordType.conversion
-    stream = _Stream(blocks_of(file.path) if part.stop is None else members_of(file.path, part.start, part.stop, b"WARC/"))
+    stream = _Stream(
+        blocks_of(file.path) if part.stop is None else members_of(file.path, part.start, part.stop, b"WARC/")
+    )
     for record in ArchiveIterator(stream, record_types=wanted, parse_http=True, auto_decode="all", stream_detect=False):
         count[0] += 1
         length = record.content_length
         data = record.reader.read(LARGEST_PAGE + 1)
-        name = (record.record_id or "").strip("<>").removeprefix("urn:uuid:") or f"{file.name}{f'@{part.start}' if part.start else ''}:{count[0]}"
+        name = (record.record_id or "").strip("<>").removeprefix(
+            "urn:uuid:"
+        ) or f"{file.name}{f'@{part.start}' if part.start else ''}:{count[0]}"
         meta = {key: value for key, header in (("url", "WARC-Target-URI"), ("date", "WARC-Date"))
                 if (value := (record.headers.get(header) or "").strip("<>"))}  # fmt: skip
-        encoded = record.http_headers is not None and ("Content-Encoding" in record.http_headers or "Transfer-Encoding" in record.http_headers)
+        encoded = record.http_headers is not None and (
+            "Content-Encoding" in record.http_headers or "Transfer-Encoding" in record.http_headers
+        )
         if len(data) < min(length, LARGEST_PAGE) and not encoded:
             raise EOFError("truncated inside a record")
         where = f"{file.path} record {count[0]}"
         if len(data) > LARGEST_PAGE:
-            reading.damaged("page beyond 4 MiB", InputError(f"{where}: page beyond 4 MiB; set the source's damaged to \"skip\""))
+            reading.damaged(
+                "page beyond 4 MiB", InputError(f'{where}: page beyond 4 MiB; set the source\'s damaged to "skip"')
+            )
         elif record.record_type == WarcRecordType.conversion:
             yield reading.document(name, data.decode("utf-8", "replace"), meta=meta)
         elif reason := _passed_over(record):
@@ -193,7 +225,8 @@ def _passed_over(record: Any) -> str | None:
 
 
 class _Stream(io.RawIOBase):
-    """Blocks of bytes as a file that knows its place but only goes forward. Damage in the blocks is raised where it is read."""
+    """Blocks of bytes as a file that knows its place but only goes forward. Damage in the blocks is raised where it is
+    read."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self._held, self._place = blocks, b"", 0

@@ -1,6 +1,8 @@
-"""MediaWiki dumps (`pages-articles.xml`, plain, bzip2, gzip or Zstandard) as documents: wikitext → plain text, page by page.
+"""MediaWiki dumps (`pages-articles.xml`, plain, bzip2, gzip or Zstandard) as documents: wikitext → plain text, page by
+page.
 
-    <page> ─namespace 0, no redirect─▶ wikitext ─▶ without comments, references, templates, tables, files ─▶ links as words ─▶ lines
+    <page> ─namespace 0, no redirect─▶ wikitext ─▶ without comments, references, templates, tables, files ─▶ links as
+    words ─▶ lines
 
 Every step passes once over the text, so that no page, however malformed, takes longer than its length warrants.
 """
@@ -23,7 +25,8 @@ from lmforge.recipe import Source
 DUMPS = (".xml", ".xml.bz2", ".xml.gz", ".xml.zst")
 LARGEST_PAGE = LONGEST_LINE  # bytes of XML; MediaWiki itself allows 2 MiB of wikitext
 _SLICE = 1 << 18  # bytes
-DEEPEST = 40  # templates, tables and links inside one another, as MediaWiki allows; and XML elements, of which there are 5
+# templates, tables and links inside one another, as MediaWiki allows; and XML elements, of which there are 5
+DEEPEST = 40
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(r"\{\{\s*(?:disambig|hndis|geodis|disambiguation)", re.IGNORECASE)
 _GONE = "ref|references|gallery|math|chem|timeline|score|imagemap|graph|templatestyles|mapframe|maplink|ce|hiero|inputbox|categorytree"
@@ -37,7 +40,17 @@ _QUOTES = re.compile(r"'{2,}")
 _SWITCH = re.compile(r"__[A-Z]+__")
 _LIST = re.compile(r"^[*#:;]+[ \t]*")
 _NAMESPACE = re.compile(r"[a-z][a-z-]{1,15}", re.IGNORECASE)
-_SPACED = {"nbsp": " ", "spaces": " ", "snd": " – ", "spnd": " – ", "ndash": "–", "mdash": "—", "'": "'", "!": "|", "=": "="}
+_SPACED = {
+    "nbsp": " ",
+    "spaces": " ",
+    "snd": " – ",
+    "spnd": " – ",
+    "ndash": "–",
+    "mdash": "—",
+    "'": "'",
+    "!": "|",
+    "=": "=",
+}
 
 
 def mediawiki_files(source: Source, notices: Counter[str]) -> list[File]:
@@ -51,7 +64,8 @@ def mediawiki_parts(source: Source, notices: Counter[str]) -> list[Part]:
 
 
 def read_mediawiki(reading: Reading, part: Part) -> Iterator[Document]:
-    """One document for each article, named after its page number; redirects, disambiguations and other namespaces are counted."""
+    """One document for each article, named after its page number; redirects, disambiguations and other namespaces are
+    counted."""
     for file in part.files:
         count = 0
         try:
@@ -145,7 +159,8 @@ def _without_comments(text: str) -> str:
 
 
 def _without_elements(text: str) -> str:
-    """Without references, formulas, galleries and such, contents and all; an element that is never closed loses its tag only."""
+    """Without references, formulas, galleries and such, contents and all; an element that is never closed loses its tag
+    only."""
     last_close = {found[2].lower(): found.start() for found in _ELEMENT.finditer(text) if found[1]}
     pieces, place, inside = [], 0, ""
     for found in _ELEMENT.finditer(text):
@@ -201,7 +216,8 @@ def _shown(kind: str, content: str) -> str:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines with headings and list items bare; a heading that nothing follows, and runs of blank lines, are left out."""
+    """Lines with headings and list items bare; a heading that nothing follows, and runs of blank lines, are left
+    out."""
     heading, blank = "", True
     for line in text.split("\n"):
         line = line.strip()

@@ -1,12 +1,14 @@
-"""Easy data augmentation (Wei & Zou 2019): a text with some words exchanged for similar ones, swapped, left out or put in.
+"""Easy data augmentation (Wei & Zou 2019): a text with some words exchanged for similar ones, swapped, left out or put
+in.
 
     lexicon = Lexicon.build(texts)
     augment("The old man walks slowly.", rates, lexicon, rng)
 
-The lexicon is built from the corpus itself, so that it speaks its language and needs no download: words that stand between the same
-neighbours are taken for similar (Harris 1954). Each word of the commonest `WORDS` is described by the words one and two places to its
-left and right, each place apart, weighted by positive pointwise mutual information (Bullinaria & Levy 2007); similarity is the cosine,
-and only words that are among each other's `NEAREST` count. Such words are of one kind (days, colours, verbs of motion), not always of one
+The lexicon is built from the corpus itself, so that it speaks its language and needs no download: words that stand
+between the same neighbours are taken for similar (Harris 1954). Each word of the commonest `WORDS` is described by the
+words one and two places to its left and right, each place apart, weighted by positive pointwise mutual information
+(Bullinaria & Levy 2007); similarity is the cosine, and only words that are among each other's `NEAREST` count. Such
+words are of one kind (days, colours, verbs of motion), not always of one
 meaning: an augmented text keeps its form, and may say something else.
 """
 
@@ -49,7 +51,12 @@ class Lexicon:
     def build(cls, texts: Iterable[str]) -> Lexicon:
         """From `texts`, read once into word numbers (4 bytes a word)."""
         ids: dict[str, int] = {}
-        stream = [np.array([ids.setdefault(word.lower(), len(ids)) for word in _LETTERS.findall(text)] + [-1] * 2, dtype=np.int32) for text in texts]
+        stream = [
+            np.array(
+                [ids.setdefault(word.lower(), len(ids)) for word in _LETTERS.findall(text)] + [-1] * 2, dtype=np.int32
+            )
+            for text in texts
+        ]
         flat = np.concatenate(stream) if stream else np.empty(0, dtype=np.int32)
         counts = np.bincount(flat[flat >= 0], minlength=len(ids))
         names = list(ids)
@@ -68,11 +75,18 @@ class Lexicon:
         if not found:
             return None
         other = found[int(rng.integers(len(found)))]
-        return other.upper() if word.isupper() and len(word) > 1 else other[0].upper() + other[1:] if word[0].isupper() else other
+        return (
+            other.upper()
+            if word.isupper() and len(word) > 1
+            else other[0].upper() + other[1:]
+            if word[0].isupper()
+            else other
+        )
 
 
 def _similarity(ranked: np.ndarray, size: int) -> sparse.csr_matrix:
-    """(size, size): cosines of the words' PPMI vectors. `ranked`: the text as ranks by frequency, texts parted by large numbers."""
+    """(size, size): cosines of the words' PPMI vectors. `ranked`: the text as ranks by frequency, texts parted by large
+    numbers."""
     blocks = []
     for place in PLACES:
         word, near = (ranked[-place:], ranked[:place]) if place < 0 else (ranked[:-place], ranked[place:])
@@ -99,7 +113,10 @@ def _mutual(similarity: sparse.csr_matrix, names: list[str], may: np.ndarray) ->
         good = (others != word) & (values >= LEAST) & may[others] if may[word] else np.zeros(len(others), dtype=bool)
         pairs = sorted(zip(-values[good], others[good], strict=True))[:NEAREST]
         nearest.append({int(other): -float(value) for value, other in pairs})
-    found = {names[word]: tuple(names[other] for other in near if word in nearest[other]) for word, near in enumerate(nearest)}
+    found = {
+        names[word]: tuple(names[other] for other in near if word in nearest[other])
+        for word, near in enumerate(nearest)
+    }
     return {word: others for word, others in found.items() if others}
 
 
@@ -112,7 +129,10 @@ def augment(text: str, rates: Rates, lexicon: Lexicon, rng: np.random.Generator)
     for place in range(len(units) - 1):
         if rng.random() < rates.swap:
             partner = int(rng.integers(len(units)))
-            units[place], units[partner] = _with_blanks(units[place], units[partner]), _with_blanks(units[partner], units[place])
+            units[place], units[partner] = (
+                _with_blanks(units[place], units[partner]),
+                _with_blanks(units[partner], units[place]),
+            )
     kept = [unit for unit in units if rng.random() >= rates.delete] or units[:1]
     result: list[str] = []
     for unit in kept:

@@ -3,13 +3,15 @@
     documents/train-NNNNN ──┬─ augment           copies with words changed                            (corpus.augment)
                             ├─ noise             passages to be restored                              (corpus.noise)
                             ├─ back_translation  paraphrases by way of another language and back      (corpus.translate)
-    procedural sources ─────┴─ tasks made by code                                                     (corpus.procedural)
+    procedural sources ─────┴─ tasks made by code
+    (corpus.procedural)
                                     └─▶ documents/train-synthetic-METHOD-NNNNN.jsonl.zst
 
-It runs after the splits are written and reads the training split alone, so that nothing made can be, or tell of, a held-out text. Each
-document keeps its source and genre and says in meta.synthetic how, in meta.made_from out of what, it was made. Together they are at most
-`corpus.synthetic_share` of the training text: the recipe's shares are checked against it, and procedural documents stop where it is
-reached. Which documents are taken is decided by their texts and the seed, not by who reads them.
+It runs after the splits are written and reads the training split alone, so that nothing made can be, or tell of, a
+held-out text. Each document keeps its source and genre and says in meta.synthetic how, in meta.made_from out of what,
+it was made. Together they are at most `corpus.synthetic_share` of the training text: the recipe's shares are checked
+against it, and procedural documents stop where it is reached. Which documents are taken is decided by their texts and
+the seed, not by who reads them.
 """
 
 from __future__ import annotations
@@ -38,15 +40,17 @@ from lmforge.recipe import Augment, BackTranslation, Corpus, Noise, Recipe, Synt
 
 LEXICON_BYTES = 20_000_000  # training text the lexicon is built from
 TOGETHER = 64  # documents translated in one call
-MARGIN = 1.25  # so many documents are chosen for each that the share needs, since some give nothing; the share's end stops the rest
+# so many documents are chosen for each that the share needs, since some give nothing; the share's end stops the rest
+MARGIN = 1.25
 
 
 def synthesize(recipe: Recipe, folder: Path, train_bytes: int, translators: Mapping[int, Translate]) -> dict[str, Any]:
     """Write the synthetic documents of a corpus `folder` whose splits are written; returns their figures.
 
-    `train_bytes` is what the training split holds; `translators` has one for each back-translation step, by its place in the recipe.
-    Figures: documents, bytes, share (of the whole training text), methods {name: {documents, bytes, share, asked, skipped {why: count}}},
-    and for back-translation `likeness` (see `corpus.translate.Likeness`).
+    `train_bytes` is what the training split holds; `translators` has one for each back-translation step, by its place
+    in the recipe.
+    Figures: documents, bytes, share (of the whole training text), methods {name: {documents, bytes, share, asked,
+    skipped {why: count}}}, and for back-translation `likeness` (see `corpus.translate.Likeness`).
 
     Raises:
         InputError: a source has neither real text nor room for made one, or a step's translator is missing.
@@ -62,7 +66,8 @@ def synthesize(recipe: Recipe, folder: Path, train_bytes: int, translators: Mapp
 
 
 def _room(settings: Corpus, train_bytes: int) -> int:
-    """Bytes that procedural documents may have, P: with the steps' shares s they are (P + s·R) / (P + R) ≤ c of it all, R real bytes."""
+    """Bytes that procedural documents may have, P: with the steps' shares s they are (P + s·R) / (P + R) ≤ c of it all,
+    R real bytes."""
     cap, asked = settings.synthetic_share, sum(step.share for step in settings.synthesis)
     return int(max(0.0, cap - asked) / (1 - cap) * train_bytes)
 
@@ -95,13 +100,18 @@ class _Run:
             made = self.noised(number, step, rate, skipped)
         else:
             if translate is None:
-                raise InputError(f"corpus.synthesis[{number}]: no translation model was handed in; run it as a stage: lmforge corpus RECIPE")
+                raise InputError(
+                    f"corpus.synthesis[{number}]: no translation model was handed in; run it as a stage: lmforge "
+                    "corpus RECIPE"
+                )
             likeness = Likeness()
             made = self.paraphrased(number, step, rate, skipped, translate, likeness)
             notes["likeness"] = likeness
         self.write(name, made, budget, skipped, notes)
 
-    def write(self, name: str, made: Iterator[Document], budget: int, skipped: Counter[str], notes: dict[str, Any]) -> int:
+    def write(
+        self, name: str, made: Iterator[Document], budget: int, skipped: Counter[str], notes: dict[str, Any]
+    ) -> int:
         """Write what is new of `made` until `budget` bytes are full."""
         writer = ShardWriter(self.folder / "documents", f"train-synthetic-{name}")
         with Bar(name, budget, "B") as bar:
@@ -121,14 +131,17 @@ class _Run:
         return writer.bytes
 
     def chosen(self, number: int, rate: float, skipped: Counter[str]) -> Iterator[tuple[Document, np.random.Generator]]:
-        """Training documents, each `rate` times on average, with a random stream of its own; made ones and marked ones are passed over."""
+        """Training documents, each `rate` times on average, with a random stream of its own; made ones and marked ones
+        are passed over."""
         for shard in sorted((self.folder / "documents").glob("train-[0-9]*.jsonl.zst")):
             for _, line in lines_of(shard):
                 document: Document = json.loads(line)
                 if "loss_spans" in document["meta"] or "synthetic" in document["meta"]:
                     skipped["marked_or_made"] += 1
                     continue
-                key = hashlib.sha256(f"{self.recipe.seed} {number} {document['text']}".encode("utf-8", "replace")).digest()
+                key = hashlib.sha256(
+                    f"{self.recipe.seed} {number} {document['text']}".encode("utf-8", "replace")
+                ).digest()
                 rng = np.random.Generator(np.random.PCG64(int.from_bytes(key, "big")))
                 for _ in range(int(rate) + (rng.random() < rate % 1)):
                     yield document, rng
@@ -167,11 +180,19 @@ class _Run:
                 yield _made(document, text, "noise", objective=step.objective, loss_spans=spans)
 
     def paraphrased(
-        self, number: int, step: BackTranslation, rate: float, skipped: Counter[str], translate: Translate, likeness: Likeness
+        self,
+        number: int,
+        step: BackTranslation,
+        rate: float,
+        skipped: Counter[str],
+        translate: Translate,
+        likeness: Likeness,
     ) -> Iterator[Document]:
         chosen = (document for document, _ in self.chosen(number, rate, skipped) if _is_prose(document, skipped))
         while batch := list(islice(chosen, TOGETHER)):
-            for document, text in zip(batch, back_translate([d["text"] for d in batch], translate, step.language, step.through), strict=True):
+            for document, text in zip(
+                batch, back_translate([d["text"] for d in batch], translate, step.language, step.through), strict=True
+            ):
                 if text_digest(text) == text_digest(document["text"]):
                     skipped["unchanged"] += 1
                     continue
@@ -187,9 +208,11 @@ class _Run:
             if "likeness" in method:
                 method["likeness"] = method["likeness"].result()
         return {
-            "documents": sum(method["documents"] for method in self.methods.values()), "bytes": total, "share": total / whole,
+            "documents": sum(method["documents"] for method in self.methods.values()),
+            "bytes": total,
+            "share": total / whole,
             "methods": self.methods,
-        }  # fmt: skip
+        }
 
 
 def _is_prose(document: Document, skipped: Counter[str]) -> bool:
@@ -203,13 +226,18 @@ def _made(document: Document, text: str, method: str, **meta: Any) -> Document:
     """A document made from another: its source and genre, its own id, its label."""
     name = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
     kept = {key: value for key, value in document["meta"].items() if key != "split_key"}
-    return Document(id=f"{document['id']}~{method}-{name}", text=text, source=document["source"], genre=document["genre"],
-                    meta={**kept, "synthetic": method, "made_from": document["id"], **meta})
+    return Document(
+        id=f"{document['id']}~{method}-{name}",
+        text=text,
+        source=document["source"],
+        genre=document["genre"],
+        meta={**kept, "synthetic": method, "made_from": document["id"], **meta},
+    )
 
 
 def passages(text: str, chars: int) -> Iterator[str]:
-    """`text` in pieces of whole words, each up to `chars` characters (a longer word stands alone); those below half of it are left out
-    unless the text is that short."""
+    """`text` in pieces of whole words, each up to `chars` characters (a longer word stands alone); those below half of
+    it are left out unless the text is that short."""
     held: list[str] = []
     size = 0
     for word in words(text):

@@ -2,14 +2,19 @@
 
     units = words(text)                                     or a list of token ids: every function takes either
     pair = span_mask(units, rng, share=0.15, mean=3)        Pair(input=[…, Mark(0), …], target=[Mark(0), …, Mark(1), …])
-    restore(pair)                                           == units, for the objectives whose target holds only what is missing
+    restore(pair)                                           == units, for the objectives whose target holds only what is
+    missing
 
     token_mask             BERT (Devlin et al. 2019, 3.1): single units; the target is the whole
-    span_mask              T5 (Raffel et al. 2020, 3.1.4): runs of units, each replaced by a mark; the target lists marks and runs
-    infill                 BART (Lewis et al. 2020, 2.2): runs of Poisson(3) units replaced by one mark; the target is the whole
-    delete, permute, rotate, characters      BART: units gone, sentences shuffled, begun elsewhere; and typing errors; the target is the whole
+    span_mask              T5 (Raffel et al. 2020, 3.1.4): runs of units, each replaced by a mark; the target lists
+    marks and runs
+    infill                 BART (Lewis et al. 2020, 2.2): runs of Poisson(3) units replaced by one mark; the target is
+    the whole
+    delete, permute, rotate, characters      BART: units gone, sentences shuffled, begun elsewhere; and typing errors;
+    the target is the whole
     prefix                 the second part from the first: UL2's S-denoiser (Tay et al. 2023, 3.1)
-    mixture                UL2's seven denoisers, one drawn for each sequence, named by a mode mark at the front of the input
+    mixture                UL2's seven denoisers, one drawn for each sequence, named by a mode mark at the front of the
+    input
 
 Everything is a pure function of the sequence and the generator given, which `rng_of(seed, index)` makes.
 """
@@ -64,8 +69,9 @@ def words(text: str) -> Units:
 
 
 def gaps(length: int, share: float, mean: float, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """[start, end) of the runs to take out of `length` units: about `share` of the units in all, `mean` to a run, never touching, and the
-    first unit always stays. Raffel et al. 2020 (`random_spans_noise_mask`): both the runs and what lies between are random partitions."""
+    """[start, end) of the runs to take out of `length` units: about `share` of the units in all, `mean` to a run, never
+    touching, and the first unit always stays. Raffel et al. 2020 (`random_spans_noise_mask`): both the runs and what
+    lies between are random partitions."""
     if length < 2:
         return []
     taken = min(max(round(length * share), 1), length - 1)
@@ -140,7 +146,8 @@ def delete(units: Units, rng: np.random.Generator, share: float = MASKED) -> Pai
 
 
 def permute(units: Units, rng: np.random.Generator, end: Callable[[Any], bool] | None = None) -> Pair:
-    """Sentences in a random order; `end` says whether a unit ends one (by default: a word with a full stop, so token ids need their own)."""
+    """Sentences in a random order; `end` says whether a unit ends one (by default: a word with a full stop, so token
+    ids need their own)."""
     ends = end or (lambda unit: bool(_SENTENCE_END.search(unit)))
     sentences: list[Units] = [[]]
     for unit in units:
@@ -159,7 +166,8 @@ def rotate(units: Units, rng: np.random.Generator) -> Pair:
 
 
 def characters(units: Units, rng: np.random.Generator, share: float = 0.05) -> Pair:
-    """Typing errors in words: for each letter, with chance `share`, it is lost, doubled, exchanged with the next or another one."""
+    """Typing errors in words: for each letter, with chance `share`, it is lost, doubled, exchanged with the next or
+    another one."""
     seen = []
     for unit in units:
         letters = list(unit)
@@ -197,21 +205,34 @@ def mixture(units: Units, rng: np.random.Generator) -> Pair:
 
 
 OBJECTIVES: dict[str, Callable[[Units, np.random.Generator], Pair]] = {
-    "token_mask": token_mask, "span_mask": span_mask, "infill": infill, "delete": delete, "permute": permute, "rotate": rotate,
-    "characters": characters, "prefix": prefix, "mixture": mixture,
-}  # fmt: skip
+    "token_mask": token_mask,
+    "span_mask": span_mask,
+    "infill": infill,
+    "delete": delete,
+    "permute": permute,
+    "rotate": rotate,
+    "characters": characters,
+    "prefix": prefix,
+    "mixture": mixture,
+}
 
 
 def on_ids(pair: Pair, marks: dict[str, int], unit: Sequence[int] = ()) -> tuple[list[int], list[bool]]:
-    """A pair of token ids as one sequence for the ordinary causal loss: (tokens, which of them count), the marks as the ids in `marks`,
-    `unit` between input and target."""
-    seen, said = ([marks[each.name] if isinstance(each, Mark) else each for each in part] for part in (pair.input, pair.target))
+    """A pair of token ids as one sequence for the ordinary causal loss: (tokens, which of them count), the marks as the
+    ids in `marks`, `unit` between input and target."""
+    seen, said = (
+        [marks[each.name] if isinstance(each, Mark) else each for each in part] for part in (pair.input, pair.target)
+    )
     return [*seen, *unit, *said], [False] * (len(seen) + len(unit)) + [True] * len(said)
 
 
 def render(pair: Pair) -> tuple[str, list[list[int]]]:
-    """A pair of words as one text, and the spans of it that count: input, a line `<fill>`, target. Marks are written `<0>`, `<mask>`."""
-    seen, said = ("".join(f"<{each.name}>" if isinstance(each, Mark) else each for each in part) for part in (pair.input, pair.target))
+    """A pair of words as one text, and the spans of it that count: input, a line `<fill>`, target. Marks are written
+    `<0>`, `<mask>`."""
+    seen, said = (
+        "".join(f"<{each.name}>" if isinstance(each, Mark) else each for each in part)
+        for part in (pair.input, pair.target)
+    )
     head = f"{seen.rstrip()}\n<fill>"
     text = f"{head}{'' if said[:1].isspace() else ' '}{said.rstrip()}\n"
     return text, [[len(head), len(text)]]

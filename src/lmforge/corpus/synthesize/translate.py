@@ -1,10 +1,11 @@
 """Translation as text: the form of a parallel document, and paraphrases by way of another language and back.
 
-    <en> A dog runs.          one document of a `parallel` source; the loss counts on the second sentence alone (meta.loss_spans)
-    <de> Ein Hund rennt.
+    <en> A dog runs.          one document of a `parallel` source; the loss counts on the second sentence alone
+    (meta.loss_spans) <de> Ein Hund rennt.
 
-A prefix language model trained on such documents translates by continuing `prompt_of`. `back_translate` (Sennrich et al. 2016, section 3;
-as paraphrasing: Mallinson et al. 2017) takes the translator as a callable, since this folder knows no models.
+A prefix language model trained on such documents translates by continuing `prompt_of`. `back_translate` (Sennrich et
+al. 2016, section 3; as paraphrasing: Mallinson et al. 2017) takes the translator as a callable, since this folder knows
+no models.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from collections.abc import Callable, Sequence
 
 import sacrebleu
 
-Translate = Callable[[Sequence[str], str, str], list[str]]  # (texts, from language, to language) → translations, in order
+# (texts, from language, to language) → translations, in order
+Translate = Callable[[Sequence[str], str, str], list[str]]
 _SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|\Z)|(?=\n)|\Z)\s*")
 _WORDS = re.compile(r"\w+(?:['’-]\w+)*")
 
 
 def back_translate(texts: Sequence[str], translate: Translate, language: str, through: str) -> list[str]:
-    """Each text sentence by sentence to `through` and back; what stands between the sentences stays. All go to `translate` together."""
+    """Each text sentence by sentence to `through` and back; what stands between the sentences stays. All go to
+    `translate` together."""
     cut = [sentences(text) for text in texts]
     flat = [sentence for parts in cut for sentence, _ in parts]
     known = list(dict.fromkeys(flat))
@@ -41,8 +44,9 @@ def sentences(text: str) -> list[tuple[str, str]]:
 class Likeness:
     """How near paraphrases are to their texts, and how new: gathered over pairs.
 
-    chrf (Popović 2015) and bleu (Papineni et al. 2002), by sacrebleu over all pairs, the text as the reference; kept: share of the text's
-    distinct words that the paraphrase has too; novel_N: share of the paraphrase's distinct N-word runs that the text has not.
+    chrf (Popović 2015) and bleu (Papineni et al. 2002), by sacrebleu over all pairs, the text as the reference; kept:
+    share of the text's distinct words that the paraphrase has too; novel_N: share of the paraphrase's distinct N-word
+    runs that the text has not.
     """
 
     def __init__(self, most: int = 20_000) -> None:
@@ -71,8 +75,9 @@ class Likeness:
         scores = {}
         if self.texts:
             scores = {
-                "chrf": sacrebleu.corpus_chrf(self.others, [self.texts]).score, "bleu": sacrebleu.corpus_bleu(self.others, [self.texts]).score,
-            }  # fmt: skip
+                "chrf": sacrebleu.corpus_chrf(self.others, [self.texts]).score,
+                "bleu": sacrebleu.corpus_bleu(self.others, [self.texts]).score,
+            }
         novel = {f"novel_{length}": new / max(1, made) for length, (new, made) in self.novel.items()}
         return {"pairs": self.pairs, **scores, "kept": self.kept[0] / max(1, self.kept[1]), **novel}
 
