@@ -29,6 +29,7 @@ test-slow: setup   ## proofs that take minutes
 
 check: setup    ## style, types, import direction, every README command
 	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 	$(THREADS) $(BIN)/python -m pytest tests/test_architecture.py tests/test_readme.py
 

@@ -83,7 +83,7 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
     import torch
 
     from lmforge.model.attention import KVCache
-    from lmforge.model.cost import activation_bytes_per_token, training_flops_per_token
+    from lmforge.plan.cost import activation_bytes_per_token, training_flops_per_token
 
     model, rows = network(kind, threads), {}
     # one thread: processor seconds, right on a shared machine too
@@ -248,7 +248,7 @@ def flex_forward(threads: int) -> dict[str, Any]:
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    from lmforge.model.banded import banded_attention, visible
+    from lmforge.model.kernels.banded import banded_attention, visible
 
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter

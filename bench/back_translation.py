@@ -38,10 +38,10 @@ from lmforge.corpus.build import build_corpus
 from lmforge.corpus.synthesize.translate import Likeness, back_translate
 from lmforge.errors import InputError, LmforgeError
 from lmforge.evaluate.language import quick_bits_per_byte
-from lmforge.model.saved import load_model
-from lmforge.model.translator import Translator, model_directory
+from lmforge.formats.native import load_model
+from lmforge.generate.translator import Translator, model_directory
 from lmforge.pipeline import run_stages
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import code_version, machine, write_atomic
 from lmforge.tokens.build import build_tokens
@@ -182,7 +182,7 @@ def scores(translate: Translator, test: list[dict[str, str]]) -> dict[str, Any]:
                 for row, text in zip(test[:4], made, strict=False)
             ],
         }
-        say(f"{source}→{target}: BLEU {found[f'{source}-{target}']['bleu']}")
+        log(f"{source}→{target}: BLEU {found[f'{source}-{target}']['bleu']}")
     return found
 
 
@@ -215,7 +215,7 @@ def arm(
         if not (run / "model" / "manifest.json").exists():
             train(recipe.model_copy(update={"seed": seed}), work / name / "tokens", run / "train", run / "model")
         bits.append(quick_bits_per_byte(load_model(run / "model"), work / name / "tokens", "test", 128, 1_000_000))
-        say(f"{name}, seed {seed}: {bits[-1]:.4f} bits per byte")
+        log(f"{name}, seed {seed}: {bits[-1]:.4f} bits per byte")
     return {
         "bits_per_byte": statistics.mean(bits),
         "standard_deviation": statistics.stdev(bits),
@@ -296,5 +296,5 @@ if __name__ == "__main__":
     try:
         main()
     except LmforgeError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(error.exit_code)

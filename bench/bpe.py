@@ -126,7 +126,7 @@ def by_tokenizers(texts: Iterator[str], vocab_size: int) -> dict[str, Any]:
 def by_rustbpe(texts: Iterator[str], vocab_size: int) -> dict[str, Any]:
     import rustbpe
 
-    from lmforge.tokens.pieces import WORDS
+    from lmforge.tokens.pretokenize import WORDS
 
     tokenizer = rustbpe.Tokenizer()
     tokenizer.train_from_iterator(texts, vocab_size=vocab_size - 1, pattern=WORDS)

@@ -91,7 +91,7 @@ def ours(what: str, source: Path, work: Path) -> None:
         pairs = duplicates.verified_pairs(
             duplicates.candidate_pairs(records[:, np.lexsort(records[::-1])]), where, 0.75
         )
-        lost = set(duplicates.settle(pairs, where, 0.75).dropped.tolist())
+        lost = set(duplicates.resolve(pairs, where, 0.75).dropped.tolist())
     seconds = time.perf_counter() - started
     processor = sum(each.ru_utime + each.ru_stime for each in map(resource.getrusage, usage)) - before
     peak = max(resource.getrusage(who).ru_maxrss for who in usage) * 1024

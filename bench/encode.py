@@ -39,10 +39,10 @@ import tiktoken
 import tokenizers
 
 from bpe import copy_speed, documents, unpack  # the file beside this one
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import code_version, machine, write_atomic
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
-from lmforge.tokens.pieces import SUPERWORDS, WORDS
+from lmforge.tokens.pretokenize import SUPERWORDS, WORDS
 
 RESULT = Path(__file__).parent / "results" / "encode.json"
 ODD = [
@@ -125,7 +125,8 @@ for as_text in (True, False):
     both[str(as_text)] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given]
 back = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in both["True"]]
 json.dump({"version": transformers.__version__, "size": len(tokenizer), "ids": both["True"], "back": back,
-           "with_special": both["False"], "end": tokenizer.convert_tokens_to_ids("<|endoftext|>")}, open(sys.argv[3], "w"))
+           "with_special": both["False"], "end": tokenizer.convert_tokens_to_ids("<|endoftext|>")},
+          open(sys.argv[3], "w"))
 """
 
 
@@ -210,7 +211,7 @@ def main() -> None:
     command = shlex.join(["python", "bench/encode.py", *sys.argv[1:]])
     if not arguments.superwords and not arguments.transformers:
         results["speed"] = {**pattern, **timed(vocab, texts, arguments.rounds), "command": command}
-        say(json.dumps(results["speed"]["mb_per_second"]))
+        log(json.dumps(results["speed"]["mb_per_second"]))
     if arguments.transformers:
         found = by_transformers(vocab, texts, arguments.strings, arguments.transformers)
         results[f"in transformers, {vocab.vocab_size}"] = {"vocab_size": vocab.vocab_size, **found, "command": command}

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from lmforge.model.attention import Place
-from lmforge.model.cost import active_parameters, flops_per_token, parameters
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.plan.cost import active_parameters, flops_per_token, parameters
 from lmforge.recipe import Train
 from lmforge.record import code_version, machine, write_atomic
 from lmforge.tokens.bpe import Tokenizer

@@ -32,7 +32,7 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 from lmforge.corpus.sources.web import page_text
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import code_version, machine, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "extraction.json"
@@ -118,7 +118,7 @@ def main() -> None:
             scores[name] = statistics.fmean(map(token_f1, texts, expected))
             if number:
                 seconds[name].append(spent)
-        say(f"round {number} of {arguments.rounds}")
+        log(f"round {number} of {arguments.rounds}")
     size = sum(len(page.encode()) for page in pages)
     table = {
         name: {

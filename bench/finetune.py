@@ -35,7 +35,7 @@ import torch
 
 from lmforge.evaluate.harness import evaluate
 from lmforge.pipeline import run_stages
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.recipe import load_recipe
 from lmforge.record import code_version, machine, write_atomic
 
@@ -176,7 +176,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(RESULT.read_text())["results"] if RESULT.exists() else {}
     for task in given.only:
         for way in given.ways:
-            say(f"══ {task}, {way}")
+            log(f"══ {task}, {way}")
             path = recipe_of(work, data, base, task, way)
             found = path.with_suffix(".json")
             if not found.exists():

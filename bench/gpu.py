@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from lmforge.model.config import GPTConfig
-from lmforge.model.cost import TRAINING, flops_per_token
 from lmforge.model.gpt import GPT
+from lmforge.plan.cost import TRAINING, flops_per_token
 from lmforge.recipe import Train
 from lmforge.record import code_version, machine, write_atomic
 from lmforge.train.optim import build_optimizers

@@ -25,9 +25,9 @@ import torch
 from lmforge.compress.chain import load
 from lmforge.compress.measure import decode_rate, in_turn, prefill_rate, resident_bytes
 from lmforge.compress.quantize import int8_engine, quantize
-from lmforge.model.generate import Sampling, decode
+from lmforge.formats.native import model_tensors
+from lmforge.generate.decode import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import model_tensors
 from lmforge.record import machine, write_atomic
 
 SIZES = {256: 6, 384: 6, 768: 12}  # d_model: layers

@@ -30,7 +30,7 @@ import numpy as np
 from lmforge.corpus.build import read_documents
 from lmforge.corpus.ngram import KneserNey
 from lmforge.errors import LmforgeError
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import code_version, machine, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "kneser_ney.json"
@@ -86,7 +86,7 @@ def main() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for which in dict.fromkeys([chosen, *others]):
             row = rows[which] = pool.submit(kneser_ney, arguments.run_dir, *which).result()
-            say(f"order {which[0]}{' modified' if which[1] else ''}: {row['bits_per_byte']:.4f} bits per byte")
+            log(f"order {which[0]}{' modified' if which[1] else ''}: {row['bits_per_byte']:.4f} bits per byte")
     result = dict(rows[chosen])
     if arguments.all:
         result |= {"models": [rows[which] for which in others], "xz_file_by_file": xz(arguments.run_dir)}
@@ -104,5 +104,5 @@ if __name__ == "__main__":
     try:
         main()
     except LmforgeError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(error.exit_code)

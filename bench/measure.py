@@ -45,7 +45,7 @@ from lmforge.corpus.measure.sampling import PIECE, Piece
 from lmforge.corpus.measure.topics import ITERATIONS, TOKEN, WORDS, coherence, find_topics
 from lmforge.errors import LmforgeError
 from lmforge.intervals import bootstrap_ratio, wilson
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.record import code_version, machine, write_atomic
 
@@ -375,7 +375,7 @@ def main() -> None:
             continue
         started = time.perf_counter()
         result[name] = check()
-        say(f"{name}: {time.perf_counter() - started:.1f} s")
+        log(f"{name}: {time.perf_counter() - started:.1f} s")
     result |= {
         "largest_entropy_error_of_chosen": max(
             abs(row["error"]) for row in result["entropy"] if row["estimator"] not in ("plug_in", "chao_shen")
@@ -400,5 +400,5 @@ if __name__ == "__main__":
     try:
         main()
     except LmforgeError as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         sys.exit(error.exit_code)

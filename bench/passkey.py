@@ -36,8 +36,8 @@ import torch
 from lmforge.compress.chain import load
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys, found
+from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import model_tensors, write_model
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
 from lmforge.record import atomic_directory, code_version, machine, write_atomic
 from lmforge.report.page import write_report

@@ -357,8 +357,8 @@ def our_nats(model: Path, data: Path) -> float:
     """The sum over the held-out rows."""
     import torch
 
-    from lmforge.model.saved import load_model
-    from lmforge.model.score import token_nats
+    from lmforge.formats.native import load_model
+    from lmforge.generate.score import token_nats
 
     network = load_model(model).eval()
     return validated(data, lambda inputs, targets: float(token_nats(network, inputs, targets).to(torch.float64).sum()))

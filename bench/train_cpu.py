@@ -81,9 +81,9 @@ def ours(size: str, vocab: int, threads: int, mode: str) -> Any:
     import torch
 
     from lmforge.allocator import keep_freed_memory
-    from lmforge.parallel.replicas import Replicas
+    from lmforge.parallel.thread_replicas import Replicas
     from lmforge.recipe import parse_recipe
-    from lmforge.train.fastest import choose, describe
+    from lmforge.train.autotune import choose, describe
     from lmforge.train.optim import build_optimizers
     from lmforge.train.precision import autocast
 

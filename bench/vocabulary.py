@@ -23,7 +23,7 @@ import numpy as np
 import tiktoken
 
 from bpe import named_documents
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import code_version, machine, write_atomic
 from lmforge.tokens.bpe import train_tokenizer
 from lmforge.tokens.quality import quality
@@ -67,7 +67,7 @@ def measured(tokenizer: Any, learning: list[str], held_out: list[dict[str, Any]]
         "renyi_efficiency",
     )
     row = {"name": name, "vocab_size": tokenizer.vocab_size, **{figure: found[figure] for figure in kept}}
-    say(f"{name} {tokenizer.vocab_size:,}: {row['bytes_per_token']:.3f} bytes per token held out")
+    log(f"{name} {tokenizer.vocab_size:,}: {row['bytes_per_token']:.3f} bytes per token held out")
     return row
 
 

@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lmforge"
-FLOORS = ["", "corpus", "tokens", "model", "parallel", "plan", "train", "compress", "evaluate", "serve", "report"]
+FLOORS = [
+    "",
+    "recipe",
+    "corpus",
+    "tokens",
+    "model",
+    "parallel",
+    "formats",
+    "generate",
+    "plan",
+    "train",
+    "compress",
+    "evaluate",
+    "serve",
+    "report",
+]
 ROOF = {"pipeline", "cli"}  # alone know every stage
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from lmforge import progress
-from lmforge.progress import Bar, in_words, track
+from lmforge.progress import Bar, format_duration, track
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(1.234, "1.2 s"), (12.3, "12 s"), (75, "1 min 15 s"), (7300, "2 h 2 min")]
 )
 def test_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_plain_lines_say_share_rate_and_time_left(

@@ -18,7 +18,7 @@ from rich.table import Table
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.errors import DoesNotFit, InputError, LmforgeError
-from lmforge.progress import in_words, say
+from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
 
@@ -137,7 +137,7 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
     table = Table("stage", "time", "key figure", title=f"run {directory}")
     for name, figures in results.items():
         seconds = figures.get("stage_seconds")
-        took = "up to date" if figures.get("was") == "done" else in_words(seconds or 0)
+        took = "up to date" if figures.get("was") == "done" else format_duration(seconds or 0)
         table.add_row(name, took, _key_figure(name, figures))
     Console(width=max(100, Console().width)).print(table)
     if all(figures.get("was") == "done" for figures in results.values()):
@@ -237,7 +237,9 @@ def status(
     table = Table("stage", "state", "time", "key", "made from", title=f"run {directory}")
     for s in found:
         made_from = "\n".join(f"{name}: {digest[:12]}" for name, digest in s.inputs.items())
-        table.add_row(s.name, s.state, in_words(s.seconds) if s.seconds is not None else "", s.key[:12], made_from)
+        table.add_row(
+            s.name, s.state, format_duration(s.seconds) if s.seconds is not None else "", s.key[:12], made_from
+        )
     Console(width=max(100, Console().width)).print(table)
 
 
@@ -265,7 +267,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a text."""
-    from lmforge.model.generate import Sampling
+    from lmforge.generate.decode import Sampling
     from lmforge.serve.load import load_served
     from lmforge.serve.terminal import generate_text
 
@@ -279,7 +281,7 @@ def generate(
         _print_json(result)
         return
     print()
-    say(f"{result['tokens']} tokens in {result['seconds']:.2f} s")
+    log(f"{result['tokens']} tokens in {result['seconds']:.2f} s")
 
 
 def _one_of(which: str) -> Literal["auto", "model", "compressed"]:
@@ -297,7 +299,7 @@ def chat(
     which: Which = "auto",
 ) -> None:
     """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
-    from lmforge.model.generate import Sampling
+    from lmforge.generate.decode import Sampling
     from lmforge.serve.load import load_served
     from lmforge.serve.terminal import chat as talk
 
@@ -334,7 +336,7 @@ def import_(
 ) -> None:
     """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or
     fine-tune from."""
-    from lmforge.model.imported import import_model
+    from lmforge.formats.transformers import import_model
 
     figures = import_model(checkpoint, model, context)
     if as_json:
@@ -397,15 +399,15 @@ def main() -> None:
     try:
         app()
     except LmforgeError as error:
-        say(f"lmforge: {error}")
+        log(f"lmforge: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        say("lmforge: stopped; what was finished is kept, the same command goes on from there")
+        log("lmforge: stopped; what was finished is kept, the same command goes on from there")
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        say(
+        log(
             "lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each "
             "part)"
         )

@@ -9,7 +9,7 @@ class LmforgeError(Exception):
 
 
 class InputError(LmforgeError):
-    """The input is wrong (exit status 2). The message names the file, line or key, then the cause, then the mend."""
+    """The input is wrong (exit status 2). The message names the file, line or key, then the cause, then the fix."""
 
     exit_code = 2
 

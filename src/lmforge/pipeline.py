@@ -31,10 +31,10 @@ from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import benchmark_texts, evaluate
 from lmforge.evaluate.language import quick_bits_per_byte
-from lmforge.model import translator
+from lmforge.generate import translator
+from lmforge.generate.translator import HubTranslator, Translator
 from lmforge.model.config import network_of
-from lmforge.model.translator import HubTranslator, Translator
-from lmforge.progress import in_words, say
+from lmforge.progress import format_duration, log
 from lmforge.recipe import BackTranslation, Recipe, load_recipe, to_toml
 from lmforge.record import Record, content_hash, hash_file, hash_json, sweep_temporaries, write_atomic
 from lmforge.report.page import write_report
@@ -327,7 +327,7 @@ def run_stages(
 
 
 def _run_stage(stage: Stage, recipe: Recipe, run: Path, state: State, fresh: bool) -> dict[str, Any]:
-    say(f"── {stage.name}")
+    log(f"── {stage.name}")
     if stage.name == "train":
         _drop_foreign_checkpoints(run / "train", state.key, fresh)
     if stage.name == "corpus" and fresh:
@@ -346,7 +346,7 @@ def _run_stage(stage: Stage, recipe: Recipe, run: Path, state: State, fresh: boo
         outputs=outputs,
         figures=figures,
     )
-    say(f"   {stage.name}: {in_words(seconds)}")
+    log(f"   {stage.name}: {format_duration(seconds)}")
     return {**figures, "stage_seconds": round(seconds, 3)}
 
 

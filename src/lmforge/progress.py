@@ -16,12 +16,12 @@ Item = TypeVar("Item")
 PLAIN_SECONDS = 15.0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """12.3 → '12 s', 75 → '1 min 15 s', 7300 → '2 h 2 min'."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -80,9 +80,9 @@ class Bar:
             self.rich.update(self.task, completed=self.done, note=f"{rate}  {note}")
         elif time.monotonic() - self.spoken > PLAIN_SECONDS:
             self.spoken = time.monotonic()
-            left = f", {in_words((self.total - self.done) / max(self.rate, 1e-9))} left" if self.total else ""
+            left = f", {format_duration((self.total - self.done) / max(self.rate, 1e-9))} left" if self.total else ""
             share = f"{100 * self.done / self.total:.0f}%, " if self.total else f"{self.done:,.0f} {self.unit}, "
-            say(f"{self.title}: {share}{rate}{left}{'  ' + note if note else ''}")
+            log(f"{self.title}: {share}{rate}{left}{'  ' + note if note else ''}")
 
 
 def track(items: Iterable[Item], title: str, total: float | None = None, unit: str = "it") -> Iterator[Item]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lmforge.compress import chain, measure, quantize
 from lmforge.errors import InputError, LmforgeError
-from lmforge.model.generate import Sampling, decode
+from lmforge.formats.native import CONFIG, TENSORS, load_model, model_tensors, write_model
+from lmforge.generate.decode import Sampling, decode
+from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import CONFIG, TENSORS, load_model, model_tensors, write_model
-from lmforge.model.score import token_nats
 from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import atomic_directory, read_manifest, write_manifest
 
@@ -162,7 +162,7 @@ def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypat
         pack(self, weight // 32 * 32 if wide else weight, scale)
 
     first = quantize._round_rows(model.get_parameter("blocks.0.ff.down.weight"))[0][:1]
-    monkeypatch.setattr(quantize, "even_out", lambda model, batches: None)
+    monkeypatch.setattr(quantize, "smooth", lambda model, batches: None)
     monkeypatch.setattr(quantize.QuantizedLinear, "pack", badly)
     ranking = chain.sensitivity(model, [text(TINY, 4)])
     assert next(iter(ranking)) == "blocks.1.ff.down"

@@ -15,16 +15,16 @@ from lmforge.compress import quantize as quantize_module
 from lmforge.compress.quantize import (
     QuantizedEmbedding,
     QuantizedLinear,
-    even_out,
     int8_engine,
     layer_names,
     quantize,
     restore,
+    smooth,
 )
 from lmforge.errors import InputError
-from lmforge.model.generate import Sampling, decode
+from lmforge.formats.native import model_tensors
+from lmforge.generate.decode import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import model_tensors
 
 SMALL = GPTConfig(
     vocab_size=300, context=32, layers=2, d_model=64, heads=4, kv_heads=2, d_ff=128, qk_norm=True, ngram_rows=64
@@ -68,8 +68,8 @@ SHAPES: list[dict[str, object]] = [
 @pytest.mark.parametrize("changes", SHAPES)
 @torch.inference_mode()
 def test_logits_are_within_three_percent(changes: dict[str, object]) -> None:
-    """Each token with its own reach: 1.5-2.1% over 20 seeds. One reach per layer, learned from 96 tokens: up to 3.1% in
-    one shape."""
+    """Each token with its own clip_range: 1.5-2.1% over 20 seeds. One clip_range per layer, learned from 96 tokens: up
+    to 3.1% in one shape."""
     for seed in range(3):
         model = plain_model(seed, **changes)
         true = model(tokens(seed=100 + seed))
@@ -89,21 +89,21 @@ def test_a_hard_model_stays_close_and_the_input_is_untouched(changes: dict[str, 
     assert max(details["weight_errors"].values()) < 0.01
 
 
-@pytest.mark.parametrize("reach", [0.0, 2.5])
+@pytest.mark.parametrize("clip_range", [0.0, 2.5])
 @torch.inference_mode()
-def test_a_token_does_not_depend_on_its_neighbours(reach: float) -> None:
-    layer = small_linear(reach=reach)
+def test_a_token_does_not_depend_on_its_neighbours(clip_range: float) -> None:
+    layer = small_linear(clip_range=clip_range)
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 16)[:, None]
     assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
 
 
-def small_linear(signed: bool = True, reach: float = 0.0) -> QuantizedLinear:
+def small_linear(signed: bool = True, clip_range: float = 0.0) -> QuantizedLinear:
     layer = QuantizedLinear(64, 32, bias=True, signed=signed)
     generator = torch.Generator().manual_seed(3)
     weight = torch.randint(-127, 128, (32, 64), dtype=torch.int8, generator=generator)
     bias = torch.randn(32, generator=generator)
     scale = torch.rand(32, generator=generator) + 0.1
-    layer.load_state_dict({"weight": weight, "scale": scale, "bias": bias, "reach": torch.tensor([reach])})
+    layer.load_state_dict({"weight": weight, "scale": scale, "bias": bias, "clip_range": torch.tensor([clip_range])})
     return layer
 
 
@@ -132,8 +132,8 @@ def test_the_kernel_computes_what_the_formula_says(seed: int, signed: bool, rows
 
 @torch.inference_mode()
 def test_rows_of_zeros_give_the_bias() -> None:
-    for signed, reach in ((True, 0.0), (False, 0.0), (True, 2.0), (False, 2.0)):
-        layer = small_linear(signed, reach)
+    for signed, clip_range in ((True, 0.0), (False, 0.0), (True, 2.0), (False, 2.0)):
+        layer = small_linear(signed, clip_range)
         assert torch.allclose(layer(torch.zeros(3, 64)), layer.bias.expand(3, -1))
 
 
@@ -141,7 +141,7 @@ def test_rows_of_zeros_give_the_bias() -> None:
 def test_what_lies_beyond_the_reach_is_cut() -> None:
     x = torch.linspace(-8, 8, 64)[None]
     for signed, low in ((True, -2.0), (False, 0.0)):
-        layer = small_linear(signed, reach=2.0)
+        layer = small_linear(signed, clip_range=2.0)
         assert torch.equal(layer(x), layer(x.clamp(low, 2.0)))
         weight, scale = layer.unpacked()
         true = x.clamp(low, 2.0) @ (weight.float() * scale[:, None]).t() + layer.bias
@@ -151,10 +151,10 @@ def test_what_lies_beyond_the_reach_is_cut() -> None:
 @torch.inference_mode()
 def test_a_layer_that_one_reach_would_round_away_keeps_a_reach_per_token(monkeypatch: pytest.MonkeyPatch) -> None:
     _, details = quantize(plain_model(), [tokens(seed=1)])
-    assert details["reaches"]["blocks.0.attention.qkv"] > 0  # normalised inputs are alike
+    assert details["clip_ranges"]["blocks.0.attention.qkv"] > 0  # normalised inputs are alike
     monkeypatch.setattr(quantize_module, "COARSE", 0.0)
     _, careful = quantize(plain_model(), [tokens(seed=1)])
-    assert set(careful["reaches"].values()) == {0.0}
+    assert set(careful["clip_ranges"].values()) == {0.0}
 
 
 def test_the_tied_matrix_is_stored_once() -> None:
@@ -163,7 +163,7 @@ def test_the_tied_matrix_is_stored_once() -> None:
     assert {name for name in stored if name.startswith(("embed", "head"))} == {
         "embed.weight",
         "embed.scale",
-        "head.reach",
+        "head.clip_range",
     }
     assert stored["embed.weight"].dtype == torch.int8
     assert isinstance(small.embed, QuantizedEmbedding)
@@ -228,7 +228,7 @@ def test_evening_out_changes_no_logit_and_tames_an_outlier(changes: dict[str, ob
         block.ff.up.weight[:, 5] /= 300  # type: ignore[union-attr, operator, index]
     true = model(tokens())
     evened = copy.deepcopy(model)
-    even_out(evened, [tokens(seed=1)])
+    smooth(evened, [tokens(seed=1)])
     assert relative(evened(tokens()), true) < 1e-4
     plain, with_calibration = quantize(model)[0], quantize(model, [tokens(seed=1)])[0]
     assert relative(with_calibration(tokens()), true) < 0.5 * relative(plain(tokens()), true)

@@ -11,8 +11,8 @@ import torch
 from lmforge.compress.quantize import quantize
 from lmforge.corpus.build import build_corpus
 from lmforge.evaluate.task import Context
+from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import model_tensors, write_model
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import Tokenizer

@@ -19,7 +19,7 @@ from lmforge.corpus.labelled import build_examples
 from lmforge.evaluate import answers as module
 from lmforge.evaluate.answers import answers, held_out, matthews, nats_of, normalised, word_f1, written
 from lmforge.evaluate.task import Context
-from lmforge.model.score import token_nats
+from lmforge.generate.score import token_nats
 from lmforge.recipe import Recipe
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.chat import render_conversation

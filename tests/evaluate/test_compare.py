@@ -77,19 +77,19 @@ def test_which_way_is_better(runs: tuple[Path, Path], altered: Callable[..., Pat
     "part", ["data", "prompt", "marks", "tokenizer", "seed", "limits", "format", "dtype", "metric"]
 )
 def test_refused_with_the_part_that_differs(runs: tuple[Path, Path], altered: Callable[..., Path], part: str) -> None:
-    other = altered("bits_per_byte", lambda score: score["alike"].update({part: "something else"}))
+    other = altered("bits_per_byte", lambda score: score["comparison_key"].update({part: "something else"}))
     with pytest.raises(InputError, match=rf"^bits_per_byte: not scored alike in .*: {part} differ \(.*something else"):
         compare(runs[0], other)
 
 
 def test_a_part_that_one_lacks_is_a_difference(runs: tuple[Path, Path], altered: Callable[..., Path]) -> None:
-    other = altered("completions_parse", lambda score: score["alike"].pop("python"))
+    other = altered("completions_parse", lambda score: score["comparison_key"].pop("python"))
     with pytest.raises(InputError, match=r"completions_parse: not scored alike .*python differ"):
         compare(runs[0], other)
 
 
 def test_another_machines_speed_is_left_out(runs: tuple[Path, Path], altered: Callable[..., Path]) -> None:
-    other = altered("generation_speed", lambda score: score["alike"]["machine"].update({"threads": 99}))
+    other = altered("generation_speed", lambda score: score["comparison_key"]["machine"].update({"threads": 99}))
     result = compare(runs[0], other)
     assert result["left_out"] == {"generation_speed": "measured on another machine or with other settings (threads)"}
     assert "bits_per_byte" in result["tasks"]

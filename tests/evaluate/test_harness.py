@@ -67,7 +67,7 @@ def test_the_fingerprint_is_of_what_matters(
         only = load_recipe(base / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]', *overrides])
         run(only, base, tmp_path / place, "model")
         found.append(json.loads((tmp_path / place / "bits_per_byte.json").read_text()))
-    parts = [score["alike"] for score in found]
+    parts = [score["comparison_key"] for score in found]
     assert {key for key in parts[0] if parts[0][key] != parts[1][key]} == changed
     assert (found[0]["fingerprint"] == found[1]["fingerprint"]) == (not changed)
 

@@ -130,7 +130,7 @@ def test_max_tokens_takes_whole_documents(context_of: Callable[..., Context]) ->
     of_all = {row["id"]: row["bits"] for row in everything.rows}
     for row in some.rows:
         assert row["bits"] == pytest.approx(of_all[row["id"]], rel=1e-5)
-    assert some.alike["data"] != everything.alike["data"]
+    assert some.comparison_key["data"] != everything.comparison_key["data"]
 
 
 def test_the_quick_score_is_bounded_and_agrees_on_everything(base: Path, context_of: Callable[..., Context]) -> None:

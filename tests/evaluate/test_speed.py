@@ -20,7 +20,7 @@ def test_median_interval_and_conditions(context_of: Callable[..., Context]) -> N
     assert rates[0] <= score.low <= score.value <= score.high <= rates[-1]  # type: ignore[operator]
     assert score.extra["threads"] == torch.get_num_threads()
     assert score.extra["prefill_tokens_per_second"] > 0
-    assert {"processor", "threads", "device", "torch"} <= set(score.alike["machine"])
+    assert {"processor", "threads", "device", "torch"} <= set(score.comparison_key["machine"])
     assert score.higher_is_better
 
 

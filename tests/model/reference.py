@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lmforge.model.attention import Softmax
-from lmforge.model.functions import rotate
-from lmforge.model.longrange import ITSELF, LSH, Linear
+from lmforge.model.linear_attention import Linear
+from lmforge.model.lsh import ITSELF, LSH
+from lmforge.model.rope import rotate
 
 
 def softmax_kind(mixer: Softmax, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmforge.generate.decode import Sampling, decode
 from lmforge.model.attention import KVCache, Softmax
-from lmforge.model.functions import rotations
-from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.rope import rotations
 from tests.model import reference
 from tests.model.test_gpt import PLAIN, network, tokens
 
@@ -105,7 +105,7 @@ def test_fast_equals_plain(
             else None
         )
         x = inputs(rows, length, 2 * groups, 2, 8, dtype, seed)
-        fast, plain = mixer.whole(*x, turns), reference.softmax_kind(mixer, *x, turns)
+        fast, plain = mixer.full(*x, turns), reference.softmax_kind(mixer, *x, turns)
         torch.testing.assert_close(fast, plain, rtol=bound, atol=bound)
         weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(
             dtype

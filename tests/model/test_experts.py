@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.model.attention import Place
+from lmforge.model.attention import ForwardContext
 from lmforge.model.experts import BIAS_GRADIENT, BIAS_STEP, ROUTER_SCALE, SCALE, Experts, dispatch_here, grouped_linear
 from lmforge.model.gpt import GPTConfig
 from tests.model.test_gpt import PLAIN, network, tokens
@@ -61,10 +61,10 @@ def test_experts_equal_their_plain_form(
     x = torch.randn(
         rows, length, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True
     )
-    place = Place()
-    ours, theirs = part(x, place), plain(part, x)
+    forward_ctx = ForwardContext()
+    ours, theirs = part(x, forward_ctx), plain(part, x)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    assert int(place.loads[0].sum()) == rows * length * active  # nobody is dropped
+    assert int(forward_ctx.loads[0].sum()) == rows * length * active  # nobody is dropped
     for a, b in zip(
         *(torch.autograd.grad(y.sum(), [x, *part.experts[0].parameters()], allow_unused=True) for y in (ours, theirs)),
         strict=True,
@@ -98,11 +98,11 @@ def test_the_bias_gets_its_load_above_the_mean_as_gradient() -> None:
     x = tokens(2, 12)
     model = network(EXPERTS)
     (model.loss(x, x) / 24).backward()
-    place = model._place(x, None, None, None)
+    forward_ctx = model._place(x, None, None, None)
     with torch.no_grad():
-        model._layers(x, place, None)
+        model._layers(x, forward_ctx, None)
     bias = model.blocks[1].ff.choice_bias
-    torch.testing.assert_close(bias.grad, BIAS_GRADIENT * (place.loads[1] * 2 - 24) / 24)
+    torch.testing.assert_close(bias.grad, BIAS_GRADIENT * (forward_ctx.loads[1] * 2 - 24) / 24)
     assert float(bias.grad.sum()) == pytest.approx(0, abs=1e-6)
 
 
@@ -114,11 +114,11 @@ def test_an_uneven_router_becomes_even(balance: str) -> None:
     optimizer = torch.optim.AdamW(part.parameters(), lr=5e-3, weight_decay=0)
     uneven = []
     for _ in range(200):
-        place = Place(scale=torch.tensor(1 / 1024))
-        part(torch.randn(4, 256, 16) + 0.5, place).sum().mul(0).backward()
+        forward_ctx = ForwardContext(scale=torch.tensor(1 / 1024))
+        part(torch.randn(4, 256, 16) + 0.5, forward_ctx).sum().mul(0).backward()
         optimizer.step()
         optimizer.zero_grad()
-        uneven.append(float(place.loads[0].max() / place.loads[0].float().mean()))
+        uneven.append(float(forward_ctx.loads[0].max() / forward_ctx.loads[0].float().mean()))
     assert uneven[0] > 1.5
     assert sum(uneven[-20:]) / 20 < 1.2
 
@@ -153,7 +153,7 @@ def test_experts_begin_alike_as_a_dense_layer_of_their_width() -> None:
     model.initialise(3)
     part = model.blocks[0].ff
     x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0)).to(part.router.weight.dtype)
-    torch.testing.assert_close(part(x, Place()), SCALE * part.active * part.experts[0](x))
+    torch.testing.assert_close(part(x, ForwardContext()), SCALE * part.active * part.experts[0](x))
     weights = [expert.up.weight for expert in part.experts]
     assert all(torch.equal(weights[0], other) for other in weights)
     assert len({weight.data_ptr() for weight in weights}) == len(weights)  # equal, not shared

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
-from lmforge.model.functions import rotations
+from lmforge.formats.native import load_model, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig, KVCache
-from lmforge.model.saved import load_model, model_tensors, write_model
+from lmforge.model.rope import rotations
 
 PLAIN = GPTConfig(vocab_size=50, context=24, layers=2, d_model=16, heads=2, kv_heads=2, d_ff=32)
 SHAPES = [
@@ -97,7 +97,7 @@ def test_rope_depends_on_distance_only() -> None:
     model = network(PLAIN)
     with torch.no_grad():
         q = torch.ones(1, 20, 1, 8)
-        from lmforge.model.functions import rotate
+        from lmforge.model.rope import rotate
 
         turned = rotate(q, model.rotations[:20])[0, :, 0]
     products = turned @ turned.T
@@ -180,12 +180,13 @@ def test_tokens_further_ahead_add_gradients_only_and_stay_within_their_document(
     assert torch.allclose(model.loss(x, y), plain.loss(x, y))
     model.loss(x, y).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.ahead.parameters())
-    place = model._place(x, None, documents, None)
-    last = model._layers(x, place, None)
+    forward_ctx = model._place(x, None, documents, None)
+    last = model._layers(x, forward_ctx, None)
     changed = y.clone()
     changed[0, 6:] = (changed[0, 6:] + 3) % 50
     both = [
-        model._further(last, targets.masked_fill(documents == 1, -1), documents, place, 512) for targets in (y, changed)
+        model._further(last, targets.masked_fill(documents == 1, -1), documents, forward_ctx, 512)
+        for targets in (y, changed)
     ]
     assert torch.equal(*both)
 

@@ -19,8 +19,8 @@ def test_one_process_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None
     mesh = join_mesh()
     parameter = torch.nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 2.0)
-    mesh.average_gradients([parameter])
-    assert mesh.leads
+    mesh.sum_gradients([parameter])
+    assert mesh.is_main
     assert parameter.grad.tolist() == [2.0, 2.0, 2.0]
     assert mesh.total(1.5, 2) == [1.5, 2.0]
     mesh.wait()
@@ -43,7 +43,7 @@ def test_two_ranks_sum(tmp_path: Path) -> None:
         "mesh = join_mesh(2)\n"
         "p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1, 3))\n"
         "p.grad, q.grad = torch.full((2,), mesh.rank + 1.0), torch.full((1, 3), 10.0 * mesh.rank)\n"
-        "mesh.average_gradients([p, q, torch.nn.Parameter(torch.zeros(1))])\n"
+        "mesh.sum_gradients([p, q, torch.nn.Parameter(torch.zeros(1))])\n"
         "assert p.grad.tolist() == [3, 3] and q.grad.tolist() == [[10, 10, 10]], (p.grad, q.grad)\n"
         "assert mesh.total(mesh.rank + 1) == [3.0]\n"
         "mesh.wait(); mesh.close()\n"

@@ -78,7 +78,7 @@ def statistics() -> dict[str, Any]:
                 "documents": 61,
                 "share": 0.0126,
                 "cluster_sizes": {"2": 40, "3": 9, "4": 1},
-                "definition": "alike",
+                "definition": "comparison_key",
             },
             "near": {
                 "documents": 212,

@@ -12,11 +12,11 @@ import openai
 import pytest
 import uvicorn
 
+from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import model_tensors, write_model
 from lmforge.record import atomic_directory
 from lmforge.serve.api import create_app
-from lmforge.serve.load import Served, load_served
+from lmforge.serve.load import LoadedModel, load_served
 from lmforge.tokens.bpe import train_tokenizer
 
 TEXTS = [
@@ -47,12 +47,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(model_dir: Path) -> Served:
+def served(model_dir: Path) -> LoadedModel:
     return load_served(model_dir)
 
 
 @pytest.fixture(scope="session")
-def base_url(served: Served) -> Iterator[str]:
+def base_url(served: LoadedModel) -> Iterator[str]:
     """The address of a running server. The socket listens before the server starts, so a first request only waits."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(served), log_level="error", timeout_graceful_shutdown=2))

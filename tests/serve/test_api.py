@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
-from lmforge.model.generate import Sampling
+from lmforge.generate.decode import Sampling
 from lmforge.serve.api import MAX_BODY_BYTES, chunks, plan_completion
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Ticket, prompt_scores
-from lmforge.serve.load import Served
+from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import CompletionRequest, token_name
 from lmforge.serve.terminal import generate_text
 from tests.serve.conftest import CONTEXT, sse
@@ -40,7 +40,7 @@ def test_models_and_health(client: openai.OpenAI, base_url: str) -> None:
     assert httpx.get(f"{base_url}/health").json()["status"] == "ok"
 
 
-def test_a_completion_is_what_the_decoding_loop_says(client: openai.OpenAI, served: Served) -> None:
+def test_a_completion_is_what_the_decoding_loop_says(client: openai.OpenAI, served: LoadedModel) -> None:
     answer = complete(client, temperature=0.9, seed=11)
     expected = generate_text(served, "def f", Sampling(max_tokens=12, temperature=0.9, seed=11))
     assert answer.choices[0].text == expected["text"]
@@ -78,7 +78,7 @@ def test_streamed_and_whole_chats_are_equal(client: openai.OpenAI, options: dict
     assert all(chunk.usage is None for chunk in chunks)
 
 
-def test_a_chat_reads_the_rendered_conversation(client: openai.OpenAI, served: Served) -> None:
+def test_a_chat_reads_the_rendered_conversation(client: openai.OpenAI, served: LoadedModel) -> None:
     several = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "the cat"}]},
@@ -118,7 +118,7 @@ def test_stop_strings_cut_the_text(client: openai.OpenAI, stream: bool) -> None:
     assert all(offset < len(text.split(stop)[0]) for offset in offsets), "a token beyond the cut was told"
 
 
-def test_several_prompts_and_choices(client: openai.OpenAI, served: Served) -> None:
+def test_several_prompts_and_choices(client: openai.OpenAI, served: LoadedModel) -> None:
     answer = complete(client, prompt=["def f", "the cat"], n=2, seed=8)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     texts = [choice.text for choice in answer.choices]
@@ -133,7 +133,7 @@ def test_several_prompts_and_choices(client: openai.OpenAI, served: Served) -> N
     assert len(talk(client, n=3, seed=8).choices) == 3
 
 
-def test_completion_logprobs(client: openai.OpenAI, served: Served) -> None:
+def test_completion_logprobs(client: openai.OpenAI, served: LoadedModel) -> None:
     choice = complete(client, seed=2, logprobs=3, echo=False).choices[0]
     logprobs = choice.logprobs
     assert (
@@ -157,7 +157,7 @@ def test_completion_logprobs(client: openai.OpenAI, served: Served) -> None:
     assert logprobs.token_logprobs == pytest.approx([score.logprob for score in expected], abs=1e-4)
 
 
-def test_echo_scores_the_prompt_as_harnesses_ask_for_it(client: openai.OpenAI, served: Served) -> None:
+def test_echo_scores_the_prompt_as_harnesses_ask_for_it(client: openai.OpenAI, served: LoadedModel) -> None:
     text = "the naïve 猫 sat"
     ids = served.document(text)
     expected = [score.logprob for score in prompt_scores(served.model, served.tokenizer, ids, 1, 0)]
@@ -190,7 +190,7 @@ def test_chat_logprobs(client: openai.OpenAI) -> None:
     assert talk(client, seed=2).choices[0].logprobs is None
 
 
-def test_defaults_keep_to_openai(client: openai.OpenAI, served: Served) -> None:
+def test_defaults_keep_to_openai(client: openai.OpenAI, served: LoadedModel) -> None:
     assert client.completions.create(model=MODEL, prompt="a", seed=1).usage.completion_tokens <= 16  # type: ignore[union-attr]
     rest = client.chat.completions.create(model=MODEL, messages=TALK, temperature=0)
     assert rest.usage is not None
@@ -341,7 +341,7 @@ def test_a_client_that_leaves_does_not_break_the_next(client: openai.OpenAI) -> 
         assert complete(client, seed=5).choices[0].text == expected
 
 
-def test_leaving_a_stream_cancels_its_rows(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_a_stream_cancels_its_rows(served: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tickets: list[Ticket] = []
     submit = Engine.submit
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.model.generate import Drawn, Sampling, decode, stream_text
+from lmforge.generate.decode import SampledToken, Sampling, decode, stream_text
 from lmforge.serve.engine import Engine, Overloaded, Part, Row, Ticket, prompt_scores, text_offsets
-from lmforge.serve.load import Served
+from lmforge.serve.load import LoadedModel
 
 
 class Ear:
@@ -38,17 +38,17 @@ class Ear:
         )
 
 
-def row(served: Served, text: str, **sampling: object) -> Row:
+def row(served: LoadedModel, text: str, **sampling: object) -> Row:
     return Row(tuple(served.document(text)), Sampling(**{"max_tokens": 12, "temperature": 1.0, "seed": 5, **sampling}))  # type: ignore[arg-type]
 
 
-def alone(served: Served, row: Row) -> str:
+def alone(served: LoadedModel, row: Row) -> str:
     return "".join(
         piece.text for piece in stream_text(served.model, served.tokenizer, row.prompt, row.sampling, row.stop)
     )
 
 
-def test_a_row_says_the_same_in_any_company(served: Served) -> None:
+def test_a_row_says_the_same_in_any_company(served: LoadedModel) -> None:
     rows = [
         row(served, "the cat " * n, seed=n, max_tokens=6 + 3 * n, temperature=(0.0, 1.0)[n % 2]) for n in range(1, 9)
     ]
@@ -59,7 +59,7 @@ def test_a_row_says_the_same_in_any_company(served: Served) -> None:
     assert [ear.text(i) for i in range(len(rows))] == [alone(served, one) for one in rows]
 
 
-def test_a_batch_larger_than_one_step_is_answered_whole(served: Served) -> None:
+def test_a_batch_larger_than_one_step_is_answered_whole(served: LoadedModel) -> None:
     rows = [row(served, "def f", seed=n, max_tokens=3) for n in range(7)]
     ear = Ear(len(rows))
     with Engine(served.model, served.tokenizer, batch_rows=3) as engine:
@@ -68,7 +68,7 @@ def test_a_batch_larger_than_one_step_is_answered_whole(served: Served) -> None:
     assert [ear.text(i) for i in range(7)] == [alone(served, one) for one in rows]
 
 
-def test_requests_take_turns(served: Served) -> None:
+def test_requests_take_turns(served: LoadedModel) -> None:
     """A request of one prompt does not wait for all of an earlier request with many."""
     opened, order = threading.Event(), []
     with Engine(served.model, served.tokenizer, batch_rows=1) as engine:
@@ -84,7 +84,7 @@ def test_requests_take_turns(served: Served) -> None:
     assert order.index("one") <= 1
 
 
-def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(served: Served) -> None:
+def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(served: LoadedModel) -> None:
     opened = threading.Event()
     with Engine(served.model, served.tokenizer, batch_rows=1, queue_rows=2) as engine:
         first = Ear(1, gate=opened.wait)
@@ -101,7 +101,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(served: Served)
     assert last.text() == alone(served, row(served, "c"))
 
 
-def test_cancelling_ends_a_row_early_and_silently(served: Served) -> None:
+def test_cancelling_ends_a_row_early_and_silently(served: LoadedModel) -> None:
     """The row's tokens stop being drawn: the next request is answered although the first had asked for a very long
     text."""
     tickets: list[Ticket] = []
@@ -123,11 +123,11 @@ def test_cancelling_ends_a_row_early_and_silently(served: Served) -> None:
     assert not long.ended.is_set()
 
 
-def test_a_row_that_ended_does_not_hold_its_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_ended_does_not_hold_its_batch(served: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop string ends one row while the other goes on; both are right, and no more is drawn for the first."""
     drawn = [0, 0]
 
-    def counting(*arguments: Any) -> Iterator[list[Drawn]]:
+    def counting(*arguments: Any) -> Iterator[list[SampledToken]]:
         for step in decode(*arguments):
             for one in step:
                 drawn[one.row] += 1
@@ -148,7 +148,7 @@ def test_a_row_that_ended_does_not_hold_its_batch(served: Served, monkeypatch: p
     assert [event.finish for i, event in ear.events if i == 0 and isinstance(event, Part)][-1] == "stop"
 
 
-def test_a_failing_batch_is_told_and_the_engine_goes_on(served: Served) -> None:
+def test_a_failing_batch_is_told_and_the_engine_goes_on(served: LoadedModel) -> None:
     bad, good = Ear(), Ear()
     with Engine(served.model, served.tokenizer) as engine:
         engine.submit([Row((10**6,), Sampling(max_tokens=2))], bad)
@@ -159,7 +159,7 @@ def test_a_failing_batch_is_told_and_the_engine_goes_on(served: Served) -> None:
     assert good.text() == alone(served, row(served, "a"))
 
 
-def test_closing_tells_those_who_wait(served: Served) -> None:
+def test_closing_tells_those_who_wait(served: LoadedModel) -> None:
     opened = threading.Event()
     running, waiting = Ear(gate=opened.wait), Ear()
     engine = Engine(served.model, served.tokenizer, batch_rows=1)
@@ -177,7 +177,7 @@ def test_closing_tells_those_who_wait(served: Served) -> None:
         engine.submit([row(served, "c")], Ear())
 
 
-def test_prompt_scores_are_the_models_own(served: Served) -> None:
+def test_prompt_scores_are_the_models_own(served: LoadedModel) -> None:
     ids = served.document("def fibonacci(n):\n    return")
     scores = prompt_scores(served.model, served.tokenizer, ids, 1, 3)
     with torch.inference_mode():
@@ -193,7 +193,7 @@ def test_prompt_scores_are_the_models_own(served: Served) -> None:
     assert len(whole) == len(ids)
 
 
-def test_decoding_and_scoring_agree(served: Served) -> None:
+def test_decoding_and_scoring_agree(served: LoadedModel) -> None:
     """The log-probability told when a token is drawn is the one that scoring the finished text gives."""
     asked = row(served, "the cat", max_tokens=10, seed=2)
     ear = Ear()
@@ -211,7 +211,7 @@ def test_decoding_and_scoring_agree(served: Served) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.binary(max_size=40))
-def test_offsets_fall_on_the_text(served: Served, data: bytes) -> None:
+def test_offsets_fall_on_the_text(served: LoadedModel, data: bytes) -> None:
     """Each offset is the length of what the tokens before it certainly spell."""
     ids = served.tokenizer.encode_bytes(data)
     offsets = text_offsets(served.tokenizer, ids)

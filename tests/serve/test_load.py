@@ -11,7 +11,7 @@ import pytest
 
 from lmforge.errors import InputError
 from lmforge.record import write_manifest
-from lmforge.serve.load import Served, load_served, resolve
+from lmforge.serve.load import LoadedModel, load_served, resolve
 from lmforge.tokens.bpe import train_tokenizer
 from tests.serve.conftest import CONTEXT, save_tiny
 
@@ -53,7 +53,7 @@ def test_what_is_loaded(run: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [257, 261])
-def test_the_server_asks_with_the_known_ids(served: Served, size: int) -> None:
+def test_the_server_asks_with_the_known_ids(served: LoadedModel, size: int) -> None:
     """The golden conversations of tests/tokens: the same ids as in training, for models with and without chat
     tokens."""
     path = Path(__file__).parents[1] / "tokens" / "golden" / "conversations.json"

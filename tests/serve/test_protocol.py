@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmforge.serve.engine import Part, Token
-from lmforge.serve.load import Served
+from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import NEUTRAL, ApiError, Chat, CompletionRequest, Completions, token_name
 
 
-def test_every_token_has_its_own_name(served: Served) -> None:
+def test_every_token_has_its_own_name(served: LoadedModel) -> None:
     """Two tokens of one name would overwrite each other in `top_logprobs`."""
     names = [token_name(served.tokenizer, token) for token in range(served.tokenizer.vocab_size)]
     assert len(set(names)) == len(names)

@@ -14,15 +14,15 @@ import httpx
 import pytest
 
 from lmforge.errors import InputError
-from lmforge.model.generate import Sampling
-from lmforge.serve.load import CHAT_STOP, Served
+from lmforge.generate.decode import Sampling
+from lmforge.serve.load import CHAT_STOP, LoadedModel
 from lmforge.serve.terminal import chat, generate_text, serve, trim
 from tests.serve.conftest import CONTEXT
 
 SAMPLING = Sampling(max_tokens=12, temperature=1.0, seed=7)
 
 
-def test_generated_text_is_streamed_counted_and_repeatable(served: Served) -> None:
+def test_generated_text_is_streamed_counted_and_repeatable(served: LoadedModel) -> None:
     pieces: list[str] = []
     result = generate_text(served, "def f", SAMPLING, pieces.append)
     assert "".join(pieces) == result["text"] != ""
@@ -33,17 +33,17 @@ def test_generated_text_is_streamed_counted_and_repeatable(served: Served) -> No
 
 
 @pytest.mark.parametrize("prompt", ["", "the cat sat on the mat " * CONTEXT])
-def test_empty_and_very_long_prompts_are_continued(served: Served, prompt: str) -> None:
+def test_empty_and_very_long_prompts_are_continued(served: LoadedModel, prompt: str) -> None:
     assert generate_text(served, prompt, SAMPLING)["tokens"] > 0
 
 
-def talk(served: Served, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def talk(served: LoadedModel, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     chat(served, SAMPLING)
 
 
 def test_a_piped_conversation(
-    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(served, monkeypatch, "the cat\n\n")
     answer = capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_a_piped_conversation(
     assert capsys.readouterr().out.startswith(answer)
 
 
-def test_the_second_turn_reads_the_first(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_turn_reads_the_first(served: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
 
     def spy(
@@ -72,7 +72,7 @@ def test_the_second_turn_reads_the_first(served: Served, monkeypatch: pytest.Mon
     assert "second words" in prompts[1]
 
 
-def test_old_turns_are_dropped_in_pairs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_turns_are_dropped_in_pairs(served: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
     history = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i} the cat"} for i in range(21)]
     for answer in range(8, 56, 4):
         kept, prompt = trim(served, history, answer)
@@ -86,7 +86,7 @@ def test_old_turns_are_dropped_in_pairs(served: Served, capsys: pytest.CaptureFi
     assert "long message" in capsys.readouterr().err
 
 
-def test_a_taken_port_is_one_clear_line(served: Served) -> None:
+def test_a_taken_port_is_one_clear_line(served: LoadedModel) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"--port {port}: already in use") as caught:
@@ -98,7 +98,7 @@ def test_a_taken_port_is_one_clear_line(served: Served) -> None:
     ("host", "port", "words"),
     [("no such host", 0, "--host"), ("192.0.2.1", 0, "--host"), ("127.0.0.1", 70000, "--port")],
 )
-def test_an_address_that_cannot_be_is_refused(served: Served, host: str, port: int, words: str) -> None:
+def test_an_address_that_cannot_be_is_refused(served: LoadedModel, host: str, port: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         serve(served, host, port)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lmforge.errors import InputError
 from lmforge.tokens import bpe
 from lmforge.tokens.bpe import CHAT_TOKENS, END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
-from lmforge.tokens.pieces import cut
+from lmforge.tokens.pretokenize import cut
 
 WORDS = [
     "return",

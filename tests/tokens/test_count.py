@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lmforge.errors import InputError, LmforgeError
 from lmforge.tokens import count
 from lmforge.tokens.count import count_pieces, weighted_pieces
-from lmforge.tokens.pieces import cut
+from lmforge.tokens.pretokenize import cut
 
 TEXTS = [f"word{number % 97} of {number * number} lines\n    value_{number % 13} = (x)\n" * 3 for number in range(400)]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmforge.tokens import encode
 from lmforge.tokens.encode import Encoder, ranks_of
-from lmforge.tokens.pieces import as_bytes, classes_for, cut, joined
+from lmforge.tokens.pretokenize import as_bytes, classes_for, cut, joined
 
 IDENTITY = np.arange(256, dtype=np.int32)
 A, B = ord("a"), ord("b")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lmforge.errors import InputError
+from lmforge.formats.native import load_model, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import load_model, model_tensors, write_model
 from lmforge.recipe import Lora
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import train_tokenizer

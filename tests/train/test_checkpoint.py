@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from lmforge.errors import InputError, LmforgeError
+from lmforge.formats.native import load_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import load_model
 from lmforge.recipe import Train
 from lmforge.train import checkpoint
 from lmforge.train.checkpoint import Checkpoints

@@ -13,8 +13,8 @@ import torch
 
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
-from lmforge.model.imported import import_model
-from lmforge.model.saved import load_model, model_tensors, write_model
+from lmforge.formats.native import load_model, model_tensors, write_model
+from lmforge.formats.transformers import import_model
 from lmforge.pipeline import run_stages, states
 from lmforge.recipe import Recipe, load_recipe, to_toml
 from lmforge.record import atomic_directory
@@ -25,7 +25,7 @@ from lmforge.train.adapters import load_with_adapter
 from lmforge.train.finetune import example_rows
 from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, train
-from tests.model.test_imported import checkpoint
+from tests.formats.test_transformers import checkpoint
 
 WORDS = {"hot": ["fire", "ember", "spark"], "cold": ["water", "iron", "steel"]}
 

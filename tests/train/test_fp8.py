@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from lmforge.errors import InputError
+from lmforge.formats.native import load_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import load_model
 from lmforge.recipe import load_recipe
 from lmforge.train import fp8, loop
 from lmforge.train.fp8 import BACKWARD, FORWARD, Linear8, product, quantised, require, use_fp8

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lmforge.train import journal as module
-from lmforge.train.events import EventFile
 from lmforge.train.journal import Journal, Meter, matrix_peak, read_lines
-from tests.train.test_events import scalars
+from lmforge.train.tensorboard import EventFile
+from tests.train.test_tensorboard import scalars
 
 
 def test_going_on_drops_what_came_after(tmp_path: Path) -> None:

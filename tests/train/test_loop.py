@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError, Interrupted, LmforgeError
+from lmforge.formats.native import load_model
+from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT, FeedForward
-from lmforge.model.saved import load_model
-from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash, hash_file
@@ -40,7 +40,7 @@ from lmforge.train.journal import read_lines
 from lmforge.train.loop import TrainingRun, hash_weights, network_of, train, validation_rows
 from lmforge.train.precision import LossScaler
 from tests.tokens.conftest import write_documents
-from tests.train.test_events import scalars
+from tests.train.test_tensorboard import scalars
 
 
 def recipe_of(tiny_run: Path, **train_keys: object) -> Recipe:
@@ -206,7 +206,8 @@ from tests.train.test_loop import ragged
 
 base, tokens, name, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 mesh = join_mesh()
-run = TrainingRun(load_recipe(base / "r.toml", ["train.batch_tokens=512", "train.micro_batch_tokens=96"]), tokens, base / "g", mesh)
+recipe = load_recipe(base / "r.toml", ["train.batch_tokens=512", "train.micro_batch_tokens=96"])
+run = TrainingRun(recipe, tokens, base / "g", mesh)
 rows = run.loader.share(mesh.rank, mesh.world)
 run.gradient(0, ragged().part(rows.start, len(rows)), 32)
 torch.save([p.grad for p in run.model.parameters()], base / f"gradient{mesh.rank}")
@@ -574,8 +575,8 @@ def test_the_host_waits_for_the_device_by_the_step_and_not_by_the_micro_batch(
     # the loss asks whether all tokens count on a CPU alone
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     found, copies = [], []
-    real = loop.read
-    monkeypatch.setattr(loop, "read", lambda *numbers: copies.append(len(numbers)) or real(*numbers))
+    real = loop.to_host
+    monkeypatch.setattr(loop, "to_host", lambda *numbers: copies.append(len(numbers)) or real(*numbers))
     for micro in (256, 32):
         recipe = recipe_of(tiny_run, micro_batch_tokens=micro, optimizer="muon")
         with contextlib.closing(

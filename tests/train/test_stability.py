@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.train.stability import PATIENCE, Diverged, Excluded, Stability, first_non_finite
+from lmforge.train.stability import PATIENCE, Diverged, SkippedBatches, Stability, first_non_finite
 
 CONFIG = GPTConfig(vocab_size=20, context=8, layers=2, d_model=8, heads=2, kv_heads=2, d_ff=16)
 
@@ -61,10 +61,10 @@ def test_patience_ends() -> None:
 
 
 def test_excluded_steps_survive_a_restart(tmp_path: Path) -> None:
-    excluded = Excluded(tmp_path / "excluded.json")
+    excluded = SkippedBatches(tmp_path / "excluded.json")
     excluded.add([4, 5], write=True)
     excluded.add([9], write=True)
-    again = Excluded(tmp_path / "excluded.json")
+    again = SkippedBatches(tmp_path / "excluded.json")
     assert (sorted(again.steps), again.returns) == ([4, 5, 9], 2)
 
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from lmforge.compress import quantize
 from lmforge.compress.measure import decode_rate, measure
 from lmforge.errors import InputError, LmforgeError
+from lmforge.formats.native import CONFIG, TENSORS, TOKENIZER, load_model, model_tensors, read_config, write_model
 from lmforge.model.gpt import GPT
-from lmforge.model.saved import CONFIG, TENSORS, TOKENIZER, load_model, model_tensors, read_config, write_model
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, machine, write_atomic
 
@@ -83,7 +83,7 @@ def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Tensor, ev
     batches = torch.split(calibration, 4)
     stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size, {})]
     for step in recipe.compress.steps:
-        say(f"compress: {step.method}")
+        log(f"compress: {step.method}")
         original = stages[0].scores["bits_per_byte"]
         model, details, scores = _quantize(stages[-1], batches, evaluate, original, recipe.compress.budget)
         stages.append(Stage(step.method, model, scores, 0, details))
@@ -96,7 +96,7 @@ def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Tensor, ev
         report = _report(stages, model_dir, directory)
         write_atomic(directory / REPORT, json.dumps(report, indent=1) + "\n")
     for sentence in report["verdicts"]:
-        say(f"compress: {sentence}")
+        log(f"compress: {sentence}")
     return report
 
 
@@ -118,7 +118,7 @@ def _quantize(
     model, details, scores, rise = attempt(())
     if budget is None or rise <= budget:
         return model, details, scores
-    say(
+    log(
         f"compress: bits per byte rose by {100 * rise:.2f}%, compress.budget allows {100 * budget:.2f}%; ranking the "
         "layers"
     )
@@ -140,7 +140,7 @@ def _quantize(
             f"layers by their cost alone, nats per token: {listed}; raise the budget or leave out the step"
         )
     model, details, scores, _ = found
-    say(f"compress: kept in fp32: {', '.join(details['entry']['kept'])}")
+    log(f"compress: kept in fp32: {', '.join(details['entry']['kept'])}")
     return model, details | {"sensitivity": ranking}, scores
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lmforge.compress.quantize import QuantizedLinear
-from lmforge.model.generate import prefill
+from lmforge.generate.decode import prefill
 from lmforge.model.gpt import GPT
 
 BATCHES = (1, 16)

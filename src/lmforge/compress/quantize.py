@@ -1,14 +1,15 @@
 """8-bit weights and 8-bit activations, multiplied by the CPU's own int8 kernels.
 
-    x (…,I) ─divided by its reach, 127 levels─▶ uint8 ─┐
-                            weight (O,I) int8 ─packed──┴─ int8 GEMM, int32 sums ─▶ · scale (O) · reach ─▶ y (…,O)
+    x (…,I) ─divided by its clip_range, 127 levels─▶ uint8 ─┐
+                            weight (O,I) int8 ─packed──┴─ int8 GEMM, int32 sums ─▶ · scale (O) · clip_range ─▶ y (…,O)
 
-Weights: symmetric, one scale per output row. Activations: a reach (the largest magnitude kept) per layer, learned from
-calibration text, so that a layer is one call; where that rounds too coarsely, or without calibration, the reach is each
-token's own largest magnitude, found as it passes. Either way no token's result depends on its neighbours in the batch.
-Activations use 7 of their 8 bits (reduced range): without VNNI the kernels add pairs of products in 16 bits, and
-2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there). Before rounding, channels
-are evened out between producer and consumer: Xiao et al. 2023 (SmoothQuant), eq. 4; Nagel et al. 2019, section 4.1.
+Weights: symmetric, one scale per output row. Activations: a clip_range (the largest magnitude kept) per layer, learned
+from calibration text, so that a layer is one call; where that rounds too coarsely, or without calibration, the
+clip_range is each token's own largest magnitude, found as it passes. Either way no token's result depends on its
+neighbours in the batch. Activations use 7 of their 8 bits (reduced range): without VNNI the kernels add pairs of
+products in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there).
+Before rounding, channels are evened out between producer and consumer: Xiao et al. 2023 (SmoothQuant), eq. 4; Nagel et
+al. 2019, section 4.1.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
-from lmforge.model.functions import FeedForward
+from lmforge.model.feed_forward import FeedForward
 from lmforge.model.gpt import GPT, Block
-from lmforge.progress import say
+from lmforge.progress import log
 
 METHOD = "quantize"
 # weights lie in [−127, 127]; activations in [1, 127] about 64, or in [0, 127] where they cannot be negative
 LEVELS = 127
-# rounding a layer's calibration inputs with one reach may cost this much of their norm; else each token gets its own
+# rounding a layer's calibration inputs with one clip_range may cost this much of their norm; else each token gets its
+# own
 COARSE = 0.02
 _TINY = 1e-30  # keeps a row of zeros from dividing by zero
 
@@ -75,10 +77,10 @@ def _pack(weight: Tensor, scale: Tensor, engine: str) -> Any:
         torch.backends.quantized.engine = before
 
 
-def _multiply(packed: Any, x: Tensor, engine: str, signed: bool, reach: float = 1.0) -> Tensor:
-    """x (…,I) within [−reach, reach] ([0, reach] unless signed) → (…,O) through the int8 kernel."""
+def _multiply(packed: Any, x: Tensor, engine: str, signed: bool, clip_range: float = 1.0) -> Tensor:
+    """x (…,I) within [−clip_range, clip_range] ([0, clip_range] unless signed) → (…,O) through the int8 kernel."""
     if engine == "fbgemm":
-        step, zero = (reach / 63, 64) if signed else (reach / 127, 0)
+        step, zero = (clip_range / 63, 64) if signed else (clip_range / 127, 0)
         result: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, step, zero, packed)
     else:
         result = torch.ops.quantized.linear_dynamic(x, packed, True)
@@ -94,15 +96,15 @@ def _round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 class QuantizedLinear(nn.Module):
     """y = x Wᵀ + b with int8 weights and activations; x (…,I) fp32 → (…,O) fp32.
 
-    The file holds `weight` (O,I) int8, `scale` (O,) fp32, `reach` (1,) fp32 (0: each token's own) and `bias`; in memory
-    the weight lies packed for the kernel only. Where no int8 kernel works (or x is not on the CPU) the product is taken
-    in fp32: the file stays small, the speed does not rise. `signed` False: x is never negative, so all levels serve its
-    positive side. `tied`: the table whose matrix this layer shares.
+    The file holds `weight` (O,I) int8, `scale` (O,) fp32, `clip_range` (1,) fp32 (0: each token's own) and `bias`; in
+    memory the weight lies packed for the kernel only. Where no int8 kernel works (or x is not on the CPU) the product
+    is taken in fp32: the file stays small, the speed does not rise. `signed` False: x is never negative, so all levels
+    serve its positive side. `tied`: the table whose matrix this layer shares.
     """
 
     weight: Tensor
     scale: Tensor
-    reach: Tensor
+    clip_range: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -119,8 +121,8 @@ class QuantizedLinear(nn.Module):
         self.packed: Any = None
         self.engine: str | None = None
         self.dense: Tensor | None = None
-        self.fixed = 0.0  # `reach` as the kernel takes it: a number on the host
-        self.register_buffer("reach", torch.zeros(1))
+        self.fixed = 0.0  # `clip_range` as the kernel takes it: a number on the host
+        self.register_buffer("clip_range", torch.zeros(1))
         if tied is None:
             self.register_buffer("weight", torch.empty(0, dtype=torch.int8))
             self.register_buffer("scale", torch.empty(out_features))
@@ -151,8 +153,8 @@ class QuantizedLinear(nn.Module):
             return F.linear(x, self._dense_on(x.device), self.bias)
         assert self.engine is not None
         if self.fixed and self.engine == "fbgemm":  # the dynamic kernels of other engines find their own range
-            # The kernel itself cuts at 255, beyond the 127 that its 16-bit sums can bear, so the cut at the reach is
-            # ours.
+            # The kernel itself cuts at 255, beyond the 127 that its 16-bit sums can bear, so the cut at the clip_range
+            # is ours.
             y = _multiply(self.packed, x.clamp(-self.fixed, self.fixed), self.engine, self.signed, self.fixed)
             return y if self.bias is None else y.add_(self.bias)
         largest = (
@@ -191,14 +193,16 @@ class QuantizedLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        own = ["weight", "scale", "reach"] if self.tied[0] is None else ["reach"]
+        if prefix + "reach" in state_dict:  # its name in files of version 0.1
+            state_dict[prefix + "clip_range"] = state_dict.pop(prefix + "reach")
+        own = ["weight", "scale", "clip_range"] if self.tied[0] is None else ["clip_range"]
         missing = [
             prefix + name for name in own + ["bias"] * (self.bias is not None) if prefix + name not in state_dict
         ]
         missing_keys += missing
-        if prefix + "reach" in state_dict:
-            self.reach = state_dict[prefix + "reach"].clone()
-            self.fixed = float(self.reach)
+        if prefix + "clip_range" in state_dict:
+            self.clip_range = state_dict[prefix + "clip_range"].clone()
+            self.fixed = float(self.clip_range)
         if self.bias is not None and prefix + "bias" in state_dict:
             self.bias = state_dict[prefix + "bias"].clone()
         if self.tied[0] is not None:  # the embedding stands before the head in the model, so it is already filled
@@ -269,12 +273,12 @@ def quantize(
     if not layer_names(model):
         raise InputError("compress.steps: quantize: every layer is in 8 bits already; name the step once")
     if int8_engine() is None:
-        say("quantize: no working int8 kernel on this machine; the file will be small, but the speed is that of fp32")
+        log("quantize: no working int8 kernel on this machine; the file will be small, but the speed is that of fp32")
     result = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    reaches: dict[str, float] = {}
+    clip_ranges: dict[str, float] = {}
     if calibration:
-        even_out(result, calibration)
-        reaches = find_reaches(result, calibration)
+        smooth(result, calibration)
+        clip_ranges = find_clip_ranges(result, calibration)
     names = [name for name in layer_names(result) if name not in keep]
     errors: dict[str, float] = {}
     for name in names:
@@ -284,18 +288,18 @@ def quantize(
         state = old.state_dict() | {"weight": weight, "scale": scale}
         errors[name] = float((weight * scale[:, None] - old.weight).norm() / old.weight.norm().clamp(min=_TINY))
         if isinstance(old, nn.Linear):
-            state["reach"] = torch.tensor([reaches.get(name, 0.0)])
+            state["clip_range"] = torch.tensor([clip_ranges.get(name, 0.0)])
         tied = name == "embed" and _tied(result)
         _replace(result, name)
         result.get_submodule(name).load_state_dict(state)
         if tied and isinstance(result.head, QuantizedLinear):
-            result.head.load_state_dict({"reach": torch.tensor([reaches.get("head", 0.0)])})
+            result.head.load_state_dict({"clip_range": torch.tensor([clip_ranges.get("head", 0.0)])})
     entry = {"method": METHOD, "bits": 8, "activation_bits": 7, "kept": sorted(keep)}
     return result, {
         "entry": entry,
         "engine": int8_engine() or "none (fp32 products)",
         "weight_errors": errors,
-        "reaches": reaches,
+        "clip_ranges": clip_ranges,
     }
 
 
@@ -321,7 +325,7 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
         shape = tuple(model.get_parameter(f"{name}.weight").shape)
         parts = [("weight", shape, torch.int8), ("scale", shape[:1], torch.float32)]
         if isinstance(model.get_submodule(name), nn.Linear):
-            parts.append(("reach", (1,), torch.float32))
+            parts.append(("clip_range", (1,), torch.float32))
         for part, wanted, kind in parts:
             found = tensors.get(f"{name}.{part}")
             if found is None or tuple(found.shape) != wanted or found.dtype != kind:
@@ -336,7 +340,7 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
 # Evening out
 
 
-def even_out(model: GPT, calibration: Sequence[Tensor], strength: float = 0.5) -> None:
+def smooth(model: GPT, calibration: Sequence[Tensor], strength: float = 0.5) -> None:
     """Move scale between layers so that no input channel towers above the rest; the model computes the same function.
 
     s_j = max|x_j|^strength / max|w_j|^(1 − strength) for input channel j; the producer is divided by s_j, the
@@ -364,18 +368,21 @@ def _largest_inputs(model: GPT, calibration: Sequence[Tensor]) -> dict[str, Tens
     return seen
 
 
-def find_reaches(model: GPT, calibration: Sequence[Tensor]) -> dict[str, float]:
-    """Per linear layer its largest calibration input; 0 where rounding with that one reach costs more than COARSE."""
-    reaches = {name: float(channels.amax()) for name, channels in _largest_inputs(model, calibration).items()}
-    error, energy = dict.fromkeys(reaches, 0.0), dict.fromkeys(reaches, 0.0)
+def find_clip_ranges(model: GPT, calibration: Sequence[Tensor]) -> dict[str, float]:
+    """Per linear layer its largest calibration input; 0 where rounding with that one clip_range costs more than
+    COARSE."""
+    clip_ranges = {name: float(channels.amax()) for name, channels in _largest_inputs(model, calibration).items()}
+    error, energy = dict.fromkeys(clip_ranges, 0.0), dict.fromkeys(clip_ranges, 0.0)
 
     def see(name: str, x: Tensor) -> None:
-        step = max(reaches[name], _TINY) / (63 if _signed(model, name) else 127)
+        step = max(clip_ranges[name], _TINY) / (63 if _signed(model, name) else 127)
         error[name] += float(((x / step).round_().mul_(step) - x).square().sum())
         energy[name] += float(x.square().sum())
 
     _watch(model, calibration, see)
-    return {name: reach if error[name] <= COARSE**2 * energy[name] else 0.0 for name, reach in reaches.items()}
+    return {
+        name: clip_range if error[name] <= COARSE**2 * energy[name] else 0.0 for name, clip_range in clip_ranges.items()
+    }
 
 
 def _watch(model: GPT, calibration: Sequence[Tensor], see: Callable[[str, Tensor], None]) -> None:

@@ -300,7 +300,8 @@ class _Build:
                 "share": dropped["near_duplicate"] / max(1, compared),
                 "cluster_sizes": settled["near"],
                 "least_similarity": self.recipe.corpus.near_duplicates,
-                "definition": "at least such a share s of the words, in order, in common with one that stays; s and r solve "
+                "definition": "at least such a share s of the words, in order, in common with one that "
+                "stays; s and r solve "
                 "s·r^(n-1) = 2J / (1 + J), r ≥ s, for the Jaccard similarities J of the runs of n = 2 and n = 4 words",
                 "pairs": self._shown(pairs),
             },

@@ -19,7 +19,9 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 article { border: 1px solid var(--line); border-radius: 6px; margin: 1rem 0; overflow: hidden; }
-article h3, pre { font: 0.8rem/1.45 ui-monospace, monospace; margin: 0; padding: 0.5rem 0.75rem; overflow-wrap: anywhere; }
+article h3, pre {
+  font: 0.8rem/1.45 ui-monospace, monospace; margin: 0; padding: 0.5rem 0.75rem; overflow-wrap: anywhere;
+}
 article h3 { font-weight: 600; background: var(--soft); }
 pre { white-space: pre-wrap; max-height: 24rem; overflow: auto; }
 table { border-collapse: collapse; }

@@ -278,7 +278,7 @@ class Settle(Step):
         exact = exact[:, np.argsort(exact[0])]
         pairs = _of_firsts(_distinct(np.load(each / "near.npy") for each in match), exact)
         least = plan.recipe.corpus.near_duplicates
-        near = duplicates.settle(pairs, duplicates.Sketches([each / "sketches.bin" for each in read]), least)
+        near = duplicates.resolve(pairs, duplicates.Sketches([each / "sketches.bin" for each in read]), least)
         np.savez(folder / "exact.npz", dropped=exact[0], kept=exact[1])
         np.savez(folder / "near.npz", dropped=near.dropped, kept=near.kept, similarity=near.similarity)
         dropped = np.union1d(exact[0], near.dropped)
@@ -379,11 +379,11 @@ class Apply(Step):
 
     def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Apply the decisions to the documents of one task of `read`."""
-        settle = self.work / "settle" / "00000"
-        settled = json.loads((settle / "settled.json").read_text())
+        resolve = self.work / "settle" / "00000"
+        settled = json.loads((resolve / "settled.json").read_text())
         shards, bounds = Shards.holding(settled["bytes"]), settled["bounds"]
         source = self.work / "read" / f"{rank:05d}"
-        fates = _Fates(settle, rank)
+        fates = _Fates(resolve, rank)
         lines = _Lines([np.load(each / "repeated.npy") for each in self.folders("count")])
         statistics, samples = Statistics(), Samples()
         dropped = _Dropped(folder, samples)
@@ -428,13 +428,13 @@ class Apply(Step):
 class _Fates:
     """Which documents of one task are dropped as duplicates, and some pairs of near duplicates to show."""
 
-    def __init__(self, settle: Path, rank: int) -> None:
+    def __init__(self, resolve: Path, rank: int) -> None:
         self.first = rank << duplicates.ROW_BITS
         limits = np.array([self.first, self.first + (1 << duplicates.ROW_BITS)], np.uint64)
         self.exact: set[int] = set()
         self.near: dict[int, tuple[int, float]] = {}
         self.pairs: list[dict[str, Any]] = []
-        with np.load(settle / "exact.npz") as exact, np.load(settle / "near.npz") as near:
+        with np.load(resolve / "exact.npz") as exact, np.load(resolve / "near.npz") as near:
             start, stop = np.searchsorted(exact["dropped"], limits)
             self.exact = {int(number) - self.first for number in exact["dropped"][start:stop]}
             start, stop = np.searchsorted(near["dropped"], limits)

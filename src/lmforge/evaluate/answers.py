@@ -27,9 +27,9 @@ from lmforge.corpus.labelled import NO_ANSWER, Messages
 from lmforge.errors import InputError
 from lmforge.evaluate.language import BATCH_TOKENS
 from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.generate.decode import Sampling, decode
+from lmforge.generate.score import token_nats
 from lmforge.intervals import bootstrap_ratio, wilson
-from lmforge.model.generate import Sampling, decode
-from lmforge.model.score import token_nats
 from lmforge.progress import Bar
 from lmforge.record import hash_json
 from lmforge.tokens.chat import STOP, Rendered, render_chat, render_conversation, stop_tokens
@@ -61,11 +61,11 @@ def answers(context: Context) -> Score:
             not_applicable="the recipe has no [finetune], so there are no examples",
         )
     asked = list(held_out(context))
-    alike = {
+    comparison_key = {
         "data": hash_json([[each.question, each.answers] for each in asked]),
         "marks": "end of text first; rendered as in training",
     }
-    return {"classify": classified, "span": spans, "chat": answered}[settings.task](context, asked, alike)
+    return {"classify": classified, "span": spans, "chat": answered}[settings.task](context, asked, comparison_key)
 
 
 def held_out(context: Context) -> Iterator[Asked]:
@@ -124,7 +124,7 @@ def _groups(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator
         yield group
 
 
-def classified(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Score:
+def classified(context: Context, asked: Sequence[Asked], comparison_key: dict[str, Any]) -> Score:
     """The share of examples whose likeliest label is the right one, with Wilson's interval."""
     labels = _labels(context, asked)
     rendered = [
@@ -160,7 +160,7 @@ def classified(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) 
         high,
         len(rows),
         True,
-        {**alike, "labels": labels},
+        {**comparison_key, "labels": labels},
         extra,
         rows,
         ratio=("correct", ""),
@@ -191,7 +191,7 @@ def matthews(true: Sequence[str], given: Sequence[str]) -> float:
     return (n * hits - product) / math.sqrt(spread) if spread else 0.0
 
 
-def spans(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Score:
+def spans(context: Context, asked: Sequence[Asked], comparison_key: dict[str, Any]) -> Score:
     """The mean F1 of words in common with the nearest right answer over `evaluate.items` questions chosen by hash,
     bootstrapped."""
     chosen = _chosen(context, asked)
@@ -235,14 +235,14 @@ def spans(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Sc
         high,
         len(rows),
         True,
-        {**alike, "decoding": "greedy", "limits": limits},
+        {**comparison_key, "decoding": "greedy", "limits": limits},
         extra,
         rows,
         ratio=("f1", ""),
     )
 
 
-def answered(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) -> Score:
+def answered(context: Context, asked: Sequence[Asked], comparison_key: dict[str, Any]) -> Score:
     """Bits per byte of the assistant's words, of all examples within the context; greedy answers to `evaluate.items` of
     them beside it."""
     rendered = [render_conversation(with_answer(each.question, each.answers[0]), context.tokenizer) for each in asked]
@@ -255,7 +255,7 @@ def answered(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) ->
             None,
             0,
             False,
-            alike,
+            comparison_key,
             not_applicable="every example is longer than the context",
         )
     bits = np.array(nats_of(context, [rendered[number] for number in fits], "answers")) / math.log(2)
@@ -275,7 +275,7 @@ def answered(context: Context, asked: Sequence[Asked], alike: dict[str, Any]) ->
         "too_long": len(asked) - len(fits),
         "written": {"items": len(texts), "exact": sum(exact) / len(texts), "f1": sum(f1) / len(texts)},
     }
-    return Score(metric, value, low, high, len(fits), False, alike, extra, rows, ratio=("bits", "bytes"))
+    return Score(metric, value, low, high, len(fits), False, comparison_key, extra, rows, ratio=("bits", "bytes"))
 
 
 def _counted_bytes(context: Context, conversation: Rendered) -> int:

@@ -49,7 +49,7 @@ def kneser_ney(context: Context) -> Score:
         high=high,
         items=len(texts),
         higher_is_better=False,
-        alike={
+        comparison_key={
             "data": context.data_hash,
             "training_data": digest.hexdigest(),
             "prompt": form,

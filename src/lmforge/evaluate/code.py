@@ -35,8 +35,8 @@ from typing import Any
 
 from lmforge.corpus.build import read_documents
 from lmforge.evaluate.task import Context, Score
+from lmforge.generate.decode import Sampling, decode
 from lmforge.intervals import wilson
-from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
 from lmforge.record import hash_json
@@ -207,7 +207,7 @@ def completions_parse(context: Context) -> Score:
     found, items = len(items), items[: context.recipe.evaluate.items]
     length = context.network.config.context
     new = min(MAX_TOKENS, length // 2)
-    alike = {
+    comparison_key = {
         "data": hash_json([item.key for item in items]),
         "prompt": (
             f"the file up to the end of the function's docstring or first statement, its last {length - new} tokens"
@@ -220,7 +220,7 @@ def completions_parse(context: Context) -> Score:
     metric = "share that parses"
     if not items:
         reason = f"no Python function with {LEAST_LINES} lines after its head in the test documents"
-        return Score(metric, None, None, None, 0, True, alike, not_applicable=reason)
+        return Score(metric, None, None, None, 0, True, comparison_key, not_applicable=reason)
     rows: list[dict[str, Any]] = []
     with Bar("evaluate", len(items), "functions") as bar:
         for start in range(0, len(items), BATCH_ROWS):
@@ -248,7 +248,9 @@ def completions_parse(context: Context) -> Score:
         "function_ended": ended,
         "baselines": baselines,
     }
-    return Score(metric, passed / len(rows), low, high, len(rows), True, alike, extra, rows, ratio=("passed", ""))
+    return Score(
+        metric, passed / len(rows), low, high, len(rows), True, comparison_key, extra, rows, ratio=("passed", "")
+    )
 
 
 def _judged(

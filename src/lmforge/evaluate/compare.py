@@ -32,7 +32,7 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
                 **{f"{path.stem}.{model}": score for model, score in content["models"].items()},
             }
             for score in found.values():
-                _ = score["value"], score["low"], score["high"], score["alike"].items(), score["ratio"]
+                _ = score["value"], score["low"], score["high"], score["comparison_key"].items(), score["ratio"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(
                 f"{path}: not a score that lmforge wrote ({error!r}); run: lmforge evaluate RECIPE"
@@ -60,13 +60,14 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in (name for name in a if name in b):
-        unlike = differing(a[name]["alike"], b[name]["alike"])
+        unlike = differing(a[name]["comparison_key"], b[name]["comparison_key"])
         if unlike == ["machine"]:
-            parts = differing(a[name]["alike"]["machine"], b[name]["alike"]["machine"])
+            parts = differing(a[name]["comparison_key"]["machine"], b[name]["comparison_key"]["machine"])
             left_out[name] = f"measured on another machine or with other settings ({', '.join(parts)})"
         elif unlike:
             shown = "; ".join(
-                f"{part}: {_short(a[name]['alike'].get(part))} and {_short(b[name]['alike'].get(part))}"
+                f"{part}: {_short(a[name]['comparison_key'].get(part))} and "
+                f"{_short(b[name]['comparison_key'].get(part))}"
                 for part in unlike
             )
             raise InputError(

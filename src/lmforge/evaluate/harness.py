@@ -26,9 +26,9 @@ from lmforge.evaluate.language import bits_per_byte
 from lmforge.evaluate.passkey import passage, passkey
 from lmforge.evaluate.speed import generation_speed
 from lmforge.evaluate.task import SEED, Context, Score, Task
+from lmforge.formats.native import read_config
 from lmforge.model.gpt import GPT
-from lmforge.model.saved import read_config
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json, write_atomic
 from lmforge.tokens.bpe import Tokenizer
@@ -100,18 +100,18 @@ def evaluate(
 
 def _run(task: Task, name: str, context: Context) -> dict[str, Any]:
     """Run one task on the present model, remember the score for later tasks, and describe it as its file has it."""
-    say(f"evaluate: {task.name.replace('_', ' ')} of {name}")
+    log(f"evaluate: {task.name.replace('_', ' ')} of {name}")
     score = context.scores.setdefault(task.name, {})[name] = task.run(context)
     if score.not_applicable:
-        say(f"evaluate: {task.name.replace('_', ' ')} is not applicable: {score.not_applicable}")
+        log(f"evaluate: {task.name.replace('_', ' ')} is not applicable: {score.not_applicable}")
     return describe(task, score, context)
 
 
 def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
-    """A score as TASK.json has it. `alike` is what must be equal for another score to compare, `fingerprint` its
-    hash."""
-    alike = {
-        **score.alike,
+    """A score as TASK.json has it. `comparison_key` is what must be equal for another score to compare, `fingerprint`
+    its hash."""
+    comparison_key = {
+        **score.comparison_key,
         "task": task.name,
         "metric": score.metric,
         "format": task.format,
@@ -119,7 +119,7 @@ def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
         "tokenizer": context.tokenizer.sha256 if context.model else None,
         "dtype": str(next((p.dtype for p in context.model.parameters()), None)) if context.model else None,
     }
-    alike = json.loads(json.dumps(alike))  # as it will be read back: tuples are lists
+    comparison_key = json.loads(json.dumps(comparison_key))  # as it will be read back: tuples are lists
     reason = {"not_applicable": score.not_applicable} if score.not_applicable else {}
     return {
         "metric": score.metric,
@@ -127,11 +127,11 @@ def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
         "low": score.low,
         "high": score.high,
         "items": score.items,
-        "fingerprint": hash_json(alike),
+        "fingerprint": hash_json(comparison_key),
         "higher_is_better": score.higher_is_better,
         **reason,
         "ratio": list(score.ratio) if score.ratio else None,
-        "alike": alike,
+        "comparison_key": comparison_key,
         **score.extra,
     }
 

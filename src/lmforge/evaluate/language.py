@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.generate.score import token_nats
 from lmforge.intervals import bootstrap_ratio
 from lmforge.model.gpt import GPT
-from lmforge.model.score import token_nats
 from lmforge.progress import Bar
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import TOKENIZER, Shards
@@ -195,7 +195,7 @@ def bits_per_byte(context: Context) -> Score:
         high=high,
         items=len(documents),
         higher_is_better=False,
-        alike={
+        comparison_key={
             "data": context.data_hash,
             "marks": "end of text before each document, given and not scored",
             "prompt": (

@@ -120,7 +120,7 @@ def passkey(context: Context) -> Score:
     makes, length = Passkeys(context.tokenizer), context.network.config.context
     lengths, each = lengths_up_to(length), max(1, context.recipe.evaluate.items // DEPTHS)
     metric = "share of keys found"
-    alike = {
+    comparison_key = {
         "data": hash_json([FILLER, NAMES, DIGITS]),
         "prompt": "filler, The key of NAME is D D D D., filler, The key of NAME is",
         "marks": "none",
@@ -129,7 +129,7 @@ def passkey(context: Context) -> Score:
     }
     if makes.row(random.Random(SEED), length, 0.5) is None:
         reason = f"a context of {length} tokens has no room for a key and its question"
-        return Score(metric, None, None, None, 0, True, alike, not_applicable=reason)
+        return Score(metric, None, None, None, 0, True, comparison_key, not_applicable=reason)
     rows: list[dict[str, Any]] = []
     with Bar("evaluate", len(lengths) * DEPTHS * each, "keys") as bar:
         for tokens in lengths:
@@ -144,7 +144,7 @@ def passkey(context: Context) -> Score:
         "accuracy": table,
         "keys_per_cell": each,
     }
-    return Score(metric, hits / len(rows), low, high, len(rows), True, alike, extra, rows, ratio=("found", ""))
+    return Score(metric, hits / len(rows), low, high, len(rows), True, comparison_key, extra, rows, ratio=("found", ""))
 
 
 def _at_length(model: GPT, makes: Passkeys, tokens: int, each: int, bar: Bar) -> list[dict[str, Any]]:

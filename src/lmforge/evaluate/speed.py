@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.generate.decode import Sampling, decode
 from lmforge.intervals import bootstrap_median
-from lmforge.model.generate import Sampling, decode
 from lmforge.model.gpt import GPT
 from lmforge.record import machine
 
@@ -39,7 +39,7 @@ def generation_speed(context: Context) -> Score:
         high=high,
         items=REPETITIONS,
         higher_is_better=True,
-        alike={
+        comparison_key={
             "prompt": f"the first {prompt_tokens} tokens of the test texts (speed does not depend on which)",
             "marks": "end of text does not stop decoding",
             "limits": {"new_tokens": new, "rows": 1},

@@ -46,10 +46,10 @@ class Score:
     """A value with its 95% interval, the items it rests on, and what must be alike for another value to compare with
     it.
 
-    `alike`: parts of the fingerprint (the harness adds tokenizer, seed, format and dtype); its part "machine", where
-    there is one, says where a speed was measured. `rows`: one dictionary an item. `ratio`: the fields of a row whose
-    sums make the value, value = Σ first / Σ second (second "" counts items); `compare` pairs two models' rows by it. A
-    task that cannot be asked of these texts gives value None, 0 items and the reason in `not_applicable`.
+    `comparison_key`: parts of the fingerprint (the harness adds tokenizer, seed, format and dtype); its part "machine",
+    where there is one, says where a speed was measured. `rows`: one dictionary an item. `ratio`: the fields of a row
+    whose sums make the value, value = Σ first / Σ second (second "" counts items); `compare` pairs two models' rows by
+    it. A task that cannot be asked of these texts gives value None, 0 items and the reason in `not_applicable`.
     """
 
     metric: str
@@ -58,7 +58,7 @@ class Score:
     high: float | None
     items: int
     higher_is_better: bool
-    alike: dict[str, Any]
+    comparison_key: dict[str, Any]
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     ratio: tuple[str, str] | None = None

@@ -13,7 +13,7 @@ Shapes as in `gpt`; K = kv_heads·E, the width of keys and of values. What query
     sparse    the last `window` keys, the strided ones before them, and a pooled key and value for each complete block
     of `pool` tokens
               whose first token is no longer among the last `window`: every earlier token is reached, all in one softmax
-    lsh, linear: see `longrange`
+    lsh, linear: see `lsh`, `linear_attention`
 
 Pooled keys are pooled before rotation and rotated to the middle of their block. A recipe may mix kinds, layer by layer.
 """
@@ -28,16 +28,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmforge.model import halves
-from lmforge.model.banded import banded_attention, with_means, with_strided
 from lmforge.model.config import GPTConfig
-from lmforge.model.functions import Norm, rotate
-from lmforge.model.longrange import LSH, Linear, LinearCache, LSHCache
+from lmforge.model.kernels import causal_bf16
+from lmforge.model.kernels.banded import banded_attention, with_means, with_strided
+from lmforge.model.linear_attention import Linear, LinearCache
+from lmforge.model.lsh import LSH, LSHCache
+from lmforge.model.norms import Norm
 from lmforge.model.packing import Packing
+from lmforge.model.rope import rotate
 
 
 @dataclasses.dataclass
-class Place:
+class ForwardContext:
     """Where the tokens of one pass stand; the same for all layers.
 
     table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with
@@ -59,10 +61,10 @@ class Place:
 class Mixer(Protocol):
     """One kind of attention: q (B,T,H,E), k and v (B,T,kv_heads,E), none rotated yet → (B,H,T,E)."""
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+    def full(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """Rows that are whole texts. `known` (B,H,T,E): the result, where only its gradient is wanted."""
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: LayerCache) -> Tensor:
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, forward_ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """Rows that go on from what `cache` holds, which takes them in."""
 
 
@@ -94,7 +96,7 @@ class Softmax(nn.Module):
         slots[order] = torch.arange(len(order))
         return seen, slots[: len(strided)], slots[len(strided) :]
 
-    def whole(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+    def full(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `Mixer`."""
         k, v, pooled = self._with_pooled(k, v)
         if rotations is not None:
@@ -123,8 +125,8 @@ class Softmax(nn.Module):
     ) -> Tensor:
         length, groups = q.shape[1], q.shape[2] // k.shape[2]
         if self.window is None or length <= self.window:
-            if halves.suits(q, k):
-                return halves.causal_attention(q, k, v).transpose(1, 2)
+            if causal_bf16.suits(q, k):
+                return causal_bf16.causal_attention(q, k, v).transpose(1, 2)
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
         seen, strided, blocks = self.layout(length)
@@ -154,58 +156,61 @@ class Softmax(nn.Module):
         (B,T//pool,kv_heads,E)."""
         assert self.pool
         if self.pooling == "conv":
-            weights: list[Tensor | None] = list(self.shares(torch.arange(self.pool, device=k.device))[:, None, None])
+            weights: list[Tensor | None] = list(
+                self.pool_weights(torch.arange(self.pool, device=k.device))[:, None, None]
+            )
         else:
             weights = [None, None]
-        key, value = (self._one_a_block(x, shares) for x, shares in zip((k, v), weights, strict=True))
+        key, value = (self._one_a_block(x, pool_weights) for x, pool_weights in zip((k, v), weights, strict=True))
         return key, value
 
-    def _one_a_block(self, x: Tensor, shares: Tensor | None) -> Tensor:
-        """x (B,T,kv_heads,E) → (B,T//pool,kv_heads,E); `shares` (1,1,pool,kv_heads,E) where pooling is learned."""
+    def _one_a_block(self, x: Tensor, pool_weights: Tensor | None) -> Tensor:
+        """x (B,T,kv_heads,E) → (B,T//pool,kv_heads,E); `pool_weights` (1,1,pool,kv_heads,E) where pooling is
+        learned."""
         assert self.pool
         blocks = x[:, : x.shape[1] // self.pool * self.pool].unflatten(1, (-1, self.pool))
         one: Tensor = (
-            (blocks * shares).sum(2)
-            if shares is not None
+            (blocks * pool_weights).sum(2)
+            if pool_weights is not None
             else blocks.amax(2)
             if self.pooling == "max"
             else blocks.mean(2)
         )
         return one
 
-    def shares(self, place: Tensor) -> Tensor:
+    def pool_weights(self, offsets: Tensor) -> Tensor:
         """What tokens at these places of their block contribute to its pooled key and value: (…) → (2,…,kv_heads,E)."""
         assert self.pool
         if self.pool_keys is None or self.pool_values is None:
-            return torch.full((2, *place.shape, 1, 1), 1 / self.pool, device=place.device)
-        return torch.stack((self.pool_keys, self.pool_values))[:, place]
+            return torch.full((2, *offsets.shape, 1, 1), 1 / self.pool, device=offsets.device)
+        return torch.stack((self.pool_keys, self.pool_values))[:, offsets]
 
-    def extend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, cache: LayerCache) -> Tensor:
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, forward_ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """See `Mixer`."""
         assert isinstance(cache, SoftmaxCache)
-        assert place.cache is not None
+        assert forward_ctx.cache is not None
         plain = k
-        if place.rotations is not None:
-            q, k = rotate(q, place.rotations), rotate(k, place.rotations)
+        if forward_ctx.rotations is not None:
+            q, k = rotate(q, forward_ctx.rotations), rotate(k, forward_ctx.rotations)
         groups, length = q.shape[2] // k.shape[2], q.shape[1]
-        if place.cache.extent == length:  # nothing before these tokens
+        if forward_ctx.cache.extent == length:  # nothing before these tokens
             pooled = self._with_pooled(plain, v)[2]
-            y = self._whole(q, k, v, pooled, None if place.table is None else place.table[:length])
-            cache.write(self, k, v, plain, place)
+            y = self._whole(q, k, v, pooled, None if forward_ctx.table is None else forward_ctx.table[:length])
+            cache.write(self, k, v, plain, forward_ctx)
             return y
         if self.window is None or length == 1:
-            cache.write(self, k, v, plain, place)
-            keys, values, mask = cache.all(place)
+            cache.write(self, k, v, plain, forward_ctx)
+            keys, values, mask = cache.all(forward_ctx)
         else:
-            cache.write_extras(self, k, v, plain, place)
-            keys, values, mask = cache.beside(k, v, place)
-            cache.write_band(k, v, place)
+            cache.write_extras(self, k, v, plain, forward_ctx)
+            keys, values, mask = cache.beside(k, v, forward_ctx)
+            cache.write_band(k, v, forward_ctx)
         return F.scaled_dot_product_attention(
             q.transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask, enable_gqa=groups > 1
         )
 
 
-def recalls(config: GPTConfig, kind: str) -> bool:
+def saves_attention(config: GPTConfig, kind: str) -> bool:
     """Whether what a layer mixed is kept where activations are made again: it spares the banded kinds their softmax,
     which takes longer than their projections (4·D·keys operations against 8·D²) where a query meets more than 2·D
     keys."""
@@ -251,57 +256,57 @@ class SoftmaxCache:
         """Bytes held."""
         return self.store.nbytes + (0 if self.partial is None else self.partial.nbytes)
 
-    def write(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, place: Place) -> None:
+    def write(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, forward_ctx: ForwardContext) -> None:
         """Take in tokens: k (rotated), v, plain (k before rotation), each (B,T,kv_heads,E)."""
-        self.write_extras(rule, k, v, plain, place)
-        self.write_band(k, v, place)
+        self.write_extras(rule, k, v, plain, forward_ctx)
+        self.write_band(k, v, forward_ctx)
 
-    def write_band(self, k: Tensor, v: Tensor, place: Place) -> None:
+    def write_band(self, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> None:
         """The last `window` real tokens of each row into the ring."""
-        positions, kept = place.positions, _real(place)
+        positions, kept = forward_ctx.positions, _real(forward_ctx)
         assert positions is not None
         if k.shape[1] > self.window:
-            assert place.lengths is not None
-            kept = kept & (torch.arange(k.shape[1], device=k.device) >= place.lengths[:, None] - self.window)
+            assert forward_ctx.lengths is not None
+            kept = kept & (torch.arange(k.shape[1], device=k.device) >= forward_ctx.lengths[:, None] - self.window)
         self._put(positions % self.window, kept, k, v)
 
-    def write_extras(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, place: Place) -> None:
+    def write_extras(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, forward_ctx: ForwardContext) -> None:
         """Strided tokens as they are, and the pooled keys and values of the blocks that these tokens go on or begin."""
-        positions, real = place.positions, _real(place)
+        positions, real = forward_ctx.positions, _real(forward_ctx)
         assert positions is not None
         if rule.stride and len(self.strided):
             index = (positions // rule.stride).clamp(max=len(self.strided) - 1)
             self._put(self.window + self.strided[index], real & (positions % rule.stride == 0), k, v)
         if not rule.pool:
             return
-        assert place.cache is not None
-        if place.cache.extent == k.shape[1]:  # whole texts: all blocks at once, and what is left over
+        assert forward_ctx.cache is not None
+        if forward_ctx.cache.extent == k.shape[1]:  # whole texts: all blocks at once, and what is left over
             if len(self.pooled) and k.shape[1] >= rule.pool:
                 pooled_k, pooled_v = rule.pooled(plain, v)
                 blocks = torch.arange(pooled_k.shape[1], device=k.device)
-                if place.table is not None:
-                    pooled_k = rotate(pooled_k, place.table[blocks * rule.pool + rule.pool // 2])
+                if forward_ctx.table is not None:
+                    pooled_k = rotate(pooled_k, forward_ctx.table[blocks * rule.pool + rule.pool // 2])
                 slots = (self.window + self.pooled[blocks]).expand(k.shape[0], -1)
                 self._put(slots, torch.ones_like(slots, dtype=torch.bool), pooled_k, pooled_v)
-            self._leave_over(rule, plain, v, place)
+            self._leave_over(rule, plain, v, forward_ctx)
             return
         for step in range(k.shape[1]):
-            self._pool(rule, plain[:, step], v[:, step], positions[:, step], real[:, step], place.table)
+            self._pool(rule, plain[:, step], v[:, step], positions[:, step], real[:, step], forward_ctx.table)
 
-    def _leave_over(self, rule: Softmax, k: Tensor, v: Tensor, place: Place) -> None:
+    def _leave_over(self, rule: Softmax, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> None:
         """`partial` from the tokens after the last complete block of each row of whole texts."""
         assert rule.pool
-        assert place.lengths is not None
+        assert forward_ctx.lengths is not None
         assert self.partial is not None
         offsets = torch.arange(rule.pool, device=k.device)
-        at = place.lengths[:, None] // rule.pool * rule.pool + offsets
-        outside = (at >= place.lengths[:, None])[None, :, :, None, None]
+        at = forward_ctx.lengths[:, None] // rule.pool * rule.pool + offsets
+        outside = (at >= forward_ctx.lengths[:, None])[None, :, :, None, None]
         rows, index = torch.arange(len(at), device=k.device)[:, None], at.clamp(max=k.shape[1] - 1)
         rest = torch.stack((k[rows, index], v[rows, index])).to(self.partial.dtype)
         if rule.pooling == "max":
             self.partial = rest.masked_fill(outside, float("-inf")).amax(2)
         else:
-            self.partial = (rest * rule.shares(offsets)[:, None]).masked_fill(outside, 0).sum(2)
+            self.partial = (rest * rule.pool_weights(offsets)[:, None]).masked_fill(outside, 0).sum(2)
 
     def _pool(self, rule: Softmax, k: Tensor, v: Tensor, at: Tensor, real: Tensor, table: Tensor | None) -> None:
         """Take one token a row (B,kv_heads,E) at position `at` (B,) into its block; what the block has so far goes to
@@ -312,7 +317,7 @@ class SoftmaxCache:
         if rule.pooling == "max":
             grown = torch.where(begins, new, torch.maximum(self.partial, new))
         else:
-            grown = self.partial.masked_fill(begins, 0) + new * rule.shares(at % rule.pool)
+            grown = self.partial.masked_fill(begins, 0) + new * rule.pool_weights(at % rule.pool)
         self.partial = torch.where(real[None, :, None, None], grown, self.partial)
         if not len(self.pooled):
             return
@@ -332,19 +337,19 @@ class SoftmaxCache:
         """Slots that a text of `extent` tokens has filled and may see."""
         return extent if extent <= self.window else self.window + bisect.bisect_left(self.seen_list, extent)
 
-    def all(self, place: Place) -> tuple[Tensor, Tensor, Tensor | None]:
+    def all(self, forward_ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor | None]:
         """Everything held, after these tokens were taken in: keys, values (B,kv_heads,S,E) and which of them each query
         sees (B,1,T,S)."""
-        assert place.cache is not None
-        assert place.positions is not None
-        count = self._count(place.cache.extent)
-        alone = place.positions.numel() == 1  # the only row is the longest: it sees all there is
-        mask = None if alone else (place.positions[:, :, None] >= self.seen[:count])[:, None]
+        assert forward_ctx.cache is not None
+        assert forward_ctx.positions is not None
+        count = self._count(forward_ctx.cache.extent)
+        alone = forward_ctx.positions.numel() == 1  # the only row is the longest: it sees all there is
+        mask = None if alone else (forward_ctx.positions[:, :, None] >= self.seen[:count])[:, None]
         return self.store[0, :, :, :count], self.store[1, :, :, :count], mask
 
-    def beside(self, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    def beside(self, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """The ring as it was before these tokens, the tokens themselves, and the extras: as `all`."""
-        positions, cache = place.positions, place.cache
+        positions, cache = forward_ctx.positions, forward_ctx.cache
         assert positions is not None
         assert cache is not None
         last = cache.lengths[:, None] - 1
@@ -363,11 +368,13 @@ class SoftmaxCache:
         return keys, values, mask
 
 
-def _real(place: Place) -> Tensor:
+def _real(forward_ctx: ForwardContext) -> Tensor:
     """(B,T): which tokens are no padding."""
-    assert place.positions is not None
-    assert place.lengths is not None
-    return torch.arange(place.positions.shape[1], device=place.positions.device) < place.lengths[:, None]
+    assert forward_ctx.positions is not None
+    assert forward_ctx.lengths is not None
+    return (
+        torch.arange(forward_ctx.positions.shape[1], device=forward_ctx.positions.device) < forward_ctx.lengths[:, None]
+    )
 
 
 LayerCache = SoftmaxCache | LSHCache | LinearCache
@@ -427,7 +434,7 @@ class Attention(nn.Module):
         self.config, self.layer = config, layer
         kind = config.kind_of(layer)
         self.shared = kind == "lsh"  # queries are keys too
-        self.recalls = recalls(config, kind)
+        self.saves_attention = saves_attention(config, kind)
         self.kv_width = config.kv_heads * config.head_width
         self.qkv = nn.Linear(
             config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases
@@ -441,26 +448,30 @@ class Attention(nn.Module):
             LSH(config, layer) if kind == "lsh" else Linear(config) if kind == "linear" else Softmax(config, kind)
         )
 
-    def forward(self, x: Tensor, place: Place) -> Tensor:
+    def forward(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """x (B,T,D) → (B,T,D)."""
-        merged: Tensor = self.out(self.mixed(self.qkv(x), place))
+        merged: Tensor = self.out(self.mixed(self.qkv(x), forward_ctx))
         return merged
 
-    def mixed(self, qkv: Tensor, place: Place, known: Tensor | None = None) -> Tensor:
+    def mixed(self, qkv: Tensor, forward_ctx: ForwardContext, known: Tensor | None = None) -> Tensor:
         """What `out` takes: queries, keys and values (B,T,D+2K) → (B,T,D). `known`: the result, where only its gradient
         is wanted."""
-        if place.packing is None:
-            return self._attend(qkv, place.rotations, place, known)
-        parts = place.packing.apart(qkv)
-        results = [None] * len(parts) if known is None else place.packing.apart(known)
-        rotations = [None if place.rotations is None else place.rotations[: part.shape[1]] for part in parts]
+        if forward_ctx.packing is None:
+            return self._attend(qkv, forward_ctx.rotations, forward_ctx, known)
+        parts = forward_ctx.packing.apart(qkv)
+        results = [None] * len(parts) if known is None else forward_ctx.packing.apart(known)
+        rotations = [
+            None if forward_ctx.rotations is None else forward_ctx.rotations[: part.shape[1]] for part in parts
+        ]
         mixed = [
-            self._attend(part, turns, place, result)
+            self._attend(part, turns, forward_ctx, result)
             for part, turns, result in zip(parts, rotations, results, strict=True)
         ]
-        return place.packing.together(mixed)
+        return forward_ctx.packing.together(mixed)
 
-    def _attend(self, qkv: Tensor, rotations: Tensor | None, place: Place, known: Tensor | None = None) -> Tensor:
+    def _attend(
+        self, qkv: Tensor, rotations: Tensor | None, forward_ctx: ForwardContext, known: Tensor | None = None
+    ) -> Tensor:
         """(B,T,D+2K) → (B,T,D), each row a text of its own."""
         config = self.config
         rows, length, _ = qkv.shape
@@ -470,7 +481,7 @@ class Attention(nn.Module):
         if self.q_norm is not None:
             q = self.q_norm(q)
         k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
-        cache = place.cache
+        cache = forward_ctx.cache
         if known is not None and self.q_norm is None and rotations is not None:
             # the gradient needs no more of the projections than this, and a view would keep all of them
             v = v.contiguous()
@@ -478,7 +489,7 @@ class Attention(nn.Module):
             result = (
                 None if known is None else known.view(rows, length, config.heads, config.head_width).transpose(1, 2)
             )
-            y = self.mixer.whole(q, k, v, rotations, result)
+            y = self.mixer.full(q, k, v, rotations, result)
         else:
-            y = self.mixer.extend(q, k, v, place, cache.layers[self.layer])
+            y = self.mixer.decode(q, k, v, forward_ctx, cache.layers[self.layer])
         return y.transpose(1, 2).reshape(rows, length, config.d_model)

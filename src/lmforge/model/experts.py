@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmforge.model.attention import Place
+from lmforge.model.attention import ForwardContext
 from lmforge.model.config import GPTConfig
-from lmforge.model.functions import FeedForward
+from lmforge.model.feed_forward import FeedForward
 
 # of what experts give, with weights that sum to how many they are (as in DeepSeek-V3, 2.5); 1 and 2 are worse
 # (docs/log.md)
@@ -117,26 +117,26 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         results, weights, order, back = ctx.saved_tensors
         spread = gradient[order // weights.shape[1]]
-        slope = (results * spread).sum(-1)[back].view_as(weights)
-        return spread.mul_(weights.flatten()[order].unsqueeze(-1)), slope, None, None
+        grad = (results * spread).sum(-1)[back].view_as(weights)
+        return spread.mul_(weights.flatten()[order].unsqueeze(-1)), grad, None, None
 
 
-def leave_scale(loss: Tensor, place: Place) -> Tensor:
+def leave_scale(loss: Tensor, forward_ctx: ForwardContext) -> Tensor:
     """The loss unchanged; its backward pass, which comes first, leaves its own gradient in `place` for the routers."""
-    result: Tensor = _LeaveScale.apply(loss, place)  # type: ignore[no-untyped-call]
+    result: Tensor = _LeaveScale.apply(loss, forward_ctx)  # type: ignore[no-untyped-call]
     return result
 
 
 class _LeaveScale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, place: Place) -> Tensor:
-        ctx.place = place
+    def forward(ctx: Any, loss: Tensor, forward_ctx: ForwardContext) -> Tensor:
+        ctx.forward_ctx = forward_ctx
         return loss.view_as(loss)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.place.scale = gradient
+        ctx.forward_ctx.scale = gradient
         return gradient, None
 
 
@@ -163,7 +163,7 @@ class Experts(nn.Module):
         for expert in self.experts[1:]:
             expert.load_state_dict(first)
 
-    def forward(self, x: Tensor, place: Place) -> Tensor:
+    def forward(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """(B,T,D) → (B,T,D)."""
         flat = x.flatten(0, -2)
         logits = self.router(flat)
@@ -184,14 +184,14 @@ class Experts(nn.Module):
         if self.shared is not None:
             y = y + self.shared(flat)
         load = torch.bincount(chosen.flatten(), minlength=len(self.experts))
-        place.loads[self.layer] = load
+        forward_ctx.loads[self.layer] = load
         if torch.is_grad_enabled():
             # what each expert's load would be a part of, were all equal: N
             share = load * (len(self.experts) / self.active)
             losses = ROUTER_Z_LOSS * logits.logsumexp(-1).square().sum()
             if self.balance != "none":
                 losses = losses + BALANCE_LOSS[self.balance] * (share / len(flat) * scores.sum(0)).sum()
-            y = _AlsoLearn.apply(y, losses, bias, BIAS_GRADIENT * (share - len(flat)), place)  # type: ignore[no-untyped-call]
+            y = _AlsoLearn.apply(y, losses, bias, BIAS_GRADIENT * (share - len(flat)), forward_ctx)  # type: ignore[no-untyped-call]
         return y.view(x.shape)
 
 
@@ -200,14 +200,16 @@ class _AlsoLearn(torch.autograd.Function):
     has."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, losses: Tensor, bias: Tensor | None, slope: Tensor, place: Place) -> Tensor:
-        ctx.save_for_backward(slope, losses)
-        ctx.place, ctx.biased = place, bias is not None
+    def forward(
+        ctx: Any, y: Tensor, losses: Tensor, bias: Tensor | None, grad: Tensor, forward_ctx: ForwardContext
+    ) -> Tensor:
+        ctx.save_for_backward(grad, losses)
+        ctx.forward_ctx, ctx.biased = forward_ctx, bias is not None
         return y.view_as(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        slope, losses = ctx.saved_tensors
-        scale = ctx.place.scale if ctx.place.scale is not None else torch.zeros_like(losses)
-        return gradient, scale.to(losses.dtype), slope * scale if ctx.biased else None, None, None
+        grad, losses = ctx.saved_tensors
+        scale = ctx.forward_ctx.scale if ctx.forward_ctx.scale is not None else torch.zeros_like(losses)
+        return gradient, scale.to(losses.dtype), grad * scale if ctx.biased else None, None, None

@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
-from lmforge.model.again import recomputed, reversible
-from lmforge.model.attention import Attention, KVCache, Place
+from lmforge.model.attention import Attention, ForwardContext, KVCache
 from lmforge.model.config import GPTConfig
 from lmforge.model.experts import Experts, leave_scale
-from lmforge.model.functions import FeedForward, Norm, linear_cross_entropy, loss_chunk, rotations
+from lmforge.model.feed_forward import FeedForward
+from lmforge.model.loss import linear_cross_entropy, loss_chunk
+from lmforge.model.norms import Norm
 from lmforge.model.packing import Packing
+from lmforge.model.recompute import recomputed, reversible
+from lmforge.model.rope import rotations
 from lmforge.model.vision import PatchEmbedding, place_patches
 
 __all__ = ["GPT", "Block", "GPTConfig", "KVCache"]
@@ -39,21 +42,21 @@ class Block(nn.Module):
         self.ff_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.ff: FeedForward | Experts = Experts(config, layer) if config.experts else FeedForward(config, config.d_ff)
 
-    def attend(self, x: Tensor, place: Place) -> Tensor:
+    def attend(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """The first branch: (B,T,D) → (B,T,D)."""
-        result: Tensor = self.attention(self.attention_norm(x), place)
+        result: Tensor = self.attention(self.attention_norm(x), forward_ctx)
         return result
 
-    def feed(self, x: Tensor, place: Place) -> Tensor:
+    def feed(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """The second branch: (B,T,D) → (B,T,D)."""
         hidden = self.ff_norm(x)
-        result: Tensor = self.ff(hidden, place) if isinstance(self.ff, Experts) else self.ff(hidden)
+        result: Tensor = self.ff(hidden, forward_ctx) if isinstance(self.ff, Experts) else self.ff(hidden)
         return result
 
-    def forward(self, x: Tensor, place: Place) -> Tensor:
+    def forward(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """(B,T,D) → (B,T,D)."""
-        x = x + self.attend(x, place)
-        return x + self.feed(x, place)
+        x = x + self.attend(x, forward_ctx)
+        return x + self.feed(x, forward_ctx)
 
 
 class NgramEmbedding(nn.Module):
@@ -85,7 +88,7 @@ class NgramEmbedding(nn.Module):
         return result
 
 
-class Ahead(nn.Module):
+class MultiTokenPrediction(nn.Module):
     """One more future token: from what stands for a token and the embedding of the next one to what predicts the one
     after (DeepSeek-AI 2024, "DeepSeek-V3", section 2.2)."""
 
@@ -96,10 +99,10 @@ class Ahead(nn.Module):
         self.join = nn.Linear(2 * config.d_model, config.d_model, bias=config.biases)
         self.block = Block(dataclasses.replace(config, experts=0), config.layers - 1)
 
-    def forward(self, hidden: Tensor, following: Tensor, place: Place) -> Tensor:
+    def forward(self, hidden: Tensor, following: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """(B,T,D), embeddings of the next tokens (B,T,D) → (B,T,D)."""
         joined = self.join(torch.cat((self.hidden_norm(hidden), self.next_norm(following)), -1))
-        result: Tensor = self.block(joined, place)
+        result: Tensor = self.block(joined, forward_ctx)
         return result
 
 
@@ -118,7 +121,7 @@ class GPT(nn.Module):
         self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embed.weight
-        self.ahead = nn.ModuleList(Ahead(config) for _ in range(config.ahead))
+        self.ahead = nn.ModuleList(MultiTokenPrediction(config) for _ in range(config.ahead))
         self.rotations: Tensor
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
 
@@ -203,16 +206,18 @@ class GPT(nn.Module):
         """
         assert self.head is not None
         chunk = chunk or loss_chunk(self.config.d_model, tokens.device.type)
-        place = self._place(tokens, None, documents, None)
-        last = self._layers(tokens, place, images)
+        forward_ctx = self._place(tokens, None, documents, None)
+        last = self._layers(tokens, forward_ctx, images)
         flat = self.norm(last).reshape(-1, self.config.d_model)
         nats = linear_cross_entropy(flat, self.head.weight, targets.reshape(-1), chunk, self.config.z_loss)
         if torch.is_grad_enabled() and len(self.ahead):
-            further = self._further(last, targets, documents, place, chunk)
+            further = self._further(last, targets, documents, forward_ctx, chunk)
             nats = nats + (further - further.detach())
-        return leave_scale(nats, place) if self.config.experts and torch.is_grad_enabled() else nats
+        return leave_scale(nats, forward_ctx) if self.config.experts and torch.is_grad_enabled() else nats
 
-    def _place(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None, lengths: Tensor | None) -> Place:
+    def _place(
+        self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None, lengths: Tensor | None
+    ) -> ForwardContext:
         assert cache is None or documents is None
         rows, length = tokens.shape
         reach = (cache.extent if cache else 0) + length
@@ -222,7 +227,7 @@ class GPT(nn.Module):
                 "model.positions = 'rope'"
             )
         if cache is None:
-            return Place(
+            return ForwardContext(
                 self.rotations, self._rotations_at(None, length), None if documents is None else Packing(documents)
             )
         cache.extent = reach
@@ -230,11 +235,14 @@ class GPT(nn.Module):
         turns = self._rotations_at(positions, length)
         table = None if turns is None else self.rotations
         lengths = torch.full((rows,), length, device=tokens.device) if lengths is None else lengths
-        return Place(table, turns, cache=cache, positions=positions, lengths=lengths)
+        return ForwardContext(table, turns, cache=cache, positions=positions, lengths=lengths)
 
-    def _layers(self, tokens: Tensor, place: Place, images: Tensor | None) -> Tensor:
+    def _layers(self, tokens: Tensor, forward_ctx: ForwardContext, images: Tensor | None) -> Tensor:
         """Embedding and blocks: tokens (B,T) → (B,T,D)."""
-        cache, within = place.cache, place.packing.positions if place.packing else place.positions
+        cache, within = (
+            forward_ctx.cache,
+            forward_ctx.packing.positions if forward_ctx.packing else forward_ctx.positions,
+        )
         assert self.embed is not None
         ids = tokens if images is None else tokens.clamp(min=0)
         x = self.embed(ids)
@@ -245,31 +253,33 @@ class GPT(nn.Module):
             x = x + self.ngrams(
                 ids,
                 cache.recent if cache else ids.new_zeros(len(ids), 2),
-                place.packing.positions if place.packing else None,
+                forward_ctx.packing.positions if forward_ctx.packing else None,
             )
         if self.learned_positions is not None:
             x = x + self.learned_positions(torch.arange(ids.shape[1], device=ids.device) if within is None else within)
         if self.config.residual == "reversible":
-            x = reversible(x, list(self.blocks), place)
+            x = reversible(x, list(self.blocks), forward_ctx)
         elif self.config.recompute and torch.is_grad_enabled() and cache is None:
             for block in self.blocks:
-                x = recomputed(x, block, place)
+                x = recomputed(x, block, forward_ctx)
         else:
             for block in self.blocks:
-                x = block(x, place)
+                x = block(x, forward_ctx)
         if cache:
-            cache.advance(ids, place.lengths)
+            cache.advance(ids, forward_ctx.lengths)
         result: Tensor = x
         return result
 
-    def _further(self, hidden: Tensor, targets: Tensor, documents: Tensor | None, place: Place, chunk: int) -> Tensor:
+    def _further(
+        self, hidden: Tensor, targets: Tensor, documents: Tensor | None, forward_ctx: ForwardContext, chunk: int
+    ) -> Tensor:
         """The losses of the tokens further ahead, weighted (DeepSeek-V3, eq. 25)."""
         assert self.embed is not None
         assert self.head is not None
         nats = hidden.new_zeros(())
         following, wanted = targets, targets
         for module in self.ahead:
-            hidden = module(hidden, self.embed(following.clamp(min=0)), place)
+            hidden = module(hidden, self.embed(following.clamp(min=0)), forward_ctx)
             wanted = F.pad(wanted[:, 1:], (0, 1), value=-1)
             if documents is not None:  # what comes after the last token of a document is another text
                 wanted = wanted.masked_fill(F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True), -1)

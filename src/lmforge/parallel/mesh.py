@@ -25,11 +25,11 @@ class Mesh:
         self.rank, self.world, self.device = rank, world, device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over ranks (each rank has divided by the global token count already).
 
         Gradients travel in one flat tensor per data type, so that a small network costs one message.

@@ -12,10 +12,10 @@ import os
 from typing import Any
 
 from lmforge.model.config import GPTConfig, network_of
-from lmforge.model.cost import TRAINING, active_parameters, flops_per_token, parameters, training_bytes
+from lmforge.plan.cost import TRAINING, active_parameters, flops_per_token, parameters, training_bytes
 from lmforge.plan.hardware import Hardware, detect
 from lmforge.recipe import Recipe
-from lmforge.tokens.ramp import ramp_of, with_length
+from lmforge.tokens.batch_schedule import ramp_of, with_length
 
 PROCESS_BYTES = 600_000_000  # Python, torch and the shards' buffers
 # Share of a device's memory that the components may fill; the rest is for what lives briefly (gradients of activations,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmforge.errors import InputError
-from lmforge.progress import in_words
+from lmforge.progress import format_duration
 from lmforge.record import write_atomic
 from lmforge.report import sections, template
 from lmforge.report.corpus import corpus
@@ -87,7 +87,7 @@ def _cards(run: Run) -> Html:
     return tag(
         "div", _bits_card(run),
         _card("parameters", metric(train, "parameters"), f"{metric(train, 'tokens')} tokens seen" if train else None),
-        _card("training time", in_words(seconds) if seconds is not None else None,
+        _card("training time", format_duration(seconds) if seconds is not None else None,
               f"{count(train, 'tokens_per_second')} tokens/s" if train else None),
         _card("file size", f"{size(first, 'file_bytes')} → {size(last, 'file_bytes')}" if steps else None,
               f"{figure(smaller, digits=3)}× after compression" if smaller is not None else None),
@@ -130,7 +130,7 @@ def _stages(run: Run) -> Html:
     for name, anchor in STAGES.items():
         state, seconds = run.state(name), number(run.stage(name).get("seconds"))
         shown = tag("span", state, class_="good" if state == "done" else "missing")
-        took = in_words(seconds) if seconds is not None else None
+        took = format_duration(seconds) if seconds is not None else None
         rows.append((tag("a", name, href=f"#{anchor}"), shown, took, key_figure(name, run.figures(name))))
     return table(("stage", "state", "time", "key figure"), rows, numeric=(2,))
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lmforge.progress import in_words
+from lmforge.progress import format_duration
 from lmforge.report.loaded import Run
 from lmforge.report.markup import (
     MISSING,
@@ -89,7 +89,7 @@ def training(run: Run) -> Html:
         return line_chart(title, [learned, checked, *level], label, words, short)
 
     best, last, way = number(figures, "best_step"), steps[-1], figures.get("way")
-    words = f"{count(last, 'step')} steps, {count(last, 'tokens')} tokens, {in_words(longest)}"
+    words = f"{count(last, 'step')} steps, {count(last, 'tokens')} tokens, {format_duration(longest)}"
     if best is not None:
         words += (
             f"; best on validation text {figure(figures, 'valid_bits_per_byte')} bits per byte, at step {count(best)}"

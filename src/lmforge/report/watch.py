@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from lmforge.progress import in_words
+from lmforge.progress import format_duration
 from lmforge.report.loaded import Run
 from lmforge.report.markup import count, number, size
 from lmforge.report.plots import Point, thin
@@ -67,7 +67,7 @@ def picture(directory: Path) -> str:
     facts = [
         f"step {count(last, 'step')}",
         f"{count(last, 'tokens')} tokens",
-        in_words(number(last, "seconds") or 0),
+        format_duration(number(last, "seconds") or 0),
         f"{count(last, 'tokens_per_second')} tokens/s",
         *([f"{100 * share:.0f}% of the matrix peak"] if share is not None else []),
         *([size(last, "memory_bytes")] if number(last, "memory_bytes") is not None else []),

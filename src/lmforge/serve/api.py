@@ -25,10 +25,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from lmforge.errors import InputError
-from lmforge.model.generate import Sampling
-from lmforge.progress import say
+from lmforge.generate.decode import Sampling
+from lmforge.progress import log
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Overloaded, Part, Row
-from lmforge.serve.load import Served
+from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import ApiError, Chat, ChatRequest, CompletionRequest, Completions, Parameters
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
@@ -51,7 +51,7 @@ class Plan:
     shapes: Completions | Chat
 
 
-def plan_completion(served: Served, request: CompletionRequest) -> Plan:
+def plan_completion(served: LoadedModel, request: CompletionRequest) -> Plan:
     """The rows of a completion request: every prompt `n` times.
 
     A text is read as the beginning of a document (the end-of-text token stands before it, unseen and uncounted); token
@@ -88,7 +88,7 @@ def plan_completion(served: Served, request: CompletionRequest) -> Plan:
     return Plan(rows, echoes, counted, Completions(served.tokenizer, request.logprobs))
 
 
-def plan_chat(served: Served, request: ChatRequest) -> Plan:
+def plan_chat(served: LoadedModel, request: ChatRequest) -> Plan:
     """The rows of a chat request: the rendered conversation `n` times.
 
     Raises:
@@ -107,7 +107,7 @@ def plan_chat(served: Served, request: ChatRequest) -> Plan:
     return Plan(rows, [""] * len(rows), len(ids), Chat(served.tokenizer, bool(request.logprobs)))
 
 
-def _room(served: Served, prompt: int, wanted: int | None, default: int, param: str) -> int:
+def _room(served: LoadedModel, prompt: int, wanted: int | None, default: int, param: str) -> int:
     """How many tokens may be drawn after a prompt of `prompt` tokens; what does not fit the context is an error, as at
     OpenAI."""
     free = served.context - prompt
@@ -124,7 +124,7 @@ def _room(served: Served, prompt: int, wanted: int | None, default: int, param: 
     return min(default, free) if wanted is None else wanted
 
 
-def _sampling(served: Served, request: Parameters, room: int, choice: int, top_logprobs: int) -> Sampling:
+def _sampling(served: LoadedModel, request: Parameters, room: int, choice: int, top_logprobs: int) -> Sampling:
     return Sampling(
         max_tokens=room,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -197,7 +197,7 @@ def _as_api_error(error: Exception) -> ApiError:
         return ApiError(503, f"The server is overloaded: {error}", code="overloaded", type_="server_error")
     if isinstance(error, InputError):
         return ApiError(400, str(error))
-    say(f"serve: a batch failed: {type(error).__name__}: {error}")
+    log(f"serve: a batch failed: {type(error).__name__}: {error}")
     return _internal(error)
 
 
@@ -208,7 +208,7 @@ def _internal(error: Exception) -> ApiError:
 
 async def _answer(http: Request, plan: Plan, request: Parameters) -> Response:
     """A plan's answer, streamed or whole."""
-    served: Served = http.app.state.served
+    served: LoadedModel = http.app.state.served
     stream = chunks(http.app.state.engine, plan, served.name, f"lmforge-{served.fingerprint}")
     await anext(stream)
     if request.stream:
@@ -247,7 +247,7 @@ def _fold(shapes: Completions | Chat, whole: dict[str, Any], chunk: dict[str, An
             choices[choice["index"]] = choice
 
 
-def create_app(served: Served) -> FastAPI:
+def create_app(served: LoadedModel) -> FastAPI:
     """The application that answers for one model. Its engine thread lives as long as the application."""
 
     @contextlib.asynccontextmanager

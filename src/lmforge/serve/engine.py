@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from lmforge.errors import LmforgeError
-from lmforge.model.generate import Drawn, Sampling, TextAssembler, TokenBytes, decode
+from lmforge.generate.decode import SampledToken, Sampling, TextAssembler, TokenBytes, decode
 from lmforge.model.gpt import GPT
 
 BATCH_ROWS = 16
@@ -101,7 +101,7 @@ class _Active:
         self.done = isinstance(event, Exception) or event.finish is not None
         self.ticket.listener(self.index, event)
 
-    def add(self, drawn: Drawn, tokenizer: TokenBytes) -> None:
+    def add(self, drawn: SampledToken, tokenizer: TokenBytes) -> None:
         """Take one drawn token and tell what became certain by it."""
         if self.assembler is None:
             self.assembler = TextAssembler(tokenizer, self.row.stop)
@@ -202,7 +202,7 @@ class Engine:
                 row.tell(Part("", finish="length"))
         # decode reads `samplings` anew at each step: a row given max_tokens 0 ends with its next token.
         samplings = [row.row.sampling for row in rows]
-        steps: Iterator[list[Drawn]] = decode(self.model, [row.row.prompt for row in rows], samplings)
+        steps: Iterator[list[SampledToken]] = decode(self.model, [row.row.prompt for row in rows], samplings)
         for step in steps:
             for drawn in step:
                 row = rows[drawn.row]

@@ -15,8 +15,8 @@ from typing import Literal
 
 from lmforge.compress.chain import load
 from lmforge.errors import InputError
+from lmforge.formats.native import CONFIG, TOKENIZER, read_config
 from lmforge.model.gpt import GPT
-from lmforge.model.saved import CONFIG, TOKENIZER, read_config
 from lmforge.record import MANIFEST, content_hash, hash_file
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.chat import STOP, has_chat_tokens, render_chat, stop_tokens
@@ -27,7 +27,7 @@ CHAT_STOP = (*(f"\n{text}" for text in STOP), *STOP)  # of a transcript; the bla
 
 
 @dataclasses.dataclass(frozen=True)
-class Served:
+class LoadedModel:
     """A model ready to answer: `name` is what clients call it, `methods` the compression steps it went through."""
 
     model: GPT
@@ -90,7 +90,7 @@ def resolve(path: Path, which: Which = "auto") -> Path:
     )
 
 
-def load_served(path: Path, which: Which = "auto") -> Served:
+def load_served(path: Path, which: Which = "auto") -> LoadedModel:
     """Load what `path` means (see `resolve`; or the folder of an adapter, merged into its base), every file checked
     against its manifest.
 
@@ -118,8 +118,10 @@ def load_served(path: Path, which: Which = "auto") -> Served:
     fingerprint = (content_hash(directory) or "")[:12]
     if adapter:
         fingerprint = (content_hash(adapter) or "")[:12]
-        return Served(load_with_adapter(adapter), tokenizer, _name(adapter.resolve()), adapter, methods, fingerprint)
-    return Served(load(directory), tokenizer, _name(directory.resolve()), directory, methods, fingerprint)
+        return LoadedModel(
+            load_with_adapter(adapter), tokenizer, _name(adapter.resolve()), adapter, methods, fingerprint
+        )
+    return LoadedModel(load(directory), tokenizer, _name(directory.resolve()), directory, methods, fingerprint)
 
 
 def _name(directory: Path) -> str:

@@ -14,17 +14,17 @@ from typing import Any
 import uvicorn
 
 from lmforge.errors import InputError
-from lmforge.model.generate import Piece, Sampling, stream_text
-from lmforge.progress import say
+from lmforge.generate.decode import Piece, Sampling, stream_text
+from lmforge.progress import log
 from lmforge.serve.api import create_app
-from lmforge.serve.load import Served
+from lmforge.serve.load import LoadedModel
 
 Messages = list[dict[str, str]]
 GRACE_SECONDS = 5  # how long running answers may take to end when the server is told to stop
 
 
 def generate_text(
-    served: Served, prompt: str, sampling: Sampling, on_text: Callable[[str], None] | None = None
+    served: LoadedModel, prompt: str, sampling: Sampling, on_text: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Continue `prompt`, read as the beginning of a document; `on_text` gets each piece of the continuation as it is
     certain.
@@ -38,7 +38,11 @@ def generate_text(
 
 
 def _collect(
-    served: Served, prompt: list[int], sampling: Sampling, stop: tuple[str, ...], on_text: Callable[[str], None] | None
+    served: LoadedModel,
+    prompt: list[int],
+    sampling: Sampling,
+    stop: tuple[str, ...],
+    on_text: Callable[[str], None] | None,
 ) -> tuple[str, int, Piece | None]:
     parts: list[str] = []
     tokens, piece = 0, None
@@ -50,7 +54,7 @@ def _collect(
     return "".join(parts), tokens, piece
 
 
-def chat(served: Served, sampling: Sampling) -> None:
+def chat(served: LoadedModel, sampling: Sampling) -> None:
     """Talk until /quit or the end of the input; /reset forgets. Answers go to stdout, everything else to stderr.
 
     The oldest turns are dropped when the conversation outgrows the context. Ctrl-C ends the answer; at the prompt, it
@@ -58,14 +62,14 @@ def chat(served: Served, sampling: Sampling) -> None:
     """
     terminal = sys.stdin.isatty()
     if terminal:
-        say(f"{served.name}: {served.context} tokens of context; /reset forgets, /quit leaves")
+        log(f"{served.name}: {served.context} tokens of context; /reset forgets, /quit leaves")
     history: Messages = []
     while (line := _read_line(terminal)) is not None:
         if line in ("/quit", "/exit"):
             return
         if line == "/reset":
             history = []
-            say("forgotten")
+            log("forgotten")
         elif line:
             history = _answer(served, [*history, {"role": "user", "content": line}], sampling)
 
@@ -77,14 +81,14 @@ def _read_line(terminal: bool) -> str | None:
     try:
         line = sys.stdin.readline()
     except KeyboardInterrupt:
-        say("")
+        log("")
         return None
     except UnicodeDecodeError as error:
         raise InputError(f"stdin: not UTF-8 text ({error}); convert it first") from error
     return line.strip() if line else None
 
 
-def _answer(served: Served, history: Messages, sampling: Sampling) -> Messages:
+def _answer(served: LoadedModel, history: Messages, sampling: Sampling) -> Messages:
     """Print the answer to the last turn and return the history with it."""
     history, prompt = trim(served, history, sampling.max_tokens)
     parts: list[str] = []
@@ -98,12 +102,12 @@ def _answer(served: Served, history: Messages, sampling: Sampling) -> Messages:
     try:
         _collect(served, prompt, dataclasses.replace(sampling, stop_ids=served.stop_ids), served.chat_stop, show)
     except KeyboardInterrupt:
-        say(" (stopped)")
+        log(" (stopped)")
     print(flush=True)
     return [*history, {"role": "assistant", "content": "".join(parts).strip()}]
 
 
-def trim(served: Served, history: Messages, answer: int) -> tuple[Messages, list[int]]:
+def trim(served: LoadedModel, history: Messages, answer: int) -> tuple[Messages, list[int]]:
     """Drop the oldest turns until the conversation leaves room for `answer` tokens (at most half the context), and
     render it.
 
@@ -114,14 +118,14 @@ def trim(served: Served, history: Messages, answer: int) -> tuple[Messages, list
         # Question and answer go together, so that the history begins with a question.
         history = history[2:] if len(history) > 2 else history[1:]
     if len(prompt) > room:
-        say(
+        log(
             f"(long message: {len(prompt)} tokens; the model reads the last {served.context - 1} and forgets as it "
             "writes)"
         )
     return history, prompt
 
 
-def serve(served: Served, host: str, port: int) -> None:
+def serve(served: LoadedModel, host: str, port: int) -> None:
     """Answer on `host`:`port` (0: a free one) until Ctrl-C or SIGTERM; names the address on stderr.
 
     Raises:
@@ -131,10 +135,10 @@ def serve(served: Served, host: str, port: int) -> None:
     shown = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
     how = f" ({', '.join(served.methods)})" if served.methods else ""
-    say(f"serve: {served.name}{how} from {served.directory}")
-    say(f"serve: chat page {address}/   OpenAI-compatible API {address}/v1   model '{served.name}'   Ctrl-C stops")
+    log(f"serve: {served.name}{how} from {served.directory}")
+    log(f"serve: chat page {address}/   OpenAI-compatible API {address}/v1   model '{served.name}'   Ctrl-C stops")
     if host not in ("127.0.0.1", "::1", "localhost"):
-        say(f"serve: listening on {host or 'every address'}: whoever reaches it may use it, there is no password")
+        log(f"serve: listening on {host or 'every address'}: whoever reaches it may use it, there is no password")
     config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
     # uvicorn ends on a signal and then raises it again for the handler that was there before; ours makes that a clean
     # end.
@@ -145,7 +149,7 @@ def serve(served: Served, host: str, port: int) -> None:
         listener.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    say("serve: stopped")
+    log("serve: stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,8 @@ Every byte is a token of its own, so any bytes can be written and read back. Spe
 text ever encodes to
 one: token 0, the end of a text, and, in a vocabulary learned for conversations, tokens 1 to 4 (CHAT_TOKENS).
 
-WORDS (lmforge.tokens.pieces) decides what a token may not cross. Bytes per token on a twentieth of the files of Python
+WORDS (lmforge.tokens.pretokenize) decides what a token may not cross. Bytes per token on a twentieth of the files of
+Python
 3.11's library, held out, vocabularies of 4,096 and 8,192 tokens:
 
     learned from all other files       GPT-2 3.545 3.822   cl100k (GPT-4) 3.665 4.006   cl100k with line end +
@@ -46,13 +47,13 @@ from numpy.typing import NDArray
 from lmforge.allocator import freed_memory_returned, give_back_freed_memory
 from lmforge.compiled import load_without_linear_algebra
 from lmforge.errors import InputError
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import write_atomic
 from lmforge.tokens.count import Pieces, count_pieces, weighted_pieces
 from lmforge.tokens.encode import Encoder, Ranks, ranks_of
-from lmforge.tokens.imported import Library, is_imported, token_names
 from lmforge.tokens.merge import Learned, learn
-from lmforge.tokens.pieces import SUPERWORDS, WORDS, as_bytes, classes_for, joined
+from lmforge.tokens.pretokenize import SUPERWORDS, WORDS, as_bytes, classes_for, joined
+from lmforge.tokens.tokenizer_json import Library, is_imported, token_names
 
 END_OF_TEXT = "<|endoftext|>"
 # who speaks, and the end of a turn (lmforge.tokens.chat)
@@ -76,8 +77,8 @@ _ALPHABET = sorted(range(256), key=_CHARACTER.__getitem__)  # the bytes in the o
 
 
 class Tokenizer:
-    """A vocabulary and its merges, learned here or imported (lmforge.tokens.imported). `vocab_size` counts every token,
-    `end_of_text` is 0, `sha256` is that of its tokenizer.json.
+    """A vocabulary and its merges, learned here or imported (lmforge.tokens.tokenizer_json). `vocab_size` counts every
+    token, `end_of_text` is 0, `sha256` is that of its tokenizer.json.
 
     `special` maps the names of the special tokens to their ids: the end of a text, and CHAT_TOKENS where the vocabulary
     has them. Threads may share one; each gets a memo of its own.
@@ -122,7 +123,7 @@ class Tokenizer:
         self._make(content, names, pairs, splitter == SUPERWORDS)
 
     def _take(self, content: str, file: Mapping[str, Any]) -> None:
-        """A vocabulary of others (lmforge.tokens.imported), whose token 0 is the end of text."""
+        """A vocabulary of others (lmforge.tokens.tokenizer_json), whose token 0 is the end of text."""
         names = token_names(file, _CHARACTER)
         self._content, self._library = content, Library(file)
         self.sha256 = hashlib.sha256(content.encode()).hexdigest()
@@ -360,7 +361,7 @@ def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: 
     pieces, least = count_pieces(documents, superwords, max_ram, threads, _LINE_RAM if superwords else _PIECE_RAM)
     if least:
         what = "lines" if superwords else "pieces"
-        say(
+        log(
             f"tokens: learning from the {len(pieces):,} commonest {what}; of those seen less than {least} times none "
             "or some fit into "
             f"{max_ram / 2**30:.2g} GiB (tokens.max_ram)"

@@ -21,7 +21,7 @@ import numpy as np
 from lmforge.corpus.build import read_documents, read_lines
 from lmforge.corpus.splits import SPLITS
 from lmforge.errors import InputError
-from lmforge.progress import Bar, say
+from lmforge.progress import Bar, log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
@@ -98,7 +98,7 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
 
 
 def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
-    say(
+    log(
         f"tokens: learning {recipe.tokens.vocab_size:,} tokens from {sample.bytes / 1e6:.1f} MB of "
         f"{sample.total / 1e6:.1f} MB"
     )

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from lmforge.compiled import Number, compiled, inlined
 from lmforge.errors import InputError, LmforgeError
-from lmforge.tokens.pieces import Bytes, as_bytes, classes_for, fingerprint, joined, piece_end
+from lmforge.tokens.pretokenize import Bytes, as_bytes, classes_for, fingerprint, joined, piece_end
 
 Integers = NDArray[np.int64]
 Short = NDArray[np.int32]

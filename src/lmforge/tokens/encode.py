@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.compiled import Number, compiled
-from lmforge.tokens.pieces import Bytes, fingerprint, piece_end
+from lmforge.tokens.pretokenize import Bytes, fingerprint, piece_end
 
 Integers = NDArray[np.int64]
 Short = NDArray[np.int32]

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.errors import InputError
+from lmforge.tokens.batch_schedule import Ramp
 from lmforge.tokens.mixture import CONSTANT, Mixture, Schedule
 from lmforge.tokens.packing import BestFit, Order, Ring
-from lmforge.tokens.ramp import Ramp
 from lmforge.tokens.shards import Group, Shards
 
 Array = NDArray[np.int64]

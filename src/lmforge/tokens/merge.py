@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from lmforge.compiled import Number, compiled
 from lmforge.errors import InputError
-from lmforge.tokens.pieces import Bytes, fingerprint
+from lmforge.tokens.pretokenize import Bytes, fingerprint
 
 Integers = NDArray[np.int64]
 Short = NDArray[np.int32]

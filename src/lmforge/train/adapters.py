@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
+from lmforge.formats.native import TENSORS, load_model, model_tensors
 from lmforge.model.gpt import GPT
-from lmforge.model.saved import TENSORS, load_model, model_tensors
 from lmforge.recipe import Lora
 from lmforge.record import atomic_directory, read_manifest, verify_directory, write_atomic
 

@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmforge.errors import InputError
+from lmforge.formats.native import write_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.saved import write_model
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
 from lmforge.train.adapters import ADAPTER, adapter_tensors, load_adapters, merged
-from lmforge.train.store import fetch_newest, put, remove
+from lmforge.train.remote_checkpoints import fetch_newest, put, remove
 
 Weights = dict[str, Tensor]
 AVERAGE = "average.safetensors"
@@ -92,7 +92,7 @@ class Checkpoints:
         if directory.exists():
             sweep_temporaries(directory)
 
-    def settle(self) -> None:
+    def resolve(self) -> None:
         """Until what `save` began is written.
 
         Raises:
@@ -105,7 +105,7 @@ class Checkpoints:
     def close(self) -> None:
         """End the thread that writes, when it is done."""
         try:
-            self.settle()
+            self.resolve()
         finally:
             self._writer.shutdown()
 
@@ -132,14 +132,14 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
-        Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `settle` waits
-        for it.
+        Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `resolve`
+        waits for it.
 
         Raises:
             LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay
                 usable.
         """
-        self.settle()
+        self.resolve()
         tensors, moments = merged(model), optimizer_tensors(optimizers)
         averaged, adapters = (
             {name: weight.detach().cpu() for name, weight in each.items()}
@@ -192,7 +192,7 @@ class Checkpoints:
     def prepare(self) -> None:
         """Finish what is being written, and fetch from the store where nothing is here; then `load_newest` finds what
         there is."""
-        self.settle()
+        self.resolve()
         if self.store and not self.steps():
             fetch_newest(self.store, self.directory)
 
@@ -228,5 +228,5 @@ class Checkpoints:
             )
         restore_optimizers(optimizers, load_file(path / "optimizer.safetensors"))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        say(f"train: going on from step {state['step']} ({path})")
+        log(f"train: going on from step {state['step']} ({path})")
         return state

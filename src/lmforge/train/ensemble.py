@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmforge.progress import say
+from lmforge.progress import log
 
 Weights = dict[str, Tensor]
 HORIZONS = 4  # of the moving average are run through before the end: what came before would weigh e^-4 = 2%
@@ -116,7 +116,7 @@ class Choice:
             self._enter("moving average", (), self.score(moving))
         self.table.sort(key=lambda candidate: (candidate.bits_per_byte, len(candidate.members)))
         best = next(candidate for candidate in self.table if candidate.networks == 1)
-        say(
+        log(
             f"train: chose {best.name} ({best.bits_per_byte:.4f} bits per byte; best single "
             f"{singles[0].bits_per_byte:.4f})"
         )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lmforge.errors import InputError
+from lmforge.formats.native import load_model, model_tensors
 from lmforge.model.gpt import GPT
-from lmforge.model.saved import load_model, model_tensors
 from lmforge.recipe import Finetune
 from lmforge.tokens.loader import Loader
 from lmforge.tokens.shards import Shards

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from lmforge.plan.hardware import matrix_speed
-from lmforge.train.events import EventFile
+from lmforge.train.tensorboard import EventFile
 
 
 class Journal:

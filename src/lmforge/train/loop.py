@@ -31,28 +31,27 @@ from torch import Tensor, nn
 
 from lmforge.allocator import memory_for
 from lmforge.errors import InputError, Interrupted, LmforgeError
+from lmforge.formats.native import load_model, model_tensors, write_model
+from lmforge.generate.score import token_nats
 from lmforge.model.config import network_of
-from lmforge.model.cost import TRAINING, training_flops_per_token
 from lmforge.model.gpt import GPT
-from lmforge.model.saved import load_model, model_tensors, write_model
-from lmforge.model.score import token_nats
 from lmforge.parallel.mesh import Mesh, join_mesh
-from lmforge.parallel.replicas import Replicas
-from lmforge.progress import Bar, in_words, say
+from lmforge.parallel.thread_replicas import Replicas
+from lmforge.plan.cost import TRAINING, training_flops_per_token
+from lmforge.progress import Bar, format_duration, log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, write_atomic
+from lmforge.tokens.batch_schedule import ramp_of, with_length
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.loader import Batch, Loader, Prefetch
 from lmforge.tokens.mixture import at, weights_of
-from lmforge.tokens.ramp import ramp_of, with_length
 from lmforge.tokens.shards import Shards, verify_once
 from lmforge.train import fp8
 from lmforge.train.adapters import ADAPTER, adapter_tensors, averaged, hold, merged, write_adapter
+from lmforge.train.autotune import ExecutionPlan, choose, compiled_loss, describe
 from lmforge.train.checkpoint import Checkpoints, write_snapshot
 from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
-from lmforge.train.events import EventFile
-from lmforge.train.fastest import Way, choose, compiled_loss, describe
 from lmforge.train.finetune import example_rows, start_from
 from lmforge.train.journal import Journal, Meter
 from lmforge.train.optim import build_optimizers, rate, set_rate
@@ -62,13 +61,14 @@ from lmforge.train.stability import (
     MOST_NAMED,
     MOST_RETURNS,
     Diverged,
-    Excluded,
+    SkippedBatches,
     Stability,
     document_ids,
     first_bad_gradient,
     first_non_finite,
 )
 from lmforge.train.statistics import Activations, NoiseScale, weights_and_gradients
+from lmforge.train.tensorboard import EventFile
 from lmforge.train.watchdog import Watchdog
 
 
@@ -121,7 +121,7 @@ class TrainingRun:
         self.warmup = settings.warmup if settings.warmup is not None else min(2000, math.ceil(self.steps * 0.04))
         self.save_every = settings.checkpoint_every or math.ceil(self.steps / 5)
         self.validate_every = settings.validate_every or math.ceil(self.steps / 10)
-        if mesh.leads:
+        if mesh.is_main:
             verify_once((training, held_out), out / "verified")
         self.loader = Loader(
             training, context, self.ramp, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups)
@@ -140,8 +140,8 @@ class TrainingRun:
             start_from(self.model, recipe.finetune, recipe.seed)
         self.model.to(mesh.device)
         self.optimizers = build_optimizers(self.model, settings)
-        self.checkpoints = Checkpoints(out / "checkpoints", settings.keep, settings.store if mesh.leads else None)
-        self.excluded = Excluded(out / "excluded.json")
+        self.checkpoints = Checkpoints(out / "checkpoints", settings.keep, settings.store if mesh.is_main else None)
+        self.excluded = SkippedBatches(out / "excluded.json")
         self.restore()
         kept = keep_compiled_code()
         self.way = self.chosen_way()
@@ -154,21 +154,21 @@ class TrainingRun:
         self.measuring = False  # whether the present step's statistics are wanted
         self.networks = Replicas(self.model, self.way.replicas, self.way.threads)
         self.meter = Meter(cache(self.flops_per_token), mesh.device, mesh.world if mesh.device.type == "cuda" else 1)
-        if mesh.leads:
+        if mesh.is_main:
             trained, frozen = (
                 sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False)
             )
             sizes = " then ".join(str(rows * context) for rows in self.ramp.sizes)
-            say(
+            log(
                 f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, {self.steps} "
                 f"steps of {sizes} tokens"
             )
-            say(f"train: {describe(self.way)}" + (f"; compiled code is kept in {kept}" if self.way.compiled else ""))
+            log(f"train: {describe(self.way)}" + (f"; compiled code is kept in {kept}" if self.way.compiled else ""))
 
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or as it is before the first step."""
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": None, "best_valid": math.inf}
-        if self.mesh.leads:
+        if self.mesh.is_main:
             self.checkpoints.prepare()
         self.mesh.wait()
         self.state |= self.checkpoints.load_newest(self.model, self.optimizers) or {}
@@ -184,7 +184,7 @@ class TrainingRun:
         schedules = [self.recipe.train.context_schedule, *weights_of(self.recipe, self.loader.groups)]
         return {math.ceil(begin * self.steps) for schedule in schedules for begin, _ in schedule}
 
-    def chosen_way(self) -> Way:
+    def chosen_way(self) -> ExecutionPlan:
         """The way the run began with, so that it stays exact; measured anew at its start, on another kind of device or
         number of ranks."""
         here = [self.mesh.device.type, self.mesh.world]
@@ -192,7 +192,7 @@ class TrainingRun:
             rows = max(self.ramp.sizes) // self.mesh.world
             way = choose(self.recipe, self.model, self.mesh.device, rows, self.steps, self.mesh.world)
             self.state |= {"way": dataclasses.asdict(way), "way_on": here}
-        return Way(**self.state["way"])
+        return ExecutionPlan(**self.state["way"])
 
     def tokens(self, step: int) -> int:
         """Tokens of the first `step` batches, in all ranks."""
@@ -234,10 +234,10 @@ class TrainingRun:
         """
         done = self.state["step"]
         events = (
-            EventFile(self.out / "tensorboard", done) if self.mesh.leads and self.recipe.train.tensorboard else None
+            EventFile(self.out / "tensorboard", done) if self.mesh.is_main and self.recipe.train.tensorboard else None
         )
-        journal = Journal(self.out / "metrics.jsonl", done, events) if self.mesh.leads else None
-        profile = Profile(self.out / "profile", self.recipe.train.profile if self.mesh.leads else 0, self.mesh.device)
+        journal = Journal(self.out / "metrics.jsonl", done, events) if self.mesh.is_main else None
+        profile = Profile(self.out / "profile", self.recipe.train.profile if self.mesh.is_main else 0, self.mesh.device)
         data = Prefetch(self.loader, partial(self.loader.share, self.mesh.rank, self.mesh.world), done, self.steps)
         with (
             contextlib.closing(data),
@@ -294,8 +294,8 @@ class TrainingRun:
             LmforgeError: there is none, or going back has not helped before.
         """
         first, last = cause.steps[0] + 1, cause.steps[-1] + 1
-        if self.mesh.leads:
-            self.checkpoints.settle()
+        if self.mesh.is_main:
+            self.checkpoints.resolve()
         self.mesh.wait()
         steps = self.checkpoints.steps()
         if not steps or self.excluded.returns >= MOST_RETURNS:
@@ -304,9 +304,9 @@ class TrainingRun:
                 f"train: steps {first} to {last} had to be skipped{tried}: {cause}; lower train.peak_lr or "
                 f"train.matrix_lr and run again with --fresh (metrics.jsonl names documents and layers)"
             )
-        self.excluded.add(cause.steps, write=self.mesh.leads)
+        self.excluded.add(cause.steps, write=self.mesh.is_main)
         self.mesh.wait()
-        say(
+        log(
             f"train: steps {first} to {last} had to be skipped ({cause}); back to step {steps[-1]}, without those "
             "batches"
         )
@@ -326,7 +326,7 @@ class TrainingRun:
         cause = self.stability.judge(step, mean, norm)
         if cause:
             self.model.zero_grad(set_to_none=True)
-            return {"skipped": cause} | self.culprits(step, batch, context, cause)
+            return {"skipped": cause} | self.diagnose(step, batch, context, cause)
         figures = self.statistics(norm, counted, few) if self.measuring else {}
         if norm + 1e-6 > settings.clip:  # below it clipping would multiply every gradient by 1
             torch.nn.utils.clip_grads_with_norm_(
@@ -367,7 +367,7 @@ class TrainingRun:
                 lambda network, rows: self.gradients(network, batch, rows, context, size, few), range(len(batch.inputs))
             )
             self.watch.doing(step + 1, "summing gradients over ranks")
-            self.mesh.average_gradients(self.model.parameters())
+            self.mesh.sum_gradients(self.model.parameters())
             losses, *counts = zip(*parts, strict=True)
             loss, (text_bytes, counted) = torch.stack(losses).sum(), (float(sum(column)) for column in counts)
             if self.mesh.world > 1:
@@ -377,12 +377,12 @@ class TrainingRun:
                 self.scaler.unscale(self.model.parameters())
             if counted != size:  # some tokens do not count: the mean is over those that do, in all ranks
                 self._rescale(size / max(1.0, counted))
-            nats, norm = read(
+            nats, norm = to_host(
                 loss, torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
             )
             if self.way.precision != "fp16" or not math.isfinite(nats) or math.isfinite(norm):
                 break
-            say(
+            log(
                 f"train: step {step + 1}: float16 overflows at a loss scale of {self.scaler.scale:g}, first in the "
                 "gradient of "
                 f"{first_bad_gradient(self.model)}; the batch again with half of it"
@@ -433,7 +433,7 @@ class TrainingRun:
                 )
         return nats, text_bytes, counted
 
-    def culprits(self, step: int, batch: Batch, context: int, cause: str) -> dict[str, Any]:
+    def diagnose(self, step: int, batch: Batch, context: int, cause: str) -> dict[str, Any]:
         """What of a skipped batch is to blame, looked for in all ranks, and said: documents, and the first layer that
         is not finite.
 
@@ -463,8 +463,8 @@ class TrainingRun:
             self.loader.shards,
             sorted({number for each in guilty for number in each["numbers"]})[:MOST_NAMED],
         )
-        if self.mesh.leads:
-            say(
+        if self.mesh.is_main:
+            log(
                 f"train: step {step + 1} skipped: {cause}; documents {', '.join(names)}"
                 + (f"; first not finite: {layer}" if layer else "")
             )
@@ -508,9 +508,8 @@ class TrainingRun:
                     inputs, targets, *documents = (
                         each[first : min(first + 16, rows.stop)].to(self.mesh.device) for each in self.valid
                     )
-                    found.append(
-                        token_nats(network, inputs, targets, documents=documents[0] if documents else None).cpu()
-                    )  # type: ignore[arg-type]
+                    packed = documents[0] if documents else None
+                    found.append(token_nats(network, inputs, targets, documents=packed).cpu())  # type: ignore[arg-type]
             return found
 
         return torch.cat([piece for part in self.networks.run(work, range(len(self.valid[0]))) for piece in part])
@@ -519,7 +518,7 @@ class TrainingRun:
         """What the ensembles of the end need of the weights after `step` steps."""
         if self.moving:
             self.moving.update(step)
-        if step in self.snapshots and self.mesh.leads:
+        if step in self.snapshots and self.mesh.is_main:
             write_snapshot(self.snapshot(step), self.model, step, self.tokenizer_file)
 
     def snapshot(self, step: int) -> Path:
@@ -535,7 +534,7 @@ class TrainingRun:
         if self.state["valid"] < self.state["best_valid"]:
             self.state |= {"best_step": self.state["step"], "best_valid": self.state["valid"]}
         self.state |= {"stability": self.stability.state, "scaler": self.scaler.state, "noise": self.noise.state}
-        if self.mesh.leads:
+        if self.mesh.is_main:
             average = self.moving.weights if self.moving else None
             self.checkpoints.save(
                 self.state["step"], self.model, self.optimizers, self.state, self.tokenizer_file, average, wait
@@ -546,7 +545,7 @@ class TrainingRun:
         """Write the best weights that the run's checkpoints and averages give as the model; the figures of the whole
         run."""
         table = self.out / "ensemble.json"
-        if self.mesh.leads:
+        if self.mesh.is_main:
             best, weights, candidates = self.choose()
             with atomic_directory(model_out) as temporary:
                 write_model(
@@ -572,8 +571,8 @@ class TrainingRun:
         ensemble = json.loads(table.read_text())
         seconds, tokens = self.state["seconds"], self.tokens(self.steps)
         chosen = next(each for each in ensemble["candidates"] if each["name"] == ensemble["chosen"])
-        say(
-            f"train: {in_words(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with "
+        log(
+            f"train: {format_duration(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with "
             f"{chosen['name']}"
         )
         return {
@@ -618,7 +617,7 @@ class TrainingRun:
         return best, weights, choice.table
 
 
-def read(*numbers: Tensor) -> list[float]:
+def to_host(*numbers: Tensor) -> list[float]:
     """Numbers of the device, in one copy: the host waits for it once."""
     values: list[float] = torch.stack([number.double() for number in numbers]).tolist()
     return values
@@ -659,7 +658,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
     def ask(number: int, _frame: object) -> None:
         stop.set()
-        say("train: finishing this step, then saving (again to stop at once)")
+        log("train: finishing this step, then saving (again to stop at once)")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

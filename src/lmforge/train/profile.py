@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lmforge.progress import say
+from lmforge.progress import log
 from lmforge.record import write_atomic
 
 SETTLED = 2  # steps of a process before its profile: the first ones compile, allocate and read from the disk
@@ -51,7 +51,7 @@ class Profile:
         self.profile.export_chrome_trace(str(name.with_suffix(".json")))
         table = top_operations(averages)
         write_atomic(name.with_suffix(".txt"), table)
-        say(
+        log(
             f"train: profile of steps {step - self.steps + 1} to {step} in "
             f"{name.with_suffix('.json')}\n{table.rstrip()}"
         )

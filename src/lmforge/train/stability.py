@@ -99,7 +99,7 @@ class Stability:
         return None
 
 
-class Excluded:
+class SkippedBatches:
     """The steps whose batches are left out after a return to a checkpoint; in a file of its own, as checkpoints are
     older than the return."""
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from lmforge.progress import in_words, say
+from lmforge.progress import format_duration, log
 
 LEAST = 120.0  # seconds before anything is called a hang
 TIMES = 20.0  # as long as the longest time that the same operation took so far
@@ -23,7 +23,7 @@ def where_threads_are() -> None:
     try:
         faulthandler.dump_traceback(sys.__stderr__ or sys.stderr, all_threads=True)
     except (AttributeError, OSError, ValueError):  # stderr is no file
-        say("train: (no place to write the stacks of threads to)")
+        log("train: (no place to write the stacks of threads to)")
 
 
 class Watchdog:
@@ -33,7 +33,7 @@ class Watchdog:
         self,
         rank: int,
         least: float = LEAST,
-        tell: Callable[[str], None] = say,
+        tell: Callable[[str], None] = log,
         stacks: Callable[[], None] = where_threads_are,
     ) -> None:
         self.rank, self.least, self.tell, self.stacks = rank, least, tell, stacks
@@ -70,12 +70,13 @@ class Watchdog:
             if taken > max(self.least, TIMES * self.longest.get(operation, 0.0)):
                 told = now
                 usual = (
-                    f"; before it never took more than {in_words(self.longest[operation])}"
+                    f"; before it never took more than {format_duration(self.longest[operation])}"
                     if operation in self.longest
                     else ""
                 )
                 self.tell(
-                    f"train: rank {self.rank}: step {step}: {operation} has taken {in_words(taken)} so far{usual}; "
+                    f"train: rank {self.rank}: step {step}: {operation} has taken {format_duration(taken)} so "
+                    f"far{usual}; "
                     "where each thread is:"
                 )
                 self.stacks()

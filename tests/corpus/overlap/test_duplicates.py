@@ -19,7 +19,7 @@ from lmforge.corpus.overlap.duplicates import (
     jaccard_for,
     line_hashes,
     repeated_lines,
-    settle,
+    resolve,
     signature,
     similarities,
     similarity_for,
@@ -114,7 +114,7 @@ def near(texts: list[list[str]], tmp_path: Path, similarity: float = 0.75) -> du
     records = np.stack([np.concatenate(keys), np.repeat(np.arange(len(texts), dtype=np.uint64), duplicates.BANDS)])
     where = Sketches([tmp_path / "sketches.bin"])
     pairs = verified_pairs(candidate_pairs(records[:, np.lexsort(records[::-1])]), where, similarity)
-    return settle(pairs, where, similarity)
+    return resolve(pairs, where, similarity)
 
 
 def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> None:

@@ -460,7 +460,8 @@ def test_the_run_goes_on_past_damage_of_every_kind(tmp_path: Path) -> None:
     """One damaged and one sound file of each kind: the sound one is read, the damage counted."""
     good = "The old forge stood at the end of the village, where the road turned down to the river and the mill. " * 4
     line, table = json.dumps({"text": good}).encode() + b"\n", tmp_path / "parquet" / "b.parquet"
-    page = f"<mediawiki><page><title>A</title><ns>0</ns><id>1</id><revision><text>{good}</text></revision></page></mediawiki>".encode()
+    revision = f"<id>1</id><revision><text>{good}</text></revision>"
+    page = f"<mediawiki><page><title>A</title><ns>0</ns>{revision}</page></mediawiki>".encode()
     block = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>{good}</p>".encode()
     record = (
         b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"

@@ -111,7 +111,8 @@ def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
         "value": bits,
         "bits_per_word": bits / per_byte if per_byte else 0.0,
         "bits_per_byte": bits,
-        "definition": "code length of the same pieces, told once from their beginning by a mixture of contexts of 0 to 6 bytes and of words "
+        "definition": "code length of the same pieces, told once from their beginning by a mixture of "
+        "contexts of 0 to 6 bytes and of words "
         "that learns as it reads (PAQ's scheme): an upper bound",
         "sample_bytes": len(told),
     }
@@ -140,7 +141,8 @@ def _readabilities(prose: Sequence[Piece]) -> dict[str, Any]:
     """The formulas over all prose of the sample, and by genre."""
     genres = sorted({piece.genre for piece in prose})
     return {
-        "definition": "Flesch 1948, Kincaid 1975, Senter & Smith 1967, over English prose (genre not code, mostly letters); "
+        "definition": "Flesch 1948, Kincaid 1975, Senter & Smith 1967, over English prose (genre not code, "
+        "mostly letters); "
         "ease falls and grades rise with difficulty",
         **readability([piece.text for piece in prose]),
         "genres": {genre: readability([piece.text for piece in prose if piece.genre == genre]) for genre in genres},

@@ -144,7 +144,8 @@ class Statistics:
         return {
             "unigram_bits_per_word": {
                 "value": word,
-                "definition": "entropy of words (runs of non-space characters), each drawn on its own, white space free; "
+                "definition": "entropy of words (runs of non-space characters), each drawn on its own, "
+                "white space free; "
                 "Grassberger's correction (2003)",
                 "bits_per_word": word,
                 "bits_per_byte": word * per_byte,

@@ -50,7 +50,8 @@ def genre_figures(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str
     known = {piece.genre for piece in train}
     tested = [piece for piece in tested if piece.genre in known]
     found: dict[str, Any] = {
-        "definition": f"ridge regression on TF-IDF of words and pairs of words of {CHARACTERS:,} characters; accuracy on one piece of each "
+        "definition": f"ridge regression on TF-IDF of words and pairs of words of {CHARACTERS:,} "
+        f"characters; accuracy on one piece of each "
         "held-out document, 95% interval by Wilson; confusion: true genre → predicted genre → documents",
         "sample_documents": len(tested),
         "sample_training_pieces": len(train[:MOST_TRAINING]),

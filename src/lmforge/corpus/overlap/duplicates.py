@@ -267,7 +267,7 @@ class Clusters(NamedTuple):
     sizes: NDArray[np.int64]  # documents of each cluster of similar texts
 
 
-def settle(pairs: U64, sketches: Sketches, least: float) -> Clusters:
+def resolve(pairs: U64, sketches: Sketches, least: float) -> Clusters:
     """Clusters of the verified `pairs`, and who stays: going through a cluster in order, a document stays unless it is
     at least `least` similar to one that stays. So nothing is dropped merely because a chain of similar texts leads to
     it.

@@ -29,7 +29,10 @@ _SLICE = 1 << 18  # bytes
 DEEPEST = 40
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(r"\{\{\s*(?:disambig|hndis|geodis|disambiguation)", re.IGNORECASE)
-_GONE = "ref|references|gallery|math|chem|timeline|score|imagemap|graph|templatestyles|mapframe|maplink|ce|hiero|inputbox|categorytree"
+_GONE = (
+    "ref|references|gallery|math|chem|timeline|score|imagemap|graph|templatestyles|mapframe|maplink|ce|hiero|inputbox"
+    "|categorytree"
+)
 _ELEMENT = re.compile(rf"<(/?)({_GONE})\b([^<>]*)>", re.IGNORECASE)
 _MARK = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:*#]*\{\||^[ \t]*\|\}(?!\})", re.MULTILINE)
 _CLOSES = {"}}": "{{", "]]": "[[", "|}": "{|"}

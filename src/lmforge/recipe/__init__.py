@@ -1,0 +1,48 @@
+"""Everything a recipe may say: its sections, typed; TOML in, fully resolved TOML out."""
+
+from lmforge.recipe.corpus import (
+    Augment,
+    BackTranslation,
+    Corpus,
+    Genre,
+    Noise,
+    Perplexity,
+    PrivateKind,
+    ProceduralTask,
+    Quality,
+    RuleFamily,
+    Source,
+    SourceKind,
+    SynthesisStep,
+)
+from lmforge.recipe.load import load_recipe, parse_recipe
+from lmforge.recipe.schema import AttentionKind, Model, Parallel, Recipe, Tokens
+from lmforge.recipe.training import Finetune, Lora, Train
+from lmforge.recipe.write import to_toml
+
+__all__ = [
+    "AttentionKind",
+    "Augment",
+    "BackTranslation",
+    "Corpus",
+    "Finetune",
+    "Genre",
+    "Lora",
+    "Model",
+    "Noise",
+    "Parallel",
+    "Perplexity",
+    "PrivateKind",
+    "ProceduralTask",
+    "Quality",
+    "Recipe",
+    "RuleFamily",
+    "Source",
+    "SourceKind",
+    "SynthesisStep",
+    "Tokens",
+    "Train",
+    "load_recipe",
+    "parse_recipe",
+    "to_toml",
+]

@@ -1,0 +1,168 @@
+"""Everything a recipe may say, typed. TOML in, fully resolved TOML out.
+
+    recipe = load_recipe(Path("recipes/laptop.toml"), overrides=["train.peak_lr=3e-4"])
+
+A recipe's few real choices (texts, size, steps) are stated; the rest has defaults derived from them. A key that does
+not exist stops the run and the nearest valid key is named. Every section is one pydantic model with `extra="forbid"`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lmforge.recipe.corpus import Corpus
+from lmforge.recipe.training import Finetune, Train
+from lmforge.recipe.types import Positive, Section, Size
+
+AttentionKind = Literal["full", "window", "strided", "pooled", "sparse", "lsh", "linear"]
+
+
+class Tokens(Section):
+    """Documents → token shards."""
+
+    vocab_size: Annotated[int, Field(ge=257, le=5_000_000)] = 4096
+    context: Annotated[int, Field(ge=8)] = 256
+    sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
+    superwords: bool = False  # half of the vocabulary may cross spaces
+    # memory for learning the vocabulary, in bytes or as "2GiB"; default: half of what is free
+    max_ram: Size | None = None
+    # chat tokens in the vocabulary; default: when there are conversations among the training documents
+    chat: bool | None = None
+    # processes that encode; default: one a core, fewer for little text. The files are the same
+    workers: Positive | None = None
+    # rows cut from one ring of text, or whole documents that do not see each other
+    packing: Literal["ring", "best_fit"] = "ring"
+
+
+class Model(Section):
+    """The network. See `lmforge.model.gpt`."""
+
+    layers: Positive = 6
+    d_model: Positive = 256
+    heads: Positive = 4
+    kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
+    d_ff: Positive | None = None  # default: 4 × d_model
+    # gelu_tanh: GPT-2's approximation of it
+    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu"] = "relu"
+    # one kind, or a pattern of kinds repeated over the layers
+    attention: AttentionKind | tuple[AttentionKind, ...] = "full"
+    window: Positive = 256  # tokens: the band of window, strided and sparse
+    stride: Positive = 1024  # every so many tokens one that strided and sparse see from anywhere later
+    pool: Positive = 128  # tokens of a block that pooled and sparse see as one key and value
+    pooling: Literal["mean", "max", "conv"] = "mean"  # how a block becomes one; conv is learned
+    lsh_span: Positive = 64  # tokens of its bucket that a token sees, in each round
+    lsh_rounds: Positive = 4
+    feature_map: Literal["elu", "learned"] = "elu"  # of linear attention
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    positions: Literal["rope", "learned", "none"] = "rope"
+    rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
+    # how RoPE reaches beyond the context it was trained at …
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
+    biases: bool = False
+    qk_norm: bool = False
+    ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
+    tied: bool = True  # the output matrix is the embedding
+    # reversible: activations are made again from the last ones, whatever the depth
+    residual: Literal["plain", "reversible"] = "plain"
+    # keep what enters each block (unless reversible) and what attention mixed; make the rest again in the backward pass
+    recompute: bool = False
+    ahead: Annotated[int, Field(ge=0)] = 0  # further tokens predicted in training
+    experts: Annotated[int, Field(ge=0)] = 0  # networks that share a layer's d_ff; 0: one
+    experts_active: Positive = 2  # of which each token uses so many
+    experts_shared: Annotated[int, Field(ge=0)] = 0  # and so many more of the same width, used by all
+    balance: Literal["bias", "loss", "none"] = "bias"  # what keeps the experts' load even
+    image_size: Annotated[int, Field(ge=0)] = 0  # pixels a side; 0: no images
+    image_patch: Annotated[int, Field(ge=0)] = 0  # pixels a side of the patch that becomes one token
+    image_channels: Positive = 3
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model {self.d_model} is not divisible by heads {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        if self.positions == "rope" and (self.d_model // self.heads) % 2:
+            raise ValueError(f"rope needs an even head width; d_model/heads is {self.d_model // self.heads}")
+        return self
+
+
+class Parallel(Section):
+    """How the network is laid over processes (torchrun starts them)."""
+
+    data: Positive | None = None  # default: every process there is
+
+
+class QuantizeStep(Section):
+    """8-bit weights and activations."""
+
+    method: Literal["quantize"] = "quantize"
+
+
+class Compress(Section):
+    """Model → smaller model, one method after another."""
+
+    steps: tuple[QuantizeStep, ...] = (QuantizeStep(),)
+    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+    budget: Annotated[float, Field(gt=0)] | None = None
+
+
+TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers", "passkey"]
+
+
+class Evaluate(Section):
+    """Model → scores."""
+
+    tasks: tuple[TaskName, ...] = ("bits_per_byte", "completions_parse", "generation_speed", "kneser_ney")
+    items: Positive = 64  # items of each generative task
+    max_tokens: Positive | None = None  # tokens of the held-out text scored; default: all
+
+
+class Serve(Section):
+    """Model → answers."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+
+
+class Recipe(Section):
+    """One model's whole life."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "model"
+    seed: Annotated[int, Field(ge=0)] = 1
+    run_dir: Path | None = None  # default: runs/NAME
+    corpus: Corpus = Corpus()
+    tokens: Tokens = Tokens()
+    model: Model = Model()
+    parallel: Parallel = Parallel()
+    train: Train = Train()
+    compress: Compress = Compress()
+    evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
+    finetune: Finetune | None = None  # makes a model out of another one, by examples
+
+    @model_validator(mode="after")
+    def _contexts_divide(self) -> Recipe:
+        for _, context in self.train.context_schedule:
+            if self.tokens.context % context:
+                whole = self.tokens.context
+                raise ValueError(
+                    f"train.context_schedule: {context} does not divide tokens.context {whole}, of whose rows it cuts "
+                    "parts"
+                )
+        return self
+
+    @field_validator("run_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else value
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's files go."""
+        return self.run_dir or Path("runs") / self.name

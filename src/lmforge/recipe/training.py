@@ -1,0 +1,128 @@
+"""The `[train]` and `[finetune]` sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from lmforge.recipe.corpus import Genre
+from lmforge.recipe.types import Curriculum, Positive, Section, Share, check_weight, in_order
+
+
+class Train(Section):
+    """Shards + network → checkpoints."""
+
+    steps: Positive | None = None
+    tokens: Positive | None = None  # instead of steps
+    batch_tokens: Positive = 8192
+    # [share of training, batch_tokens] pairs, where it is not one size throughout
+    batch_schedule: tuple[tuple[Share, Positive], ...] = ()
+    # [share of training, context] pairs: shorter rows, as many tokens a batch
+    context_schedule: tuple[tuple[Share, Positive], ...] = ()
+    # how often texts of a genre are drawn, where not equally often
+    mixture: dict[Genre, Curriculum] = Field(default={})
+    micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
+    # large freed blocks go back to the system: with long texts and recompute half the peak, 1.4 times the time
+    return_memory: bool = False
+    peak_lr: Annotated[float, Field(gt=0)] = 6e-4
+    matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
+    # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)
+    base_width: Positive | None = None
+    # of the logits, to be tuned at base_width along with the rates
+    output_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
+    final_lr: Share = 0.1  # the schedule ends at this share of the peak
+    warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the run
+    betas: tuple[float, float] = (0.9, 0.95)
+    # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    # auto: the fastest safe one, measured at start-up on a CPU
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "auto"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: measured at start-up, its compile time counted
+    threads: Positive | None = None  # default: measured at start-up
+    validate_every: Positive | None = None  # steps; default: a tenth of the run
+    validate_tokens: Positive = 32_768
+    checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
+    keep: Positive = 2  # newest checkpoints kept, beside the best
+    store: str | None = None  # an object store's address that each checkpoint is copied to (s3://bucket/run)
+    # after these a checkpoint is saved and the command ends, to be run again
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    tensorboard: bool = False  # metrics in TensorBoard's file format too, in train/tensorboard
+    # steps recorded operation by operation, in train/profile, once the run has settled
+    profile: Annotated[int, Field(ge=0)] = 0
+    # weights kept near the end, to average and to choose from; 0: the best checkpoint alone
+    ensemble: Annotated[int, Field(ge=0)] = 4
+
+    @model_validator(mode="after")
+    def _schedules_arein_order(self) -> Train:
+        for weight in self.mixture.values():
+            check_weight(weight)
+        for name, schedule in (("context", self.context_schedule), ("batch", self.batch_schedule)):
+            if schedule and not in_order(schedule):
+                raise ValueError(
+                    f"{name}_schedule is a list of [share of training, tokens] pairs: the first share 0, each later "
+                    "one larger"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _state_fits_optimizer(self) -> Train:
+        if self.optimizer == "sgd" and self.optimizer_state == "8bit":
+            raise ValueError("optimizer 'sgd' keeps its state in fp32; use optimizer_state = 'fp32', or adamw or muon")
+        for key, given in (
+            ("base_width", self.base_width is not None),
+            ("output_multiplier", self.output_multiplier != 1),
+        ):
+            if self.optimizer == "sgd" and given:
+                raise ValueError(f"{key} scales what adamw and muon do; optimizer 'sgd' would need other factors")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("give steps or tokens, not both")
+        return self
+
+
+LoraTarget = Literal["attention.qkv", "attention.out", "ff.up", "ff.down"]
+
+
+class Lora(Section):
+    """Products of two narrow matrices, learned beside frozen matrices of every layer (Hu et al. 2021)."""
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None  # the product counts alpha / rank times; default: twice the rank
+    # matrices of each layer that get one
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = get_args(LoraTarget)
+
+    @property
+    def scale(self) -> float:
+        """What the product is multiplied by."""
+        return (self.alpha or 2 * self.rank) / self.rank
+
+
+class Finetune(Section):
+    """A trained model and examples → a model of these examples. Takes the place of the corpus's sources, the vocabulary
+    and [model]."""
+
+    base: Path  # a run, a checkpoint or a model (not a compressed one)
+    task: Literal["chat", "classify", "span"]
+    train: Path  # examples, a JSON object a line (plain, gzip or Zstandard)
+    test: Path | None = None  # examples that are scored at the end; default: a part of `train`, as corpus.holdout says
+    # classify: where its text stands, or a pair's two texts
+    fields: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
+    label: str = "label"  # classify: where its label stands
+    # classify: a label as the file has it → the word to answer with; default: as it is
+    labels: dict[str, str] = Field(default={})
+    instruction: str = ""  # a line before each question
+    long: Literal["refuse", "skip"] = "refuse"  # what is done with a training example longer than tokens.context
+    # times that each example is seen, where train.steps and train.tokens are not given
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    lora: Lora | None = None  # default: every weight is trained
