@@ -240,7 +240,7 @@ class _Kept:
         elif self.near:
             self.sketches.write(_NO_SKETCH)
         if self.lines and _has_plain_lines(document):
-            lines = np.unique(duplicates.line_hashes(words.prefix, words.lines))
+            lines = np.unique(duplicates.line_hashes(words))
             lines = lines[lines > 0]
             self.line_runs.add(lines, np.full(lines.size, number))
 
@@ -478,7 +478,7 @@ class _Lines:
         if not self.hashes.size:
             return False
         words = read_words(document["text"])
-        hashes = duplicates.line_hashes(words.prefix, words.lines)
+        hashes = duplicates.line_hashes(words)
         at = np.minimum(np.searchsorted(self.hashes, hashes), self.hashes.size - 1)
         repeated = self.hashes[at] == hashes
         if not repeated.any():

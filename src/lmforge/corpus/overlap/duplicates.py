@@ -36,7 +36,9 @@ SKETCH = 256  # hashes of runs; standard error of their Jaccard similarity √(J
 SKETCH_WIDTH = SKETCH + PERMUTATIONS // 4  # 32-bit numbers: the runs' hashes, then the pairs' minima, a byte each
 _NONE = np.uint32(0xFFFFFFFF)  # fills the sketch of a shorter text
 ROW_BITS = 32  # a document's number: its task above these bits, its row in the task below
-LINE_LETTERS = 24  # a shorter line ("return None", "* * *") is repeated without being a copy
+LINE_LETTERS = (
+    24  # of English, or what is worth as much; a shorter line ("return None", "* * *") is repeated without being a copy
+)
 BATCH = 2048  # sketches, 1.3 KB each, held at once
 LEADERS = 1000  # kept documents of one cluster that a member is compared with
 _random = np.random.default_rng(0x0E1A)
@@ -118,13 +120,13 @@ def _sketch(words: Any) -> Any:
     sketch = np.full(SKETCH, _NONE, np.uint32)
     limit = 4.0 * SKETCH / max(count, 1) * 2.0**32  # about four times as many as are needed lie below it
     while True:
-        below, found = np.empty(count, np.uint32), 0
+        below, size = np.empty(count, np.uint32), 0
         for first in range(count):
             value = _shingle(words, first, SKETCHED)
             if value < limit and value != _NONE:
-                below[found] = value
-                found += 1
-        distinct = np.unique(below[:found])
+                below[size] = value
+                size += 1
+        distinct = np.unique(below[:size])
         if len(distinct) >= SKETCH or limit >= 2.0**32:
             sketch[: min(len(distinct), SKETCH)] = distinct[:SKETCH]
             return sketch
@@ -216,12 +218,13 @@ class Sketches:
 
     def __getitem__(self, documents: U64) -> NDArray[np.uint32]:
         """Those of some documents: (documents, SKETCH_WIDTH)."""
-        found = np.empty((documents.size, SKETCH_WIDTH), np.uint32)
+        sketches = np.empty((documents.size, SKETCH_WIDTH), np.uint32)
         tasks, rows = documents >> np.uint64(ROW_BITS), documents & np.uint64((1 << ROW_BITS) - 1)
         for task in np.unique(tasks):
             here = tasks == task
-            found[here] = rows_of(self.files[int(task)], np.dtype(np.uint32), SKETCH_WIDTH)[rows[here].astype(np.int64)]
-        return found
+            file = rows_of(self.files[int(task)], np.dtype(np.uint32), SKETCH_WIDTH)
+            sketches[here] = file[rows[here].astype(np.int64)]
+        return sketches
 
 
 def verified_pairs(pairs: U64, sketches: Sketches, least: float, batch: int = BATCH) -> U64:
@@ -233,15 +236,20 @@ def verified_pairs(pairs: U64, sketches: Sketches, least: float, batch: int = BA
     return np.concatenate(kept, axis=1) if kept else np.empty((2, 0), np.uint64)
 
 
-@compiled
-def line_hashes(prefix: Any, ends: Any) -> Any:
+def line_hashes(words: Words) -> U64:
     """(lines) hash of each line's letters; 0 for a line of fewer than `LINE_LETTERS`."""
-    found, start = np.zeros(len(ends), np.uint64), 0
+    hashes: U64 = _line_hashes(words.prefix, words.lines, words.amounts)
+    return hashes
+
+
+@compiled
+def _line_hashes(prefix: Any, ends: Any, amounts: Any) -> Any:
+    hashes, start = np.zeros(len(ends), np.uint64), 0
     for line in range(len(ends)):
-        if ends[line] - start >= LINE_LETTERS:
-            found[line] = run_hash(prefix, start, ends[line])
+        if amounts[ends[line]] - amounts[start] >= LINE_LETTERS:
+            hashes[line] = run_hash(prefix, start, ends[line])
         start = ends[line]
-    return found
+    return hashes
 
 
 def repeated_lines(records: U64, dropped: U64, least: int) -> U64:
