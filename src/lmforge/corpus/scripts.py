@@ -30,6 +30,7 @@ WORTH = {
     "Tai_Tham": 4, "New_Tai_Lue": 4, "Tai_Viet": 4, "Javanese": 4, "Balinese": 4, "Cham": 4, "Bopomofo": 4,
 }  # fmt: skip
 _NO_SENTENCE_MARKS = ("Thai", "Lao", "Tai_Tham", "New_Tai_Lue", "Tai_Viet")  # a space ends a sentence, if anything does
+_PARTING = "\u1361\U0001039f\U000103d0"  # word dividers of Ethiopic, Ugaritic and Old Persian, where no blank stands
 _WIDE = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Yi}ー々]"
 _EVERY = "".join(map(chr, (code for code in range(KNOWN) if not 0xD800 <= code < 0xE000)))
 
@@ -41,7 +42,7 @@ def _having(pattern: str) -> set[str]:
 @functools.cache
 def terminal() -> str:
     """What may end a sentence, in every script, its closing quote included."""
-    return "".join(sorted(_having(r"\p{Sentence_Terminal}") | set(".!?\"'”“’»›」』။།༎៕")))
+    return "".join(sorted(_having(r"\p{Sentence_Terminal}") | set(".!?\"'”“’»›」』။།༎៕꧈꧉")))
 
 
 @functools.cache
@@ -55,7 +56,7 @@ def table() -> npt.NDArray[np.uint32]:
         letter, mark = category[0] in "LM", category[0] == "M"
         text = letter or category[0] == "N"
         low = character.lower()
-        flags = LETTER * letter | SPACE * character.isspace() | TEXT * text | MARK * mark
+        flags = LETTER * letter | SPACE * (character.isspace() or character in _PARTING) | TEXT * text | MARK * mark
         flags |= END * (character in ends) | BULLET * (character in BULLETS)
         flags |= ALONE * (letter and not mark and character in alone) | WIDE * (text and character in wide)
         classes[code] = flags | (ord(low) if len(low) == 1 else code) << 8

@@ -42,7 +42,7 @@ class Units(NamedTuple):
     lengths: Lengths
     widths: Lengths  # without combining marks, wide signs counted double
     flags: npt.NDArray[np.uint8]  # of all its characters together
-    ends: npt.NDArray[np.uint8]  # 1: it ends in a terminal mark, 2: in an ellipsis
+    ends: npt.NDArray[np.uint8]  # 1: it ends in a terminal mark, 2: in an ellipsis, 3: in a semicolon
     breaks: npt.NDArray[np.uint8]  # line ends between the unit before and this one, at most 2
 
 
@@ -62,13 +62,13 @@ class Scan(NamedTuple):
     hash_signs: int
     ellipses: int  # … or ...
     braces: int  # {
-    sentences: int  # places where a terminal mark ends a word
+    sentences: int  # places where a terminal mark or a semicolon ends a word
     line_ends: int
     lines: int  # that hold words
     line_characters: int  # theirs
     bullet_lines: int
     ellipsis_lines: int  # ending with one
-    terminal_lines: int  # ending with one of `TERMINAL`, an ellipsis excepted
+    terminal_lines: int  # ending with one of `TERMINAL` or a semicolon, an ellipsis excepted
     short_lines: int  # of at most `SHORT_LINE` characters, those of Chinese, Japanese and Korean counted double
     repeated_lines: int  # equal to an earlier one
     repeated_line_characters: int
@@ -183,7 +183,8 @@ def _parts(entry: Number, seen: Number) -> Number:
 def _ending(codes: Codes, start: Number, stop: Number, last: Number) -> Number:
     code = codes[stop - 1]
     dots = stop - start >= 3 and code == 46 and codes[stop - 2] == 46 and codes[stop - 3] == 46
-    return 2 if dots or code == 0x2026 else 1 if last & END else 0
+    clause = code == 59 or code == 0xFF1B or code == 0x061B or code == 0x1364 or code == 0x0387  # ; of some scripts
+    return 2 if dots or code == 0x2026 else 1 if last & END else 3 if clause else 0
 
 
 @compiled
@@ -265,7 +266,7 @@ def _blocks(
         characters += joined[1][line]
         bullets += flags[first] & BULLET != 0
         ellipses += ends[stop - 1] == 2
-        terminals += ends[stop - 1] == 1
+        terminals += ends[stop - 1] == 1 or ends[stop - 1] == 3
         short += width <= SHORT_LINE
     counts = np.array((lines, characters, bullets, ellipses, terminals, short))
     return joined, counts, _joined(hashes, lengths, gaps, paragraph_starts[:paragraphs])
