@@ -33,9 +33,11 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from lmforge.corpus.clean.filters import Trained, prepare
+from lmforge.corpus.clean.forms import removable_lines
 from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.overlap import duplicates
 from lmforge.corpus.overlap.decontaminate import Index, contamination
+from lmforge.corpus.overlap.shared import own_text
 from lmforge.corpus.overlap.words import U64, read_words
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
 from lmforge.corpus.shuffle import Entry, Scatter, Shards, ShardWriter, gathered, write_shard
@@ -46,6 +48,7 @@ from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_lines, read_s
 from lmforge.recipe import Recipe, parse_recipe
 
 PAIRS_SHOWN = 10
+TEMPLATE = 0.5  # share of the documents that have a line which belongs to what they are written to
 PAIRS_WAITING = 1 << 18  # pairs of near duplicates, 4 MB, that wait to be made distinct
 _NO_SKETCH = np.zeros(duplicates.SKETCH_WIDTH, np.uint32)  # keeps the place of a document that is compared with none
 # one for each document that read leaves
@@ -126,8 +129,8 @@ def _is_plain(document: Document) -> bool:
 
 
 def _has_plain_lines(document: Document) -> bool:
-    """Whether a line may be taken out: not of a program, nor of a text with marked places."""
-    return document["genre"] != "code" and _is_plain(document)
+    """Whether a line may be taken out: not of a program or a conversation, nor of a text with marked places."""
+    return document["genre"] != "code" and _is_plain(document) and "messages" not in document["meta"]
 
 
 class _Dropped:
@@ -163,7 +166,7 @@ class Read(Step):
         benchmarks = load_index(index_file, index_file.stat().st_mtime_ns) if index_file.exists() else None
         trained = load_filters(self.work, (self.work / "plan.json").stat().st_mtime_ns)
         notices: Counter[str] = Counter()
-        found: Counter[str] = Counter()
+        contaminated: Counter[str] = Counter()
         dropped = _Dropped(folder, Samples())
         kept = _Kept(folder, rank, corpus.near_duplicates < 1, corpus.repeated_lines > 0)
         documents = 0
@@ -185,14 +188,14 @@ class Read(Step):
                     and (benchmark := contamination(words, benchmarks)) is not None
                 ):
                     reason, words = "contaminated", None
-                    found[benchmark] += 1
+                    contaminated[benchmark] += 1
                 if words is None or reason is not None:
                     dropped.add(document, reason or "", digest)
                 else:
                     kept.add(document, digest, copies, words)
         dropped.writer.close()
         kept.close()
-        counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
+        counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": contaminated}
         (folder / "counts.json").write_text(
             json.dumps({**counts, "samples": dropped.samples.state()}), "utf-8", "replace"
         )
@@ -234,7 +237,8 @@ class _Kept:
             *(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number])
         )
         if self.near and _is_plain(document):
-            keys, sketch = duplicates.signature(words)
+            own = own_text(document)
+            keys, sketch = duplicates.signature(words if own is None else read_words(own))
             self.sketches.write(sketch)
             self.bands.add(keys, np.full(keys.size, number))
         elif self.near:
@@ -384,7 +388,8 @@ class Apply(Step):
         shards, bounds = Shards.holding(settled["bytes"]), settled["bounds"]
         source = self.work / "read" / f"{rank:05d}"
         fates = _Fates(resolve, rank)
-        lines = _Lines([np.load(each / "repeated.npy") for each in self.folders("count")])
+        documents = sum(len(rows_of(each / "index.bin", INDEX)) for each in self.folders("read"))
+        lines = _Lines([np.load(each / "repeated.npy") for each in self.folders("count")], documents)
         statistics, samples = Statistics(), Samples()
         dropped = _Dropped(folder, samples)
         scatter = Scatter(folder, shards.total)
@@ -467,7 +472,8 @@ def excerpt(document: Document) -> dict[str, str]:
 class _Lines:
     """Removes lines that many documents repeat, and counts them."""
 
-    def __init__(self, repeated: Sequence[U64]) -> None:
+    def __init__(self, repeated: Sequence[U64], documents: int) -> None:
+        self.documents = documents  # of the corpus
         both = np.concatenate(repeated, axis=1) if repeated else np.empty((2, 0), np.uint64)
         self.hashes, self.counts = both[:, np.argsort(both[0])]
         self.removed = self.removed_bytes = self.touched = 0
@@ -484,6 +490,10 @@ class _Lines:
         if not repeated.any():
             return False
         lines = document["text"].split("\n")
+        everywhere = repeated & (self.counts[at] >= TEMPLATE * self.documents)
+        repeated &= np.array(removable_lines(document["text"], document["genre"], everywhere.tolist()))
+        if not repeated.any():
+            return False
         for number in np.flatnonzero(repeated):
             self.removed += 1
             self.removed_bytes += len(lines[number].encode("utf-8", "replace")) + 1
