@@ -1,4 +1,4 @@
-"""Good text that the default rules throw away: running text and twelve forms in 23 languages and more, under three genres.
+"""Good text that the default rules throw away: running text and twelve forms in 23 languages and more.
 
     python bench/good_text.py
 
@@ -142,7 +142,8 @@ PROGRAMS = {
     "    private int total = {2};\n    public int add(List<Integer> data) {{\n"
     "        for (int item : data) {{ total += item; }}\n        return total;\n    }}\n}}\n",
     "c": "#include <stdio.h>\n#define LIMIT {2}\n\n/* {0} */\nint f{1}(int *data, int size) {{\n    int total = 0;\n"
-    '    for (int i = 0; i < size; i++)\n        total += data[i];\n    printf("%d\\n", total);\n    return total;\n}}\n',
+    '    for (int i = 0; i < size; i++)\n        total += data[i];\n    printf("%d\\n", total);\n'
+    '    return total;\n}}\n',
     "go": 'package main\n\nimport "fmt"\n\n// {0}\nfunc F{1}(data []int) int {{\n\ttotal := {2}\n'
     "\tfor _, item := range data {{\n\t\ttotal += item\n\t}}\n\tfmt.Println(total)\n\treturn total\n}}\n",
     "rust": "use std::fs;\n\n/// {0}\npub fn f{1}(data: &[u32]) -> u32 {{\n    let mut total = {2};\n"

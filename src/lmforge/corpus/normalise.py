@@ -33,8 +33,9 @@ _BLANK_RUN = re.compile(r"\n{4,}")
 def clean(text: str) -> str:
     """Repair and normalise `text`; `clean(clean(t)) == clean(t)`.
 
-    In order: terminal escapes go and control characters become a blank or a line end where they part words, line endings become `\\n`, mojibake is decoded (ftfy) line by
-    line, Unicode is composed (NFC), trailing whitespace goes, runs of more than two blank lines become two, blank lines
+    In order: terminal escapes go and control characters become a blank or a line end where they part words, line
+    endings become `\\n`, mojibake is decoded (ftfy) line by line, Unicode is composed (NFC), trailing whitespace
+    goes, runs of more than two blank lines become two, blank lines
     at both ends go (one final line end stays where there was one).
     """
     if text.isascii():

@@ -83,7 +83,8 @@ def unmarked() -> npt.NDArray[np.bool_]:
     return has_none
 
 
-_WIDE_SIGN = regex.compile(_WIDE)
+_WIDE_SIGN, _COMBINING = regex.compile(_WIDE), regex.compile(r"\p{M}")
+_SIGN = regex.compile("[" + "".join(rf"\p{{{script}}}" for script in WORTH) + "ー々]")
 
 
 def characters(text: str) -> int:
@@ -91,12 +92,16 @@ def characters(text: str) -> int:
     return len(text) + (0 if text.isascii() else sum(1 for _ in _WIDE_SIGN.finditer(text)))
 
 
+def width(text: str) -> int:
+    """`characters` without combining marks: the room that a text takes."""
+    return len(text) if text.isascii() else characters(text) - sum(1 for _ in _COMBINING.finditer(text))
+
+
 def pieces(text: str) -> tuple[list[str], str]:
     """(the words of a text, the blank between them); where its script puts none, pieces of two signs and nothing."""
-    words = text.split(" ")
-    if characters(text) < 24 * len(words):
-        return text.split(), " "
-    return [text[at : at + 2] for at in range(0, len(text), 2)], ""
+    if text.isascii() or 2 * sum(1 for _ in _SIGN.finditer(text)) < len(text) - text.count(" "):
+        return text.replace("\u1361", " ").split(), " "
+    return regex.findall(r"\X\X?", text), ""
 
 
 def codes(text: str) -> npt.NDArray[np.uint32]:

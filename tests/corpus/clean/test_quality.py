@@ -189,7 +189,5 @@ DATA = Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2].parent /
 def test_real_prose_passes(name: str, genre: str, least: float) -> None:
     with gzip.open(DATA / "pretrain" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line, _ in zip(file, range(200), strict=False)]
-    reasons = Counter(
-        next(broken_rules(scan(text, wrapped=genre != "web"), genre, FAMILIES), None) for text in texts
-    )
+    reasons = Counter(next(broken_rules(scan(text, wrapped=genre != "web"), genre, FAMILIES), None) for text in texts)
     assert reasons[None] >= least * len(texts), reasons

@@ -91,7 +91,7 @@ def plainly(text: str, wrapped: bool) -> dict[str, object]:
         return len(repeated), sum(map(len, repeated))
 
     def ellipsis(line: str) -> bool:
-        return line.endswith(("...", "…")) and not units(line)[-1] == ".."
+        return line.endswith(("...", "…")) and units(line)[-1] != ".."
 
     plain = {"".join(c for c in word.lower() if c.isalpha() or c.isnumeric()) for word in words}
     return {
@@ -113,7 +113,7 @@ def plainly(text: str, wrapped: bool) -> dict[str, object]:
         "line_characters": sum(map(len, lines)),
         "ellipsis_lines": sum(map(ellipsis, lines)),
         "bullet_lines": sum(line[0] in BULLETS or line.split(" ")[0] in "-*–" for line in lines),
-        "terminal_lines": sum(ends(line) and not ellipsis(line) for line in lines),
+        "terminal_lines": sum((ends(line) or line[-1] == ",") and not ellipsis(line) for line in lines),
         "short_lines": sum(width(line) <= 30 for line in lines),
         "repeated_lines": again(lines)[0],
         "repeated_line_characters": again(lines)[1],

@@ -233,9 +233,9 @@ def _repetitive(text: str, settings: Corpus, form: _Form) -> str | None:
         ("duplicate_lines", duplicate_line_share, settings.max_duplicate_lines),
         ("duplicate_ngrams", duplicate_ngram_share, settings.max_duplicate_ngrams),
     ):
-        if reason not in settings.rules_off and (value := share(text)) > most:
-            if value > max(most, MOST_REFRAIN) or form() != "verse":
-                return reason
+        value = 0.0 if reason in settings.rules_off else share(text)
+        if value > most and (value > MOST_REFRAIN or form() != "verse"):
+            return reason
     return None
 
 

@@ -10,33 +10,38 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from lmforge.corpus.scripts import characters, terminal
+from lmforge.corpus.scripts import characters, terminal, width
 
 Form = Literal[
-    "prose", "code", "technical", "latex", "log", "prompt", "dialogue", "mail", "faq", "sums", "table", "recipe", "legal", "verse",
+    "prose", "code", "technical", "latex", "log", "prompt", "dialogue", "mail", "faq", "sums", "table", "recipe",
+    "legal", "verse",
 ]  # fmt: skip
 READ = 20_000  # characters looked at
 LINES = 400  # of them, those that are not blank
 SHORT_OF = 4  # a text of another form than prose may be this many times shorter
-VERSE_LINE = 72  # characters of a line of verse, at most
+VERSE_LINE, LONGEST_VERSE = 72, 96  # characters of nearly every line of verse; of each
 
 _COMMAND = (
-    r"(?:\$|>>>|\.\.\.|In \[\d*\]:) |(?:sudo|pip3?|python3?|npm|npx|yarn|cargo|git|conda|apt|apt-get|brew|docker|kubectl|curl|"
-    r"wget|make|cmake|go|mvn|gradle|export|source|echo|mkdir|chmod|systemctl) [-\w./\"'$~:]"
+    r"(?:\$|>>>|\.\.\.|In \[\d*\]:) |(?:sudo|pip3?|python3?|npm|npx|yarn|cargo|git|conda|apt|apt-get|brew|"
+    r"docker|kubectl|"
+    r"curl|wget|make|cmake|go|mvn|gradle|export|source|echo|mkdir|chmod|systemctl) [-\w./\"'$~:]"
 )
 _STATEMENT = (
-    r"import [\w.{*\"'(]|from [\w.]+ import |#include|#define|#!|using [\w.:]+;|package [\w.]+|def \w|class \w+|struct \w+|"
-    r"enum \w+|fn \w|func |function\b|let |const |var |val |pub |public |private |protected |static |return\b|if ?\(|elif |"
-    r"else\b[: {]*$|for ?\(|while ?\(|end$|begin$|do$|done$|fi$|then$|try ?[:{]|except|catch|raise |throw |yield |assert |"
-    r"module \w+|require|impl |match |switch|case .*:|default:|use [\w:\\]+|namespace |SELECT |INSERT |UPDATE |CREATE |DELETE |"
-    r"ALTER |FROM |WHERE |RUN |COPY |CMD |local |print|puts |my \$|<\?|</?\w+[^>]*>|//|/\*|\*/|\* @|@\w+|--|#\[|# %%"
+    r"import [\w.{*\"'(]|from [\w.]+ import |#include|#define|#!|using [\w.:]+;|package [\w.]+|def \w|class \w+|"
+    r"struct \w+|enum \w+|fn \w|func |function\b|let |const |var |val |pub |public |private |protected |"
+    r"static |return\b|"
+    r"if ?\(|elif |else\b[: {]*$|for ?\(|while ?\(|end$|begin$|do$|done$|fi$|then$|try ?[:{]|except|catch|raise |"
+    r"throw |yield |assert |module \w+|require|impl |match |switch|case .*:|default:|use [\w:\\]+|namespace |SELECT |"
+    r"INSERT |UPDATE |CREATE |DELETE |ALTER |FROM |WHERE |RUN |COPY |CMD |local |print|puts |my \$|<\?|"
+    r"</?\w+[^>]*>|//|/\*|\*/|\* @|@\w+|--|#\[|# %%"
 )
 _CODE = re.compile(
     rf"\s*(?:{_COMMAND}|{_STATEMENT}|[\w.\[\]\"'$*&<>:, -]+(?:=|:=|[-+*/|]=|<-|->|=>) ?\S|[\w.:$>-]+\(.*\)\s*[;,]?$|"
-    r"-?\s?[\"']?[a-z_][\w.-]*[\"']?\s?:(?: .{0,60}|)$|\[[\w.\" -]+\]$|[\])}]+[;,)]*$|#(?!#* ))|.*(?:[;{}\\]|\):|=>|\)\s*->.*|[\[(],?)$"
+    r"-?\s?[\"']?[a-z_][\w.-]*[\"']?\s?:(?: .{0,60}|)$|\[[\w.\" -]+\]$|"
+    r"[\])}]+[;,)]*$|#(?!#* ))|.*(?:[;{}\\]|\):|=>|\)\s*->.*|[\[(],?)$"
 )
 _COMMAND_LINE = re.compile(
     rf"\s*(?:{_COMMAND}|import [\w.]+(?: as \w+)?;?$|from [\w.]+ import |#include|using [\w.:]+;)"
@@ -44,24 +49,28 @@ _COMMAND_LINE = re.compile(
 _HEADING, _FENCE = re.compile(r"#{1,6} \S"), re.compile(r"\s*(?:```|~~~)")
 _LATEX = re.compile(r"\\(?:begin|end|section|frac|sum|int|left|right|item|cite|ref|label|mathbb?|text\w*|[a-zA-Z]+)\b")
 _LOG = re.compile(
-    r"\W{0,3}(?:\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?:\d\d|\d\d?[/.]\w{2,4}[/.]\d{2,4}|[A-Z][a-z]{2} +\d+ \d\d:|\d{1,3}(?:\.\d+){3} |"
-    r"\d{10}|(?:INFO|WARN|WARNING|ERROR|DEBUG|TRACE|FATAL|NOTICE)\b)"
+    r"\W{0,3}(?:\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?:\d\d|\d\d?[/.]\w{2,4}[/.]\d{2,4}|[A-Z][a-z]{2} +\d+ \d\d:|"
+    r"\d{1,3}(?:\.\d+){3} |\d{10}|(?:INFO|WARN|WARNING|ERROR|DEBUG|TRACE|FATAL|NOTICE)\b)"
 )
 _PROMPT = re.compile(
-    r"(?i)\W*(?:instructions?|input|output|response|question|answer|context|passage|user|assistant|human|system|task|prompt|"
+    r"(?i)\W*(?:instructions?|input|output|response|question|answer|context|passage|user|assistant|human|"
+    r"system|task|prompt|"
     r"premise|hypothesis|completion|example(?: \d+)?)\W{0,2}:|<\|\w+\|>|\[/?INST\]"
 )
 _INSTRUCTS = re.compile(
-    r"(?i)\W*(?:you are|below is|given|please|read|write|answer|translate|summari[sz]e|explain|complete|classify|describe|list|"
-    r"convert|rewrite|extract|identify|generate|solve|find|choose|select|decide|determine|correct|continue|consider|act as|use|"
-    r"pretend|imagine|compare|create|provide|tell|say|how|what|which|who|why|is|are|does|do) "
+    r"(?i)\W*(?:you are|below is|given|please|read|write|answer|translate|summari[sz]e|explain|complete|classify|"
+    r"describe|list|convert|rewrite|extract|identify|generate|solve|find|choose|select|decide|determine|"
+    r"correct|continue|"
+    r"consider|act as|use|pretend|imagine|compare|create|provide|tell|say|how|what|which|who|why|is|are|does|do) "
 )
 _TURN = re.compile(
-    r"\s*(?:[\[(]?\d\d?[:.]\d\d[^\w<]{0,4})?(?:<([^<>\n]{1,24})>|([^\W\d_][^:：\n!?.,;]{0,23})[:：](?=\s|\S*[^\x00-\x7f]))"
+    r"\s*(?:[\[(]?\d\d?[:.]\d\d[^\w<]{0,4})?(?:<([^<>\n]{1,24})>|([^\W\d_][^:：\n!?.,;]{0,23})[:：](?=\s|"
+    r"\S*[^\x00-\x7f]))"
 )
 _HEADER = re.compile(r"[^\W\d_][\w -]{1,20}[:：] ?\S")
 _MAIL = re.compile(
-    r"(?i)(?:from|to|subject|date|cc|reply-to|message-id|von|an|betreff|de|à|objet|asunto|para|тема|от|кому)\s?[:：]|\s*>"
+    r"(?i)(?:from|to|subject|date|cc|reply-to|message-id|von|an|betreff|de|à|objet|asunto|para|тема|от|"
+    r"кому)\s?[:：]|\s*>"
 )
 _ASKS = re.compile(r".*[?？؟;՞፧]\W{0,2}$|\W*(?:Q|A|F|R|P|问|答|問|В|О|س|ج)\d*[.:：)、]")
 _SUM = re.compile(r"[\w(.,\s+*/×÷^%√−–-]*\d[\w).,\s+*/×÷^%−–-]*(?:=|≈|<|>|≤|≥|→)\s*\S")
@@ -69,9 +78,9 @@ _EQUATION = re.compile(r"\d\s*[+*/×÷^−–-]\s*[\d(][^=\n]{0,40}=\s*[-−]?\d
 _ROW = re.compile(r"\s*[|&]|[^,;\t|&]*(?:[,;\t|&][^,;\t|&]*){1,}$|\S+(?: {2,}\S+)+")
 _QUANTITY = re.compile(r"\W{0,4}(?:\d|[½¼¾⅓⅔⅛]|[०-९٠-٩۰-۹০-৯๐-๙]|[一二三四五六七八九十半两])")
 _CLAUSE = re.compile(
-    r"(?i)\W{0,3}(?:§|(?:art|article|artikel|artículo|artigo|articolo|section|clause|chapter|paragraph|sec)\b\.? ?\w|статья|"
-    r"стаття|第.{1,5}[条條章节節項]|제 ?\d+ ?조|المادة|مادة|अनुच्छेद|धारा|มาตรา|ข้อ|điều|madde|artykuł|čl|\d+(?:\.\d+)+\.?\s|"
-    r"\(?(?:\d{1,3}|[a-z]|[ivx]{1,4})[.)]\s|whereas|considering)"
+    r"(?i)\W{0,3}(?:§|(?:art|article|artikel|artículo|artigo|articolo|section|clause|chapter|paragraph|sec)\b"
+    r"\.? ?\w|статья|стаття|第.{1,5}[条條章节節項]|제 ?\d+ ?조|المادة|مادة|अनुच्छेद|धारा|มาตรา|ข้อ|điều|madde|artykuł|čl|"
+    r"\d+(?:\.\d+)+\.?\s|\(?(?:\d{1,3}|[a-z]|[ivx]{1,4})[.)]\s|whereas|considering)"
 )
 _BULLET = re.compile(r"\s*(?:[-*•–+◦▪]|\(?\d{1,2}[.)、．])\s*\S")
 _CASED = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏΑ-ωА-я]")
@@ -173,13 +182,14 @@ def _is_legal(lines: Sequence[str], text: str) -> bool:
 def _is_verse(lines: Sequence[str], text: str) -> bool:
     """Short lines of a few words that are sentences or parts of them: punctuated, or set in stanzas, and not the
     capitalised words of a menu."""
-    if len(lines) < 3 or sum(characters(line) <= VERSE_LINE for line in lines) < 0.95 * len(lines):
+    widths = [width(line) for line in lines]
+    if len(lines) < 3 or max(widths) > LONGEST_VERSE or sum(each <= VERSE_LINE for each in widths) < 0.85 * len(lines):
         return False
     if sum(map(characters, lines)) < 9 * len(lines) or _share(_HAS_DIGIT, lines) > 0.2:
         return False
     words = [word for line in lines for word in line.split()[1:] if _CASED.match(word)]
     small = sum(word[0].islower() for word in words)
-    if any(_CASED.search(line) for line in lines) and (small < 0.5 * len(words) or len(words) < 1.5 * len(lines)):
+    if any(_CASED.search(line) for line in lines) and (small < 0.25 * len(words) or len(words) < 1.5 * len(lines)):
         return False
     punctuated = _share(_ENDS, lines) >= 0.2 or (
         any("，" in line or "、" in line or " " in line.strip() for line in lines) and not words
@@ -195,10 +205,10 @@ _HAS_DIGIT, _NUMBERS = (
     re.compile(r".*\d"),
     re.compile(r"[^\w]*(?:\d[\d.,:%/e+-]*\W*)(?:\S{0,4}\s+\W*\d[\d.,:%/e+-]*\W*)+$"),
 )
-_FORMS = (
-    ("latex", _is_latex), ("log", _is_log), ("sums", _is_sums), ("table", _is_table), ("code", _is_code), ("technical", _is_technical),
-    ("prompt", _is_prompt), ("mail", _is_mail), ("dialogue", _is_dialogue), ("faq", _is_faq), ("recipe", _is_recipe),
-    ("legal", _is_legal), ("verse", _is_verse),
+_FORMS: tuple[tuple[Form, Callable[[Sequence[str], str], bool]], ...] = (
+    ("latex", _is_latex), ("log", _is_log), ("sums", _is_sums), ("table", _is_table), ("code", _is_code),
+    ("prompt", _is_prompt), ("technical", _is_technical), ("mail", _is_mail), ("dialogue", _is_dialogue),
+    ("faq", _is_faq), ("recipe", _is_recipe), ("legal", _is_legal), ("verse", _is_verse),
 )  # fmt: skip
 
 

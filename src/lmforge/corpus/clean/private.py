@@ -46,13 +46,18 @@ _PHONE = re.compile(
     r"|(?<=1)[ .-](?:\([0-9]{3}\) ?|[0-9]{3}[.-])[0-9]{3}[.-][0-9]{4}|(?<=[0-9])[0-9]{2}[.-][0-9]{3}[.-][0-9]{4})"
     rf"(?!{_W})(?!-|\.[0-9])"
 )
-# What is said before a number of four parts: whose it is, or that it is a version or a section. The nearest word counts.
+# What is said before a number of four parts: whose it is, or that it is a version or a section. The nearest word
+# counts.
 _SAYS = re.compile(
-    r"(?i)(?P<address>\b(?:ips?|ipv4|address(?:es)?|adresse[ns]?|hosts?|hostname|servers?|dns|ping|gateway|router|client|subnet|"
+    r"(?i)(?P<address>\b(?:ips?|ipv4|address(?:es)?|adresse[ns]?|hosts?|hostname|servers?|dns|ping|gateway|"
+    r"router|client|subnet|"
     r"proxy|login|logged|connect\w*|from|dirección|direcci[oó]n|indirizzo|endereço|адрес\w*)\b|地址|アドレス|住所|주소)|"
-    r"(?P<version>\b(?:v|ver|versions?|versión|versão|versione|versie|wersja|verze|sürüm|releases?|builds?|upgrad\w+|updat\w+|"
-    r"firmware|kernel|drivers?|patch|rev|revision|sections?|sec|clauses?|articles?|art|chapters?|chap|paragraphs?|para|rules?|"
-    r"fig(?:ure)?s?|tables?|items?|appendix|annex|steps?|parts?|exercise|theorem|see|abschnitt|kapitel|artikel|ziffer|secci[oó]n|"
+    r"(?P<version>\b(?:v|ver|versions?|versión|versão|versione|versie|wersja|verze|sürüm|releases?|builds?|"
+    r"upgrad\w+|updat\w+|"
+    r"firmware|kernel|drivers?|patch|rev|revision|sections?|sec|clauses?|articles?|art|chapters?|chap|"
+    r"paragraphs?|para|rules?|"
+    r"fig(?:ure)?s?|tables?|items?|appendix|annex|steps?|parts?|exercise|theorem|see|abschnitt|kapitel|"
+    r"artikel|ziffer|secci[oó]n|"
     r"cap[ií]tulo|art[ií]culo|chapitre|verziya|верси\w*|раздел\w*|пункт\w*|глав\w*|стать\w*|release|replaces?)\b|"
     r"版本|版|第|章|节|節|条|バージョン|버전|संस्करण|เวอร์ชัน|§|\bv)"
 )
@@ -61,7 +66,8 @@ _ADDRESS_BEHIND = re.compile(
     r"(?i)\W{1,3}(?:\w+\W+){0,3}?(?:ip|address|host|server|answers|responded|logged|connected)\b"
 )
 _CARD_WORDS = re.compile(
-    r"(?i)\b(?:card|visa|master ?card|amex|american express|discover|diners|jcb|union ?pay|maestro|credit|debit|cvv|cvc|expir\w*|"
+    r"(?i)\b(?:card|visa|master ?card|amex|american express|discover|diners|jcb|union ?pay|maestro|credit|"
+    r"debit|cvv|cvc|expir\w*|"
     r"karte|kreditkarte|carte|tarjeta|cart[aã]o|carta|kaart|karta|kart)|карт|卡|カード|카드|कार्ड|บัตร|بطاقة"
 )
 _MASK = re.compile(r"\[(?:email|ip address|phone number|card number)\]")

@@ -10,8 +10,8 @@
 
 They were made for web pages, where a line is a paragraph. In books, news, encyclopedias and stories, whose lines may be
 broken at a width, the rules see what stands between blank lines as a line. Code, technical text with its markup and
-text of unknown genre are never judged by them; nor is a text that is no prose (see forms.py), whatever its genre. Counts
-of words and lengths are scaled by script (see corpus/scripts.py).
+text of unknown genre are never judged by them; nor is a text that is no prose (see forms.py), whatever its genre.
+Counts of words and lengths are scaled by script (see corpus/scripts.py).
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def _word_length(scan: Scan) -> float:
 
 
 def _few_sentences(scan: Scan) -> bool:
-    """Fewer than five, long ones that each fill a paragraph aside."""
-    paragraphs = scan.worth >= 80 and scan.sentences >= 2 and scan.terminal_lines > 0.6 * scan.lines
+    """Fewer than five, unless they are long and stand in paragraphs."""
+    parts = max(scan.sentences, scan.lines if scan.lines >= 4 else 0)
+    paragraphs = parts >= 2 and scan.worth >= max(80, 12 * scan.lines) and scan.worth <= 100 * parts
     return scan.sentences < 5 and not paragraphs
 
 
@@ -117,9 +118,9 @@ def broken_rules(
     """The reasons of the rules that a text of this genre breaks, in order. `is_english` is asked only where a rule
     depends on it."""
     for rule in RULES:
-        if rule.family in families and genre in rule.genres and rule.breaks(scan):
-            if rule.elsewhere is None or rule.elsewhere(scan) or is_english():
-                yield rule.reason
+        broken = rule.family in families and genre in rule.genres and rule.breaks(scan)
+        if broken and (rule.elsewhere is None or rule.elsewhere(scan) or is_english()):
+            yield rule.reason
     if "gopher" in families and scan.stop_words < FEWEST_STOP_WORDS and is_english():
         yield "gopher_stop_words"
 

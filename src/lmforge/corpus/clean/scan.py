@@ -42,7 +42,7 @@ class Units(NamedTuple):
     lengths: Lengths
     widths: Lengths  # without combining marks, wide signs counted double
     flags: npt.NDArray[np.uint8]  # of all its characters together
-    ends: npt.NDArray[np.uint8]  # 1: it ends in a terminal mark, 2: in an ellipsis, 3: in a semicolon
+    ends: npt.NDArray[np.uint8]  # 1: it ends in a terminal mark, 2: an ellipsis, 3: a semicolon, 4: a comma
     breaks: npt.NDArray[np.uint8]  # line ends between the unit before and this one, at most 2
 
 
@@ -68,7 +68,7 @@ class Scan(NamedTuple):
     line_characters: int  # theirs
     bullet_lines: int
     ellipsis_lines: int  # ending with one
-    terminal_lines: int  # ending with one of `TERMINAL` or a semicolon, an ellipsis excepted
+    terminal_lines: int  # ending with one of `TERMINAL`, a semicolon or a comma, an ellipsis excepted
     short_lines: int  # of at most `SHORT_LINE` characters, those of Chinese, Japanese and Korean counted double
     repeated_lines: int  # equal to an earlier one
     repeated_line_characters: int
@@ -91,7 +91,9 @@ def scan_words(text: str, wrapped: bool = False) -> tuple[Scan, Hashes]:
     units = Units(*_units(codes, scripts.table()))
     count = len(units.starts)
     worth, no_marks, line_ends = _worth(codes, units.starts, units.flags, scripts.worth(), scripts.unmarked())
-    lines, line_counts, paragraphs = _blocks(*units[:1], *units[2:], wrapped)
+    lines, line_counts, paragraphs = _blocks(
+        units.hashes, units.starts, units.lengths, units.widths, units.flags, units.ends, units.breaks, wrapped
+    )
     tops, repeats = _ngrams(units.hashes, units.lengths, len(codes), count / worth if worth else 1.0)
     counts = _tally(codes, units.lengths, units.widths, units.flags, units.ends, units.plain, _STOPS)
     scanned = Scan(
@@ -184,7 +186,8 @@ def _ending(codes: Codes, start: Number, stop: Number, last: Number) -> Number:
     code = codes[stop - 1]
     dots = stop - start >= 3 and code == 46 and codes[stop - 2] == 46 and codes[stop - 3] == 46
     clause = code == 59 or code == 0xFF1B or code == 0x061B or code == 0x1364 or code == 0x0387  # ; of some scripts
-    return 2 if dots or code == 0x2026 else 1 if last & END else 3 if clause else 0
+    comma = code == 44 or code == 0xFF0C or code == 0x3001 or code == 0x060C
+    return 2 if dots or code == 0x2026 else 1 if last & END else 3 if clause else 4 if comma else 0
 
 
 @compiled
@@ -216,7 +219,7 @@ def _tally(codes: Codes, lengths: Any, widths: Any, flags: Any, ends: Any, plain
         kind = flags[unit]
         longest = max(longest, lengths[unit])
         letters += kind & LETTER != 0
-        sentences += ends[unit] != 0
+        sentences += 0 < ends[unit] < 4
         if kind & TEXT:
             plain_hashes[text] = plain[unit]
             text += 1
@@ -266,7 +269,7 @@ def _blocks(
         characters += joined[1][line]
         bullets += flags[first] & BULLET != 0
         ellipses += ends[stop - 1] == 2
-        terminals += ends[stop - 1] == 1 or ends[stop - 1] == 3
+        terminals += ends[stop - 1] != 0 and ends[stop - 1] != 2
         short += width <= SHORT_LINE
     counts = np.array((lines, characters, bullets, ellipses, terminals, short))
     return joined, counts, _joined(hashes, lengths, gaps, paragraph_starts[:paragraphs])
