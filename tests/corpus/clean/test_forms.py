@@ -62,7 +62,8 @@ def test_each_rule_can_be_turned_off() -> None:
 
 
 def test_lines_that_mean_something_where_they_stand_stay() -> None:
-    text = "All rights reserved by the owners of this page.\nThe mill grinds.\npip install the-whole-mill-and-more\nIt is old."
+    banner = "All rights reserved by the owners of this page."
+    text = f"{banner}\nThe mill grinds.\npip install the-whole-mill-and-more\nIt is old."
     assert removable_lines(text, "web", [False] * 4) == [True, True, False, True]
     assert removable_lines(text, "unknown", [False] * 4) == [True, True, False, True]
     assert removable_lines(text, "unknown", [True] * 4) == [False, True, False, True]

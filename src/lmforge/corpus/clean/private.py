@@ -51,8 +51,9 @@ _PHONE = re.compile(
 _SAYS = re.compile(
     r"(?i)(?P<address>\b(?:ips?|ipv4|address(?:es)?|adresse[ns]?|hosts?|hostname|servers?|dns|ping|gateway|"
     r"router|client|subnet|"
-    r"proxy|login|logged|connect\w*|from|dirección|direcci[oó]n|indirizzo|endereço|адрес\w*)\b|地址|アドレス|住所|주소)|"
-    r"(?P<version>\b(?:v|ver|versions?|versión|versão|versione|versie|wersja|verze|sürüm|releases?|builds?|"
+    r"proxy|login|logged|connect\w*|dirección|direcci[oó]n|indirizzo|endereço|адрес\w*)\b|地址|アドレス|住所|주소)|"
+    r"(?P<version>\b(?:v|chrome|firefox|safari|edge|opera|windows|android|ios|macos|java|nginx|openssl|ver|"
+    r"versions?|versión|versão|versione|versie|wersja|verze|sürüm|releases?|builds?|"
     r"upgrad\w+|updat\w+|"
     r"firmware|kernel|drivers?|patch|rev|revision|sections?|sec|clauses?|articles?|art|chapters?|chap|"
     r"paragraphs?|para|rules?|"
