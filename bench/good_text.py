@@ -30,7 +30,7 @@ from lmforge.record import code_version, machine, write_atomic
 DATA = Path(__file__).parent / "data" / "languages.jsonl"
 RESULT = Path(__file__).parent / "results" / "good_text.json"
 GENRES = ("unknown", "web", "books")
-DOCUMENTS = 10  # of each form and language
+DOCUMENTS = 20  # of each form and language
 MOST = 0.05
 
 

@@ -44,7 +44,7 @@ def test_clean_is_idempotent(text: str) -> None:
         ("page\n\f\nbreak", "page\n\nbreak"),
         ("slide\x0bsecond", "slide\nsecond"),
         ("alpha\x00\x00\x00beta", "alpha beta"),
-        ("name\x1fprice\x01é\x85next", "name price é\nnext"),
+        ("name\x1fprice\x01é\x1enext", "name price é\nnext"),
         ("N\x08NA\x08AM\x08ME _\x08x", "NAME x"),
     ],
 )
