@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmforge import registry
 from lmforge.errors import InputError
-from lmforge.registry import Registry
+from lmforge.registry import Registry, Selected
 
 
 def test_parts_are_found_by_name_in_the_order_of_registration() -> None:
@@ -64,3 +66,63 @@ def test_installed_plugins_register_their_parts(tmp_path: Path, monkeypatch: pyt
 
 
 OUTSIDE: Registry[int] = Registry("part")
+
+
+class Round(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    method: Literal["round"] = "round"
+    bits: int = Field(default=8, gt=0)
+    note: str | None = None
+
+
+class Cut(BaseModel):
+    method: Literal["cut"] = "cut"
+
+
+SHAPES: Registry[type[BaseModel]] = Registry("shape")
+
+
+class Chain(BaseModel):
+    steps: tuple[Annotated[BaseModel, Selected(SHAPES, "method")], ...] = ()
+
+
+class Easy(BaseModel):
+    step: Annotated[BaseModel, Selected(SHAPES, "method", default="round")]
+
+
+SHAPES.register("round", Round)
+SHAPES.register("cut", Cut)  # after the class that uses it was made
+
+
+def test_a_section_is_chosen_by_its_key() -> None:
+    chain = Chain.model_validate({"steps": [{"method": "cut"}, {"method": "round", "bits": 4}, Round(bits=2)]})
+    assert chain.steps == (Cut(), Round(bits=4), Round(bits=2))
+    again = chain.model_dump(mode="json", exclude_none=True)
+    assert again == {"steps": [{"method": "cut"}, {"method": "round", "bits": 4}, {"method": "round", "bits": 2}]}
+    assert Chain.model_validate(again) == chain
+    assert Easy.model_validate({"step": {}}).step == Round()
+    assert [each["title"] for each in Chain.model_json_schema()["properties"]["steps"]["items"]["anyOf"]] == [
+        "Round",
+        "Cut",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "location", "kind", "words"),
+    [
+        ({"method": "rond"}, ("method",), "selected", "one of: round, cut; did you mean 'round'?"),
+        ({}, ("method",), "selected", "one of: round, cut"),
+        ({"method": "round", "bits": 0}, ("round", "bits"), "greater_than", "greater than 0"),
+        ({"method": "round", "bit": 4}, ("round", "bit"), "extra_forbidden", "not permitted"),
+        ("round", (), "value_error", "a table is needed"),
+        (Easy(step=Round()), (), "value_error", "Easy is not a registered shape"),
+    ],
+)
+def test_what_is_wrong_in_a_section_has_its_place(
+    step: object, location: tuple[str, ...], kind: str, words: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Chain.model_validate({"steps": [step]})
+    (problem,) = caught.value.errors()
+    assert (problem["loc"], problem["type"]) == (("steps", 0, *location), kind)
+    assert words in problem["msg"]

@@ -6,6 +6,10 @@
 
 An installed distribution adds its parts by naming the module that registers them as an entry point of the group
 `lmforge.plugins` (Python packaging, "Entry points specification"); nobody needs to import it.
+
+A part's settings in the recipe are a pydantic section that a registry of sections knows by the part's name:
+
+    steps: tuple[Annotated[Section, Selected(SECTIONS, "method")], ...]      [[compress.steps]] method = "toy"
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
+
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from lmforge.errors import InputError
 
@@ -63,7 +70,7 @@ class Registry(Mapping[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The part of that name, or `default`."""
-        return self[name] if name in self else default
+        return self._parts[name] if name in self else default
 
     def __contains__(self, name: object) -> bool:
         if name not in self._parts:
@@ -93,3 +100,55 @@ class Registry(Mapping[str, T]):
                 raise InputError(
                     f"plug-in {plugin.name} ({plugin.value}): cannot be imported: {error}; mend it or uninstall it"
                 ) from error
+
+
+class Selected:
+    """In an annotation of a recipe's field: a section chosen among the registered ones by the value of its `key`, as a
+    discriminated union that may grow after the recipe's class is made. A problem's location has the value in it, as
+    pydantic's own unions have: compress.steps.0.quantize.bits. With `default`, a section may leave its key out."""
+
+    def __init__(self, sections: Registry[type[BaseModel]], key: str, default: str | None = None) -> None:
+        self.sections, self.key, self.default = sections, key, default
+
+    def validate(self, value: Any) -> BaseModel:
+        """The section that `value`, a table or a section already, is.
+
+        Raises:
+            ValidationError: its key is missing or not registered, or the section refuses what it holds.
+        """
+        known = self.sections
+        if isinstance(value, BaseModel):
+            name = getattr(value, self.key, None)
+            if isinstance(name, str) and known.get(name) is type(value):
+                return value
+            raise ValueError(f"{type(value).__name__} is not a registered {known.kind}")
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a table is needed, with {self.key} = one of {', '.join(known)}")
+        name = value.get(self.key, self.default)
+        if not isinstance(name, str) or name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" did you mean '{near[0]}'?" if near else ""
+            cause = f"a {known.kind} is needed, one of: {', '.join(known)};{hint}".rstrip(";")
+            raise self._refusal((self.key,), PydanticCustomError("selected", "{cause}", {"cause": cause}), name)
+        try:
+            return known[name].model_validate(value)
+        except ValidationError as error:
+            problems = [
+                InitErrorDetails(
+                    type=PydanticCustomError(problem["type"], "{cause}", {"cause": problem["msg"]}),
+                    loc=(name, *problem["loc"]),
+                    input=problem["input"],
+                )
+                for problem in error.errors()
+            ]
+            raise ValidationError.from_exception_data(known.kind, problems) from error
+
+    def _refusal(self, location: tuple[str, ...], cause: PydanticCustomError, given: Any) -> ValidationError:
+        problem = InitErrorDetails(type=cause, loc=location, input=given)
+        return ValidationError.from_exception_data(self.sections.kind, [problem])
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [section.model_json_schema() for section in self.sections.values()]}
