@@ -25,10 +25,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from lmforge.errors import InputError
+from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Sampling
 from lmforge.progress import log
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Overloaded, Part, Row
-from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import ApiError, Chat, ChatRequest, CompletionRequest, Completions, Parameters
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions

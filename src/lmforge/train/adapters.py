@@ -23,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
-from lmforge.formats.native import TENSORS, load_model, model_tensors
+from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.native import TENSORS, load_model, load_tokenizer, model_name, model_tensors, read_config
+from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Lora
-from lmforge.record import atomic_directory, read_manifest, verify_directory, write_atomic
+from lmforge.record import atomic_directory, content_hash, read_manifest, verify_directory, write_atomic
 
 ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
 Weights = dict[str, Tensor]
@@ -208,3 +210,30 @@ def _config(directory: Path) -> dict[str, Any]:
         return content
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{directory}: no readable {ADAPTER_CONFIG}; give the folder of an adapter") from error
+
+
+class Adapter(Format):
+    """The folder of an adapter: read with its base, merged into it."""
+
+    name = "adapter"
+
+    def detect(self, path: Path) -> bool:
+        """A folder with adapter.json."""
+        return (path / ADAPTER_CONFIG).is_file()
+
+    def read(self, path: Path, verify: bool = True) -> LoadedModel:
+        """As `load_with_adapter`, with the base's tokenizer; base and adapter are verified in any case."""
+        base = base_of(path)
+        config = read_config(base)
+        return LoadedModel(
+            tokenizer=load_tokenizer(base, config),
+            model=load_with_adapter(path),
+            name=model_name(path.resolve()),
+            directory=path,
+            compression=tuple(config["compression"]),
+            notes=config.get("notes", {}),
+            fingerprint=(content_hash(path) or "")[:12],
+        )
+
+
+FORMATS.register(Adapter.name, Adapter())
