@@ -54,6 +54,14 @@ class Registry(Mapping[str, T]):
             raise ValueError(f"{self.kind} {name!r} is registered already; give the new one another name")
         return part
 
+    def remove(self, name: str) -> T:
+        """Take a registered part out, and return it.
+
+        Raises:
+            KeyError: nothing is registered under that name.
+        """
+        return self._parts.pop(name)
+
     def __getitem__(self, name: str) -> T:
         """The part of that name.
 

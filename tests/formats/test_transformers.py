@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmforge.errors import InputError
+from lmforge.formats.load import load_any
 from lmforge.formats.native import load_model, read_config
 from lmforge.formats.transformers import import_model
-from lmforge.serve.load import load_served
 from tests.conftest import lmforge
 from tests.tokens.test_tokenizer_json import END, vocabulary
 
@@ -213,7 +213,7 @@ def test_the_command_makes_a_model_that_answers(
     )
     assert status == 0
     assert json.loads(out)["tokens"] <= 4
-    assert load_served(tmp_path / "model").tokenizer.vocab_size == END + 1
+    assert load_any(tmp_path / "model").tokenizer.vocab_size == END + 1
     assert lmforge(capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "model"))[0] == 2
     status, _, err = lmforge(
         capsys, monkeypatch, "import", str(tmp_path / "theirs"), str(tmp_path / "other"), "--context", "99"

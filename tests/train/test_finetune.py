@@ -13,12 +13,12 @@ import torch
 
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
+from lmforge.formats.load import load_any
 from lmforge.formats.native import load_model, model_tensors, write_model
 from lmforge.formats.transformers import import_model
 from lmforge.pipeline import run_stages, states
 from lmforge.recipe import Recipe, load_recipe, to_toml
 from lmforge.record import atomic_directory
-from lmforge.serve.load import load_served
 from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.adapters import load_with_adapter
@@ -107,10 +107,10 @@ def test_it_learns_and_the_served_model_is_an_ordinary_one(base: Path, tmp_path:
     if lora:
         run_stages(recipe, recipe.directory)
         assert "accuracy" in (recipe.directory / "report.html").read_text()
-        assert load_served(recipe.directory).methods == ("quantize",)
+        assert load_any(recipe.directory).methods == ("quantize",)
         with_adapter = model_tensors(load_with_adapter(recipe.directory / "model" / "adapter"))
         assert all(torch.allclose(with_adapter[name], after[name], atol=1e-6) for name in after)
-        assert load_served(recipe.directory / "model" / "adapter").name == "adapter"
+        assert load_any(recipe.directory / "model" / "adapter").name == "adapter"
         assert {state.state for state in states(load_recipe(recipe.directory / "recipe.toml"), recipe.directory)} == {
             "done"
         }

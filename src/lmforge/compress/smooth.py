@@ -37,7 +37,8 @@ def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float 
     largest = _largest_inputs(model, calibration)
     for name, divide in _pairs(model):
         consumer = model.get_submodule(name)
-        assert isinstance(consumer, nn.Linear)
+        if not isinstance(consumer, nn.Linear):  # an earlier step of the chain made something else of it
+            continue
         scale = largest[name].clamp(min=1e-5) ** strength / consumer.weight.abs().amax(0).clamp(min=1e-5) ** (
             1 - strength
         )
@@ -105,10 +106,12 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
 
     def values(qkv: nn.Linear) -> Callable[[Tensor], Tensor]:
         def divide(scale: Tensor) -> Tensor:
-            group = scale.view(config.kv_heads, -1, config.head_width).amax(1)  # heads of a group share their values
+            heads = len(scale) // config.head_width
+            kv_heads = (qkv.out_features // config.head_width - heads) // 2
+            group = scale.view(kv_heads, -1, config.head_width).amax(1)  # heads of a group share their values
             kv_width = group.numel()
             rows(qkv.weight[-kv_width:], None if qkv.bias is None else qkv.bias[-kv_width:])(group.flatten())
-            return group[:, None].expand(-1, config.heads // config.kv_heads, -1).flatten()
+            return group[:, None].expand(-1, heads // kv_heads, -1).flatten()
 
         return divide
 
@@ -116,11 +119,13 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         assert isinstance(block, Block)
         name = f"blocks.{index}."
         yield name + "attention.qkv", rows(block.attention_norm.weight, block.attention_norm.bias)
-        yield name + "attention.out", values(block.attention.qkv)
+        if isinstance(block.attention.qkv, nn.Linear):
+            yield name + "attention.out", values(block.attention.qkv)
         if not isinstance(block.ff, FeedForward):
             continue  # experts share one input with their router
         yield name + "ff.up", rows(block.ff_norm.weight, block.ff_norm.bias)
-        if config.activation in ("relu", "relu2"):  # max(0, x/s) = max(0, x)/s, so the scale passes through
+        # max(0, x/s) = max(0, x)/s, so the scale passes through
+        if config.activation in ("relu", "relu2") and isinstance(block.ff.up, nn.Linear):
             power = 0.5 if config.activation == "relu2" else 1.0
             up = rows(block.ff.up.weight, block.ff.up.bias)
             yield name + "ff.down", lambda scale, up=up, power=power: up(scale**power) ** (1 / power)  # type: ignore[misc]
