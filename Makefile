@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow check bench bench-data bench-list clean
+.PHONY: help setup demo test test-slow check bench bench-data bench-list figures clean
 
 help:           ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /  — /'
@@ -54,8 +54,11 @@ bench-data: setup  ## the benchmarks that need the public texts (LMFORGE_DATA, o
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.finetune runs/bench-finetune
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.back_translation runs/bench-translation
 
+figures: setup  ## write every measured figure in README and docs from bench/results
+	$(BIN)/python -m bench.figures
+
 bench-list:     ## what each benchmark measures, and its command
-	@for file in bench/*.py; do awk 'NR == 1 {sub(/^"""/, "\n"); print} /^    .*python bench/ {print} NR > 1 && /"""$$/ {exit}' $$file; done
+	@for file in bench/*/*.py; do awk 'NR == 1 {sub(/^"""/, "\n"); print} /^    .*python -m bench/ {print} NR > 1 && /"""$$/ {exit}' $$file; done
 
 clean:          ## remove the environment and caches (runs/ stays)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
