@@ -333,7 +333,7 @@ def theirs(side: str, arguments: argparse.Namespace, data: Path, size: str) -> d
 def ours(arguments: argparse.Namespace, data: Path, size: str, changes: dict[str, Any]) -> dict[str, Any]:
     """One training of ours, in its own process, and the model it leaves scored like the others. A short one first says
     how many steps fit."""
-    from bench.peers.speedrun_cpu import run_ours
+    from bench.peers.ours import run_ours
 
     key = "cpu_seconds" if arguments.clock == "cpu" else "seconds"
     settings = {**OUR_SIZES[size], "train.threads": 1, "train.validate_tokens": CONTEXT, **changes}

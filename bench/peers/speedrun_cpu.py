@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 import os
 import pickle
 import re
@@ -41,6 +40,7 @@ import numpy as np
 import zstandard
 
 from bench.harness import Results
+from bench.peers.ours import run_ours
 
 HERE = Path(__file__).resolve().parent
 RESULTS = Results("speedrun_cpu")
@@ -160,62 +160,6 @@ def run_theirs(python: Path, folder: Path, threads: int) -> dict[str, float]:
     }
 
 
-def run_ours(recipe: Path, tokens: Path, changes: dict[str, Any], threads: int, folder: Path) -> dict[str, Any]:
-    """One training in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.peers.speedrun_cpu",
-        "--worker",
-        str(recipe),
-        str(tokens),
-        str(folder),
-        json.dumps(changes),
-    ]
-    started = time.perf_counter()
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False
-    )
-    whole = time.perf_counter() - started
-    if done.returncode:
-        sys.exit(f"error: ours failed: {done.stderr[-800:]}")
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures | {"process_seconds": whole}
-
-
-def worker(recipe: str, tokens: str, out: str, *variants: str) -> None:
-    """Train each variant and print its figures; the processor time is that of the steps, with validation and saving at
-    the end left out."""
-    from lmforge.allocator import keep_freed_memory
-    from lmforge.recipe import load_recipe
-    from lmforge.train import loop
-
-    keep_freed_memory()
-    spent: list[float] = []
-
-    class Timed(loop.TrainingRun):
-        def go(self) -> None:
-            spent.append(time.process_time())
-            super().go()
-
-        def validate(self, step: int, journal: Any) -> None:
-            if step == self.steps:
-                spent.append(time.process_time())
-            super().validate(step, journal)
-
-    loop.TrainingRun = Timed  # type: ignore[misc]
-    for number, changes in enumerate(variants):
-        spent.clear()
-        settings = load_recipe(
-            Path(recipe), [f"{key}={json.dumps(value)}" for key, value in json.loads(changes).items()]
-        )
-        place = Path(out) / str(number)
-        figures = loop.train(settings, Path(tokens), place / "train", place / "model")
-        loss = figures["valid_bits_per_byte"] * math.log(2)
-        kept = {key: figures[key] for key in ("steps", "tokens", "seconds", "parameters", "chosen", "way")}
-        print(json.dumps({"loss": loss, "cpu_seconds": spent[1] - spent[0], **kept}), flush=True)
-
-
 def beside(arguments: argparse.Namespace, folder: Path, tokens: Path) -> dict[str, Any]:
     """Both sides in turn."""
     theirs = their_tokens(arguments.peer, folder / "nanoGPT")
@@ -253,8 +197,7 @@ def ablations(arguments: argparse.Namespace, folder: Path, tokens: Path) -> list
     command = [
         sys.executable,
         "-m",
-        "bench.peers.speedrun_cpu",
-        "--worker",
+        "bench.peers.ours",
         str(HERE / "speedrun.toml"),
         str(tokens),
         str(folder / "rows"),
@@ -279,9 +222,6 @@ def ablations(arguments: argparse.Namespace, folder: Path, tokens: Path) -> list
 
 def main() -> None:
     """Run the parts asked for and write what they found beside what others found before on this machine."""
-    if len(sys.argv) > 1 and sys.argv[1] == "--worker":
-        worker(*sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["beside", "lowest", "ablations", "texts"], action="append")
     parser.add_argument("--peer", type=Path, default=Path(".peers/nanoGPT"), help="a checkout of karpathy/nanoGPT")
