@@ -165,6 +165,11 @@ class QuantizedLinear(nn.Module):
         packed = self.out_features * (self.in_features + 12) if self.packed is not None else 0
         return packed + (self.dense.nbytes if self.dense is not None else 0)
 
+    def weight_bytes(self) -> int:
+        """Bytes that its weights take in memory, the kernel's copy included; those of a table that it shares are the
+        table's."""
+        return sum(buffer.nbytes for buffer in self.buffers()) + self.unregistered_bytes()
+
     def macs_per_token(self) -> int:
         """Multiply-accumulates for one token: as many as in floating point."""
         return self.in_features * self.out_features

@@ -37,8 +37,7 @@ def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float 
     largest = _largest_inputs(model, calibration)
     for name, divide in _pairs(model):
         consumer = model.get_submodule(name)
-        if not isinstance(consumer, nn.Linear):  # an earlier step of the chain made something else of it
-            continue
+        assert isinstance(consumer, nn.Linear)
         scale = largest[name].clamp(min=1e-5) ** strength / consumer.weight.abs().amax(0).clamp(min=1e-5) ** (
             1 - strength
         )
@@ -118,14 +117,16 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         name = f"blocks.{index}."
-        yield name + "attention.qkv", rows(block.attention_norm.weight, block.attention_norm.bias)
-        if isinstance(block.attention.qkv, nn.Linear):
-            yield name + "attention.out", values(block.attention.qkv)
-        if not isinstance(block.ff, FeedForward):
+        attention, ff = block.attention, block.ff  # a part that a step replaced is passed over, and what it makes
+        if isinstance(attention.qkv, nn.Linear):
+            yield name + "attention.qkv", rows(block.attention_norm.weight, block.attention_norm.bias)
+            if isinstance(attention.out, nn.Linear):
+                yield name + "attention.out", values(attention.qkv)
+        if not isinstance(ff, FeedForward) or not isinstance(ff.up, nn.Linear):
             continue  # experts share one input with their router
         yield name + "ff.up", rows(block.ff_norm.weight, block.ff_norm.bias)
         # max(0, x/s) = max(0, x)/s, so the scale passes through
-        if config.activation in ("relu", "relu2") and isinstance(block.ff.up, nn.Linear):
+        if config.activation in ("relu", "relu2") and isinstance(ff.down, nn.Linear):
             power = 0.5 if config.activation == "relu2" else 1.0
-            up = rows(block.ff.up.weight, block.ff.up.bias)
+            up = rows(ff.up.weight, ff.up.bias)
             yield name + "ff.down", lambda scale, up=up, power=power: up(scale**power) ** (1 / power)  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server for one model, with a chat page at /.
 
-    app = create_app(load_served(Path("runs/laptop")))
+    app = create_app(load_any(Path("runs/laptop")))
 
 Every answer is a stream of chunks; an unstreamed answer is the same chunks folded into one.
 """
