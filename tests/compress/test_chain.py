@@ -3,6 +3,7 @@ fails."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -181,6 +182,31 @@ def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypat
     ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
     assert next(iter(ranking)) == "blocks.1.ff.down"
     assert list(ranking.values()) == sorted(ranking.values(), reverse=True)
+
+
+@torch.inference_mode()
+def test_sensitivity_counts_the_predictions_that_the_loss_counts(tmp_path: Path) -> None:
+    model, method, step = load_network(saved(tmp_path / "model", TINY)), quantize.Quantize(), QuantizeStep()
+    (masked,) = chain._batches(batch(TINY, 4, counting=slice(20, 27)))
+    context = Context([masked], bits, 0, tmp_path / "work", model)
+    ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
+    name, nats = next(iter(ranking.items()))
+    alone, _ = quantize.quantize(model, [masked], [other for other in ranking if other != name])
+    true, smaller = (each(masked.inputs).log_softmax(-1)[:, 20:27] for each in (model, alone))
+    assert nats == pytest.approx(float((true.exp() * (true - smaller)).sum(-1).mean()), rel=1e-4)
+    everywhere = dataclasses.replace(context, calibration=chain._batches(batch(TINY, 4)))
+    assert chain.sensitivity(method, model, method.apply(model, step, context), step, everywhere)[name] != nats
+
+
+def test_rows_in_which_nothing_counts_are_no_calibration() -> None:
+    rows = batch(TINY, 6)
+    rows.targets[[0, 3]] = -1
+    batches = chain._batches(rows._replace(documents=np.zeros((6, TINY.context), np.int32)))
+    assert [each.inputs.tolist() for each in batches] == [rows.inputs[[1, 2, 4, 5]].tolist()]
+    assert batches[0].documents is not None
+    assert batches[0].documents.shape == (4, TINY.context)
+    rows.targets[:] = -1
+    assert [len(each.inputs) for each in chain._batches(rows)] == [4, 2]
 
 
 def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(tmp_path: Path) -> None:
