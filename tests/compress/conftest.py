@@ -36,8 +36,8 @@ def tokens(rows: int = 4, length: int = 24, seed: int = 0) -> Tensor:
     return torch.randint(300, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def relative(found: Tensor, true: Tensor) -> float:
-    return float((found - true).norm() / true.norm())
+def relative(reached: Tensor, true: Tensor) -> float:
+    return float((reached - true).norm() / true.norm())
 
 
 def rows(count: int = 4, length: int = 24, seed: int = 0) -> CalibrationBatch:
