@@ -15,7 +15,7 @@ from lmforge.formats.load import load_any
 from lmforge.formats.registry import FORMATS, RESTORERS
 from lmforge.recipe import parse_recipe
 from lmforge.recipe.registry import COMPRESSION_STEPS
-from tests.compress.test_chain import batch
+from tests.compress.test_chain import drawn
 from tests.serve.conftest import save_tiny
 
 BLOCKS = re.findall(
@@ -53,12 +53,12 @@ def test_the_method_runs_in_a_chain_within_a_budget(tmp_path: Path, monkeypatch:
         parse_recipe({"compress": {"steps": steps}}),
         tiny,
         tmp_path / "a",
-        batch(model.config),
+        drawn(model.config),
         lambda _: {"bits_per_byte": 1.0},
     )
     assert load_any(tmp_path / "a").methods == ("round", "quantize")
     recipe = parse_recipe({"compress": {"steps": steps[:1], "budget": 0.021}})
-    report = chain.compress(recipe, tiny, tmp_path / "b", batch(model.config), evaluate)
+    report = chain.compress(recipe, tiny, tmp_path / "b", drawn(model.config), evaluate)
     assert report["steps"][1]["bits_per_byte"] == 1.02
     changed = [
         n for n, p in load_any(tmp_path / "b").model.named_parameters() if not torch.equal(p, model.get_parameter(n))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from tests.conftest import tiny_recipe, tiny_texts
 from tests.tokens.conftest import write_documents
+
+Draw = Callable[[int], Batch]
 
 
 @pytest.fixture
@@ -208,8 +211,8 @@ def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
     build_tokens(recipe, tmp_path / "masked", run / "tokens")
     given: dict[str, Any] = {}
 
-    def compress(recipe: Recipe, model: Path, out: Path, calibration: Batch, evaluate: Evaluate) -> dict[str, Any]:
-        given.update(calibration=calibration, figure=evaluate(load_network(model))["bits_per_byte"])
+    def compress(recipe: Recipe, model: Path, out: Path, draw: Draw, evaluate: Evaluate) -> dict[str, Any]:
+        given.update(draw=draw, calibration=draw(0), figure=evaluate(load_network(model))["bits_per_byte"])
         return {}
 
     monkeypatch.setattr(pipeline, "compress", compress)
@@ -217,6 +220,8 @@ def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
     left_out = (given["calibration"].targets < 0).mean()
     assert 0.3 < left_out < 0.7
     assert given["calibration"].documents is not None
+    assert (draw_again := given["draw"](7)).inputs.tolist() == given["draw"](7).inputs.tolist()
+    assert draw_again.inputs.tolist() != given["calibration"].inputs.tolist()
     shards = Shards.open(run / "tokens", "valid")
     assert shards.masked
     model, context = load_network(run / "model"), recipe.tokens.context

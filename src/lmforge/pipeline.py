@@ -85,12 +85,12 @@ def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
     context = recipe.tokens.context
     shards = Shards.open(run / "tokens", "train")
     rows = min(CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
-    calibration = Loader(shards, context, rows, recipe.seed, recipe.tokens.packing).batch(0)
+    loader = Loader(shards, context, rows, recipe.seed, recipe.tokens.packing)
     return compress(
         recipe,
         run / "model",
         run / "compressed",
-        calibration,
+        loader.batch,
         lambda model: {
             "bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, recipe.train.validate_tokens)
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,11 @@ def batch(config: GPTConfig, rows: int = 8, counting: slice = slice(None)) -> Ba
     return Batch(inputs, targets, None)
 
 
+def drawn(config: GPTConfig) -> Callable[[int], Batch]:
+    """`batch` as every batch of a training split."""
+    return lambda number: batch(config)
+
+
 def bits(model: GPT) -> dict[str, float]:
     """Stands in for the evaluation: cross-entropy with the fp32 model's own choices, so that rounding always costs."""
     tokens = text(model.config, 4)
@@ -86,7 +92,7 @@ def recipe(**compress: object) -> Recipe:
 
 def test_small_file_same_logits_and_a_full_report(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", REALISTIC)
-    result = chain.compress(recipe(), model_dir, tmp_path / "compressed", batch(REALISTIC), bits)
+    result = chain.compress(recipe(), model_dir, tmp_path / "compressed", drawn(REALISTIC), bits)
     files = [directory / TENSORS for directory in (model_dir, tmp_path / "compressed")]
     ratio = files[1].stat().st_size / files[0].stat().st_size
     assert ratio <= 0.27
@@ -110,15 +116,17 @@ def test_small_file_same_logits_and_a_full_report(tmp_path: Path) -> None:
     quantized, _ = quantize.quantize(load_network(model_dir), calibration)
     with torch.inference_mode():
         assert torch.equal(small(text(REALISTIC, 2)), quantized(text(REALISTIC, 2)))
-    drawn = [step[0].token for step in decode(small, [[1, 2, 3]], [Sampling(max_tokens=8, temperature=0, stop_ids=())])]
-    assert len(drawn) == 8
+    decoded = [
+        step[0].token for step in decode(small, [[1, 2, 3]], [Sampling(max_tokens=8, temperature=0, stop_ids=())])
+    ]
+    assert len(decoded) == 8
 
 
 def test_any_saved_model_loads_and_only_the_chain_loads_a_compressed_one(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
     with torch.inference_mode():
         assert torch.equal(load_network(model_dir)(text(TINY, 2)), load_model(model_dir)(text(TINY, 2)))
-    chain.compress(recipe(), model_dir, tmp_path / "compressed", batch(TINY), bits)
+    chain.compress(recipe(), model_dir, tmp_path / "compressed", drawn(TINY), bits)
     with pytest.raises(InputError, match="give the model that it was made from"):
         load_model(tmp_path / "compressed")
 
@@ -126,7 +134,7 @@ def test_any_saved_model_loads_and_only_the_chain_loads_a_compressed_one(tmp_pat
 def test_altered_files_are_refused(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
     out = tmp_path / "compressed"
-    chain.compress(recipe(), model_dir, out, batch(TINY), bits)
+    chain.compress(recipe(), model_dir, out, drawn(TINY), bits)
     whole = (out / TENSORS).read_bytes()
     (out / TENSORS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match="checksum"):
@@ -154,7 +162,7 @@ def test_a_budget_gives_back_the_fewest_layers_that_meet_it(tmp_path: Path, caps
         small = [name for name in dear if isinstance(model.get_submodule(name), int8.QuantizedLinear)]
         return {"bits_per_byte": 1 + 0.01 * len(small)}
 
-    result = chain.compress(recipe(budget=0.005), model_dir, tmp_path / "compressed", batch(TINY), evaluate)
+    result = chain.compress(recipe(budget=0.005), model_dir, tmp_path / "compressed", drawn(TINY), evaluate)
     step = result["steps"][-1]
     ranking = list(step["sensitivity"])
     needed = 1 + max(ranking.index(name) for name in dear)
@@ -177,7 +185,8 @@ def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypat
     first = int8.round_rows(model.get_parameter("blocks.0.ff.down.weight"))[0][:1]
     monkeypatch.setattr(quantize, "smooth", lambda model, batches: None)
     monkeypatch.setattr(int8.QuantizedLinear, "pack", badly)
-    context = Context([CalibrationBatch.of_tokens(text(TINY, 4))], bits, 0, tmp_path / "work", model)
+    rows = CalibrationBatch.of_tokens(text(TINY, 4))
+    context = Context([rows], lambda number: rows, bits, 0, tmp_path / "work", model)
     method, step = quantize.Quantize(), QuantizeStep()
     ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
     assert next(iter(ranking)) == "blocks.1.ff.down"
@@ -187,26 +196,15 @@ def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypat
 @torch.inference_mode()
 def test_sensitivity_counts_the_predictions_that_the_loss_counts(tmp_path: Path) -> None:
     model, method, step = load_network(saved(tmp_path / "model", TINY)), quantize.Quantize(), QuantizeStep()
-    (masked,) = chain._batches(batch(TINY, 4, counting=slice(20, 27)))
-    context = Context([masked], bits, 0, tmp_path / "work", model)
+    masked = CalibrationBatch.of_rows(batch(TINY, 4, counting=slice(20, 27)))
+    context = Context([masked], lambda number: masked, bits, 0, tmp_path / "work", model)
     ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
     name, nats = next(iter(ranking.items()))
     alone, _ = quantize.quantize(model, [masked], [other for other in ranking if other != name])
     true, smaller = (each(masked.inputs).log_softmax(-1)[:, 20:27] for each in (model, alone))
     assert nats == pytest.approx(float((true.exp() * (true - smaller)).sum(-1).mean()), rel=1e-4)
-    everywhere = dataclasses.replace(context, calibration=chain._batches(batch(TINY, 4)))
+    everywhere = dataclasses.replace(context, calibration=[CalibrationBatch.of_rows(batch(TINY, 4))])
     assert chain.sensitivity(method, model, method.apply(model, step, context), step, everywhere)[name] != nats
-
-
-def test_rows_in_which_nothing_counts_are_no_calibration() -> None:
-    rows = batch(TINY, 6)
-    rows.targets[[0, 3]] = -1
-    batches = chain._batches(rows._replace(documents=np.zeros((6, TINY.context), np.int32)))
-    assert [each.inputs.tolist() for each in batches] == [rows.inputs[[1, 2, 4, 5]].tolist()]
-    assert batches[0].documents is not None
-    assert batches[0].documents.shape == (4, TINY.context)
-    rows.targets[:] = -1
-    assert [len(each.inputs) for each in chain._batches(rows)] == [4, 2]
 
 
 def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(tmp_path: Path) -> None:
@@ -216,13 +214,13 @@ def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(t
         return {"bits_per_byte": 1.0 if len(quantize.layer_names(model)) == 9 else 1.1}
 
     with pytest.raises(LmforgeError, match=r"compress\.budget: 1% .*nats per token: .*raise the budget"):
-        chain.compress(recipe(budget=0.01), model_dir, tmp_path / "compressed", batch(TINY), evaluate)
+        chain.compress(recipe(budget=0.01), model_dir, tmp_path / "compressed", drawn(TINY), evaluate)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "tokenizer.json"}
 
 
 def test_the_directory_is_complete_and_names_its_compression(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
-    chain.compress(recipe(), model_dir, tmp_path / "compressed", batch(TINY), bits)
+    chain.compress(recipe(), model_dir, tmp_path / "compressed", drawn(TINY), bits)
     manifest = read_manifest(tmp_path / "compressed")
     assert manifest is not None
     assert set(manifest["files"]) == {TENSORS, CONFIG, "tokenizer.json", chain.REPORT}

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from pydantic import Field
@@ -23,7 +24,7 @@ from lmforge.formats.registry import RESTORERS
 from lmforge.model.gpt import GPT
 from lmforge.recipe import CompressStep, load_recipe, parse_recipe, to_toml
 from lmforge.recipe.registry import COMPRESSION_STEPS
-from tests.compress.test_chain import batch
+from tests.compress.test_chain import TINY, batch, drawn
 from tests.serve.conftest import save_tiny
 
 
@@ -58,6 +59,7 @@ class Half(Method[HalfStep]):
     def apply(self, model: GPT, settings: HalfStep, context: Context, kept: Collection[str] = ()) -> Compressed:
         assert all(isinstance(each, CalibrationBatch) for each in context.calibration)
         assert context.teacher.config == model.config
+        assert context.draw(3).inputs.shape == context.draw(0).inputs.shape
         context.folder.mkdir(parents=True, exist_ok=True)
         (context.folder / "state").write_text("kept while the step works")
         result = copy.deepcopy(model).requires_grad_(False)
@@ -131,7 +133,7 @@ def test_a_toy_method_in_a_chain_is_saved_and_loaded(tmp_path: Path) -> None:
     def evaluate(model: GPT) -> dict[str, float]:
         return {"bits_per_byte": 1.0}
 
-    report = chain.compress(recipe, model_dir, tmp_path / "out", batch(config), evaluate)
+    report = chain.compress(recipe, model_dir, tmp_path / "out", drawn(config), evaluate)
     assert [step["name"] for step in report["steps"]] == ["original", "half", "quantize"]
     assert report["steps"][1]["seed"] == recipe.seed
     assert len({step["macs_per_token"] for step in report["steps"]}) == 1
@@ -154,7 +156,7 @@ def test_a_budget_gives_back_the_units_of_any_method(tmp_path: Path, name: str) 
         return {"bits_per_byte": 1 + 0.01 * len(halved(model))}
 
     recipe = parse_recipe({"compress": {"steps": [{"method": name}], "budget": 0.055}})
-    report = chain.compress(recipe, model_dir, tmp_path / "out", batch(load_any(model_dir).config), evaluate)
+    report = chain.compress(recipe, model_dir, tmp_path / "out", drawn(load_any(model_dir).config), evaluate)
     step = report["steps"][-1]
     assert len(step["sensitivity"]) == 8
     assert set(step["entry"]["names"]) == set(list(step["sensitivity"])[3:])  # the three dearest are back
@@ -183,10 +185,23 @@ def test_loading_without_the_method_names_it(tmp_path: Path) -> None:
     model_dir = save_tiny(tmp_path / "tiny")
     recipe = parse_recipe({"compress": {"steps": [{"method": "half"}]}})
     chain.compress(
-        recipe, model_dir, tmp_path / "out", batch(load_any(model_dir).config), lambda model: {"bits_per_byte": 1.0}
+        recipe, model_dir, tmp_path / "out", drawn(load_any(model_dir).config), lambda model: {"bits_per_byte": 1.0}
     )
     method = RESTORERS.remove("half")
     with pytest.raises(InputError, match="compression method 'half' is not known; install what brings it"):
         load_any(tmp_path / "out")
     RESTORERS.register("half", method)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["compression"][0]["method"] == "half"
+
+
+def test_rows_in_which_nothing_counts_are_no_calibration() -> None:
+    rows = batch(TINY, 6)
+    rows.targets[[0, 3]] = -1
+    packed = CalibrationBatch.of_rows(rows._replace(documents=np.zeros((6, TINY.context), np.int32)))
+    (some,) = packed.of_which_some_count().split(4)
+    assert some.inputs.tolist() == rows.inputs[[1, 2, 4, 5]].tolist()
+    assert some.documents is not None
+    assert some.documents.shape == (4, TINY.context)
+    rows.targets[:] = -1
+    nothing = CalibrationBatch.of_rows(rows)
+    assert [len(each.inputs) for each in nothing.of_which_some_count().split(4)] == [4, 2]

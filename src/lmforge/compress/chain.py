@@ -16,7 +16,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,15 @@ class Stage:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Batch, evaluate: Evaluate) -> dict[str, Any]:
+def compress(
+    recipe: Recipe, model_dir: Path, out: Path, draw: Callable[[int], Batch], evaluate: Evaluate
+) -> dict[str, Any]:
     """Run `recipe.compress.steps` on the model in `model_dir`; leave the small model and `report.json` in `out`.
 
-    `calibration`: rows of the training split, with the targets that the loss counts. `evaluate(model)` gives at least
-    `bits_per_byte`. What a method keeps while it works is in `.OUT.work` beside `out`, until all is done. The result
-    (also in `report.json`) has `steps[]`, the first of them the uncompressed model, "original", and `verdicts` in
-    words.
+    `draw(n)`: batch n of the training split, with the targets that the loss counts; batch 0 is for calibration.
+    `evaluate(model)` gives at least `bits_per_byte`. What a method keeps while it works is in `.OUT.work` beside `out`,
+    until all is done. The result (also in `report.json`) has `steps[]`, the first of them the uncompressed model,
+    "original", and `verdicts` in words.
 
     Raises:
         InputError: `model_dir` holds no intact model.
@@ -65,12 +67,20 @@ def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Batch, eva
     previous = list(read_config(model_dir)["compression"])
     work = out.with_name(f".{out.name}.work")
     stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
-    batches = _batches(calibration)
-    done: list[Any] = [content_hash(model_dir), recipe.seed, hash_json([batch.tolist() for batch in calibration[:2]])]
+    rows = CalibrationBatch.of_rows(draw(0))
+    batches = rows.of_which_some_count().split(4)
+    done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist()]
     for step in recipe.compress.steps:
         log(f"compress: {step.method}")
         done.append(step.model_dump(mode="json"))
-        context = Context(batches, evaluate, recipe.seed, work / hash_json(done)[:16], stages[0].model)
+        context = Context(
+            calibration=batches,
+            draw=lambda number: CalibrationBatch.of_rows(draw(number)),
+            evaluate=evaluate,
+            seed=recipe.seed,
+            folder=work / hash_json(done)[:16],
+            teacher=stages[0].model,
+        )
         original = stages[0].scores["bits_per_byte"]
         result, scores = _within_budget(stages[-1].model, step, context, original, recipe.compress.budget)
         stages.append(Stage(step.method, result.model, scores, 0, result.entry, result.details))
@@ -87,20 +97,6 @@ def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Batch, eva
     for sentence in report["verdicts"]:
         log(f"compress: {sentence}")
     return report
-
-
-def _batches(calibration: Batch) -> list[CalibrationBatch]:
-    """Four rows at a time; rows in which nothing counts say nothing of the loss and are left out, unless all are so."""
-    counting = (calibration.targets >= 0).any(1)
-    rows = counting if counting.any() else ~counting
-    columns = [None if each is None else torch.from_numpy(each[rows]).split(4) for each in calibration]
-    inputs, targets, documents = columns
-    assert inputs is not None
-    assert targets is not None
-    return [
-        CalibrationBatch(inputs[index], targets[index], documents[index] if documents else None)
-        for index in range(len(inputs))
-    ]
 
 
 def _within_budget(

@@ -24,6 +24,7 @@ from lmforge.model.gpt import GPT
 from lmforge.recipe import CompressStep
 from lmforge.recipe.registry import COMPRESSION_METHODS, COMPRESSION_STEPS
 from lmforge.registry import Registry
+from lmforge.tokens.loader import Batch
 
 Evaluate = Callable[[GPT], dict[str, float]]
 S = TypeVar("S", bound=CompressStep)
@@ -39,10 +40,34 @@ class CalibrationBatch:
     documents: Tensor | None = None
 
     @classmethod
+    def of_rows(cls, rows: Batch) -> CalibrationBatch:
+        """What the loader gives."""
+        documents = None if rows.documents is None else torch.from_numpy(rows.documents)
+        return cls(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), documents)
+
+    @classmethod
     def of_tokens(cls, tokens: Tensor) -> CalibrationBatch:
         """Rows (B,T) of plain text, in which every token counts but a row's first."""
         ends = torch.full_like(tokens[:, :1], -1)
         return cls(tokens, torch.cat((tokens[:, 1:], ends), dim=1))
+
+    def split(self, rows: int) -> list[CalibrationBatch]:
+        """Its rows, so many at a time."""
+        parts = [None if each is None else each.split(rows) for each in (self.inputs, self.targets, self.documents)]
+        inputs, targets, documents = parts
+        assert inputs is not None
+        assert targets is not None
+        return [
+            CalibrationBatch(*pair, documents[number] if documents else None)
+            for number, pair in enumerate(zip(inputs, targets, strict=True))
+        ]
+
+    def of_which_some_count(self) -> CalibrationBatch:
+        """Less the rows in which nothing counts, which say nothing of the loss; all of them where none does."""
+        rows = self.counts.any(1)
+        rows = rows if bool(rows.any()) else ~rows
+        documents = None if self.documents is None else self.documents[rows]
+        return CalibrationBatch(self.inputs[rows], self.targets[rows], documents)
 
     @property
     def counts(self) -> Tensor:
@@ -54,12 +79,15 @@ class CalibrationBatch:
 class Context:
     """What a method may use beside its model and its settings.
 
-    `evaluate(model)` gives at least `bits_per_byte`, of the tokens that count. `folder` is the step's own: what is kept
-    there is found again when the stage goes on after an interruption, and goes when it is done; a method makes it when
-    it needs it. `teacher` is the model before the first step.
+    `calibration`: a few rows of the training split, four at a time. `draw(n)`: batch n = 0, 1, 2, … of the same split
+    without end, the same whenever it is asked for; what is trained draws from it. `evaluate(model)` gives at least
+    `bits_per_byte`, of the tokens that count. `folder` is the step's own: what is kept there is found again when the
+    stage goes on after an interruption, and goes when it is done; a method makes it when it needs it. `teacher` is the
+    model before the first step.
     """
 
     calibration: Sequence[CalibrationBatch]
+    draw: Callable[[int], CalibrationBatch]
     evaluate: Evaluate
     seed: int
     folder: Path
