@@ -117,14 +117,15 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         name = f"blocks.{index}."
-        attention, ff = block.attention, block.ff  # a part that a step replaced is passed over, and what it makes
-        if isinstance(attention.qkv, nn.Linear):
-            yield name + "attention.qkv", rows(block.attention_norm.weight, block.attention_norm.bias)
+        # a part that is not there, or that a step replaced, is passed over
+        attention, attention_norm, ff, ff_norm = block.attention, block.attention_norm, block.ff, block.ff_norm
+        if attention is not None and attention_norm is not None and isinstance(attention.qkv, nn.Linear):
+            yield name + "attention.qkv", rows(attention_norm.weight, attention_norm.bias)
             if isinstance(attention.out, nn.Linear):
                 yield name + "attention.out", values(attention.qkv)
-        if not isinstance(ff, FeedForward) or not isinstance(ff.up, nn.Linear):
+        if not isinstance(ff, FeedForward) or ff_norm is None or not isinstance(ff.up, nn.Linear):
             continue  # experts share one input with their router
-        yield name + "ff.up", rows(block.ff_norm.weight, block.ff_norm.bias)
+        yield name + "ff.up", rows(ff_norm.weight, ff_norm.bias)
         # max(0, x/s) = max(0, x)/s, so the scale passes through
         if config.activation in ("relu", "relu2") and isinstance(ff.down, nn.Linear):
             power = 0.5 if config.activation == "relu2" else 1.0
