@@ -102,7 +102,7 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
         }
         if "-" not in kind:
             with torch.inference_mode():
-                cache = KVCache(model.config, 1, 30_000, torch.device("cpu"))
+                cache = KVCache(1, 30_000, torch.device("cpu"))
                 model.hidden(tokens[:, : length - 101], cache)
                 times = []
                 for step in range(100):

@@ -67,7 +67,7 @@ def test_decoding_equals_the_full_pass(shape: int, first: int, steps: list[int],
     x = tokens(rows, total)
     with torch.no_grad():
         full = model(x)
-        cache = KVCache(model.config, rows, 24, x.device)
+        cache = KVCache(rows, 24, x.device)
         parts, at = [], 0
         for size in (first, *steps):
             if at < total:
@@ -135,7 +135,7 @@ def test_variants_decode_as_the_full_pass_and_come_back_from_disk(config: GPTCon
     model, x = network(config), tokens(2, 14)
     with torch.no_grad():
         full = model(x)
-        cache = KVCache(config, 2, 24, x.device)
+        cache = KVCache(2, 24, x.device)
         parts = [model(x[:, :9], cache), *(model(x[:, t : t + 1], cache) for t in range(9, 14))]
         torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-4, atol=1e-4)
         (tmp_path / "words.json").write_text("{}")

@@ -30,7 +30,7 @@ def test_linear_equals_its_plain_form(length: int, features: str, groups: int, t
         x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
         with mock.patch.object(module, "PIECE", 2):  # so that these texts, too, are worked on in pieces
             assert_close_with_gradients(
-                mixer.full(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound
+                mixer(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound
             )
 
 

@@ -189,7 +189,7 @@ def test_every_kind_is_what_torch_counts(config: GPTConfig, products: list[int])
         counter.get_total_flops() + sum(products), rel=0.01
     )
     with torch.no_grad():
-        cache = KVCache(config, 2, config.context, torch.device("cpu"))
+        cache = KVCache(2, config.context, torch.device("cpu"))
         model(tokens.expand(2, -1), cache)
         products.clear()
         with counted() as counter:
@@ -212,7 +212,7 @@ def test_training_is_three_times_the_forward_pass() -> None:
 def test_decoding_flops_are_what_torch_counts() -> None:
     model = GPT(SMALL)
     with torch.no_grad():
-        cache = KVCache(SMALL, 3, 64, torch.device("cpu"))
+        cache = KVCache(3, 64, torch.device("cpu"))
         model(torch.ones(3, 40, dtype=torch.long), cache)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(torch.ones(3, 1, dtype=torch.long), cache)
@@ -347,10 +347,10 @@ def test_training_bytes_follow_the_optimizers(optimizer: str) -> None:
 
 
 def test_the_cache_is_the_caches() -> None:
-    cache = KVCache(SMALL, 3, 20, torch.device("cpu"))
+    cache = KVCache(3, 20, torch.device("cpu"))
     assert decoding_bytes(SMALL, 3, 20)["cache"] == pytest.approx(cache.nbytes, rel=0.06)
     for config in KIND_CONFIGS:
-        cache = KVCache(config, 3, 900, torch.device("cpu"))
+        cache = KVCache(3, 900, torch.device("cpu"))
         assert decoding_bytes(config, 3, 900)["cache"] == pytest.approx(cache.nbytes, rel=0.01)
 
 

@@ -415,24 +415,30 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
 
         return divide
 
-    def values(qkv: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def values(qkv: nn.Linear, groups: int) -> Callable[[Tensor], Tensor]:
         def divide(scale: Tensor) -> Tensor:
-            group = scale.view(config.kv_heads, -1, config.head_width).amax(1)  # heads of a group share their values
+            group = scale.view(-1, groups, config.head_width).amax(1)  # heads of a group share their values
             kv_width = group.numel()
             rows(qkv.weight[-kv_width:], None if qkv.bias is None else qkv.bias[-kv_width:])(group.flatten())
-            return group[:, None].expand(-1, config.heads // config.kv_heads, -1).flatten()
+            return group[:, None].expand(-1, groups, -1).flatten()
 
         return divide
 
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         name = f"blocks.{index}."
-        yield name + "attention.qkv", rows(block.attention_norm.weight, block.attention_norm.bias)
-        yield name + "attention.out", values(block.attention.qkv)
-        if not isinstance(block.ff, FeedForward):
-            continue  # experts share one input with their router
-        yield name + "ff.up", rows(block.ff_norm.weight, block.ff_norm.bias)
+        attention, attention_norm = block.attention, block.attention_norm
+        if attention is not None and attention_norm is not None and isinstance(attention.qkv, nn.Linear):
+            yield name + "attention.qkv", rows(attention_norm.weight, attention_norm.bias)
+            if isinstance(attention.out, nn.Linear):
+                yield name + "attention.out", values(attention.qkv, attention.groups)
+        ff, ff_norm = block.ff, block.ff_norm
+        if not isinstance(ff, FeedForward) or ff_norm is None or not isinstance(ff.up, nn.Linear):
+            continue  # experts share one input with their router; of two thin matrices neither is between norm and sum
+        yield name + "ff.up", rows(ff_norm.weight, ff_norm.bias)
+        if not isinstance(ff.down, nn.Linear):
+            continue
         if config.activation in ("relu", "relu2"):  # max(0, x/s) = max(0, x)/s, so the scale passes through
             power = 0.5 if config.activation == "relu2" else 1.0
-            up = rows(block.ff.up.weight, block.ff.up.bias)
+            up = rows(ff.up.weight, ff.up.bias)
             yield name + "ff.down", lambda scale, up=up, power=power: up(scale**power) ** (1 / power)  # type: ignore[misc]

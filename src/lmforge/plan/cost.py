@@ -11,11 +11,11 @@ import dataclasses
 import math
 
 from lmforge.model import linear_attention
-from lmforge.model.attention import Softmax, saves_attention
 from lmforge.model.config import GPTConfig
 from lmforge.model.kernels import banded, causal_bf16
 from lmforge.model.loss import loss_chunk
 from lmforge.model.lsh import bucket_sides
+from lmforge.model.softmax_attention import Softmax, saves_attention
 
 TRAINING = 3  # times the forward pass: the backward pass makes two products (for inputs and for weights) of each one
 # times, for attention by the library's kernel: its backward pass makes the scores again (Dao et al. 2022)
