@@ -83,7 +83,8 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
     import torch
 
     from lmforge.model.attention import KVCache
-    from lmforge.plan.cost import activation_bytes_per_token, training_flops_per_token
+    from lmforge.plan.cost import training_flops_per_token
+    from lmforge.plan.memory import activation_bytes_per_token
 
     model, rows = network(kind, threads), {}
     # one thread: processor seconds, right on a shared machine too
