@@ -46,3 +46,8 @@ def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> No
         [q, k, v],
         1e-10,
     )
+
+
+def test_the_state_is_as_large_whatever_the_length() -> None:
+    mixer, x = Linear(shape(attention=("linear",))), torch.zeros(1, 1, 2, 8)
+    assert mixer.new_cache(x, x, 30_000, x.dtype).nbytes == mixer.new_cache(x, x, 10, x.dtype).nbytes == 4 * 2 * 8 * 9
