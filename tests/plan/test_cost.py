@@ -12,8 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmforge.model.config import KINDS, network_of
-from lmforge.model.gpt import GPT, GPTConfig, KVCache
+from lmforge.model.experts import Experts
+from lmforge.model.gpt import GPT, Block, GPTConfig, KVCache, LayerShape
 from lmforge.model.kernels import banded_numba
+from lmforge.model.measure import macs_per_token
 from lmforge.plan.cost import (
     active_parameters,
     decode_flops_per_token,
@@ -72,10 +74,52 @@ def any_configs(draw: st.DrawFn) -> GPTConfig:
     )
 
 
+@st.composite
+def differing_configs(draw: st.DrawFn) -> GPTConfig:
+    config, shapes, ranks = draw(any_configs()), [], st.sampled_from([0, 0, 1, 5])
+    for _ in range(config.layers):
+        kv_heads, experts = draw(st.integers(0, 3)), draw(st.sampled_from([0, 2, 3]))
+        groups = 1 if config.attention == ("lsh",) else draw(st.integers(1, 2))
+        units = draw(st.integers(0, 9)) * max(1, experts)
+        shapes.append(LayerShape(groups * kv_heads, kv_heads, units, experts, *(draw(ranks) for _ in range(4))))
+    return dataclasses.replace(config, layer_shapes=tuple(shapes))
+
+
 @settings(deadline=None)
-@given(st.one_of(configs(), any_configs()))
+@given(st.one_of(configs(), any_configs(), differing_configs()))
 def test_parameters_are_the_networks(config: GPTConfig) -> None:
     assert sum(parameters(config).values()) == sum(p.numel() for p in GPT(config).parameters())
+
+
+@settings(deadline=None)
+@given(st.one_of(configs(), any_configs(), differing_configs()))
+def test_products_with_weights_are_what_the_modules_say(config: GPTConfig) -> None:
+    model = GPT(config)
+    maps = sum(block.attention.mixer.macs_per_token() for block in model.blocks if linear(block))
+    products = {name: flops for name, flops in flops_per_token(config, 8).items() if name != "attention"}
+    assert sum(products.values()) == 2 * (macs_per_token(model) - maps)
+
+
+def linear(block: Block) -> bool:
+    return block.attention is not None and block.attention.config.attention == ("linear",)
+
+
+@settings(deadline=None)
+@given(st.one_of(any_configs(), differing_configs()))
+def test_active_parameters_are_those_that_a_token_meets(config: GPTConfig) -> None:
+    model = GPT(config)
+    met = {name for name, _ in model.named_parameters() if not name.startswith(("embed", "ahead", "patches"))}
+    for number, block in enumerate(model.blocks):
+        if isinstance(block.ff, Experts):
+            begins = f"blocks.{number}.ff.experts."
+            idle = tuple(f"{begins}{expert}." for expert in range(config.experts_active, len(block.ff.experts)))
+            met = {name for name in met if not name.startswith(idle)}
+    tables = ("ngrams.", "learned_positions.")
+    parameters_met = sum(model.get_parameter(name).numel() for name in met if not name.startswith(tables))
+    rows = sum(isinstance(part, torch.nn.Embedding) for part in model.modules())
+    assert active_parameters(config) == parameters_met + config.d_model * (rows - config.tied) + (
+        config.vocab_size * config.d_model if config.tied else 0
+    )
 
 
 @settings(deadline=None, max_examples=20)
@@ -164,8 +208,40 @@ KIND_CONFIGS = [
 ]
 
 
+DIFFERING_CONFIGS = [
+    dataclasses.replace(
+        SMALL,
+        context=1500,
+        layers=3,
+        attention=("full", "sparse", "linear"),
+        window=100,
+        stride=64,
+        pool=32,
+        layer_shapes=(
+            LayerShape(2, 2, 96, up_rank=8, out_rank=8),
+            LayerShape(3, 1, 200, qkv_rank=16, down_rank=24),
+            LayerShape(4, 2, 64, experts=4),
+        ),
+        **mode,
+    )
+    for mode in ({}, {"recompute": True}, {"residual": "reversible"})
+]
+LACKING_CONFIGS = [
+    dataclasses.replace(
+        SMALL,
+        context=1500,
+        layers=3,
+        layer_shapes=(LayerShape(2, 2, 0), LayerShape(0, 0, 200, down_rank=24), LayerShape(4, 4, 64)),
+        **mode,
+    )
+    for mode in ({}, {"recompute": True}, {"residual": "reversible"})
+]
+
+
 @pytest.mark.parametrize(
-    "config", KIND_CONFIGS, ids=lambda c: f"{c.attention[0]}-{c.feature_map}-{c.recompute}-{c.residual}"
+    "config",
+    [*KIND_CONFIGS, *DIFFERING_CONFIGS, *LACKING_CONFIGS],
+    ids=lambda c: f"{c.attention[0]}-{c.feature_map}-{c.recompute}-{c.residual}",
 )
 def test_every_kind_is_what_torch_counts(config: GPTConfig, products: list[int]) -> None:
     model, length = GPT(config), 1400

@@ -14,7 +14,7 @@ from lmforge.plan.memory import (
     training_bytes,
     working_bytes_per_token,
 )
-from tests.plan.test_cost import KIND_CONFIGS, SMALL
+from tests.plan.test_cost import DIFFERING_CONFIGS, KIND_CONFIGS, LACKING_CONFIGS, SMALL
 
 
 def kept_bytes(config: GPTConfig, rows: int, half: bool) -> int:
@@ -78,6 +78,15 @@ def test_activations_are_what_autograd_keeps(changes: dict[str, object], half: b
     assert 5 * 64 * activation_bytes_per_token(config, half) == pytest.approx(kept_bytes(config, 5, half), rel=0.03)
 
 
+@pytest.mark.parametrize("config", [*DIFFERING_CONFIGS, *LACKING_CONFIGS], ids=lambda c: f"{c.recompute}-{c.residual}")
+def test_activations_of_layers_that_differ_are_what_autograd_keeps(config: GPTConfig) -> None:
+    config = dataclasses.replace(config, context=512)
+    ours = activation_bytes_per_token(config)
+    if config.recompute or config.residual == "reversible":  # what the last norm keeps is free when blocks run again
+        ours += 3 * 4 * config.d_model + 4
+    assert 2 * 512 * ours == pytest.approx(kept_bytes(config, 2, False), rel=0.1)
+
+
 def peak_bytes(config: GPTConfig, rows: int) -> int:
     """The most that the library's tensors hold at once in a step, above weights and their gradients: the allocator's
     own account."""
@@ -125,12 +134,13 @@ def test_activation_bytes_are_the_measured_peaks(changes: dict[str, object], mon
     assert ours == pytest.approx(peak_bytes(config, 4), rel=0.1)
 
 
+@pytest.mark.parametrize("config", [SMALL, dataclasses.replace(SMALL, biases=True, kv_heads=2, d_ff=100)], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_bytes_follow_the_optimizers(optimizer: str) -> None:
+def test_training_bytes_follow_the_optimizers(optimizer: str, config: GPTConfig) -> None:
     from lmforge.recipe import Train
     from lmforge.train.optim import build_optimizers
 
-    model = GPT(SMALL)
+    model = GPT(config)
     tokens = torch.zeros(1, 64, dtype=torch.long)
     model.loss(tokens, tokens).backward()
     optimizers = build_optimizers(model, Train(optimizer=optimizer))  # type: ignore[arg-type]
@@ -139,7 +149,7 @@ def test_training_bytes_follow_the_optimizers(optimizer: str) -> None:
     kept = sum(
         t.nbytes for each in optimizers.values() for state in each.state.values() for t in state.values() if t.ndim
     )
-    ours = training_bytes(SMALL, 64, optimizer)
+    ours = training_bytes(config, 64, optimizer)
     assert ours["optimizer"] == pytest.approx(kept, rel=1e-6)
     assert ours["weights"] == ours["gradients"] == sum(p.nbytes for p in model.parameters())
 
@@ -153,5 +163,5 @@ def filled(config: GPTConfig, rows: int, capacity: int) -> KVCache:
 
 def test_the_cache_is_the_caches() -> None:
     assert decoding_bytes(SMALL, 3, 20)["cache"] == pytest.approx(filled(SMALL, 3, 20).nbytes, rel=0.06)
-    for config in KIND_CONFIGS:
+    for config in (*KIND_CONFIGS, *DIFFERING_CONFIGS, *LACKING_CONFIGS):
         assert decoding_bytes(config, 3, 900)["cache"] == pytest.approx(filled(config, 3, 900).nbytes, rel=0.01)

@@ -37,8 +37,9 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     whole = [layer for layer in layers if layer.whole]
     mixed = sum(a * layer.queries for layer in whole if c.recompute and saves_attention(c, layer.kind))
     if c.residual == "reversible":
-        if len(whole) < len(layers):  # each block is called whole: what enters it is kept
-            return round(8 * width * (len(layers) + 1) + ids)
+        if len(whole) < len(layers):  # each block is called whole: what enters it is kept, of each stream once
+            streams = 1 + sum((layer.shape.heads > 0) + (layer.shape.d_ff > 0) for layer in layers[:-1])
+            return round(4 * width * streams + ids)
         return round(8 * width + mixed + ids)
     if c.recompute:
         return round(4 * width * c.layers + mixed + ids)
