@@ -240,15 +240,6 @@ def test_rope_scaling_stretches_the_slow_angles(scaling: str) -> None:
     assert size.mean() == pytest.approx(0.1 * math.log(4) + 1 if scaling == "yarn" else 1, rel=1e-5)
 
 
-def test_ngrams_never_met_add_nothing() -> None:
-    """Tables that begin at random put noise under every n-gram that training did not show."""
-    tokens = torch.arange(12).view(2, 6)
-    with_tables, without = GPT(dataclasses.replace(PLAIN, ngram_rows=64)), GPT(PLAIN)
-    for model in (with_tables, without):
-        model.initialise(3)
-    assert torch.equal(with_tables(tokens), without(tokens))
-
-
 @pytest.mark.parametrize("config", DIFFERENT)
 def test_layers_that_differ_learn_as_plain_autograd_says_and_stay_causal(config: GPTConfig) -> None:
     if not config.has_experts:  # whose routers learn beside the loss
