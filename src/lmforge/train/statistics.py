@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def layer_of(parameter: str) -> str:
@@ -57,7 +57,8 @@ class Activations:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def _note(self, name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # of reversible blocks the first stream
         values = output.detach().float()
         self.found[name] = {"rms": float(values.square().mean().sqrt()), "largest": float(values.abs().max())}
 
