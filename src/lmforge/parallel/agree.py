@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from lmforge.errors import LmforgeError
@@ -45,9 +46,9 @@ def is_main() -> bool:
 
 
 @cache
-def launcher_store() -> dist.Store:
+def launcher_store() -> Store:
     """The store that the launcher's environment names, opened once in a process."""
-    store: dist.Store = next(iter(rendezvous("env://")))[0]
+    store: Store = next(iter(rendezvous("env://")))[0]
     return store
 
 

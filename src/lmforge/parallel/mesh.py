@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
 
 from lmforge.errors import InputError
 from lmforge.parallel import agree
@@ -114,7 +115,7 @@ def join_mesh(data: int | None = None) -> Mesh:
         agree.wait_for_main()
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(f"lmforge/group/{next(_joined)}", agree.launcher_store()),
+            store=PrefixStore(f"lmforge/group/{next(_joined)}", agree.launcher_store()),
             rank=rank,
             world_size=world,
             timeout=datetime.timedelta(seconds=GROUP_SECONDS),

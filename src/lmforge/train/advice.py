@@ -20,6 +20,7 @@ from lmforge.train.validate import Rows, Validator
 FEW_UPDATES = (
     50  # Adam's averages of squares alone take 1 / (1 − 0.95) = 20 steps to settle, and the rate must fall too
 )
+NO_ORDER_KNOWN = 0.97  # of the nats of the same tokens in random order
 NOTHING_KNOWN = 0.9  # of a uniform guess's nats: one who knows only which tokens are frequent is far below
 
 
@@ -56,23 +57,28 @@ def label_advice(recipe: Recipe, corpus: Path) -> Iterator[str]:
 
 
 def base_advice(recipe: Recipe, validator: Validator, vocab_size: int) -> Iterator[str]:
-    """Whether the base predicts the examples' text, questions included, any better than a uniform guess."""
+    """Whether the base knows anything of the examples' text, questions included: it predicts it better than a uniform
+    guess, or at least better than the same tokens in random order (a base may be sure and wrong about the marks between
+    turns, which it never saw)."""
     if not recipe.finetune:
         return
-    nats = validator.nats(whole_text(validator.rows))
-    counted = int((nats > 0).sum())
-    mean, uniform = float(nats.double().sum()) / max(1, counted), math.log(vocab_size)
-    if not mean < NOTHING_KNOWN * uniform:
+    order = torch.randperm(validator.rows.inputs.shape[1], generator=torch.Generator().manual_seed(0))
+    in_order = _mean_nats(validator, validator.rows)
+    shuffled = _mean_nats(validator, validator.rows._replace(inputs=validator.rows.inputs[:, order]))
+    uniform = math.log(vocab_size)
+    if not in_order < NOTHING_KNOWN * uniform and not in_order < NO_ORDER_KNOWN * shuffled:
         yield (
-            f"finetune.base predicts these examples with {mean:.2f} nats a token, where a uniform guess has "
-            f"{uniform:.2f}: it knows nothing of such text; name a base that was trained on text like it"
+            f"finetune.base predicts these examples with {in_order:.2f} nats a token, their tokens in random order with "
+            f"{shuffled:.2f}, and a uniform guess has {uniform:.2f}: it knows nothing of such text; name a base that was "
+            "trained on text like it"
         )
 
 
-def whole_text(rows: Rows) -> Rows:
-    """The same rows with every token of a text to be predicted, not only those that count."""
+def _mean_nats(validator: Validator, rows: Rows) -> float:
+    """Of each token of each text, not only of those that count."""
     targets = torch.full_like(rows.targets, -1)
     targets[:, :-1] = rows.inputs[:, 1:]
     if rows.documents is not None:
         targets[:, :-1][rows.documents[:, 1:] != rows.documents[:, :-1]] = -1
-    return rows._replace(targets=targets)
+    counted = int((targets >= 0).sum())
+    return float(validator.nats(rows._replace(targets=targets)).double().sum()) / max(1, counted)

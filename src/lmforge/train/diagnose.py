@@ -48,7 +48,7 @@ class Diagnosis:
         layer = None
         if "times that" not in cause:
             rows = bad or range(len(losses))
-            places = (first_non_finite(self.model, lambda row=row: loss(batch.part(row, 1))) for row in rows)
+            places = (first_non_finite(self.model, partial(loss, batch.part(row, 1))) for row in rows)
             layer = next((place for place in places if not place.startswith("nothing")), None)
         first = self.loader.share(self.layout.data_rank, self.layout.data_size, step).start
         numbers = sorted({int(number) for row in worst for number in self.loader.documents(step, first + row)})

@@ -11,6 +11,7 @@ function of seed and step, so the state of a run is weights, optimizer and a few
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from functools import cache, partial
@@ -157,12 +158,15 @@ class Trainer:
 
     def execution_plan(self) -> ExecutionPlan:
         """How the run began to be executed, so that it stays exact; chosen anew at its start, on another kind of device
-        or number of ranks."""
+        or number of ranks. The main rank chooses."""
         layout, here = self.layout, [self.layout.device.type, self.layout.world]
+        rows, steps = max(self.schedule.ramp.sizes) // layout.data_size, self.schedule.steps
+
+        def chosen() -> dict[str, Any]:
+            return dataclasses.asdict(choose(self.recipe, self.model, layout.device, rows, steps, layout.world))
+
         if self.state.plan is None or self.state.plan_on != here:
-            rows = max(self.schedule.ramp.sizes) // layout.data_size
-            self.state.plan = choose(self.recipe, self.model, layout.device, rows, self.schedule.steps, layout.world)
-            self.state.plan_on = here
+            self.state.plan, self.state.plan_on = ExecutionPlan(**layout.on_main(chosen)), here
         return self.state.plan
 
     def flops_per_token(self, context: int) -> float:
@@ -329,7 +333,7 @@ class Trainer:
 
 
 def whole_network(recipe: Recipe, vocab_size: int) -> GPT:
-    """The network before its first step, the same in every process: initialised, or from the base that it fine-tunes."""
+    """The network before its first step, the same in every process: initialised, or that which is fine-tuned."""
     model = GPT(network_of(recipe, vocab_size))
     model.initialise(recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
     if recipe.finetune:

@@ -1,4 +1,4 @@
-"""What happens at which step: batch sizes, lengths of rows, rates, and what follows a step. Pure functions of the step."""
+"""What happens at which step: batch sizes, lengths of rows, rates, what follows. Pure functions of the step."""
 
 from __future__ import annotations
 

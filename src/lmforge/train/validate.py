@@ -21,8 +21,8 @@ ROWS_AT_ONCE = 16
 
 
 class Rows(NamedTuple):
-    """Text to predict, each (R, context): inputs, targets (−1 where a token does not count) and, where rows pack several
-    texts, the number of each token's text in its row."""
+    """Text to predict, each (R, context): inputs, targets (−1 where a token does not count) and, where a row packs
+    several texts, the number of each token's text in it."""
 
     inputs: Tensor
     targets: Tensor
