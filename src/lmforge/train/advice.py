@@ -68,9 +68,9 @@ def base_advice(recipe: Recipe, validator: Validator, vocab_size: int) -> Iterat
     uniform = math.log(vocab_size)
     if not in_order < NOTHING_KNOWN * uniform and not in_order < NO_ORDER_KNOWN * shuffled:
         yield (
-            f"finetune.base predicts these examples with {in_order:.2f} nats a token, their tokens in random order with "
-            f"{shuffled:.2f}, and a uniform guess has {uniform:.2f}: it knows nothing of such text; name a base that was "
-            "trained on text like it"
+            f"finetune.base predicts these examples with {in_order:.2f} nats a token, their tokens in random order "
+            f"with {shuffled:.2f}, and a uniform guess has {uniform:.2f}: it knows nothing of such text; name a base "
+            "that was trained on text like it"
         )
 
 
