@@ -63,7 +63,7 @@ class Registry(Mapping[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The part of that name, or `default`."""
-        return self[name] if name in self else default
+        return self._parts[name] if name in self else default
 
     def __contains__(self, name: object) -> bool:
         if name not in self._parts:

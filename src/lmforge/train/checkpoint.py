@@ -1,11 +1,12 @@
 """Checkpoints: everything that a run needs to go on exactly as if it had never stopped. Atomic, checksummed, no pickle.
 
-train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json,
-config.json, tokenizer.json,
-                                 manifest.json}        average: the moving average of the weights, once it has begun
-train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone,
-to average Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them
-apart.
+    train/checkpoints/step-00000500/   model.safetensors, optimizer.safetensors, state.json, config.json,
+                                       tokenizer.json, manifest.json
+                                       average.safetensors: the moving average of the weights, once it has begun
+    train/snapshots/step-00000476/     model.safetensors, config.json, tokenizer.json, manifest.json: weights alone, to
+                                       average
+
+Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them apart.
 """
 
 from __future__ import annotations

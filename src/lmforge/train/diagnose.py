@@ -1,7 +1,9 @@
 """Which documents, and which layer, a batch that had to be skipped has to blame.
 
-rows of the skipped batch ─▶ losses that are not finite (or the largest) ─▶ documents' ids
-                            └▶ forward and backward again under hooks ─▶ the first layer that is not finite
+    rows of the skipped batch ─▶ losses that are not finite (or the largest) ─▶ documents' ids
+                                └▶ forward and backward again under hooks ─▶ the first layer that is not finite
+
+It runs on the rare step that was skipped, so it may be slow: row by row, in eager code.
 """
 
 from __future__ import annotations

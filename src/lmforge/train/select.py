@@ -1,7 +1,9 @@
 """What the end of a run keeps of its weights, and which of them, or of their averages, becomes the model.
 
-steps of the end ─keep─▶ moving average, snapshots ─┐
-checkpoints ─▶ the best ────────────────────────────┴─choose─▶ ensemble.json, model/ (with adapter/ beside LoRA)
+    steps of the end ─keep─▶ moving average, snapshots ─┐
+    checkpoints ─▶ the best ────────────────────────────┴─choose─▶ ensemble.json, model/ (with adapter/ beside LoRA)
+
+Every rank takes part, since a layout may need them all to score; the main rank's scores decide, and it writes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """One update of the weights from one batch, or none where the batch would harm them.
 
-rates ─▶ forward, backward (micro-batches) ─▶ sum over ranks ─▶ mean over what counts ─▶ fit? ─▶ clip ─▶ optimizers
-                   ▲                                              │ float16 overflowed      └no▶ skipped, its cause
-                   └────────── half the loss scale ◀──────────────┘                              in the figures
+    rates ─▶ forward, backward (micro-batches) ─▶ sum over ranks ─▶ mean over what counts ─▶ fit? ─▶ clip ─▶ optimizers
+                       ▲                                              │ float16 overflowed      └no▶ skipped, its cause
+                       └────────── half the loss scale ◀──────────────┘                              in the figures
+
+How a batch's work is spread over networks and devices is the layout's affair (`parallel.layout`).
 """
 
 from __future__ import annotations
