@@ -14,7 +14,7 @@ from lmforge.errors import InputError
 from lmforge.formats.native import load_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import load_recipe
-from lmforge.train import fp8, loop
+from lmforge.train import fp8, step, validate
 from lmforge.train.fp8 import BACKWARD, FORWARD, Linear8, product, quantised, require, use_fp8
 from lmforge.train.loop import train
 
@@ -110,7 +110,8 @@ def test_it_learns_as_in_float32_and_leaves_an_ordinary_model(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fp8, "require", lambda _device: None)
-    monkeypatch.setattr(loop, "autocast", lambda _precision, _device: torch.autocast("cpu", torch.bfloat16))
+    for module in (step, validate):
+        monkeypatch.setattr(module, "autocast", lambda _precision, _device: torch.autocast("cpu", torch.bfloat16))
     used: list[torch.dtype] = []
     monkeypatch.setattr(fp8, "product", lambda a, b, out: used.append(a[0].dtype) or emulated(a, b, out))
     results = {}

@@ -27,14 +27,15 @@ NOTHING_KNOWN = 0.9  # of a uniform guess's nats: one who knows only which token
 def length_advice(recipe: Recipe, schedule: TrainingSchedule, training_tokens: int) -> Iterator[str]:
     """Whether there are enough updates, and enough of them to see the training text once."""
     steps, tokens = schedule.steps, schedule.tokens(schedule.steps)
-    longer = "finetune.epochs or train.steps" if recipe.finetune else "train.steps or train.tokens"
+    train = recipe.train
+    longer = "train.steps" if train.steps or not (train.tokens or recipe.finetune) else "train.tokens"
+    if recipe.finetune and not (train.steps or train.tokens):
+        longer = "finetune.epochs"
     if steps < FEW_UPDATES:
         smaller = max(schedule.context, tokens // FEW_UPDATES // schedule.context * schedule.context)
-        batch = f"lower train.batch_tokens (now {recipe.train.batch_tokens:,}) to {smaller:,}, or "
-        yield (
-            f"{steps} updates are few to learn from; {batch if smaller < recipe.train.batch_tokens else ''}"
-            f"raise {longer}"
-        )
+        batch = f"lower train.batch_tokens (now {train.batch_tokens:,}) to {smaller:,}, or "
+        helps = not train.steps and smaller < train.batch_tokens  # the length is one of tokens
+        yield f"{steps} updates are few to learn from; {batch if helps else ''}raise {longer}"
     if tokens < training_tokens:
         yield (
             f"{steps} steps read {tokens:,} of the {training_tokens:,} training tokens, "

@@ -1,6 +1,6 @@
 """What of a run is remembered: a few numbers of its own, and the state of every part that has some, collected here.
 
-state.json  {step, seconds, best_step, best_valid, way, way_on, valid, stability, scaler, noise}
+    state.json  {step, seconds, best_step, best_valid, way, way_on, valid, stability, scaler, noise}
                  └────────────── TrainState's own ───────────────────┘  └─ one entry a part ──┘
 
 A new part that remembers something needs `Stateful`'s two methods and its name in `Trainer`.
