@@ -47,7 +47,7 @@ def test_a_fine_tune_of_few_examples(base: Path, tmp_path: Path, capsys: pytest.
     lines = warnings(capsys.readouterr().err)
     assert len(lines) == 1
     assert "updates are few to learn from; lower train.batch_tokens (now 1,024) to" in lines[0]
-    assert lines[0].endswith(", or raise finetune.epochs")
+    assert lines[0].endswith(", or raise finetune.epochs or train.tokens")
 
 
 def test_a_label_without_training_examples(

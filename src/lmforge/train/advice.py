@@ -28,9 +28,7 @@ def length_advice(recipe: Recipe, schedule: TrainingSchedule, training_tokens: i
     """Whether there are enough updates, and enough of them to see the training text once."""
     steps, tokens = schedule.steps, schedule.tokens(schedule.steps)
     train = recipe.train
-    longer = "train.steps" if train.steps or not (train.tokens or recipe.finetune) else "train.tokens"
-    if recipe.finetune and not (train.steps or train.tokens):
-        longer = "finetune.epochs"
+    longer = "train.steps" if train.steps else "finetune.epochs or train.tokens" if recipe.finetune else "train.tokens"
     if steps < FEW_UPDATES:
         smaller = max(schedule.context, tokens // FEW_UPDATES // schedule.context * schedule.context)
         batch = f"lower train.batch_tokens (now {train.batch_tokens:,}) to {smaller:,}, or "
