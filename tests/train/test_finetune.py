@@ -24,7 +24,8 @@ from lmforge.tokens.shards import Shards
 from lmforge.train.adapters import load_with_adapter
 from lmforge.train.finetune import example_rows
 from lmforge.train.journal import read_lines
-from lmforge.train.loop import TrainingRun, train
+from lmforge.train.loop import train
+from lmforge.train.step import TrainStep
 from tests.formats.test_transformers import checkpoint
 
 WORDS = {"hot": ["fire", "ember", "spark"], "cold": ["water", "iron", "steel"]}
@@ -76,8 +77,8 @@ def scored(recipe: Recipe) -> dict[str, Any]:
     run = recipe.directory
     run_stages(recipe, run, until="train")
     evaluate(recipe, {"model": run / "model"}, run / "corpus", run / "tokens", run / "scores")
-    found: dict[str, Any] = json.loads((run / "scores" / "answers.json").read_text())
-    return found
+    score: dict[str, Any] = json.loads((run / "scores" / "answers.json").read_text())
+    return score
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -121,22 +122,22 @@ def test_stopped_and_started_again_equals_never_stopped(
     base: Path, tmp_path: Path, lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    real = TrainingRun.step
+    real = TrainStep.run
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
         labelled(tmp_path / name / "examples.jsonl")
         recipe = recipe_of(tmp_path / name, base, "lora = {}\n" if lora else "", steps=12, checkpoint_every=4)
 
-        def dies(self: TrainingRun, step: int, batch: Batch) -> dict[str, Any]:
+        def dies(self: TrainStep, step: int, batch: Batch) -> dict[str, Any]:
             if step == 10:
                 raise KeyboardInterrupt
             return real(self, step, batch)
 
         if name == "stopped":
-            monkeypatch.setattr(TrainingRun, "step", dies)
+            monkeypatch.setattr(TrainStep, "run", dies)
             with pytest.raises(KeyboardInterrupt):
                 run_stages(recipe, recipe.directory, until="train")
-            monkeypatch.setattr(TrainingRun, "step", real)
+            monkeypatch.setattr(TrainStep, "run", real)
         figures = run_stages(recipe, recipe.directory, until="train")["train"]
         losses = [line["loss"] for line in read_lines(recipe.directory / "train" / "metrics.jsonl") if "loss" in line]
         results.append((figures["weights_sha256"], losses, [row["bits_per_byte"] for row in figures["candidates"]]))

@@ -98,6 +98,7 @@ class Parallel(Section):
     """How the network is laid over processes (torchrun starts them)."""
 
     data: Positive | None = None  # default: every process there is
+    layout: str = "data-parallel"  # a name registered in lmforge.parallel.layout.LAYOUTS
 
 
 class CompressStep(Section):
