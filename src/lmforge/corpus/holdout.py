@@ -31,6 +31,7 @@ from lmforge.corpus.steps import Plan, Step, dropped_before, kept_rows
 LEAST_HELD = 64  # documents of validation, and of test, …
 LEAST_BYTES = 1_000_000  # … or so many bytes, …
 MOST_SHARE = 0.1  # … but no more of the corpus than this
+MOST_LEAKED = 0.02  # of a split's characters; beyond it the bound for a document is halved
 POOL = 3  # times as many candidates as are wanted
 ROUNDS = 50  # of moving leaked candidates; in practice two to four
 
@@ -172,7 +173,8 @@ def choose(
     """Valid, then test, out of candidates in the order of their places; those of which more than the share `most`
     stands in training (`outside`, or any candidate that is not held out) go there.
 
-    Candidates of equal place stay together.
+    Candidates of equal place stay together. Where all documents of a split are within the bound and still more than
+    MOST_LEAKED of its characters stand in training, the bound is halved.
     """
     groups = [np.flatnonzero(places == place).tolist() for place in np.unique(places)]
     leaked: set[int] = set()
@@ -181,7 +183,11 @@ def choose(
         splits = _filled([group for group in groups if not set(group) & leaked], places, sizes, wanted)
         training = [number for number in range(len(places)) if number not in splits]
         marks = marked_by(windows, outside, training)
-        wrong = {number for number in splits if windows.share(number, marks) > most}
+        shares = {number: windows.share(number, marks) for number in splits}
+        wrong = {number for number, share in shares.items() if share > most}
+        if not wrong and _leaky(splits, shares, windows.lengths):
+            most /= 2  # each document is within its bound, all together are not
+            wrong = {number for number, share in shares.items() if share > most}
         wrong = {each for group in groups if set(group) & wrong for each in group}
         if not wrong:
             break
@@ -194,6 +200,16 @@ def choose(
     least = sorted(range(len(groups)), key=lambda at: (shares[at], at))[:2]
     forced = {number: split for at, split in zip(least, ("valid", "test"), strict=False) for number in groups[at]}
     return Chosen(forced, leaked - set(forced), True)
+
+
+def _leaky(splits: dict[int, str], shares: dict[int, float], lengths: NDArray[np.int64]) -> bool:
+    """Whether more than MOST_LEAKED of a split's characters stand in training."""
+    for split in ("valid", "test"):
+        numbers = [number for number, name in splits.items() if name == split]
+        leaked = sum(shares[number] * int(lengths[number]) for number in numbers)
+        if leaked > MOST_LEAKED * max(1, int(lengths[numbers].sum())):
+            return True
+    return False
 
 
 def marked_by(windows: Windows, outside: NDArray[np.uint8], training: list[int]) -> NDArray[np.uint8]:
