@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmforge.errors import InputError
-from lmforge.formats.native import CONFIG, TOKENIZER, model_tensors, write_model
+from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.native import CONFIG, TOKENIZER
+from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
-from lmforge.record import atomic_directory, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.tokenizer_json import with_end_first
 
@@ -47,6 +48,20 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
     """
     if out.exists():
         raise InputError(f"{out}: exists already; name another folder, or remove it")
+    loaded = read_checkpoint(source, context)
+    FORMATS["native"].write(loaded, out)
+    return {
+        "model": str(out),
+        "model_type": loaded.notes["model_type"],
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "vocab_size": loaded.tokenizer.vocab_size,
+        "context": loaded.context,
+        "architecture": loaded.config.to_json(),
+    }
+
+
+def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
+    """The model that the checkpoint in `source` is; `context` and errors as in `import_model`."""
     settings = _json(source / CONFIG)
     kind = settings.get("model_type")
     if kind not in ("gpt2", *LLAMAS):
@@ -57,45 +72,50 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
         raise InputError(
             f"{source / CONFIG}: eos_token_id is {end!r}; put the number of the token that ends a text there"
         )
-    with atomic_directory(out) as folder:
+    tokenizer = _tokenizer(source / TOKENIZER, end)
+    vocabulary = tokenizer.vocab_size
+    try:
+        config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
+        weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(_tensors(source), source), config)
+    except KeyError as error:
+        raise InputError(
+            f"{source / CONFIG}: {error} is missing; save the checkpoint with transformers again"
+        ) from error
+    model = GPT(config)
+    for name in ("embed.weight", "head.weight"):
+        if name in weights:
+            weights[name] = _swapped(weights[name], end, vocabulary, name)
+    _fill(model, weights, source)
+    notes = {"imported_from": source.name, "model_type": kind}
+    return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
+
+
+def _tokenizer(path: Path, end: int) -> Tokenizer:
+    """The checkpoint's vocabulary, token `end`, which ends a text, first."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path}: missing; save the tokenizer beside the weights (save_pretrained of a fast tokenizer)"
+        ) from error
+    return Tokenizer(with_end_first(content, end, str(path)), str(path))
+
+
+class Transformers(Format):
+    """A folder that `save_pretrained` of `transformers` wrote."""
+
+    name = "transformers"
+
+    def detect(self, path: Path) -> bool:
+        """A folder with a config.json that has a `model_type`."""
         try:
-            content = (source / TOKENIZER).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{source / TOKENIZER}: missing; save the tokenizer beside the weights (save_pretrained of a fast "
-                "tokenizer)"
-            ) from error
-        write_atomic(folder / "theirs.json", with_end_first(content, end, str(source / TOKENIZER)))
-        vocabulary = Tokenizer.load(folder / "theirs.json").vocab_size
-        try:
-            config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
-            weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(_tensors(source), source), config)
-        except KeyError as error:
-            raise InputError(
-                f"{source / CONFIG}: {error} is missing; save the checkpoint with transformers again"
-            ) from error
-        model = GPT(config)
-        for name in ("embed.weight", "head.weight"):
-            if name in weights:
-                weights[name] = _swapped(weights[name], end, vocabulary, name)
-        _fill(model, weights, source)
-        write_model(
-            folder,
-            config,
-            model_tensors(model),
-            folder / "theirs.json",
-            notes={"imported_from": source.name, "model_type": kind},
-        )
-        (folder / "theirs.json").unlink()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        "model": str(out),
-        "model_type": kind,
-        "parameters": parameters,
-        "vocab_size": vocabulary,
-        "context": config.context,
-        "architecture": config.to_json(),
-    }
+            return "model_type" in _json(path / CONFIG)
+        except InputError:
+            return False
+
+    def read(self, path: Path, verify: bool = True) -> LoadedModel:
+        """As `read_checkpoint`; there are no checksums to verify."""
+        return read_checkpoint(path)
 
 
 class _Given:
@@ -147,15 +167,15 @@ def _tensors(source: Path) -> Tensors:
     """All tensors, from one file or several, in float32."""
     index = source / "model.safetensors.index.json"
     files = sorted(set(_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    found: Tensors = {}
+    tensors: Tensors = {}
     for name in files:
         try:
-            found |= {key: value.float() for key, value in load_file(source / name).items()}
+            tensors |= {key: value.float() for key, value in load_file(source / name).items()}
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{source / name}: not readable as safetensors ({error}); convert the weights with save_pretrained"
             ) from error
-    return found
+    return tensors
 
 
 def _swapped(matrix: Tensor, end: int, vocabulary: int, name: str) -> Tensor:
@@ -219,7 +239,7 @@ def _gpt2_shape(settings: Mapping[str, Any], vocabulary: int, context: int | Non
 
 def _from_gpt2(given: _Given, config: GPTConfig) -> Tensors:
     given.tensors = {name.removeprefix("transformer."): value for name, value in given.tensors.items()}
-    found = {
+    weights = {
         "embed.weight": given.take("wte.weight"),
         "learned_positions.weight": given.take("wpe.weight"),
         "norm.weight": given.take("ln_f.weight"),
@@ -236,10 +256,10 @@ def _from_gpt2(given: _Given, config: GPTConfig) -> Tensors:
     for layer in range(config.layers):
         for ours, theirs in parts.items():
             weight = given.take(f"h.{layer}.{theirs}.weight")
-            found[f"blocks.{layer}.{ours}.weight"] = weight.t() if weight.ndim == 2 else weight
-            found[f"blocks.{layer}.{ours}.bias"] = given.take(f"h.{layer}.{theirs}.bias")
+            weights[f"blocks.{layer}.{ours}.weight"] = weight.t() if weight.ndim == 2 else weight
+            weights[f"blocks.{layer}.{ours}.bias"] = given.take(f"h.{layer}.{theirs}.bias")
     given.finish(lambda name: name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")))
-    return found
+    return weights
 
 
 def _llama_shape(settings: Mapping[str, Any], vocabulary: int, context: int | None) -> GPTConfig:
@@ -284,9 +304,9 @@ def _llama_shape(settings: Mapping[str, Any], vocabulary: int, context: int | No
 
 
 def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
-    found = {"embed.weight": given.take("model.embed_tokens.weight"), "norm.weight": given.take("model.norm.weight")}
+    weights = {"embed.weight": given.take("model.embed_tokens.weight"), "norm.weight": given.take("model.norm.weight")}
     if not config.tied:
-        found["head.weight"] = given.take("lm_head.weight")
+        weights["head.weight"] = given.take("lm_head.weight")
     half = torch.arange(config.head_width // 2)
     pairs = torch.stack((half, half + len(half)), 1).flatten()  # channel 2j of ours is j of theirs, 2j + 1 is j + E/2
 
@@ -301,12 +321,12 @@ def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
             each = [given.get(f"{at}.{name}_proj.{kind}") for name in names]
             return None if any(value is None for value in each) else [value for value in each if value is not None]
 
-        found[f"{ours}.attention_norm.weight"] = given.take(f"{theirs}.input_layernorm.weight")
-        found[f"{ours}.ff_norm.weight"] = given.take(f"{theirs}.post_attention_layernorm.weight")
+        weights[f"{ours}.attention_norm.weight"] = given.take(f"{theirs}.input_layernorm.weight")
+        weights[f"{ours}.ff_norm.weight"] = given.take(f"{theirs}.post_attention_layernorm.weight")
         for kind in ("weight", "bias") if config.biases else ("weight",):
             qkv = together("self_attn.q", "self_attn.k", "self_attn.v", kind=kind)
             if qkv:
-                found[f"{ours}.attention.qkv.{kind}"] = torch.cat(
+                weights[f"{ours}.attention.qkv.{kind}"] = torch.cat(
                     (turned(qkv[0], config.heads), turned(qkv[1], config.kv_heads), qkv[2])
                 )
             for name, parts in (
@@ -315,7 +335,7 @@ def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
                 ("ff.down", ("mlp.down",)),
             ):
                 if joined := together(*parts, kind=kind):
-                    found[f"{ours}.{name}.{kind}"] = torch.cat(joined)
+                    weights[f"{ours}.{name}.{kind}"] = torch.cat(joined)
         if config.biases:  # ours are everywhere or nowhere: those that they lack are 0
             widths = {
                 "attention.qkv": config.d_model + 2 * config.kv_heads * config.head_width,
@@ -323,11 +343,14 @@ def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
                 "ff.up": 2 * config.d_ff,
                 "ff.down": config.d_model,
             }
-            found = {f"{ours}.{name}.bias": torch.zeros(width) for name, width in widths.items()} | found
+            weights = {f"{ours}.{name}.bias": torch.zeros(width) for name, width in widths.items()} | weights
         if config.qk_norm:
             for side in "qk":
-                found[f"{ours}.attention.{side}_norm.weight"] = given.take(f"{theirs}.self_attn.{side}_norm.weight")[
+                weights[f"{ours}.attention.{side}_norm.weight"] = given.take(f"{theirs}.self_attn.{side}_norm.weight")[
                     pairs
                 ]
     given.finish(lambda name: name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq"))
-    return found
+    return weights
+
+
+FORMATS.register(Transformers.name, Transformers())
