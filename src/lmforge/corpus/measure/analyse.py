@@ -47,7 +47,7 @@ def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
     held_out = pieces_of(corpus_dir, "test", limit // HELD_OUT) + pieces_of(corpus_dir, "valid", limit // HELD_OUT // 4)
     texts = [piece.text for piece in train]
     prose = [piece for piece in train if _is_prose(piece)]
-    found = {
+    figures = {
         "sample": _sample(train, held_out),
         "entropy": entropies(texts, [piece.text for piece in held_out]),
         "heaps": heaps(measured_growth(texts)),
@@ -61,11 +61,11 @@ def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
         "topics": topic_figures(texts),
         "genres": genre_figures(train, held_out),
     }
-    return {name: _rounded(value) for name, value in found.items()}
+    return {name: _rounded(value) for name, value in figures.items()}
 
 
 def _sample(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "definition": (
             "pieces of at most 16,384 characters, chosen by hash so that every byte is as likely; held_out: test and "
             "validation"
@@ -73,8 +73,8 @@ def _sample(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str, Any]
     }
     for name, part in (("train", train), ("held_out", held_out)):
         size = sum(len(piece.text.encode()) for piece in part)
-        found[name] = {"pieces": len(part), "documents": len({piece.document for piece in part}), "bytes": size}
-    return found
+        figures[name] = {"pieces": len(part), "documents": len({piece.document for piece in part}), "bytes": size}
+    return figures
 
 
 def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
@@ -82,10 +82,10 @@ def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
     bits both ways."""
     words, size = sum(len(text.split()) for text in held_out), sum(len(text.encode()) for text in held_out)
     per_byte = words / size if size else 0.0
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     by_word = conditional.of_words(train, held_out, ORDER)
     for order, bits in enumerate(by_word.bits, start=1):
-        found[f"words_order_{order}"] = {
+        figures[f"words_order_{order}"] = {
             "value": bits, "bits_per_word": bits, "bits_per_byte": bits * per_byte,
             "definition": f"held-out cross-entropy of words given the {order - 1} before: interpolated Kneser-Ney, "
                           "new words spelled, white space free",
@@ -93,21 +93,21 @@ def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
         }  # fmt: skip
     by_byte = conditional.of_bytes(_cut(train, BYTES), _cut(held_out, BYTES // HELD_OUT), ORDER)
     for order, bits in enumerate(by_byte.bits, start=1):
-        found[f"bytes_order_{order}"] = {
+        figures[f"bytes_order_{order}"] = {
             "value": bits, "bits_per_word": bits / per_byte if per_byte else 0.0, "bits_per_byte": bits,
             "definition": f"held-out cross-entropy of bytes given the {order - 1} before: interpolated Kneser-Ney",
             "sample_bytes": by_byte.scored, "sample_training_bytes": by_byte.trained,
         }  # fmt: skip
     packed = b"".join(_cut(train, BYTES))
     bits = 8 * len(lzma.compress(packed, preset=6)) / len(packed) if packed else 0.0
-    found["lzma"] = {
+    figures["lzma"] = {
         "value": bits, "bits_per_word": bits / per_byte if per_byte else 0.0, "bits_per_byte": bits,
         "definition": "size under LZMA (preset 6) of pieces of the training text, one after another: an upper bound",
         "sample_bytes": len(packed),
     }  # fmt: skip
     told = packed[: BYTES // 2]
     bits = mixing.bits_per_byte(told)
-    found["context_mixing"] = {
+    figures["context_mixing"] = {
         "value": bits,
         "bits_per_word": bits / per_byte if per_byte else 0.0,
         "bits_per_byte": bits,
@@ -116,19 +116,19 @@ def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
         "that learns as it reads (PAQ's scheme): an upper bound",
         "sample_bytes": len(told),
     }
-    return found
+    return figures
 
 
 def _cut(texts: Sequence[str], limit: int) -> list[bytes]:
     """The first texts, as bytes, up to `limit` bytes together."""
-    found: list[bytes] = []
+    figures: list[bytes] = []
     for text in texts:
         data = text.encode()[:limit]
         limit -= len(data)
         if not data:
             break
-        found.append(data)
-    return found
+        figures.append(data)
+    return figures
 
 
 def _is_prose(piece: Piece) -> bool:

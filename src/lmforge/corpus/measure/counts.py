@@ -125,11 +125,11 @@ class Statistics:
 
     def _summed(self, name_of: Callable[[str, str], str]) -> dict[str, dict[str, int]]:
         """The sizes of all documents whose genre and source have the same name, by name."""
-        found: dict[str, list[int]] = {}
+        totals: dict[str, list[int]] = {}
         for key, amounts in sorted(self.sizes.items(), key=lambda item: name_of(*item[0])):
             name = name_of(*key)
-            found[name] = [mine + more for mine, more in zip(found.get(name, [0] * len(SIZES)), amounts, strict=True)]
-        return {name: dict(zip(SIZES, amounts, strict=True)) for name, amounts in found.items()}
+            totals[name] = [mine + more for mine, more in zip(totals.get(name, [0] * len(SIZES)), amounts, strict=True)]
+        return {name: dict(zip(SIZES, amounts, strict=True)) for name, amounts in totals.items()}
 
     def _entropy(self, total: dict[str, int], counts: Integers, weights: Reals) -> dict[str, Any]:
         sample = [data for _, data in self._sample.kept()]

@@ -85,10 +85,10 @@ class Recogniser:
         features: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         places: Counter[tuple[str, ...]] = Counter()
         for text in texts:
-            for found in _candidates(text, capitalised, lower):
-                places[found.words] += 1
-                if places[found.words] <= MOST_CONTEXTS:
-                    features[found.words].update(found.context)
+            for matched in _candidates(text, capitalised, lower):
+                places[matched.words] += 1
+                if places[matched.words] <= MOST_CONTEXTS:
+                    features[matched.words].update(matched.context)
         for words, counted in features.items():
             counted.update(_inside(words))
         types, bayes = _typed(features)
@@ -96,20 +96,20 @@ class Recogniser:
 
     def mentions(self, text: str) -> list[Mention]:
         """Names and dates of a text in order, none within another."""
-        dates = [Mention(found.start(), found.end(), "date", found.group()) for found in _DATE.finditer(text)]
-        found = dates + [mention for mention in self._names(text) if mention.type != "other"]
+        dates = [Mention(matched.start(), matched.end(), "date", matched.group()) for matched in _DATE.finditer(text)]
+        matched = dates + [mention for mention in self._names(text) if mention.type != "other"]
         kept: list[Mention] = []
-        for mention in sorted(found, key=lambda mention: (mention.start, -mention.stop)):
+        for mention in sorted(matched, key=lambda mention: (mention.start, -mention.stop)):
             if not kept or mention.start >= kept[-1].stop:
                 kept.append(mention)
         return kept
 
     def _names(self, text: str) -> Iterator[Mention]:
-        for found in _candidates(text, self._capitalised, self._lower):
-            kind = _seed(found.words, found.context) or self._types.get(found.words)
+        for matched in _candidates(text, self._capitalised, self._lower):
+            kind = _seed(matched.words, matched.context) or self._types.get(matched.words)
             if kind is None:
-                kind, _ = self._bayes.judge([*_inside(found.words), *found.context])
-            yield Mention(found.start, found.stop, kind, text[found.start : found.stop])
+                kind, _ = self._bayes.judge([*_inside(matched.words), *matched.context])
+            yield Mention(matched.start, matched.stop, kind, text[matched.start : matched.stop])
 
 
 def entity_figures(texts: Sequence[str]) -> dict[str, Any]:
@@ -145,14 +145,14 @@ def _lines(text: str) -> Iterator[list[tuple[str, int, bool]]]:
     """(token, its place, whether a sentence begins with it) for each token of each line that is no heading."""
     line: list[tuple[str, int, bool]] = []
     opens = True
-    for found in _TOKEN.finditer(text):
-        token = found.group()
+    for matched in _TOKEN.finditer(text):
+        token = matched.group()
         if token == "\n":
             if line and not _is_heading(line):
                 yield line
             line, opens = [], True
             continue
-        line.append((token, found.start(), opens))
+        line.append((token, matched.start(), opens))
         opens = token in _OPENERS
     if line and not _is_heading(line):
         yield line
@@ -210,9 +210,9 @@ def _candidates(text: str, capitalised: Counter[str], lower: Counter[str]) -> It
                     stop += 2
                 else:
                     break
-            found = _found(line, place, stop)
-            if len(found.words) > 1 or len(found.words[0].rstrip(".")) > 1:
-                yield found
+            matched = _found(line, place, stop)
+            if len(matched.words) > 1 or len(matched.words[0].rstrip(".")) > 1:
+                yield matched
             place = stop
 
 
@@ -237,12 +237,12 @@ def _found(line: list[tuple[str, int, bool]], place: int, stop: int) -> _Found:
 def _inside(words: tuple[str, ...]) -> list[str]:
     """Features of the name itself."""
     lower = [word.lower().rstrip(".") for word in words]
-    found = [f"words {min(len(words), 4)}", f"ends {lower[-1][-3:]}"]
+    matched = [f"words {min(len(words), 4)}", f"ends {lower[-1][-3:]}"]
     if len(words) > 1:
-        found += [f"first {lower[0]}", f"last {lower[-1]}"]
+        matched += [f"first {lower[0]}", f"last {lower[-1]}"]
     if all(word.isupper() for word in words):
-        found.append("capitals")
-    return found
+        matched.append("capitals")
+    return matched
 
 
 def _seed(words: tuple[str, ...], context: Iterable[str]) -> str | None:

@@ -49,7 +49,7 @@ def genre_figures(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str
     tested = list(first.values())
     known = {piece.genre for piece in train}
     tested = [piece for piece in tested if piece.genre in known]
-    found: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "definition": f"ridge regression on TF-IDF of words and pairs of words of {CHARACTERS:,} "
         f"characters; accuracy on one piece of each "
         "held-out document, 95% interval by Wilson; confusion: true genre → predicted genre → documents",
@@ -62,12 +62,12 @@ def genre_figures(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str
         "confusion": {},
     }
     if len(known) < 2 or len(train) < LEAST_TRAINING or not tested:
-        return found
+        return outcome
     used = train[:MOST_TRAINING]
     predicted = predict(
         [piece.text for piece in used], [piece.genre for piece in used], [piece.text for piece in tested]
     )
-    return found | confusion([piece.genre for piece in tested], predicted)
+    return outcome | confusion([piece.genre for piece in tested], predicted)
 
 
 def confusion(true: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:

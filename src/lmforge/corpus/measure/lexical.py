@@ -130,10 +130,10 @@ def _runs(text: str) -> npt.NDArray[np.uint64]:
     same."""
     words = np.fromiter(map(hash, text.split()), np.int64).astype(np.uint64)
     count = len(words) - REPEATED_WORDS + 1
-    found = np.zeros(max(0, count), np.uint64)
+    run_hashes = np.zeros(max(0, count), np.uint64)
     for back in range(REPEATED_WORDS if count > 0 else 0):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + words[back : back + count]
-    return found
+        run_hashes = run_hashes * np.uint64(0x9E3779B97F4A7C15) + words[back : back + count]
+    return run_hashes
 
 
 def _numbers(words: Sequence[str]) -> Integers:

@@ -79,8 +79,8 @@ def pieces_of(corpus_dir: Path, split: str, limit: int) -> list[Piece]:
             data = part.encode("utf-8", "replace")
             digest = blake2b(data, digest_size=16, person=b"analysis").digest()
             sample.offer(digest, len(data), Piece(name, document["genre"], part))
-    found = sample.kept()
-    return [piece for number, (digest, piece) in enumerate(found) if not number or found[number - 1][0] != digest]
+    offered = sample.kept()
+    return [piece for number, (digest, piece) in enumerate(offered) if not number or offered[number - 1][0] != digest]
 
 
 def _documents(corpus_dir: Path, split: str) -> Iterator[dict[str, str]]:

@@ -104,22 +104,22 @@ def coherence(present: npt.NDArray[np.bool_]) -> tuple[float, float]:
 def topic_figures(texts: Sequence[str]) -> dict[str, Any]:
     """Topics of a sample, the largest first: words, share of the text, coherence. Their number grows with the sample,
     from 5 to 20."""
-    found = find_topics(texts, int(np.clip(round(np.sqrt(len(texts) / 2)), 5, 20)))
+    fitted = find_topics(texts, int(np.clip(round(np.sqrt(len(texts) / 2)), 5, 20)))
     definition = (
         f"non-negative factorisation of TF-IDF over the first {CHARACTERS:,} characters of each piece; share: mean "
         "over pieces; "
         f"coherence of the {TOP} heaviest words: NPMI (-1 to 1) and UMass, counted in the same pieces"
     )
-    if found is None:
+    if fitted is None:
         return {"definition": definition, "sample_pieces": len(texts), "topics": [], "npmi": None, "umass": None}
-    shares = found.shares.mean(axis=0)
-    order = sorted(range(len(shares)), key=lambda topic: (-shares[topic], found.words[topic]))
+    shares = fitted.shares.mean(axis=0)
+    order = sorted(range(len(shares)), key=lambda topic: (-shares[topic], fitted.words[topic]))
     return {
         "definition": definition, "sample_pieces": len(texts),
-        "npmi": float(found.npmi.mean()), "umass": float(found.umass.mean()),
+        "npmi": float(fitted.npmi.mean()), "umass": float(fitted.umass.mean()),
         "topics": [
-            {"name": ", ".join(found.words[topic][:3]), "words": found.words[topic], "share": float(shares[topic]),
-             "npmi": float(found.npmi[topic]), "umass": float(found.umass[topic])}
+            {"name": ", ".join(fitted.words[topic][:3]), "words": fitted.words[topic], "share": float(shares[topic]),
+             "npmi": float(fitted.npmi[topic]), "umass": float(fitted.umass[topic])}
             for topic in order
         ],
     }  # fmt: skip

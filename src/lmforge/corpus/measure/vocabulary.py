@@ -77,10 +77,10 @@ class Vocabulary:
         sample of the text.
         """
         counts = {**self._frequent(candidates), **self._settled().counts}
-        found = np.sort(np.fromiter(counts.values(), np.int64, len(counts)))
+        matched = np.sort(np.fromiter(counts.values(), np.int64, len(counts)))
         if not self.level:
-            return found, np.ones(len(found))
-        return found, np.where(found >= FREQUENT * self.total, 1.0, 2.0**self.level)
+            return matched, np.ones(len(matched))
+        return matched, np.where(matched >= FREQUENT * self.total, 1.0, 2.0**self.level)
 
     def top(self, most: int, candidates: Iterable[str] = ()) -> list[tuple[str, int]]:
         """The most frequent words with their counts, the largest first, then by spelling."""
@@ -146,14 +146,14 @@ def growth(counts: Integers, weights: Reals, points: int = 16) -> list[dict[str,
     total = float(counts @ weights)
     values, index = np.unique(counts, return_inverse=True)
     stand_for = np.bincount(index, weights) if len(values) else np.zeros(0)
-    found = []
+    matched = []
     for halvings in range(points if total else 0):
         words = round(total / 2**halvings)
         if words < 64 and halvings:
             break
         left = (1 - 2.0**-halvings) ** values.astype(np.float64)
-        found.append({"words": words, "distinct": round(float((1 - left) @ stand_for))})
-    return found[::-1]
+        matched.append({"words": words, "distinct": round(float((1 - left) @ stand_for))})
+    return matched[::-1]
 
 
 def _hashes(words: Iterable[str]) -> Hashes:

@@ -45,23 +45,23 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, texts: Iterable[str]) -> Windows:
         """The runs of some documents."""
-        found: list[tuple[I64, U64]] = []
+        sampled: list[tuple[I64, U64]] = []
         lengths: list[int] = []
         mask = held = 0
         for text in texts:
             codes = characters(text)
             lengths.append(codes.size)
             at, hashes = _runs(codes, WINDOW, np.uint64(mask << 1))
-            found.append((at, hashes))
+            sampled.append((at, hashes))
             held += at.size
             while held > MOST_WINDOWS:  # compare half as many from here on, and of those before
                 mask = 2 * mask + 1
-                found = [_under(each, mask) for each in found]
-                held = sum(each.size for each, _ in found)
-        positions = np.concatenate([at for at, _ in found]) if found else np.empty(0, np.int64)
-        hashes = np.concatenate([each for _, each in found]) if found else np.empty(0, np.uint64)
+                sampled = [_under(each, mask) for each in sampled]
+                held = sum(each.size for each, _ in sampled)
+        positions = np.concatenate([at for at, _ in sampled]) if sampled else np.empty(0, np.int64)
+        hashes = np.concatenate([each for _, each in sampled]) if sampled else np.empty(0, np.uint64)
         table, places, bits = _table(hashes, 1 << max(4, (2 * hashes.size).bit_length()))
-        ends = np.cumsum([at.size for at, _ in found], dtype=np.int64)
+        ends = np.cumsum([at.size for at, _ in sampled], dtype=np.int64)
         return cls(table, bits, mask, positions, places, ends, np.array(lengths, np.int64))
 
     def save(self, path: Path) -> None:
