@@ -383,12 +383,13 @@ def main() -> None:
             )
         print(json.dumps(answer))
         return
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}, "peers": {}}
     results |= {
         "command": "python bench/attention.py (in parts: see its head)",
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "threads": arguments.threads,
         "shape": SHAPE,

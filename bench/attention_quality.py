@@ -117,12 +117,13 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(child(arguments.child, arguments.tokens, arguments.train_tokens, arguments.seed)))
         return
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
     results |= {
         "command": "python bench/attention_quality.py --tokens RUN/tokens",
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "train_tokens": arguments.train_tokens,
         "context": CONTEXT,

@@ -34,6 +34,7 @@ from typing import Any
 import sacrebleu
 import torch
 
+from lmforge import machine
 from lmforge.corpus.build import build_corpus
 from lmforge.corpus.synthesize.translate import Likeness, back_translate
 from lmforge.errors import InputError, LmforgeError
@@ -43,7 +44,7 @@ from lmforge.generate.translator import Translator, model_directory
 from lmforge.pipeline import run_stages
 from lmforge.progress import log
 from lmforge.recipe import Recipe, parse_recipe
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.tokens.build import build_tokens
 from lmforge.train.loop import train
 
@@ -278,7 +279,7 @@ def main() -> None:
     base = result["arms"]["without"]["bits_per_byte"]
     result |= {
         "relative_bits": {name: found["bits_per_byte"] / base for name, found in result["arms"].items()},
-        "machine": machine(),
+        "machine": machine.describe(),
         "versions": {
             "lmforge": code_version(),
             "torch": torch.__version__,

@@ -314,7 +314,8 @@ def load_many(path: Path, out: Path) -> dict[str, Any]:
 
 def record(key: str, found: dict[str, Any]) -> None:
     """Enter one case into the results' file."""
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     versions = {"lmforge": code_version(), "python": platform.python_version()}
@@ -326,7 +327,13 @@ def record(key: str, found: dict[str, Any]) -> None:
         except ImportError:
             continue
     command = shlex.join(["python", "bench/bpe.py", *sys.argv[1:]])
-    results[key] = {**results.get(key, {}), **found, "machine": machine(), "versions": versions, "command": command}
+    results[key] = {
+        **results.get(key, {}),
+        **found,
+        "machine": machine.describe(),
+        "versions": versions,
+        "command": command,
+    }
     write_atomic(RESULT, json.dumps(results, indent=1) + "\n")
     print(json.dumps({key: found}, indent=1))
 

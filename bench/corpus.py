@@ -163,13 +163,14 @@ def main() -> None:
                 work.mkdir()
                 runs[name].append(run([*program, what, str(source), str(work)]))
                 shutil.rmtree(work)
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     rows = {name: summary(each, len(made), planted, originals) for name, each in runs.items()}
     rate = {name: row["documents_per_second_per_core"] for name, row in rows.items()}
     result = {
         "command": shlex.join(["python", "bench/corpus.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "peers": run([peer[0], "-c", VERSIONS]),
         "documents": len(made),

@@ -105,11 +105,12 @@ def main() -> None:
         np.array([row[name] for row in rows], float) for name in ("bytes", "seconds", "peak_bytes")
     )
     largest = sizes >= sizes.max() / 10  # a tenfold range and more
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     result = {
         "command": shlex.join(["python", "bench/corpus_scaling.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "time_exponent": round(float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]), 4),
         "memory_slope_bytes_per_byte": round(float(np.polyfit(sizes[largest], peaks[largest], 1)[0]), 4),

@@ -39,8 +39,9 @@ import tiktoken
 import tokenizers
 
 from bpe import copy_speed, documents, unpack  # the file beside this one
+from lmforge import machine
 from lmforge.progress import log
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.tokens.pretokenize import SUPERWORDS, WORDS
 
@@ -220,7 +221,7 @@ def main() -> None:
         results[key] = {**pattern, **compared(vocab, texts, arguments.strings), "command": command}
     versions = {"lmforge": code_version(), "python": platform.python_version()}
     versions |= {name: version(name) for name in ("tiktoken", "tokenizers", "numba")}
-    write_atomic(RESULT, json.dumps({**results, "machine": machine(), "versions": versions}, indent=1) + "\n")
+    write_atomic(RESULT, json.dumps({**results, "machine": machine.describe(), "versions": versions}, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 

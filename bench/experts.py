@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lmforge import machine
 from lmforge.model.attention import Place
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.plan.cost import active_parameters, flops_per_token, parameters
 from lmforge.recipe import Train
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import Shards
 from lmforge.train.optim import build_optimizers, rate, set_rate
@@ -118,7 +119,7 @@ def main() -> None:
     late, late_windows = ([max(row) for row in rows[len(rows) // 4 :]] for rows in (balances, windows))
     results = {
         "command": "python bench/experts.py --tokens RUN/tokens",
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "steps": arguments.steps,
         "threads": arguments.threads,

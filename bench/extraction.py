@@ -31,9 +31,10 @@ from typing import Any
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
+from lmforge import machine
 from lmforge.corpus.sources.web import page_text
 from lmforge.progress import log
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "extraction.json"
 PEER = r"""
@@ -142,7 +143,7 @@ def main() -> None:
     }
     result = {
         "against": against, "time_over_parsing_alone": round(ours["seconds"] / table["parsing_alone"]["seconds"], 2),
-        "pages": len(pages), "bytes": size, "ways": table, "machine": machine(), "code": code_version(),
+        "pages": len(pages), "bytes": size, "ways": table, "machine": machine.describe(), "code": code_version(),
         "command": shlex.join(["python", "bench/extraction.py", *sys.argv[1:]]),
     }  # fmt: skip
     write_atomic(RESULT, (json.dumps(result, indent=1) + "\n").encode())

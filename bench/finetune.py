@@ -33,11 +33,12 @@ from typing import Any
 import psutil
 import torch
 
+from lmforge import machine
 from lmforge.evaluate.harness import evaluate
 from lmforge.pipeline import run_stages
 from lmforge.progress import log
 from lmforge.recipe import load_recipe
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "finetune.json"
 BASE = """name = "base"
@@ -185,7 +186,7 @@ def main() -> None:
     learned = json.loads((base / "record.json").read_text())["stages"]["train"]["figures"]
     content = {
         "command": shlex.join(["python", "bench/finetune.py", "WORK"]),
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "python": platform.python_version(),
         "threads": 1,

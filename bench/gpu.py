@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
+from lmforge import machine
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
 from lmforge.plan.cost import TRAINING, flops_per_token
 from lmforge.recipe import Train
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.train.optim import build_optimizers
 from lmforge.train.precision import LossScaler, autocast
 
@@ -301,7 +302,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "command": "bench/gpu.sh",
         "smoke": arguments.smoke,
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu",
         "bf16_peak": bench.peak,

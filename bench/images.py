@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmforge import machine
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.model.vision import PATCH
 from lmforge.recipe import Train
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.train.optim import build_optimizers, set_rate
 
 WORDS = ("first", "second", "the", "is", ".")
@@ -167,7 +168,7 @@ def main() -> None:
     found = {name: learn(name, arguments.data, arguments.minutes) for name in PATCHES}
     results = {
         "command": "python bench/images.py --data IMAGES",
-        "machine": machine(),
+        "machine": machine.describe(),
         "code": code_version(),
         "sets": found,
     }

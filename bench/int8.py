@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 
+from lmforge import machine
 from lmforge.compress.chain import load
 from lmforge.compress.measure import decode_rate, in_turn, prefill_rate, resident_bytes
 from lmforge.compress.quantize import int8_engine, quantize
 from lmforge.formats.native import model_tensors
 from lmforge.generate.decode import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.record import machine, write_atomic
+from lmforge.record import write_atomic
 
 SIZES = {256: 6, 384: 6, 768: 12}  # d_model: layers
 VOCABULARY, CONTEXT, HEAD_WIDTH = 8192, 512, 64
@@ -135,7 +136,7 @@ def main() -> None:
         )
     result = {
         "command": " ".join(["python", "bench/int8.py", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": machine.describe(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "safetensors", "lmforge")}
         | {"python": platform.python_version()},

@@ -27,11 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from lmforge import machine
 from lmforge.corpus.build import read_documents
 from lmforge.corpus.ngram import KneserNey
 from lmforge.errors import LmforgeError
 from lmforge.progress import log
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "kneser_ney.json"
 
@@ -81,8 +82,8 @@ def main() -> None:
     chosen = (arguments.order, arguments.modified)
     others = [(order, modified) for order in range(3, 7) for modified in (False, True)] if arguments.all else []
     rows = {}
-    # Fresh processes, and `machine()` (which loads torch) only after them: a process starts with its parent's peak
-    # memory.
+    # Fresh processes, and `machine.describe()` (which loads torch) only after them: a process starts with its parent's
+    # peak memory.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for which in dict.fromkeys([chosen, *others]):
             row = rows[which] = pool.submit(kneser_ney, arguments.run_dir, *which).result()
@@ -91,7 +92,7 @@ def main() -> None:
     if arguments.all:
         result |= {"models": [rows[which] for which in others], "xz_file_by_file": xz(arguments.run_dir)}
     result |= {
-        "machine": machine(),
+        "machine": machine.describe(),
         "versions": {"lmforge": code_version(), "numpy": np.__version__, "python": platform.python_version()},
         "command": shlex.join(["python", "bench/kneser_ney.py", *sys.argv[1:]]),
     }

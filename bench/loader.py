@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from lmforge import machine
 from lmforge.errors import InputError
-from lmforge.record import hash_file, machine, write_atomic
+from lmforge.record import hash_file, write_atomic
 from lmforge.tokens.bpe import train_tokenizer
 from lmforge.tokens.documents import Encoded
 from lmforge.tokens.loader import Loader, Prefetch
@@ -185,7 +186,7 @@ def main() -> None:
         seeks = {way: round(statistics.median(seek(make) for _ in range(ROUNDS)), 5) for way, make in ways.items()}
         small = {way: memory(Loader(shards["plain"], 64, 8, 1, way), arguments.steps) for way in ("ring", "best_fit")}
         result = {
-            "machine": machine(),
+            "machine": machine.describe(),
             "command": "python " + " ".join(sys.argv),
             "context": CONTEXT,
             "rows": ROWS,

@@ -35,6 +35,7 @@ from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import normalized_mutual_info_score
 
+from lmforge import machine
 from lmforge.corpus.measure.analyse import analyse
 from lmforge.corpus.measure.conditional import of_bytes, of_words
 from lmforge.corpus.measure.counts import Statistics
@@ -47,7 +48,7 @@ from lmforge.errors import LmforgeError
 from lmforge.intervals import bootstrap_ratio, wilson
 from lmforge.progress import log
 from lmforge.recipe import Recipe
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 
 RESULT = Path(__file__).parent / "results" / "measure.json"
 GENRES = {
@@ -380,7 +381,7 @@ def main() -> None:
         "largest_entropy_error_of_chosen": max(
             abs(row["error"]) for row in result["entropy"] if row["estimator"] not in ("plug_in", "chao_shen")
         ),
-        "machine": machine(),
+        "machine": machine.describe(),
         "versions": {
             "lmforge": code_version(),
             "numpy": np.__version__,

@@ -187,10 +187,11 @@ def main() -> None:
         way, seed, steps, folder = arguments.child
         print(json.dumps(child(way, int(seed), int(steps), Path(folder))))
         return
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    results |= {"command": "python bench/packing.py", "machine": machine(), "code": code_version()}
+    results |= {"command": "python bench/packing.py", "machine": machine.describe(), "code": code_version()}
     with tempfile.TemporaryDirectory() as name:
         make_shards(Path(name))
         for seed in arguments.seeds:

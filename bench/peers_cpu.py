@@ -406,10 +406,10 @@ def our_vocabulary() -> int:
 
 def stored() -> dict[str, Any]:
     """The results so far of this machine."""
-    from lmforge.record import machine
+    from lmforge import machine
 
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    return found if found.get("machine") == machine() else {"machine": machine(), "rows": []}
+    return found if found.get("machine") == machine.describe() else {"machine": machine.describe(), "rows": []}
 
 
 def store(about: dict[str, Any], row: dict[str, Any]) -> None:

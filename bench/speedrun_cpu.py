@@ -307,15 +307,16 @@ def main() -> None:
             f"{arguments.peer}/train.py: not there; put a checkout of karpathy/nanoGPT there or name it with --peer"
         )
     arguments.peer_python = arguments.peer_python.absolute()
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     found: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    if found.get("machine") != machine():
+    if found.get("machine") != machine.describe():
         found = {}
     commit = arguments.peer / "COMMIT"
     found |= {
         "command": "python bench/speedrun_cpu.py",
-        "machine": machine(),
+        "machine": machine.describe(),
         "peer": "karpathy/nanoGPT " + (commit.read_text().strip() if commit.exists() else "unknown commit"),
     }
     if not wanted:

@@ -513,7 +513,8 @@ def main() -> None:
     if arguments.worker:
         worker(arguments.worker, arguments.size[0], vocabularies[0], arguments.threads, arguments.peer)
         return
-    from lmforge.record import code_version, machine, write_atomic
+    from lmforge import machine
+    from lmforge.record import code_version, write_atomic
 
     path = Path(__file__).parent / "results" / "train_cpu.json"
     if arguments.profile:
@@ -526,7 +527,7 @@ def main() -> None:
                     flush=True,
                 )
         return
-    about = {"machine": machine(), "code": code_version(), "threads": arguments.threads}
+    about = {"machine": machine.describe(), "code": code_version(), "threads": arguments.threads}
     earlier = json.loads(path.read_text()) if path.exists() else {}
     # sizes may be measured one by one
     kept = earlier.get("results", []) if earlier.get("machine") == about["machine"] else []

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmforge import machine
 from lmforge.allocator import keep_freed_memory
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Train
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.train.optim import build_optimizers, rate, set_rate
 from speedrun_cpu import parts
 
@@ -119,7 +120,7 @@ def main() -> None:
         json.dumps(
             {
                 "command": " ".join(["python", "bench/transfer.py", *sys.argv[1:]]),
-                "machine": machine(),
+                "machine": machine.describe(),
                 "code": code_version(),
                 "tuning": tuning,
                 "rows": rows,

@@ -23,8 +23,9 @@ import numpy as np
 import tiktoken
 
 from bpe import named_documents
+from lmforge import machine
 from lmforge.progress import log
-from lmforge.record import code_version, machine, write_atomic
+from lmforge.record import code_version, write_atomic
 from lmforge.tokens.bpe import train_tokenizer
 from lmforge.tokens.quality import quality
 
@@ -86,7 +87,7 @@ def main() -> None:
     result = {
         "held_out_bytes": sum(len(each["text"].encode()) for each in held_out),
         "vocabularies": rows,
-        "machine": machine(),
+        "machine": machine.describe(),
         "versions": {"lmforge": code_version(), "python": platform.python_version(), "tiktoken": tiktoken.__version__},
         "command": shlex.join(["python", "bench/vocabulary.py", *sys.argv[1:]]),
     }

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -22,9 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from lmforge import __version__
+from lmforge import __version__, machine
 from lmforge.errors import InputError, LmforgeError
 
 MANIFEST = "manifest.json"
@@ -214,30 +211,6 @@ def code_version() -> str:
         return __version__
 
 
-@cache
-def machine() -> dict[str, Any]:
-    """What this machine is, in words a reader of a record can compare: processor, cores, memory, system, Python,
-    torch."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return {
-        "processor": model,
-        "cores": os.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
 class Record:
     """The lineage of a run, `record.json`: one entry per stage that has ended."""
 
@@ -272,7 +245,7 @@ class Record:
             "recipe": dict(recipe),
             "seed": seed,
             "code": code_version(),
-            "machine": machine(),
+            "machine": machine.describe(),
             "seconds": round(seconds, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "figures": dict(figures),

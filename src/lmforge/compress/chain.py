@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lmforge import machine
 from lmforge.compress import quantize
 from lmforge.compress.measure import decode_rate, measure
 from lmforge.errors import InputError, LmforgeError
@@ -30,7 +31,7 @@ from lmforge.formats.native import CONFIG, TENSORS, TOKENIZER, load_model, model
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Recipe
-from lmforge.record import atomic_directory, machine, write_atomic
+from lmforge.record import atomic_directory, write_atomic
 
 REPORT = "report.json"
 MEMORY_FROM_BYTES = 2_000_000  # a smaller model cannot be told from the interpreter around it
@@ -184,7 +185,7 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
         "file_ratio": last["file_bytes"] / first["file_bytes"],
         "file_ratio_to_bf16": 2 * last["file_bytes"] / first["file_bytes"],
         "bits_per_byte_rise": last["bits_per_byte"] / first["bits_per_byte"] - 1,
-        "machine": machine(),
+        "machine": machine.describe(),
     }
 
 

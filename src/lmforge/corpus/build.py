@@ -41,6 +41,7 @@ from lmforge.corpus.steps import PAIRS_SHOWN, Apply, Count, Match, Plan, Read, S
 from lmforge.corpus.synthesize.documents import synthesize
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
+from lmforge.machine import cores
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
 
@@ -146,8 +147,7 @@ class _Build:
             **{name: list(texts) for name, texts in benchmarks.items()},
             **read_benchmarks(recipe.corpus.decontaminate),
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        here = 1 if sum(self.sizes) < SMALL else cores
+        here = 1 if sum(self.sizes) < SMALL else cores()
         self.workers = recipe.corpus.workers or (here if recipe.corpus.executor == "local" else -1)
 
     def run(self, out: Path, translators: Mapping[int, Translate]) -> dict[str, Any]:
