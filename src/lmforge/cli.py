@@ -64,7 +64,7 @@ def new(
     """Write a recipe sized to these texts and to this machine, or by a dial."""
     from lmforge.plan.dial import dialled_text
     from lmforge.plan.hardware import detect
-    from lmforge.plan.size import recipe_for
+    from lmforge.plan.propose import recipe_for
 
     if recipe.exists():
         raise InputError(f"{recipe}: exists already; name another file, or remove it")
