@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from lmforge.aside import bring_back, set_aside
 from lmforge.corpus import spool
 from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
 from lmforge.corpus.executors import run_tasks
@@ -179,7 +180,11 @@ class _Build:
         )
         mark = self.work / "key"
         if not mark.exists() or mark.read_text() != key:
+            if mark.exists():  # hours of passes, perhaps
+                set_aside(self.work, "passes over another recipe's corpus")
             shutil.rmtree(self.work, ignore_errors=True)
+            if bring_back(self.work, lambda kept: (kept / "key").is_file() and (kept / "key").read_text() == key):
+                return
             self.work.mkdir(parents=True)
             if self.benchmarks:
                 build_index(self.benchmarks).save(self.work / "benchmarks.npz")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lmforge import pipeline
 from lmforge.errors import InputError
 from lmforge.evaluate.passkey import passage
 from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, states
@@ -24,7 +23,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def found(run: Path, *overrides: str) -> dict[str, str]:
+def stage_states(run: Path, *overrides: str) -> dict[str, str]:
     return {s.name: s.state for s in states(load_recipe(run / "recipe.toml", overrides), run)}
 
 
@@ -43,20 +42,20 @@ def test_a_finished_run_has_every_file_and_is_up_to_date(run: Path) -> None:
         "report.html",
     ):
         assert (run / path).is_file(), path
-    assert set(found(run).values()) == {"done"}
+    assert set(stage_states(run).values()) == {"done"}
 
 
 def test_how_training_is_run_makes_no_other_run(run: Path) -> None:
     assert set(
-        found(
+        stage_states(
             run, "train.max_seconds=5", "train.store=s3://bucket/run", "train.tensorboard=true", "train.profile=3"
         ).values()
     ) == {"done"}
-    assert found(run, "train.clip=0.5")["train"] == "stale"
+    assert stage_states(run, "train.clip=0.5")["train"] == "stale"
 
 
 def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_run_stage", lambda *_: pytest.fail("ran a stage"))
+    monkeypatch.setattr(Record, "enter", lambda *_, **__: pytest.fail("ran a stage"))
     results = run_stages(find_recipe(run), run)
     assert {figures["was"] for figures in results.values()} == {"done"}
     assert list(results) == list(NAMES)
@@ -77,7 +76,7 @@ def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_a_changed_key_makes_stale_what_depends_on_it(run: Path, override: str, first: str | None) -> None:
     at = NAMES.index(first) if first else len(NAMES)
-    assert found(run, override) == {name: "done" if index < at else "stale" for index, name in enumerate(NAMES)}
+    assert stage_states(run, override) == {name: "done" if index < at else "stale" for index, name in enumerate(NAMES)}
 
 
 def test_only_what_depends_is_run(run: Path) -> None:
@@ -88,7 +87,7 @@ def test_only_what_depends_is_run(run: Path) -> None:
         "evaluate": "stale",
         "report": "stale",
     }
-    assert set(found(run).values()) == {"done"}
+    assert set(stage_states(run).values()) == {"done"}
 
 
 def test_an_earlier_stage_that_gives_the_same_leaves_the_rest_done(run: Path) -> None:
@@ -100,8 +99,8 @@ def test_an_earlier_stage_that_gives_the_same_leaves_the_rest_done(run: Path) ->
 
 def test_a_lost_output_is_made_again(run: Path) -> None:
     (run / "tokens" / "tokenizer.json").unlink()
-    assert found(run)["tokens"] == "stale"
-    assert found(run)["corpus"] == "done"
+    assert stage_states(run)["tokens"] == "stale"
+    assert stage_states(run)["corpus"] == "done"
 
 
 def test_lineage(run: Path) -> None:
