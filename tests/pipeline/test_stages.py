@@ -28,11 +28,11 @@ def test_only_training_is_collective_today() -> None:
 @pytest.mark.parametrize("path", sorted(PIPELINE.glob("*.py")), ids=lambda path: path.stem)
 def test_nothing_asks_for_a_stages_name(path: Path) -> None:
     compared = [
-        constant.value
+        operand.value
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Compare)
-        for constant in ast.walk(node)
-        if isinstance(constant, ast.Constant)
+        for operand in (node.left, *node.comparators)
+        if isinstance(operand, ast.Constant)
     ]
     assert not {*compared} & {*NAMES}
 
