@@ -272,10 +272,11 @@ def serve(
     which: Which = "auto",
 ) -> None:
     """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
+    from lmforge.pipeline import find_recipe
     from lmforge.serve.load import load_served
     from lmforge.serve.terminal import serve as listen
 
-    settings = load_recipe(model / "recipe.toml").serve if (model / "recipe.toml").is_file() else Recipe().serve
+    settings = (find_recipe(model) if (model / "recipe.toml").is_file() else Recipe()).serve
     listen(load_served(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
 
 

@@ -179,3 +179,40 @@ def test_a_corpus_holds_nothing_that_its_model_is_scored_by(tmp_path: Path) -> N
     other = load_recipe(tmp_path / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]', "corpus.analyse_bytes=0"])
     assert states(other, tmp_path / "run")[0].state == "stale"  # scored by other texts, another corpus
     assert states(other, tmp_path / "run")[0].inputs.keys() < states(recipe, tmp_path / "run")[0].inputs.keys()
+
+
+def test_a_finished_run_whose_texts_are_gone_stays_done_and_says_so(tmp_path: Path) -> None:
+    texts = tiny_texts(tmp_path / "texts")
+    recipe = load_recipe(tiny_recipe(tmp_path / "recipe.toml", texts, tmp_path / "run"), ["corpus.analyse_bytes=0"])
+    run_stages(recipe, tmp_path / "run", until="tokens")
+    before = states(recipe, tmp_path / "run")[0]
+    texts.rename(tmp_path / "elsewhere")
+    corpus, tokens, train, *_ = states(recipe, tmp_path / "run")
+    assert (corpus.state, tokens.state, train.state) == ("done", "done", "missing")
+    assert corpus.gone == ("source 0 (folder)",)
+    assert (corpus.key, corpus.inputs) == (before.key, before.inputs)
+    assert run_stages(recipe, tmp_path / "run", until="tokens")["corpus"]["was"] == "done"
+    other = load_recipe(tmp_path / "recipe.toml", ["corpus.min_chars=99", "corpus.analyse_bytes=0"])
+    assert states(other, tmp_path / "run")[0].state == "stale"
+    with pytest.raises(InputError, match="texts"):
+        run_stages(other, tmp_path / "run", until="tokens")
+    assert (tmp_path / "run" / "corpus" / "manifest.json").exists()
+
+
+def test_a_stage_says_why_it_is_done_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(run / "recipe.toml", ["evaluate.items=3"])
+    why = {state.name: state.why for state in states(recipe, run)}
+    assert why == {
+        **dict.fromkeys(("corpus", "tokens", "train", "compress"), ""),
+        "evaluate": "evaluate.items 4 → 3",
+        "report": "after evaluate",
+    }
+    run_stages(recipe, run)
+    assert "── evaluate (again: evaluate.items 4 → 3)" in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_are_swept(run: Path) -> None:
+    leftover = run / "train" / "snapshots" / ".step-00000003.q1w2e3r4.tmp"
+    leftover.mkdir(parents=True)
+    run_stages(find_recipe(run), run)
+    assert not leftover.exists()

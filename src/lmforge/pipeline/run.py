@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from lmforge.pipeline.state import Recorded, State, key_of, why_stale
 from lmforge.plan.hardware import detect
 from lmforge.plan.simulate import plan
 from lmforge.progress import format_duration, log
-from lmforge.recipe import Recipe, load_recipe, to_toml
+from lmforge.recipe import Recipe, load_recipe, parse_recipe, to_toml
 from lmforge.record import Record, content_hash, hash_file, sweep_run, write_atomic
 
 
@@ -206,7 +207,25 @@ def is_trained(run: Path) -> bool:
 
 
 def find_recipe(run: Path) -> Recipe:
-    """The resolved recipe that a run was made with."""
-    if not (run / "recipe.toml").exists():
+    """The resolved recipe that a run was made with, also when the base that it fine-tunes is gone.
+
+    Raises:
+        InputError: no run there, or its recipe was altered.
+    """
+    path = run / "recipe.toml"
+    if not path.exists():
         raise InputError(f"{run}: no run here (recipe.toml is missing); give the folder of a run, such as runs/laptop")
-    return load_recipe(run / "recipe.toml")
+    try:
+        return load_recipe(path)
+    except InputError:
+        # a resolved recipe states by itself all that was taken from its base
+        recipe = _as_written(path)
+        if recipe is None or recipe.finetune is None or recipe.finetune.base.exists():
+            raise
+        return recipe
+
+
+def _as_written(path: Path) -> Recipe | None:
+    with contextlib.suppress(InputError, OSError, ValueError):
+        return parse_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
+    return None
