@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmforge.errors import Interrupted
 from lmforge.pipeline import is_trained, run_stages, states
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import Record
@@ -136,6 +137,19 @@ def test_a_longer_training_with_a_stable_rate_goes_on_and_ends_as_if_begun_so(
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
     run_stages(longer, run, only="train", fresh=True)
     assert Record(run).stages["train"]["figures"]["weights_sha256"] == entry["figures"]["weights_sha256"]
+
+
+def test_a_stopped_training_goes_on_in_the_way_that_is_stated_now(tmp_path: Path) -> None:
+    """Smaller micro-batches are how a training that ran out of memory goes on."""
+    path = tiny_recipe(tmp_path / "r.toml", tiny_texts(tmp_path / "texts"), tmp_path / "run")
+    with pytest.raises(Interrupted):
+        run_stages(load_recipe(path, ["train.max_seconds=1e-9"]), tmp_path / "run", until="train")
+    assert checkpoints(tmp_path / "run" / "train") == [1]
+    figures = run_stages(load_recipe(path, ["train.micro_batch_tokens=64"]), tmp_path / "run", until="train")["train"]
+    assert "64 tokens" in figures["way"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert not [*(tmp_path / "run").glob("train.stale-*")]
 
 
 def test_an_attempt_without_a_checkpoint_is_not_worth_keeping(run: Path) -> None:

@@ -186,9 +186,11 @@ class TrainingRun:
 
     def chosen_way(self) -> ExecutionPlan:
         """The way the run began with, so that it stays exact; measured anew at its start, on another kind of device or
-        number of ranks."""
-        here = [self.mesh.device.type, self.mesh.world]
-        if self.state.get("way_on") != here:
+        number of ranks, and where the recipe now states another one."""
+        stated = self.recipe.train
+        here = [self.mesh.device.type, self.mesh.world, stated.threads, stated.micro_batch_tokens, stated.compile]
+        before = self.state.get("way_on") or []  # older checkpoints do not hold what was stated
+        if not before or before != here[: len(before)]:
             rows = max(self.ramp.sizes) // self.mesh.world
             way = choose(self.recipe, self.model, self.mesh.device, rows, self.steps, self.mesh.world)
             self.state |= {"way": dataclasses.asdict(way), "way_on": here}
