@@ -34,12 +34,13 @@ from typing import Any
 
 import torch
 
+from lmforge import machine
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys, found
 from lmforge.formats.native import load_network, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
-from lmforge.record import atomic_directory, code_version, machine, write_atomic
+from lmforge.record import atomic_directory, code_version, write_atomic
 from lmforge.report.page import write_report
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.train.optim import build_optimizers, set_rate
@@ -277,7 +278,7 @@ def main() -> None:
     print(arguments.kind, score["lengths"], score["accuracy"], flush=True)
     results |= {
         "command": "python -m bench.quality.passkey --kind KIND --minutes MINUTES",
-        "machine": machine(),
+        "machine": machine.describe(),
         "depths": score["depths"],
     }
     results["kinds"][arguments.kind] = {

@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from lmforge.aside import bring_back, set_aside
 from lmforge.corpus import spool
 from lmforge.corpus.apply import Apply, Write, excerpt
 from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
@@ -43,6 +44,7 @@ from lmforge.corpus.steps import PAIRS_SHOWN, Count, Match, Plan, Read, Settle, 
 from lmforge.corpus.synthesize.documents import synthesize
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
+from lmforge.machine import cores
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
 
@@ -148,8 +150,7 @@ class _Build:
             **{name: list(texts) for name, texts in benchmarks.items()},
             **read_benchmarks(recipe.corpus.decontaminate),
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        here = 1 if sum(self.sizes) < SMALL else cores
+        here = 1 if sum(self.sizes) < SMALL else cores()
         self.workers = recipe.corpus.workers or (here if recipe.corpus.executor == "local" else -1)
 
     def run(self, out: Path, translators: Mapping[int, Translate]) -> dict[str, Any]:
@@ -185,7 +186,11 @@ class _Build:
         )
         mark = self.work / "key"
         if not mark.exists() or mark.read_text() != key:
+            if mark.exists():  # hours of passes, perhaps
+                set_aside(self.work, "passes over another recipe's corpus")
             shutil.rmtree(self.work, ignore_errors=True)
+            if bring_back(self.work, lambda kept: (kept / "key").is_file() and (kept / "key").read_text() == key):
+                return
             self.work.mkdir(parents=True)
             if self.benchmarks:
                 build_index(self.benchmarks).save(self.work / "benchmarks.npz")

@@ -26,6 +26,7 @@ from lmforge.evaluate.passkey import passage, passkey
 from lmforge.evaluate.speed import generation_speed
 from lmforge.evaluate.task import SEED, Context, Score, Task
 from lmforge.formats.load import load_any
+from lmforge.machine import cores
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Recipe
@@ -154,8 +155,7 @@ def _threads(recipe: Recipe) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     stated = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(recipe.train.threads or (int(stated) if stated.isdigit() and int(stated) else cores))
+    torch.set_num_threads(recipe.train.threads or (int(stated) if stated.isdigit() and int(stated) else cores()))
     try:
         yield
     finally:

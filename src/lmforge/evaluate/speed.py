@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmforge import machine
 from lmforge.evaluate.task import SEED, Context, Score, device_of
 from lmforge.generate.decode import Sampling, decode
 from lmforge.intervals import bootstrap_median
 from lmforge.model.gpt import GPT
-from lmforge.record import machine
 
 REPETITIONS, WARM_UP, NEW_TOKENS = 7, 1, 64
 
@@ -43,7 +43,7 @@ def generation_speed(context: Context) -> Score:
             "prompt": f"the first {prompt_tokens} tokens of the test texts (speed does not depend on which)",
             "marks": "end of text does not stop decoding",
             "limits": {"new_tokens": new, "rows": 1},
-            "machine": here | machine(),
+            "machine": here | machine.describe(),
         },
         extra={
             "batch": 1,

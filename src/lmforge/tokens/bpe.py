@@ -31,7 +31,6 @@ those that `tokenizers` learns and the ids those it gives, which tests compare.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,12 +40,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-import psutil
 from numpy.typing import NDArray
 
 from lmforge.allocator import freed_memory_returned, give_back_freed_memory
 from lmforge.compiled import load_without_linear_algebra
 from lmforge.errors import InputError
+from lmforge.machine import available_bytes, cores
 from lmforge.progress import log
 from lmforge.record import write_atomic
 from lmforge.tokens.count import Pieces, count_pieces, weighted_pieces
@@ -320,7 +319,7 @@ def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str
 
 def machine_share() -> int:
     """Bytes that learning a vocabulary may take where the recipe says nothing: half of what is free."""
-    return int(psutil.virtual_memory().available) // 2
+    return available_bytes() // 2
 
 
 def train_tokenizer(
@@ -345,7 +344,7 @@ def train_tokenizer(
         LmforgeError: the disk of temporary files is full.
     """
     special = _special(vocab_size, chat)
-    max_ram, threads = max_ram or machine_share(), threads or len(os.sched_getaffinity(0))
+    max_ram, threads = max_ram or machine_share(), threads or cores()
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
     load_without_linear_algebra()
     with freed_memory_returned():

@@ -8,7 +8,6 @@ corpus/documents ──sample──▶ vocabulary ─┐
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 from lmforge.corpus.build import read_documents, read_lines
 from lmforge.corpus.splits import SPLITS
 from lmforge.errors import InputError
+from lmforge.machine import cores
 from lmforge.progress import Bar, log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
@@ -58,7 +58,7 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
         else:
             shutil.copyfile(known, folder / TOKENIZER)
             tokenizer = Tokenizer.load(folder / TOKENIZER)
-        workers = recipe.tokens.workers or min(_cores(), 1 + train_bytes // WORKER_BYTES)
+        workers = recipe.tokens.workers or min(cores(), 1 + train_bytes // WORKER_BYTES)
         names, writers = Names(), {}
         with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:
             for split in SPLITS:
@@ -107,10 +107,6 @@ def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
         return train_tokenizer(
             sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Training:

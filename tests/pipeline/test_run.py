@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmforge import pipeline
 from lmforge.compress.method import Evaluate
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError
 from lmforge.evaluate.language import score_documents, token_sizes
 from lmforge.evaluate.passkey import passage
 from lmforge.formats.native import load_network
-from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, states
+from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, stages, states
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import Record
 from lmforge.tokens.bpe import Tokenizer
@@ -39,7 +38,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def found(run: Path, *overrides: str) -> dict[str, str]:
+def stage_states(run: Path, *overrides: str) -> dict[str, str]:
     return {s.name: s.state for s in states(load_recipe(run / "recipe.toml", overrides), run)}
 
 
@@ -58,20 +57,20 @@ def test_a_finished_run_has_every_file_and_is_up_to_date(run: Path) -> None:
         "report.html",
     ):
         assert (run / path).is_file(), path
-    assert set(found(run).values()) == {"done"}
+    assert set(stage_states(run).values()) == {"done"}
 
 
 def test_how_training_is_run_makes_no_other_run(run: Path) -> None:
     assert set(
-        found(
+        stage_states(
             run, "train.max_seconds=5", "train.store=s3://bucket/run", "train.tensorboard=true", "train.profile=3"
         ).values()
     ) == {"done"}
-    assert found(run, "train.clip=0.5")["train"] == "stale"
+    assert stage_states(run, "train.clip=0.5")["train"] == "stale"
 
 
 def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_run_stage", lambda *_: pytest.fail("ran a stage"))
+    monkeypatch.setattr(Record, "enter", lambda *_, **__: pytest.fail("ran a stage"))
     results = run_stages(find_recipe(run), run)
     assert {figures["was"] for figures in results.values()} == {"done"}
     assert list(results) == list(NAMES)
@@ -92,7 +91,7 @@ def test_nothing_is_run_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_a_changed_key_makes_stale_what_depends_on_it(run: Path, override: str, first: str | None) -> None:
     at = NAMES.index(first) if first else len(NAMES)
-    assert found(run, override) == {name: "done" if index < at else "stale" for index, name in enumerate(NAMES)}
+    assert stage_states(run, override) == {name: "done" if index < at else "stale" for index, name in enumerate(NAMES)}
 
 
 def test_only_what_depends_is_run(run: Path) -> None:
@@ -103,7 +102,7 @@ def test_only_what_depends_is_run(run: Path) -> None:
         "evaluate": "stale",
         "report": "stale",
     }
-    assert set(found(run).values()) == {"done"}
+    assert set(stage_states(run).values()) == {"done"}
 
 
 def test_an_earlier_stage_that_gives_the_same_leaves_the_rest_done(run: Path) -> None:
@@ -115,8 +114,8 @@ def test_an_earlier_stage_that_gives_the_same_leaves_the_rest_done(run: Path) ->
 
 def test_a_lost_output_is_made_again(run: Path) -> None:
     (run / "tokens" / "tokenizer.json").unlink()
-    assert found(run)["tokens"] == "stale"
-    assert found(run)["corpus"] == "done"
+    assert stage_states(run)["tokens"] == "stale"
+    assert stage_states(run)["corpus"] == "done"
 
 
 def test_lineage(run: Path) -> None:
@@ -215,8 +214,8 @@ def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
         given.update(draw=draw, calibration=draw(0), figure=evaluate(load_network(model))["bits_per_byte"])
         return {}
 
-    monkeypatch.setattr(pipeline, "compress", compress)
-    pipeline._compress(recipe, run)
+    monkeypatch.setattr(stages, "compress", compress)
+    stages._compress(recipe, run)
     left_out = (given["calibration"].targets < 0).mean()
     assert 0.3 < left_out < 0.7
     assert given["calibration"].documents is not None
@@ -233,3 +232,40 @@ def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
         counts = shards.counts(start + 1, length - 1)
         nats, size = nats + scores.nats[counts].sum(), size + sizes[scores.token[counts]].sum()
     assert given["figure"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_a_finished_run_whose_texts_are_gone_stays_done_and_says_so(tmp_path: Path) -> None:
+    texts = tiny_texts(tmp_path / "texts")
+    recipe = load_recipe(tiny_recipe(tmp_path / "recipe.toml", texts, tmp_path / "run"), ["corpus.analyse_bytes=0"])
+    run_stages(recipe, tmp_path / "run", until="tokens")
+    before = states(recipe, tmp_path / "run")[0]
+    texts.rename(tmp_path / "elsewhere")
+    corpus, tokens, train, *_ = states(recipe, tmp_path / "run")
+    assert (corpus.state, tokens.state, train.state) == ("done", "done", "missing")
+    assert corpus.gone == ("source 0 (folder)",)
+    assert (corpus.key, corpus.inputs) == (before.key, before.inputs)
+    assert run_stages(recipe, tmp_path / "run", until="tokens")["corpus"]["was"] == "done"
+    other = load_recipe(tmp_path / "recipe.toml", ["corpus.min_chars=99", "corpus.analyse_bytes=0"])
+    assert states(other, tmp_path / "run")[0].state == "stale"
+    with pytest.raises(InputError, match="texts"):
+        run_stages(other, tmp_path / "run", until="tokens")
+    assert (tmp_path / "run" / "corpus" / "manifest.json").exists()
+
+
+def test_a_stage_says_why_it_is_done_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(run / "recipe.toml", ["evaluate.items=3"])
+    why = {state.name: state.why for state in states(recipe, run)}
+    assert why == {
+        **dict.fromkeys(("corpus", "tokens", "train", "compress"), ""),
+        "evaluate": "evaluate.items 4 → 3",
+        "report": "after evaluate",
+    }
+    run_stages(recipe, run)
+    assert "── evaluate (again: evaluate.items 4 → 3)" in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_are_swept(run: Path) -> None:
+    leftover = run / "train" / "snapshots" / ".step-00000003.q1w2e3r4.tmp"
+    leftover.mkdir(parents=True)
+    run_stages(find_recipe(run), run)
+    assert not leftover.exists()

@@ -1,0 +1,53 @@
+"""What came out of each stage, in a few words for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def no_summary(_figures: Figures) -> str:
+    """A stage without a key figure."""
+    return ""
+
+
+def corpus_summary(figures: Figures) -> str:
+    """Documents and bytes."""
+    kept, read = figures["documents_out"], figures["documents_in"]
+    return f"{kept:,} of {read:,} documents, {figures['bytes_out'] / 1e6:.1f} MB"
+
+
+def tokens_summary(figures: Figures) -> str:
+    """Tokens and what each stands for."""
+    return f"{figures['tokens_train']:,} tokens, {figures['bytes_per_token']:.2f} bytes each"
+
+
+def train_summary(figures: Figures) -> str:
+    """How good, and how fast."""
+    bits, speed = figures["valid_bits_per_byte"], figures["tokens_per_second"]
+    return f"{bits:.3f} bits per byte (validation), {speed:,} tokens/s"
+
+
+def compress_summary(figures: Figures) -> str:
+    """Bytes and speed against the model before."""
+    first, last = figures["steps"][0], figures["steps"][-1]
+    faster = last["decode_tokens_per_second"]["1"] / first["decode_tokens_per_second"]["1"]
+    return f"{last['file_bytes'] / first['file_bytes']:.3f}× the bytes, {faster:.2f}× the decoding speed"
+
+
+def evaluate_summary(figures: Figures) -> str:
+    """The first score that there is, and the baseline's."""
+    tasks = figures["tasks"]
+    shown = f"{len(tasks)} scores"
+    if "bits_per_byte" in tasks:
+        shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)"
+    elif tasks.get("answers", {}).get("value") is not None:
+        answers = tasks["answers"]
+        shown = f"{answers['metric']} {answers['value']:.3f} ({answers['items']:,} held-out examples)"
+    return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
+
+
+def report_summary(figures: Figures) -> str:
+    """Where the page is."""
+    return str(figures.get("page", ""))
