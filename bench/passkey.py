@@ -35,7 +35,7 @@ import torch
 
 from lmforge.compress.chain import load
 from lmforge.evaluate.harness import evaluate
-from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys, found
+from lmforge.evaluate.tasks.passkey import FILLER, NAMES, Passkeys, keys_found
 from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
@@ -190,7 +190,7 @@ def train(
                 told = spent + TOLD
                 tested = [row for number in range(10) if (row := makes.row(rng, length, number / 9))]
                 size = parts[length]
-                hits = [hit for begin in range(0, 10, size) for hit in found(model, tested[begin : begin + size])]
+                hits = [hit for begin in range(0, 10, size) for hit in keys_found(model, tested[begin : begin + size])]
                 journal.append(
                     {
                         "step": step,

@@ -170,14 +170,9 @@ def _key_figure(name: str, figures: dict[str, Any]) -> str:
         faster = last["decode_tokens_per_second"]["1"] / first["decode_tokens_per_second"]["1"]
         return f"{last['file_bytes'] / first['file_bytes']:.3f}× the bytes, {faster:.2f}× the decoding speed"
     if name == "evaluate":
-        tasks = figures["tasks"]
-        shown = f"{len(tasks)} scores"
-        if "bits_per_byte" in tasks:
-            shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)"
-        elif tasks.get("answers", {}).get("value") is not None:
-            found = tasks["answers"]
-            shown = f"{found['metric']} {found['value']:.3f} ({found['items']:,} held-out examples)"
-        return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
+        from lmforge.evaluate.harness import headlines
+
+        return headlines(figures["tasks"])
     return str(figures.get("page", ""))
 
 

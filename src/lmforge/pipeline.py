@@ -30,7 +30,7 @@ from lmforge.corpus.sources.kinds import fingerprint
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import benchmark_texts, evaluate
-from lmforge.evaluate.language import quick_bits_per_byte
+from lmforge.evaluate.windows import quick_bits_per_byte
 from lmforge.generate import translator
 from lmforge.generate.translator import HubTranslator, Translator
 from lmforge.model.config import network_of

@@ -103,10 +103,10 @@ def merged(model: GPT, adapters: Mapping[str, Tensor] | None = None) -> Weights:
     """The weights of an ordinary model that computes the same: adapters (its own, or those given) added to what they
     stand beside."""
     tensors, layers = model_tensors(model), adapted_layers(model)
-    found = adapter_tensors(model) if adapters is None else adapters
+    products = adapter_tensors(model) if adapters is None else adapters
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(("adapter_a", "adapter_b"))}
     for name, layer in layers.items():
-        a, b = (found[f"{name}.{part}"].cpu() for part in ("adapter_a", "adapter_b"))
+        a, b = (products[f"{name}.{part}"].cpu() for part in ("adapter_a", "adapter_b"))
         tensors[f"{name}.weight"] = _added(tensors[f"{name}.weight"], a, b, layer.scale)
     return tensors
 
@@ -172,10 +172,10 @@ def base_of(directory: Path) -> Path:
     verify_directory(directory)
     base = _config(directory)["base"]
     path = Path(base["path"])
-    found = fingerprint(path)
-    if found != base["sha256"]:
+    there = fingerprint(path)
+    if there != base["sha256"]:
         raise InputError(
-            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {found[:12]}…; "
+            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {there[:12]}…; "
             "restore it, or train the adapter on this one"
         )
     return path
