@@ -10,7 +10,7 @@ import pytest
 
 from lmforge import pipeline
 from lmforge.errors import InputError
-from lmforge.evaluate.passkey import passage
+from lmforge.evaluate.tasks.passkey import passage
 from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, states
 from lmforge.recipe import load_recipe
 from lmforge.record import Record

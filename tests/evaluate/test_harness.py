@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lmforge.errors import InputError
-from lmforge.evaluate.harness import TASKS, evaluate
+from lmforge.evaluate.harness import evaluate
+from lmforge.evaluate.task import TASKS
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash
 from tests.conftest import tiny_recipe, tiny_texts
@@ -84,7 +85,7 @@ def test_the_model_is_no_part_of_the_fingerprint(base: Path, tmp_path: Path) -> 
 
 
 def test_a_task_that_does_not_apply_says_why(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmforge.evaluate.code.find_items", lambda _: iter(()))
+    monkeypatch.setattr("lmforge.evaluate.tasks.code.find_items", lambda _: iter(()))
     only = load_recipe(base / "recipe.toml", ['evaluate.tasks=["completions_parse"]'])
     figures = run(only, base, tmp_path / "scores", "model")["completions_parse"]
     assert figures["value"] is None

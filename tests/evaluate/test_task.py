@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
-from lmforge.evaluate.task import Context, choose
+from lmforge.evaluate.documents import choose
+from lmforge.evaluate.task import Context
 from lmforge.recipe import load_recipe
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.build import build_tokens
 from tests.conftest import tiny_recipe, tiny_texts
+from tests.evaluate.conftest import held_out_of
 
 DIGESTS = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=1, max_size=30, unique=True)
 
@@ -35,7 +37,7 @@ def test_the_choice_stays_within_the_limit_and_does_not_depend_on_order(
 
 def test_documents_are_those_of_the_shards(context_of: Callable[..., Context]) -> None:
     context = context_of(None)
-    for document in context.documents:
+    for document in held_out_of(context).documents:
         first, tokens, size = context.shards.documents[document.row]
         ids = context.shards.read(int(first), int(tokens))
         assert ids[0] == 0
@@ -52,12 +54,12 @@ def test_another_corpus_is_refused(base: Path, tmp_path: Path) -> None:
     build_corpus(recipe, tmp_path / "corpus")
     tokenizer = Tokenizer.load(base / "tokens" / "tokenizer.json")
     with pytest.raises(InputError, match=r"test documents, but .* run the tokens stage again"):
-        _ = Context(recipe, tmp_path / "corpus", base / "tokens", tokenizer).documents
+        held_out_of(Context(recipe, tmp_path / "corpus", base / "tokens", tokenizer))
     build_tokens(recipe, tmp_path / "corpus", tmp_path / "tokens")
     shutil.copytree(tmp_path / "corpus", tmp_path / "other")
     _lengthen(tmp_path / "other")
     with pytest.raises(InputError, match=r"is another text in .*other; run the tokens stage again"):
-        _ = Context(recipe, tmp_path / "other", tmp_path / "tokens", tokenizer).documents
+        held_out_of(Context(recipe, tmp_path / "other", tmp_path / "tokens", tokenizer))
 
 
 def _lengthen(corpus: Path) -> None:

@@ -93,7 +93,9 @@ class TokenScores:
             mine = slice(*np.searchsorted(self.document, [number, number + 1]))
             clean = np.concatenate(([0], np.cumsum(~mask)))
             begin, end = (np.minimum(each[mine], len(mask)) for each in (start, stop))
-            begin = np.where(widths[mine] == 0, np.maximum(begin - 1, 0), begin)  # its own last byte stands for it
+            # the byte before stands for a token without bytes, at the beginning the byte after
+            begin = np.where(begin == end, np.maximum(begin - 1, 0), begin)
+            end = np.where(begin == end, np.minimum(end + 1, len(mask)), end)
             share[mine] = (clean[end] - clean[begin]) / np.maximum(end - begin, 1)
         return np.bincount(self.document, self.nats * share, len(leaked)) / math.log(2)
 

@@ -47,7 +47,7 @@ OWN = ("recompute", "rope_scaling", "rope_trained")
 def _take_from_base(data: dict[str, Any], folder: Path) -> None:
     """Complete a recipe that fine-tunes: network, vocabulary and context of its base, and defaults that suit examples.
 
-    The resolved recipe of a run states all of that itself, and is complete where its base is gone.
+    The resolved recipe of a run states all of that itself, so it does not depend on what became of the base.
 
     Raises:
         InputError: no model there; or the recipe states another network, sources, or rows that would cut examples.
@@ -60,8 +60,8 @@ def _take_from_base(data: dict[str, Any], folder: Path) -> None:
         return  # parsing tells what is wrong
     base = _absolute(Path(given["base"]), folder)
     base = base if (base / "config.json").is_file() else base / "model"
-    if not (base / "config.json").is_file() and _states_its_network(model, tokens):
-        return
+    if _states_its_network(model, tokens):
+        return  # training says where the base does not fit
     shape = _shape_of(base, given["base"])
     given["base"] = str(base)
     if corpus.setdefault("sources", []):

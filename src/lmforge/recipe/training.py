@@ -169,7 +169,8 @@ class Finetune(Section):
     labels: dict[str, str] = Field(default={})
     instruction: str = ""  # a line before each question
     long: Literal["refuse", "skip"] = "refuse"  # what is done with a training example longer than tokens.context
-    # times that each example is seen, where train.steps and train.tokens are not given; default: up to 10 for few examples
+    # times that each example is seen, where train.steps and train.tokens are not given; default: up to 10 for few
+    # examples
     epochs: Annotated[float, Field(gt=0)] = EPOCHS
     lora: Lora | None = None  # default: every weight is trained
 
