@@ -144,3 +144,36 @@ def test_saved_alone_and_merged_again(tmp_path: Path) -> None:
 def test_adapters_of_another_rank_are_refused() -> None:
     with pytest.raises(InputError, match=r"adapters are of another rank or of other layers than finetune\.lora"):
         load_adapters(trained(), adapter_tensors(trained(lora=Lora(rank=2))))
+
+
+def saved_with_adapter(folder: Path) -> tuple[Path, Path]:
+    """A base in a run of its own, and an adapter of it in the model of another."""
+    base = folder / "runs" / "base" / "model"
+    save(tiny(1), base)
+    model = tiny(1)
+    adapt(model, Lora(rank=2), 0)
+    out = folder / "runs" / "fine" / "model" / "adapter"
+    write_adapter(out, adapter_tensors(model), base, Lora(rank=2))
+    return base, out
+
+
+def test_a_base_is_known_by_its_weights_wherever_it_went(tmp_path: Path) -> None:
+    base, adapter = saved_with_adapter(tmp_path)
+    assert base_of(adapter) == base
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "runs").rename(moved)  # both together
+    adapter = moved / "fine" / "model" / "adapter"
+    assert base_of(adapter) == moved / "base" / "model"
+    (moved / "base").rename(moved / "renamed")
+    assert base_of(adapter) == moved / "renamed" / "model"
+    (moved / "renamed" / "model").rename(moved / "fine" / "beside")
+    assert base_of(adapter) == moved / "fine" / "beside"
+    load_with_adapter(adapter)
+
+
+def test_another_models_weights_are_not_taken_for_the_base(tmp_path: Path) -> None:
+    base, adapter = saved_with_adapter(tmp_path)
+    shutil.rmtree(base)
+    save(tiny(2), base)
+    with pytest.raises(InputError, match=r"an adapter of a model with SHA-256 .* which is neither in .* nor beside"):
+        base_of(adapter)

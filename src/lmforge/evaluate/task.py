@@ -4,7 +4,7 @@
     be alike, a row per item) ──▶ TASK.json ──▶ headline (terminal), card, words and plots (report)
 
 A new task is a subclass of `Task` in a file of its own, and a `register` of it: inside the package the file stands in
-`evaluate/tasks/`, and `evaluate/tasks/__init__.py` names it.
+`evaluate/tasks/`, and `lmforge.recipe.evaluate.TASK_MODULES` names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from lmforge.evaluate.documents import DocumentSettings, HeldOut, held_out, read_texts
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Recipe
-from lmforge.recipe.evaluate import TASK_SETTINGS, TaskSettings
+from lmforge.recipe.evaluate import TASK_MODULES, TASK_SETTINGS, TaskSettings
 from lmforge.registry import Registry
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import Shards
@@ -186,7 +186,7 @@ class Task(Generic[S]):
         return []
 
 
-TASKS: Registry[Task[Any]] = Registry("task", ("lmforge.evaluate.tasks",))
+TASKS: Registry[Task[Any]] = Registry("task", TASK_MODULES)
 
 
 def register(task: type[Task[Any]]) -> type[Task[Any]]:

@@ -21,7 +21,16 @@ from pydantic import BaseModel, Field, PlainValidator, field_validator
 from lmforge.recipe.types import Positive, Section
 from lmforge.registry import Registry, Selected
 
-TASK_SETTINGS: Registry[type[BaseModel]] = Registry("task", ("lmforge.evaluate.tasks",))
+# where the package's own tasks register themselves: one line a family
+TASK_MODULES = (
+    "lmforge.evaluate.tasks.language",
+    "lmforge.evaluate.tasks.baseline",
+    "lmforge.evaluate.tasks.code",
+    "lmforge.evaluate.tasks.speed",
+    "lmforge.evaluate.tasks.answers",
+    "lmforge.evaluate.tasks.passkey",
+)
+TASK_SETTINGS: Registry[type[BaseModel]] = Registry("task", TASK_MODULES)
 
 
 class TaskSettings(Section):

@@ -11,14 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.metrics import matthews_corrcoef
 
 from lmforge.corpus.labelled import build_examples
 from lmforge.evaluate import conversations
 from lmforge.evaluate.conversations import nats_of, targets_of, written
-from lmforge.evaluate.measures import matthews, normalised, word_f1
 from lmforge.evaluate.task import Context
 from lmforge.evaluate.tasks import answers as module
 from lmforge.evaluate.tasks.answers import AnswerSettings, Asked, held_out, with_answer
@@ -30,18 +26,6 @@ from lmforge.tokens.build import build_tokens
 from lmforge.tokens.chat import render_conversation
 from lmforge.tokens.shards import Shards
 from tests.evaluate.conftest import CONTEXT, score_of, tiny_model
-
-
-def test_words_in_common() -> None:
-    assert normalised("The  Quick, brown fox!") == "quick brown fox"
-    assert word_f1("the cat sat", "a cat") == pytest.approx(2 / 3)
-    assert (word_f1("", ""), word_f1("", "cat"), word_f1("cat", "dog"), word_f1("cat", "Cat.")) == (1, 0, 0, 1)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=2, max_size=40))
-def test_matthews_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
-    true, found = ([pair[place] for pair in pairs] for place in (0, 1))
-    assert matthews(true, found) == pytest.approx(matthews_corrcoef(true, found), abs=1e-9)
 
 
 @pytest.fixture

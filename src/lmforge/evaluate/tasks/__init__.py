@@ -1,5 +1,1 @@
-"""The tasks, a file a family. One that is new is imported here, which registers it."""
-
-from lmforge.evaluate.tasks import answers, baseline, code, language, passkey, speed
-
-__all__ = ["answers", "baseline", "code", "language", "passkey", "speed"]
+"""The tasks, a file a family; `lmforge.recipe.evaluate.TASK_MODULES` lists them."""

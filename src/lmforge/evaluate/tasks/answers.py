@@ -86,9 +86,9 @@ class Answers(Task[AnswerSettings]):
 
     def headline(self, score: Content) -> str:
         """The measure of the task that was learned."""
-        value = score.get("value")
-        words = f"{super().headline(score)} ({score.get('items'):,} held-out examples)"
-        return words if is_number(value) else ""
+        items = score.get("items")
+        counted = f" ({items:,} held-out examples)" if is_number(items) else ""
+        return super().headline(score) + counted if is_number(score.get("value")) else ""
 
     def beside(self, score: Content) -> Mapping[str, Any]:
         """The other measures, then what is easy to get."""
