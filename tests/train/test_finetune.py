@@ -290,7 +290,8 @@ def test_few_examples_get_enough_updates(base: Path, tmp_path: Path) -> None:
     """Nothing stated but base and examples: as many updates as learning takes, and they learn."""
     labelled(tmp_path / "examples.jsonl", 334)
     text = (
-        f'name = "fine"\nrun_dir = "{tmp_path / "run"}"\n[corpus]\nholdout = 0.2\n[train]\nthreads = 1\ncompile = "off"\n'
+        f'name = "fine"\nrun_dir = "{tmp_path / "run"}"\n[corpus]\nholdout = 0.2\n[train]\nthreads = 1\n'
+        'compile = "off"\n'
         f'peak_lr = 1e-2\n[finetune]\nbase = "{base}"\ntask = "classify"\ntrain = "examples.jsonl"\n'
     )
     (tmp_path / "r.toml").write_text(text)
