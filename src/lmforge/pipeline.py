@@ -29,7 +29,7 @@ from lmforge.corpus.overlap.decontaminate import benchmark_files
 from lmforge.corpus.sources.kinds import fingerprint
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError
-from lmforge.evaluate.harness import benchmark_texts, evaluate
+from lmforge.evaluate.harness import benchmark_texts, evaluate, task_inputs
 from lmforge.evaluate.windows import quick_bits_per_byte
 from lmforge.generate import translator
 from lmforge.generate.translator import HubTranslator, Translator
@@ -251,7 +251,8 @@ def _inputs(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
         }
         tasks = {f"task {name} (texts kept out)": hash_json(texts) for name, texts in benchmark_texts(recipe).items()}
         return sources | models | filters_fingerprint(recipe.corpus) | benchmarks | tasks
-    return {path: _output_hash(run / path) or "missing" for path in stage.needs}
+    beside = task_inputs(recipe) if stage.name == "evaluate" else {}
+    return {path: _output_hash(run / path) or "missing" for path in stage.needs} | beside
 
 
 def _key(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmforge.errors import InputError
-from lmforge.evaluate.harness import evaluate
+from lmforge.evaluate.harness import benchmark_texts, evaluate, task_inputs
 from lmforge.evaluate.task import TASKS
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash
@@ -114,3 +114,17 @@ def test_another_tokenizers_model_is_refused_and_old_scores_stay(base: Path, rec
     with pytest.raises(InputError, match="missing"):
         evaluate(recipe, {"model": tmp_path / "missing"}, base / "corpus", base / "tokens", tmp_path / "scores")
     assert content_hash(tmp_path / "scores") == before
+
+
+def test_a_file_that_a_task_scores_is_an_input_and_kept_out_of_the_corpus(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "wiki.jsonl").write_text('{"text": "Only here."}\n')
+    chosen = f'evaluate.tasks=["passkey", {{name="bits_per_byte", label="wiki", data="{tmp_path / "wiki.jsonl"}"}}]'
+    recipe = load_recipe(base / "recipe.toml", [chosen])
+    before = task_inputs(recipe)
+    assert [*before] == ["task wiki (data)"]
+    assert benchmark_texts(recipe)["wiki"] == ["Only here."]
+    assert {*benchmark_texts(recipe)} == {"passkey", "wiki"}
+    (tmp_path / "wiki.jsonl").write_text('{"text": "Other."}\n')
+    assert task_inputs(recipe) != before
+    (tmp_path / "wiki.jsonl").unlink()
+    assert task_inputs(recipe) == {"task wiki (data)": "missing"}

@@ -25,7 +25,7 @@ from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.recipe.evaluate import TaskSettings
-from lmforge.record import atomic_directory, hash_json, write_atomic
+from lmforge.record import atomic_directory, hash_file, hash_json, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import TOKENIZER
 
@@ -46,10 +46,15 @@ def wanted_tasks(recipe: Recipe) -> dict[str, tuple[Task[Any], TaskSettings]]:
     }
 
 
-def task_data(recipe: Recipe) -> dict[str, Path]:
-    """The files that tasks score instead of the test split, by the task's title."""
+def task_inputs(recipe: Recipe) -> dict[str, str]:
+    """The hashes of files that tasks score instead of the test split, by what they are: what the stage depends on
+    besides the run. "missing" where one is not there."""
     files = {settings.title: getattr(settings, "data", None) for settings in recipe.evaluate.chosen}
-    return {title: file for title, file in files.items() if file is not None}
+    return {
+        f"task {title} (data)": hash_file(file) if file.is_file() else "missing"
+        for title, file in files.items()
+        if file is not None
+    }
 
 
 def benchmark_texts(recipe: Recipe) -> dict[str, list[str]]:

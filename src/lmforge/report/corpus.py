@@ -4,7 +4,7 @@ covers."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmforge.report.duplicates import contamination, duplicates, synthetic, trained_filters
@@ -136,22 +136,7 @@ def _entropy(run: Run, facts: dict[str, Any], analysis: dict[str, Any]) -> Html 
     bits, held_out_bytes = entropy(run)
     bytes_per_word = ratio(at(rows, "words_order_1", "bits_per_word"), at(rows, "words_order_1", "bits_per_byte"))
     own = bits * bytes_per_word if bits is not None and bytes_per_word is not None else None
-    shown: list[tuple[object, ...]] = []
-    for name, row in rows.items():
-        if mapping(row):
-            shown.append((_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)))
-            per_byte = ratio(at(row, "bits_per_byte"), at(row, "bits_per_word"))
-            shown += [
-                (
-                    tag("small", plain(other)),
-                    figure(row, other),
-                    figure(_times(number(row, other), per_byte)),
-                    definition,
-                    "",
-                )
-                for other, definition in CORRECTIONS.items()
-                if number(row, other) is not None
-            ]
+    shown = _estimates(rows)
     if bits is not None:
         shown.append(
             (
@@ -202,6 +187,27 @@ def _entropy(run: Run, facts: dict[str, Any], analysis: dict[str, Any]) -> Html 
         tag("div", *charts, class_="plots") if words[0].points else None,
         details("Every estimate, with its definition and sample", table(head, shown, (1, 2)), opened=True),
     )
+
+
+def _estimates(rows: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """Every estimate of the corpus's own, each followed by its corrections."""
+    shown: list[tuple[object, ...]] = []
+    for name, row in rows.items():
+        if mapping(row):
+            shown.append((_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)))
+            per_byte = ratio(at(row, "bits_per_byte"), at(row, "bits_per_word"))
+            shown += [
+                (
+                    tag("small", plain(other)),
+                    figure(row, other),
+                    figure(_times(number(row, other), per_byte)),
+                    definition,
+                    "",
+                )
+                for other, definition in CORRECTIONS.items()
+                if number(row, other) is not None
+            ]
+    return shown
 
 
 def _times(value: float | None, factor: float | None) -> float | None:
