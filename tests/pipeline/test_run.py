@@ -15,8 +15,8 @@ import pytest
 from lmforge.compress.method import Evaluate
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError
-from lmforge.evaluate.language import score_documents, token_sizes
-from lmforge.evaluate.passkey import passage
+from lmforge.evaluate.tasks.passkey import passage
+from lmforge.evaluate.windows import score_documents, token_sizes
 from lmforge.formats.native import load_network
 from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, stages, states
 from lmforge.recipe import Recipe, load_recipe

@@ -66,7 +66,8 @@ def _keys(names: str) -> frozenset[str]:
 WHAT: dict[str, frozenset[str]] = {
     "": _keys("seed"),
     "corpus": _keys("""
-        sources holdout leaked_share min_chars max_chars max_duplicate_lines max_duplicate_ngrams rules languages mask_private
+        sources holdout leaked_share min_chars max_chars
+        max_duplicate_lines max_duplicate_ngrams rules languages mask_private
         toxic_words perplexity quality analyse_bytes synthesis synthetic_share near_duplicates repeated_lines
         decontaminate"""),
     "tokens": _keys("vocab_size context sample_bytes superwords max_ram chat packing"),

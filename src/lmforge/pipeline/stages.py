@@ -19,8 +19,8 @@ from lmforge.corpus.overlap.decontaminate import benchmark_files
 from lmforge.corpus.sources.kinds import fingerprint
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError
-from lmforge.evaluate.harness import benchmark_texts, evaluate
-from lmforge.evaluate.language import quick_bits_per_byte
+from lmforge.evaluate.harness import benchmark_texts, evaluate, task_inputs
+from lmforge.evaluate.windows import quick_bits_per_byte
 from lmforge.generate import translator
 from lmforge.generate.translator import HubTranslator, Translator
 from lmforge.pipeline.checkpoints import keep_or_set_aside
@@ -150,8 +150,7 @@ def _benchmarks(recipe: Recipe) -> Inputs:
             inputs |= {f"benchmark {file.name}": f"{file.size} {file.mtime_ns}" for file in benchmark_files([path])}
         except InputError:
             inputs |= {f"benchmark {path.name}": GONE}
-    tasks = {f"task {name} (texts kept out)": hash_json(texts) for name, texts in benchmark_texts(recipe).items()}
-    return inputs | tasks
+    return inputs | _readable("texts of tasks (kept out)", lambda: hash_json(benchmark_texts(recipe)))
 
 
 def _corpus_reset(_recipe: Recipe, run: Path, _state: State, fresh: bool) -> None:
@@ -272,6 +271,7 @@ STAGES = (
         "evaluate",
         part=lambda recipe: {"evaluate": what_of("evaluate", recipe.evaluate), "seed": recipe.seed},
         needs=("corpus", "tokens", "model", "compressed"),
+        inputs=task_inputs,
         makes=("scores",),
         run=_evaluate,
         key_figure=evaluate_summary,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmforge.evaluate.harness import headlines
+
 Figures = dict[str, Any]
 
 
@@ -37,15 +39,8 @@ def compress_summary(figures: Figures) -> str:
 
 
 def evaluate_summary(figures: Figures) -> str:
-    """The first score that there is, and the baseline's."""
-    tasks = figures["tasks"]
-    shown = f"{len(tasks)} scores"
-    if "bits_per_byte" in tasks:
-        shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)"
-    elif tasks.get("answers", {}).get("value") is not None:
-        answers = tasks["answers"]
-        shown = f"{answers['metric']} {answers['value']:.3f} ({answers['items']:,} held-out examples)"
-    return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
+    """What each task says of itself in a line."""
+    return headlines(figures["tasks"])
 
 
 def report_summary(figures: Figures) -> str:

@@ -36,11 +36,10 @@ def start_from(model: GPT, settings: Finetune, seed: int) -> None:
 
 
 def example_rows(shards: Shards, context: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Validation rows of whole examples, packed: inputs, targets (−1 where a token does not count) and documents, each
-    (R, context)."""
+    """Validation rows of whole examples, packed: inputs, targets (−1 where a token does not count in training; an
+    answer's end does) and documents, each (R, context)."""
     rows = max(1, min((shards.tokens - 1) // context, tokens // context))
     batch = Loader(shards, context, rows, seed, "best_fit").batch(0)
     assert batch.documents is not None
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
-    targets[targets == 0] = -1  # which example comes next cannot be known
     return inputs, targets, torch.from_numpy(batch.documents)

@@ -13,18 +13,31 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.evaluate.task import (
+    SEED,
+    Content,
+    Context,
+    Score,
+    ShareMap,
+    Task,
+    device_of,
+    is_number,
+    not_applicable,
+    register,
+)
 from lmforge.intervals import wilson
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
+from lmforge.recipe.evaluate import TaskSettings
 from lmforge.record import hash_json
 from lmforge.tokens.bpe import Tokenizer
 
+METRIC = "share of keys found"
 DEPTHS, SHORTEST, DIGITS = 10, 256, 4
 BATCH_TOKENS = 16_384
 FILLER = (
@@ -73,11 +86,11 @@ class Passkeys:
 
     def filler(self, rng: random.Random, length: int) -> list[list[int]]:
         """Sentences of `length` tokens together, the first one cut at its beginning."""
-        found: list[list[int]] = []
+        backwards: list[list[int]] = []
         while length > 0:
-            found.append(rng.choice(self.sentences)[-length:])
-            length -= len(found[-1])
-        return found[::-1]
+            backwards.append(rng.choice(self.sentences)[-length:])
+            length -= len(backwards[-1])
+        return backwards[::-1]
 
     def row(self, rng: random.Random, length: int, depth: float) -> Row | None:
         """A row of `length` tokens whose key stands at `depth`, between two sentences; None where there is no room for
@@ -97,12 +110,11 @@ class Passkeys:
 
 def lengths_up_to(context: int) -> list[int]:
     """256, 1,024, 4,096, … below the context, and the context."""
-    found = [SHORTEST * 4**power for power in range(20) if SHORTEST * 4**power < context]
-    return [*found, context]
+    return [*(SHORTEST * 4**power for power in range(20) if SHORTEST * 4**power < context), context]
 
 
 @torch.inference_mode()
-def found(model: GPT, rows: Sequence[Row]) -> list[bool]:
+def keys_found(model: GPT, rows: Sequence[Row]) -> list[bool]:
     """Of rows of one length: whose answer's tokens are all the likeliest."""
     assert model.head is not None
     hidden = model.hidden(torch.tensor([row.tokens for row in rows], device=device_of(model)))
@@ -112,39 +124,70 @@ def found(model: GPT, rows: Sequence[Row]) -> list[bool]:
     ]
 
 
-def passkey(context: Context) -> Score:
-    """The task: the share of keys found, at ten depths of each length, `evaluate.items` keys a length (at least one a
-    depth), with Wilson's interval. `accuracy` has a row a length and a column a depth. Not applicable where the context
-    has no room.
-    """
-    makes, length = Passkeys(context.tokenizer), context.network.config.context
-    lengths, each = lengths_up_to(length), max(1, context.recipe.evaluate.items // DEPTHS)
-    metric = "share of keys found"
-    comparison_key = {
-        "data": hash_json([FILLER, NAMES, DIGITS]),
-        "prompt": "filler, The key of NAME is D D D D., filler, The key of NAME is",
-        "marks": "none",
-        "decoding": "greedy",
-        "limits": {"lengths": lengths, "depths": DEPTHS, "keys": each},
-    }
-    if makes.row(random.Random(SEED), length, 0.5) is None:
-        reason = f"a context of {length} tokens has no room for a key and its question"
-        return Score(metric, None, None, None, 0, True, comparison_key, not_applicable=reason)
-    rows: list[dict[str, Any]] = []
-    with Bar("evaluate", len(lengths) * DEPTHS * each, "keys") as bar:
-        for tokens in lengths:
-            rows += _at_length(context.network, makes, tokens, each, bar)
-    hits = sum(row["found"] for row in rows)
-    low, high = wilson(hits, len(rows))
-    kept = [tokens for tokens in lengths if any(row["tokens"] == tokens for row in rows)]
-    table = [[_share(rows, tokens, depth) for depth in range(DEPTHS)] for tokens in kept]
-    extra = {
-        "lengths": kept,
-        "depths": [(depth + 0.5) / DEPTHS for depth in range(DEPTHS)],
-        "accuracy": table,
-        "keys_per_cell": each,
-    }
-    return Score(metric, hits / len(rows), low, high, len(rows), True, comparison_key, extra, rows, ratio=("found", ""))
+@register
+class Passkey(Task[TaskSettings]):
+    """The share of keys found, at ten depths of each length, `limit` keys a length (at least one a depth), with
+    Wilson's interval. `accuracy` has a row a length and a column a depth. Not applicable where the context has no
+    room."""
+
+    name = "passkey"
+    settings = TaskSettings
+
+    def texts(self, settings: TaskSettings) -> Iterable[str]:
+        """The filler."""
+        return [passage()]
+
+    def run(self, context: Context, settings: TaskSettings) -> Score:
+        """Ask for every key."""
+        makes, length = Passkeys(context.tokenizer), context.network.config.context
+        lengths, each = lengths_up_to(length), max(1, (settings.limit or DEPTHS) // DEPTHS)
+        comparison_key = {
+            "data": hash_json([FILLER, NAMES, DIGITS]),
+            "prompt": "filler, The key of NAME is D D D D., filler, The key of NAME is",
+            "marks": "none",
+            "decoding": "greedy",
+            "limits": {"lengths": lengths, "depths": DEPTHS, "keys": each},
+        }
+        if makes.row(random.Random(SEED), length, 0.5) is None:
+            reason = f"a context of {length} tokens has no room for a key and its question"
+            return not_applicable(METRIC, reason, comparison_key)
+        rows: list[dict[str, Any]] = []
+        with Bar("evaluate", len(lengths) * DEPTHS * each, "keys") as bar:
+            for tokens in lengths:
+                rows += _at_length(context.network, makes, tokens, each, bar)
+        hits = sum(row["found"] for row in rows)
+        low, high = wilson(hits, len(rows))
+        kept = [tokens for tokens in lengths if any(row["tokens"] == tokens for row in rows)]
+        extra = {
+            "lengths": kept,
+            "depths": [(depth + 0.5) / DEPTHS for depth in range(DEPTHS)],
+            "accuracy": [[_share(rows, tokens, depth) for depth in range(DEPTHS)] for tokens in kept],
+            "keys_per_cell": each,
+        }
+        value, ratio = hits / len(rows), ("found", "")
+        return Score(METRIC, value, low, high, len(rows), True, comparison_key, extra, rows, ratio=ratio)
+
+    def headline(self, score: Content) -> str:
+        """The share over all lengths."""
+        value = score.get("value")
+        return f"{100 * value:.0f}% of keys found" if is_number(value) else ""
+
+    def maps(self, model: str, score: Content) -> list[ShareMap]:
+        """Where keys were found: depth × length."""
+        rows = []
+        for length, shares in zip(_list(score, "lengths"), _list(score, "accuracy"), strict=False):
+            if is_number(length) and isinstance(shares, list) and shares and all(map(is_number, shares)):
+                rows.append((f"{length:,}", [float(share) for share in shares]))
+        if not rows:
+            return []
+        depths = [f"{100 * depth:.0f}%" for depth in _list(score, "depths") if is_number(depth)]
+        title = f"Keys found, {model}: % by length (tokens) and depth"
+        return [ShareMap(title, depths, rows, "depth of the key; 0% is the beginning")]
+
+
+def _list(score: Mapping[str, Any], key: str) -> list[Any]:
+    value = score.get(key)
+    return value if isinstance(value, list) else []
 
 
 def _at_length(model: GPT, makes: Passkeys, tokens: int, each: int, bar: Bar) -> list[dict[str, Any]]:
@@ -159,7 +202,7 @@ def _at_length(model: GPT, makes: Passkeys, tokens: int, each: int, bar: Bar) ->
         given = [row for row in made if row is not None]
         if len(given) == len(made):
             rows += [{"tokens": tokens, "place": place, "depth": depth, "found": hit}
-                     for (place, depth), hit in zip(group, found(model, given), strict=True)]  # fmt: skip
+                     for (place, depth), hit in zip(group, keys_found(model, given), strict=True)]  # fmt: skip
         bar.step(len(group))
     return rows
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lmforge.evaluate import code
-from lmforge.evaluate.code import (
+from lmforge.evaluate.task import Context
+from lmforge.evaluate.tasks import code
+from lmforge.evaluate.tasks.code import (
     Item,
     complete,
-    completions_parse,
     cut,
     find_items,
     function_end,
@@ -23,10 +23,9 @@ from lmforge.evaluate.code import (
     passes,
     prompt_tokens,
 )
-from lmforge.evaluate.task import Context
 from lmforge.intervals import wilson
 from lmforge.tokens.bpe import Tokenizer
-from tests.evaluate.conftest import CONTEXT, tiny_model
+from tests.evaluate.conftest import CONTEXT, score_of, tiny_model
 
 FILE = textwrap.dedent('''\
     """A module."""
@@ -248,8 +247,7 @@ def test_the_task_on_the_files_own_code(context_of: Callable[..., Context], monk
     context = context_of(tiny_model(), "evaluate.items=10")
     items = list(find_items(read_documents(context.corpus_dir, "test")))
     monkeypatch.setattr(code, "complete", Parrot(context.tokenizer, items))
-    monkeypatch.setattr(code, "MAX_TOKENS", 1000)  # the limit is then half the context
-    score = completions_parse(context)
+    score = score_of("completions_parse", context, new_tokens=1000)  # the limit is then half the context
     assert score.items == 10 < score.extra["functions_found"] == len(items)
     assert score.value == score.extra["baselines"]["reference"]
     assert (score.extra["baselines"]["empty"], score.extra["baselines"]["pass_statement"]) == (0, 1)
@@ -260,9 +258,9 @@ def test_the_task_on_the_files_own_code(context_of: Callable[..., Context], monk
 
 def test_the_task_on_an_untrained_model(context_of: Callable[..., Context]) -> None:
     context = context_of(tiny_model(), "evaluate.items=3")
-    score = completions_parse(context)
+    score = score_of("completions_parse", context)
     assert score.items == len(score.rows) == 3
-    again = completions_parse(context_of(tiny_model(), "evaluate.items=2"))
+    again = score_of("completions_parse", context_of(tiny_model(), "evaluate.items=2"))
     assert score.rows[:2] == again.rows  # fewer items are a part of more
     for row in score.rows:
         assert row["written"].startswith(row["completion"])
@@ -270,7 +268,7 @@ def test_the_task_on_an_untrained_model(context_of: Callable[..., Context]) -> N
 
 def test_no_python_is_no_error(context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "read_documents", lambda *_: iter([{"id": "a", "text": "Only words here."}]))
-    score = completions_parse(context_of(tiny_model()))
+    score = score_of("completions_parse", context_of(tiny_model()))
     assert (score.value, score.low, score.high, score.items) == (None, None, None, 0)
     assert "no Python function" in str(score.not_applicable)
 

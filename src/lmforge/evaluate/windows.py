@@ -1,7 +1,6 @@
-"""Bits per byte of held-out text: how well a model knows the language, whatever its tokenizer.
+"""−ln p of every token of a document, by overlapping windows.
 
-    test document ─▶ [end of text, tokens …] ─▶ half-overlapping windows ─▶ each token's −ln p once ─▶ Σ bits / Σ UTF-8
-    bytes
+    document ─▶ [end of text, tokens …] ─▶ half-overlapping windows ─▶ each token's −ln p once
 
 What each token is predicted from: the first window of a document predicts all its tokens, each later one only what the
 one before did not reach. With windows of C tokens, the k-th token of a document (k = 1, 2, …) sees all k tokens before
@@ -15,18 +14,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lmforge.errors import InputError
-from lmforge.evaluate.task import SEED, Context, Score, device_of
+from lmforge.evaluate.documents import Array, Reals, TokenReader
+from lmforge.evaluate.task import SEED, device_of
 from lmforge.generate.score import token_nats
-from lmforge.intervals import bootstrap_ratio
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
 from lmforge.tokens.bpe import Tokenizer
@@ -34,10 +31,7 @@ from lmforge.tokens.shards import TOKENIZER, Shards
 
 # rows × width of one forward pass: what stays in a core's cache, what fills a GPU
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
-POSITIONS = (0, 64, 256, 1024, 4096)  # bounds of the figures by place in the document, in tokens
 QUICK_CONTEXTS = 8  # a bounded sample takes at most this many contexts of a document
-Array = NDArray[np.int64]
-Reals = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +80,25 @@ class TokenScores:
         """Bits of each of the first `documents` documents."""
         return np.bincount(self.document, self.nats, documents) / math.log(2)
 
-
-class TokenReader(Protocol):
-    """What scoring needs of `Shards`."""
-
-    def read(self, start: int, length: int) -> Array:
-        """Tokens from a place on."""
+    def clean_bits_of_documents(self, sizes: Array, leaked: Sequence[NDArray[np.bool_]]) -> Reals:
+        """Bits of each document's bytes that are not `leaked` (one mask of its bytes a document); `sizes` (V,) are the
+        bytes of each token. A token's bits are spread evenly over its bytes; one without bytes counts with those before
+        it."""
+        widths = sizes[self.token]
+        first = np.searchsorted(self.document, np.arange(len(leaked)))
+        total = np.concatenate(([0], np.cumsum(widths)))
+        stop = total[1:] - total[first][self.document]
+        start = stop - widths
+        share = np.ones(len(widths))
+        for number, mask in enumerate(leaked):
+            mine = slice(*np.searchsorted(self.document, [number, number + 1]))
+            clean = np.concatenate(([0], np.cumsum(~mask)))
+            begin, end = (np.minimum(each[mine], len(mask)) for each in (start, stop))
+            # the byte before stands for a token without bytes, at the beginning the byte after
+            begin = np.where(begin == end, np.maximum(begin - 1, 0), begin)
+            end = np.where(begin == end, np.minimum(end + 1, len(mask)), end)
+            share[mine] = (clean[end] - clean[begin]) / np.maximum(end - begin, 1)
+        return np.bincount(self.document, self.nats * share, len(leaked)) / math.log(2)
 
 
 def score_documents(
@@ -120,7 +127,7 @@ def score_documents(
                 ids = shards.read(int(table[window.document, 0]) + window.start, window.width + 1)
                 inputs[row, : window.width] = ids[:-1]
                 targets[row, window.scored - 1 - window.start : window.width] = ids[window.scored - window.start :]
-            found = (
+            read = (
                 token_nats(model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
                 .cpu()
                 .numpy()
@@ -128,7 +135,7 @@ def score_documents(
             for row, window in enumerate(group):
                 first = window.scored - 1 - window.start
                 place = slice(offsets[window.document] + window.scored - 1, offsets[window.document] + window.stop)
-                token[place], nats[place] = targets[row, first : window.width], found[row, first : window.width]
+                token[place], nats[place] = targets[row, first : window.width], read[row, first : window.width]
                 seen[place] = np.arange(first, window.width) + 1
                 bar.step(window.width - first)
     return TokenScores(document, position, token, nats, seen)
@@ -172,84 +179,3 @@ def quick_bits_per_byte(model: GPT, tokens_dir: Path, split: str, context: int, 
         raise InputError(f"{tokens_dir}: no token of the {split} split's sample counts in the loss; add examples to it")
     sizes = token_sizes(Tokenizer.load(tokens_dir / TOKENIZER))
     return float(scores.nats[counts].sum() / math.log(2) / max(1, sizes[scores.token[counts]].sum()))
-
-
-def bits_per_byte(context: Context) -> Score:
-    """The task: bits per byte of the test split (within `evaluate.max_tokens`), Σ bits / Σ UTF-8 bytes over documents.
-
-    Interval: bootstrap over documents, since tokens of one document are anything but independent. Beside the value:
-    nats per token; the mean context, and figures by place in the document with the context that its tokens had; figures
-    by genre and by source.
-    """
-    documents, length = context.documents, context.recipe.tokens.context
-    table = context.shards.documents[[document.row for document in documents]]
-    scores = score_documents(context.network, context.shards, table, length)
-    bits, sizes = scores.bits_of_documents(len(documents)), table[:, 2]
-    low, high = bootstrap_ratio(bits, sizes, SEED) or (None, None)
-    rows = [
-        {
-            "id": document.id,
-            "genre": document.genre,
-            "source": document.source,
-            "bytes": int(size),
-            "tokens": int(count) - 1,
-            "bits": float(bit),
-            "bits_per_byte": float(bit / max(size, 1)),
-        }
-        for document, (_, count, size), bit in zip(documents, table, bits, strict=True)
-    ]
-    return Score(
-        metric="bits per byte",
-        value=float(bits.sum() / sizes.sum()),
-        low=low,
-        high=high,
-        items=len(documents),
-        higher_is_better=False,
-        comparison_key={
-            "data": context.data_hash,
-            "marks": "end of text before each document, given and not scored",
-            "prompt": (
-                f"windows of {length} tokens within a document, moved on by {length // 2}, each token scored once"
-            ),
-            "limits": {"max_tokens": context.recipe.evaluate.max_tokens},
-        },
-        extra={
-            "tokens": len(scores.nats),
-            "bytes": int(sizes.sum()),
-            "nats_per_token": float(scores.nats.mean()),
-            "context": length,
-            "mean_context": float(scores.seen.mean()),
-            "by_position": by_position(scores, token_sizes(context.tokenizer)),
-            "by_genre": _by([document.genre for document in documents], bits, sizes),
-            "by_source": _by([document.source for document in documents], bits, sizes),
-        },
-        rows=rows,
-        ratio=("bits", "bytes"),
-    )
-
-
-def by_position(scores: TokenScores, sizes: Array) -> dict[str, dict[str, Any]]:
-    """Figures of tokens 0–63, 64–255, … of their documents: tokens, bits per byte, nats per token, mean context they
-    had."""
-    result = {}
-    for low, high in pairwise((*POSITIONS, 1 << 62)):
-        inside = (scores.position >= low) & (scores.position < high)
-        if inside.any():
-            nats = scores.nats[inside]
-            result[f"{low}–{high - 1}" if high < 1 << 62 else f"{low}–"] = {
-                "tokens": len(nats),
-                "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sizes[scores.token[inside]].sum())),
-                "nats_per_token": float(nats.mean()),
-                "mean_context": float(scores.seen[inside].mean()),
-            }
-    return result
-
-
-def _by(names: Sequence[str], bits: Reals, sizes: Array) -> dict[str, dict[str, Any]]:
-    """Documents, bytes and bits per byte of each name's documents."""
-    result = {}
-    for name in sorted(set(names)):
-        rows = [row for row, other in enumerate(names) if other == name]
-        size = int(sizes[rows].sum())
-        result[name] = {"documents": len(rows), "bytes": size, "bits_per_byte": float(bits[rows].sum() / max(1, size))}
-    return result

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.evaluate.passkey import DEPTHS, FILLER, NAMES, Passkeys, lengths_up_to, passkey
 from lmforge.evaluate.task import Context
+from lmforge.evaluate.tasks.passkey import DEPTHS, FILLER, NAMES, Passkeys, lengths_up_to
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
-from tests.evaluate.conftest import VOCABULARY, tiny_model
+from tests.evaluate.conftest import VOCABULARY, score_of, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_copying_model_finds_every_key(base: Path, context_of: Callable[..., C
     model.head = torch.nn.Identity()  # type: ignore[assignment]
     context = context_of(model, "evaluate.items=20")
     context.tokenizer = makes.tokenizer
-    score = passkey(context)
+    score = score_of("passkey", context)
     assert (score.value, score.items) == (1.0, 40)
     assert score.extra["lengths"] == [256, 400]
     assert score.extra["accuracy"] == [[1.0] * DEPTHS] * 2
@@ -77,17 +77,18 @@ def test_a_copying_model_finds_every_key(base: Path, context_of: Callable[..., C
 
 
 def test_an_untrained_model_finds_none(context_of: Callable[..., Context]) -> None:
-    score = passkey(
+    score = score_of(
+        "passkey",
         context_of(
             GPT(GPTConfig(VOCABULARY, 256, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=32)), "evaluate.items=60"
-        )
+        ),
     )
     assert score.value == 0.0
     assert score.extra["keys_per_cell"] == 6
 
 
 def test_too_short_a_context(context_of: Callable[..., Context]) -> None:
-    score = passkey(context_of(tiny_model()))
+    score = score_of("passkey", context_of(tiny_model()))
     assert score.value is None
     assert "32 tokens has no room" in str(score.not_applicable)
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lmforge.evaluate import speed
 from lmforge.evaluate.task import Context
-from tests.evaluate.conftest import CONTEXT, tiny_model
+from lmforge.evaluate.tasks import speed
+from tests.evaluate.conftest import CONTEXT, score_of, tiny_model
 
 
 def test_median_interval_and_conditions(context_of: Callable[..., Context]) -> None:
-    score = speed.generation_speed(context_of(tiny_model()))
+    score = score_of("generation_speed", context_of(tiny_model()))
     rates = sorted(row["tokens_per_second"] for row in score.rows)
     assert len(rates) == score.items == speed.REPETITIONS
     assert score.value == rates[len(rates) // 2]
@@ -32,5 +32,5 @@ def test_the_clock_counts_the_tokens_after_the_first(monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_is_read_twice(context_of: Callable[..., Context]) -> None:
-    extra = speed.generation_speed(context_of(tiny_model())).extra
+    extra = score_of("generation_speed", context_of(tiny_model())).extra
     assert extra["prompt_tokens"] + extra["new_tokens"] <= CONTEXT

@@ -9,19 +9,18 @@ import pytest
 
 from lmforge.corpus.build import read_documents
 from lmforge.corpus.ngram import KneserNey
-from lmforge.evaluate.baseline import MODIFIED, ORDER, kneser_ney
-from lmforge.evaluate.language import bits_per_byte
 from lmforge.evaluate.task import Context
-from tests.evaluate.conftest import tiny_model
+from lmforge.evaluate.tasks.baseline import MODIFIED, ORDER
+from tests.evaluate.conftest import held_out_of, score_of, tiny_model
 
 
 def test_same_documents_same_figures_as_the_model_itself(context_of: Callable[..., Context]) -> None:
     context = context_of(None)
-    score = kneser_ney(context)
+    score = score_of("kneser_ney", context)
     model = KneserNey.train((d["text"].encode() for d in read_documents(context.corpus_dir, "train")), ORDER, MODIFIED)
     bits, size = model.bits_per_byte(d["text"].encode() for d in read_documents(context.corpus_dir, "test"))
     assert score.value == pytest.approx(bits)
-    assert (score.extra["bytes"], score.items) == (size, len(context.documents))
+    assert (score.extra["bytes"], score.items) == (size, len(held_out_of(context).documents))
     assert score.low < score.value < score.high  # type: ignore[operator]
     assert score.extra["against"] == {}
 
@@ -29,9 +28,9 @@ def test_same_documents_same_figures_as_the_model_itself(context_of: Callable[..
 @pytest.mark.parametrize("overrides", [(), ("evaluate.max_tokens=1500",)])
 def test_set_against_each_model(context_of: Callable[..., Context], overrides: tuple[str, ...]) -> None:
     context = context_of(tiny_model(seed=None), *overrides)
-    context.scores["bits_per_byte"] = {"model": bits_per_byte(context)}
+    context.scores["bits_per_byte"] = {"model": score_of("bits_per_byte", context)}
     network = context.scores["bits_per_byte"]["model"]
-    score = kneser_ney(context)
+    score = score_of("kneser_ney", context)
     found = score.extra["against"]["model"]
     assert [row["id"] for row in score.rows] == [row["id"] for row in network.rows]
     assert network.value is not None
@@ -44,8 +43,8 @@ def test_set_against_each_model(context_of: Callable[..., Context], overrides: t
 
 def test_a_better_model_needs_fewer(context_of: Callable[..., Context]) -> None:
     context = context_of(tiny_model(seed=None))
-    context.scores["bits_per_byte"] = {"oracle": bits_per_byte(context)}
+    context.scores["bits_per_byte"] = {"oracle": score_of("bits_per_byte", context)}
     for row in context.scores["bits_per_byte"]["oracle"].rows:
         row["bits"] = 0.5 * row["bits"] / 10
-    assert "oracle needs" in (words := kneser_ney(context).extra["against"]["oracle"]["words"])
+    assert "oracle needs" in (words := score_of("kneser_ney", context).extra["against"]["oracle"]["words"])
     assert "fewer" in words

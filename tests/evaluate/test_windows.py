@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError
-from lmforge.evaluate.language import bits_per_byte, by_position, plan_windows, quick_bits_per_byte, score_documents
 from lmforge.evaluate.task import Context
+from lmforge.evaluate.windows import plan_windows, quick_bits_per_byte, score_documents
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.build import build_tokens
 from lmforge.tokens.shards import Shards
-from tests.evaluate.conftest import CONTEXT, VOCABULARY, tiny_model
+from tests.evaluate.conftest import CONTEXT, VOCABULARY, score_of, tiny_model
 from tests.tokens.conftest import write_documents
 
 
@@ -51,18 +51,6 @@ def test_every_token_is_predicted_once_with_half_a_context(tokens: int, context:
 
 def test_the_cost_is_near_twice_the_tokens() -> None:
     assert sum(window.width for window in plan_windows(0, 10_000, 256)) < 2.02 * 10_000
-
-
-def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary(context_of: Callable[..., Context]) -> None:
-    context = context_of(tiny_model(seed=None))
-    score = bits_per_byte(context)
-    table = context.shards.documents
-    tokens, size = int((table[:, 1] - 1).sum()), int(table[:, 2].sum())
-    assert score.value == pytest.approx(math.log2(VOCABULARY) * tokens / size, rel=1e-6)
-    assert score.extra["nats_per_token"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
-    assert (score.extra["tokens"], score.extra["bytes"], score.items) == (tokens, size, len(table))
-    assert sum(len(document.text.encode()) for document in context.documents) == size
-    assert score.low < score.value < score.high  # type: ignore[operator]
 
 
 def test_each_token_is_scored_as_by_itself() -> None:
@@ -99,49 +87,8 @@ def test_documents_do_not_see_each_other() -> None:
     assert first[1] == pytest.approx(second[1], rel=1e-6)
 
 
-def test_groups_add_up_to_the_whole(context_of: Callable[..., Context]) -> None:
-    score = bits_per_byte(context_of(tiny_model(4)))
-    for part in ("by_genre", "by_source"):
-        groups = score.extra[part].values()
-        assert sum(group["documents"] for group in groups) == score.items
-        assert sum(group["bits_per_byte"] * group["bytes"] for group in groups) == pytest.approx(
-            score.value * score.extra["bytes"]
-        )
-    assert sum(row["bits"] for row in score.rows) / sum(row["bytes"] for row in score.rows) == pytest.approx(
-        score.value
-    )
-    places = score.extra["by_position"]
-    assert sum(place["tokens"] for place in places.values()) == score.extra["tokens"]
-    mean = sum(place["mean_context"] * place["tokens"] for place in places.values()) / score.extra["tokens"]
-    assert mean == pytest.approx(score.extra["mean_context"])
-    assert CONTEXT / 2 < mean <= CONTEXT
-
-
-def test_by_position_counts_bytes_of_the_tokens() -> None:
-    scores = score_documents(tiny_model(seed=None), Ring(300), np.array([[0, 300]]), CONTEXT)
-    places = by_position(scores, np.full(VOCABULARY, 2))
-    assert list(places) == ["0–63", "64–255", "256–1023"]
-    assert [place["tokens"] for place in places.values()] == [64, 192, 43]
-    assert all(
-        place["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-6) for place in places.values()
-    )
-    assert places["0–63"]["mean_context"] < places["64–255"]["mean_context"]
-
-
-def test_max_tokens_takes_whole_documents(context_of: Callable[..., Context]) -> None:
-    everything, some = (
-        bits_per_byte(context_of(tiny_model(4))),
-        bits_per_byte(context_of(tiny_model(4), "evaluate.max_tokens=1500")),
-    )
-    assert 0 < some.extra["tokens"] <= 1500 < everything.extra["tokens"]
-    of_all = {row["id"]: row["bits"] for row in everything.rows}
-    for row in some.rows:
-        assert row["bits"] == pytest.approx(of_all[row["id"]], rel=1e-5)
-    assert some.comparison_key["data"] != everything.comparison_key["data"]
-
-
 def test_the_quick_score_is_bounded_and_agrees_on_everything(base: Path, context_of: Callable[..., Context]) -> None:
-    score = bits_per_byte(context_of(tiny_model(5), f"tokens.context={CONTEXT * 8}"))
+    score = score_of("bits_per_byte", context_of(tiny_model(5), f"tokens.context={CONTEXT * 8}"))
     assert quick_bits_per_byte(tiny_model(5), base / "tokens", "test", CONTEXT * 8, 10**9) == pytest.approx(
         score.value, rel=1e-5
     )

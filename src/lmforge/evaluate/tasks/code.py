@@ -34,14 +34,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lmforge.corpus.build import read_documents
-from lmforge.evaluate.task import Context, Score
+from lmforge.evaluate.documents import read_texts
+from lmforge.evaluate.task import Content, Context, Score, Task, is_number, not_applicable, register
 from lmforge.generate.decode import Sampling, decode
 from lmforge.intervals import wilson
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
+from lmforge.recipe.evaluate import DataSettings
+from lmforge.recipe.types import Positive
 from lmforge.record import hash_json
 from lmforge.tokens.bpe import Tokenizer
 
+METRIC = "share that parses"
 MAX_TOKENS, LEAST_LINES, BATCH_ROWS = 96, 3, 16
 _DEF = re.compile(r"^[ \t]*(async[ \t]+)?def[ \t]", re.MULTILINE)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -198,41 +202,71 @@ def complete(model: GPT, prompts: Sequence[Sequence[int]], new: int) -> list[tup
     return list(zip(written, finished, strict=True))
 
 
-def completions_parse(context: Context) -> Score:
-    """The task: the share of items that pass, `evaluate.items` of them chosen by hash, with Wilson's interval.
+class CodeSettings(DataSettings):
+    """Settings of `completions_parse`. `data`: JSON lines whose field `text` is a Python file."""
 
-    Not applicable where no test document is Python with such functions.
-    """
-    items = sorted(find_items(read_documents(context.corpus_dir, "test")), key=lambda item: item.key)
-    found, items = len(items), items[: context.recipe.evaluate.items]
-    length = context.network.config.context
-    new = min(MAX_TOKENS, length // 2)
-    comparison_key = {
-        "data": hash_json([item.key for item in items]),
-        "prompt": (
-            f"the file up to the end of the function's docstring or first statement, its last {length - new} tokens"
-        ),
-        "marks": "end of text before the file; it ends a completion",
-        "decoding": "greedy",
-        "limits": {"items": context.recipe.evaluate.items, "new_tokens": new},
-        "python": ".".join(platform.python_version_tuple()[:2]),
-    }
-    metric = "share that parses"
-    if not items:
-        reason = f"no Python function with {LEAST_LINES} lines after its head in the test documents"
-        return Score(metric, None, None, None, 0, True, comparison_key, not_applicable=reason)
-    rows: list[dict[str, Any]] = []
-    with Bar("evaluate", len(items), "functions") as bar:
-        for start in range(0, len(items), BATCH_ROWS):
-            group = items[start : start + BATCH_ROWS]
-            prompts = [prompt_tokens(item, context.tokenizer, length - new) for item in group]
-            for item, prompt, (tokens, finished) in zip(
-                group, prompts, complete(context.network, prompts, new), strict=True
-            ):
-                rows.append(_judged(item, prompt, tokens, finished, new, context.tokenizer))
-            bar.step(len(group))
-    passed = sum(row["passed"] for row in rows)
-    low, high = wilson(passed, len(rows))
+    new_tokens: Positive = MAX_TOKENS  # most that a completion has
+
+
+@register
+class CompletionsParse(Task[CodeSettings]):
+    """The share of items that pass, `limit` of them chosen by hash, with Wilson's interval. Not applicable where no
+    test document is Python with such functions."""
+
+    name = "completions_parse"
+    settings = CodeSettings
+    opened = True
+
+    def run(self, context: Context, settings: CodeSettings) -> Score:
+        """Complete and judge every item."""
+        items = sorted(find_items(_documents(context, settings)), key=lambda item: item.key)
+        there, items = len(items), items[: settings.limit]
+        length = context.network.config.context
+        new = min(settings.new_tokens, length // 2)
+        comparison_key = {
+            "data": hash_json([item.key for item in items]),
+            "prompt": (
+                f"the file up to the end of the function's docstring or first statement, its last {length - new} tokens"
+            ),
+            "marks": "end of text before the file; it ends a completion",
+            "decoding": "greedy",
+            "limits": {"items": settings.limit, "new_tokens": new},
+            "python": ".".join(platform.python_version_tuple()[:2]),
+        }
+        if not items:
+            reason = f"no Python function with {LEAST_LINES} lines after its head in the test documents"
+            return not_applicable(METRIC, reason, comparison_key)
+        rows: list[dict[str, Any]] = []
+        with Bar("evaluate", len(items), "functions") as bar:
+            for start in range(0, len(items), BATCH_ROWS):
+                group = items[start : start + BATCH_ROWS]
+                prompts = [prompt_tokens(item, context.tokenizer, length - new) for item in group]
+                for item, prompt, (tokens, finished) in zip(
+                    group, prompts, complete(context.network, prompts, new), strict=True
+                ):
+                    rows.append(_judged(item, prompt, tokens, finished, new, context.tokenizer))
+                bar.step(len(group))
+        passed = sum(row["passed"] for row in rows)
+        low, high = wilson(passed, len(rows))
+        extra = {"functions_found": there, "passed": passed, **_beside(items, rows)}
+        return Score(
+            METRIC, passed / len(rows), low, high, len(rows), True, comparison_key, extra, rows, ratio=("passed", "")
+        )
+
+    def headline(self, score: Content) -> str:
+        """The share."""
+        value = score.get("value")
+        return f"{100 * value:.0f}% of completions parse" if is_number(value) else ""
+
+
+def _documents(context: Context, settings: CodeSettings) -> Iterable[dict[str, Any]]:
+    if settings.data is None:
+        return read_documents(context.corpus_dir, "test")
+    return ({"id": name, "text": text} for name, text in read_texts(settings.data))
+
+
+def _beside(items: Sequence[Item], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is easy to get, and what could be had."""
     longest, ended, reference = (
         sum(row[key] for row in rows) / len(rows) for key in ("longest_prefix", "function_ended", "reference")
     )
@@ -241,16 +275,7 @@ def completions_parse(context: Context) -> Score:
         "pass_statement": sum(passes(item, f"\n{item.margin}pass") for item in items) / len(items),
         "reference": reference,
     }
-    extra = {
-        "functions_found": found,
-        "passed": passed,
-        "longest_prefix": longest,
-        "function_ended": ended,
-        "baselines": baselines,
-    }
-    return Score(
-        metric, passed / len(rows), low, high, len(rows), True, comparison_key, extra, rows, ratio=("passed", "")
-    )
+    return {"longest_prefix": longest, "function_ended": ended, "baselines": baselines}
 
 
 def _judged(
