@@ -332,7 +332,7 @@ def test_a_finished_run_needs_neither_its_base_nor_its_examples(base: Path, tmp_
     (tmp_path / "examples.jsonl").unlink()
     assert find_recipe(recipe.directory) == recipe
     assert load_any(recipe.directory).tokenizer.vocab_size == tokens
-    assert load_any(recipe.directory, which="model").network.config.layers == 2
+    assert load_any(recipe.directory, which="model").config.layers == 2
     assert "answers" in write_report(recipe.directory).read_text()
     moved = recipe.directory.rename(tmp_path / "moved")
     assert find_recipe(moved).finetune == recipe.finetune

@@ -150,7 +150,11 @@ def _benchmarks(recipe: Recipe) -> Inputs:
             inputs |= {f"benchmark {file.name}": f"{file.size} {file.mtime_ns}" for file in benchmark_files([path])}
         except InputError:
             inputs |= {f"benchmark {path.name}": GONE}
-    return inputs | _readable("texts of tasks (kept out)", lambda: hash_json(benchmark_texts(recipe)))
+    try:
+        tasks = {f"task {name} (texts kept out)": hash_json(texts) for name, texts in benchmark_texts(recipe).items()}
+    except InputError:  # the stage that reads them says what is wrong
+        tasks = {"texts of tasks (kept out)": GONE}
+    return inputs | tasks
 
 
 def _corpus_reset(_recipe: Recipe, run: Path, _state: State, fresh: bool) -> None:
