@@ -207,7 +207,7 @@ def main() -> None:
         else train_tokenizer(learning, arguments.vocab, superwords=arguments.superwords)
     )
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    pattern = {"pattern": SUPERWORDS if vocab._superwords else WORDS, "vocab_size": vocab.vocab_size}
+    pattern = {"pattern": SUPERWORDS if vocab.superwords else WORDS, "vocab_size": vocab.vocab_size}
     command = shlex.join(["python", "bench/encode.py", *sys.argv[1:]])
     if not arguments.superwords and not arguments.transformers:
         results["speed"] = {**pattern, **timed(vocab, texts, arguments.rounds), "command": command}

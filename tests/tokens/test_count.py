@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError, LmforgeError
-from lmforge.tokens import piece_table
+from lmforge.tokens import count, piece_table
 from lmforge.tokens.count import count_pieces, weighted_pieces
 from lmforge.tokens.pretokenize import cut
 
@@ -39,11 +39,11 @@ def test_neither_threads_nor_batches_nor_spilling_change_anything(
     threads: int, superwords: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = count_pieces(MANY, superwords)
-    monkeypatch.setattr(piece_table, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(count, "BATCH_BYTES", 3000)
     spilled: list[Path] = []
     write = piece_table.write_run
     monkeypatch.setattr(piece_table, "write_run", lambda path, pieces: (spilled.append(path), write(path, pieces))[1])
-    monkeypatch.setattr(piece_table, "LEAST_ROOM", 1 << 12)
+    monkeypatch.setattr(count, "LEAST_ROOM", 1 << 12)
     parts, left_out = count_pieces(MANY, superwords, max_ram=1 << 15, threads=threads, weight_of=1)
     assert len(spilled) > threads
     assert left_out == 0
@@ -75,7 +75,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    monkeypatch.setattr(piece_table, "LEAST_ROOM", 1 << 14)
+    monkeypatch.setattr(count, "LEAST_ROOM", 1 << 14)
     with pytest.raises(LmforgeError, match=r"No space left on device.*raise tokens\.max_ram"):
         count_pieces(TEXTS, max_ram=1 << 14, threads=2)
 

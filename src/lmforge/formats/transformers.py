@@ -4,8 +4,8 @@
     GPT-2 (Radford et al. 2019); Llama (Touvron et al. 2023) and its kin: Llama 3, Mistral, Qwen 2 and 3
 
 The arithmetic is the same, the layout is not: GPT-2 keeps matrices transposed; Llama's kin keep queries, keys and
-values, and gate and input, apart, and turn channel j with channel j + E/2 where we turn 2j with 2j + 1. The end of text
-becomes token 0, so two rows change places.
+values, and gate and input, apart, and turn channel j with channel j + E/2 where we turn 2j with 2j + 1. Tokens keep
+their numbers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmforge.errors import InputError
-from lmforge.formats.native import CONFIG, TOKENIZER, model_tensors, write_model
+from lmforge.formats.native import CONFIG, model_tensors, write_model
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
 from lmforge.record import atomic_directory, write_atomic
-from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.tokenizer_json import with_end_first
+from lmforge.tokens.tokenizer import Tokenizer
+from lmforge.tokens.tokenizer_json import import_tokenizer
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
@@ -51,21 +51,8 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
     kind = settings.get("model_type")
     if kind not in ("gpt2", *LLAMAS):
         raise InputError(f"{source / CONFIG}: model_type {kind!r}; gpt2, {', '.join(LLAMAS)} can be imported")
-    end = settings.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    if not isinstance(end, int):
-        raise InputError(
-            f"{source / CONFIG}: eos_token_id is {end!r}; put the number of the token that ends a text there"
-        )
     with atomic_directory(out) as folder:
-        try:
-            content = (source / TOKENIZER).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{source / TOKENIZER}: missing; save the tokenizer beside the weights (save_pretrained of a fast "
-                "tokenizer)"
-            ) from error
-        write_atomic(folder / "theirs.json", with_end_first(content, end, str(source / TOKENIZER)))
+        write_atomic(folder / "theirs.json", import_tokenizer(source))
         vocabulary = Tokenizer.load(folder / "theirs.json").vocab_size
         try:
             config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
@@ -77,7 +64,7 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
         model = GPT(config)
         for name in ("embed.weight", "head.weight"):
             if name in weights:
-                weights[name] = _swapped(weights[name], end, vocabulary, name)
+                weights[name] = _rows_of_tokens(weights[name], vocabulary, name)
         _fill(model, weights, source)
         write_model(
             folder,
@@ -158,15 +145,13 @@ def _tensors(source: Path) -> Tensors:
     return found
 
 
-def _swapped(matrix: Tensor, end: int, vocabulary: int, name: str) -> Tensor:
-    """Rows of tokens: the end of text first, and nothing beyond the tokenizer's tokens."""
-    if len(matrix) < vocabulary or end >= vocabulary:
+def _rows_of_tokens(matrix: Tensor, vocabulary: int, name: str) -> Tensor:
+    """Rows of tokens: nothing beyond the tokenizer's tokens."""
+    if len(matrix) < vocabulary:
         raise InputError(
             f"{name}: {len(matrix)} rows for the {vocabulary} tokens of tokenizer.json; they do not belong together"
         )
-    order = torch.arange(vocabulary)
-    order[0], order[end] = end, 0
-    return matrix[order]
+    return matrix[:vocabulary]
 
 
 def _fill(model: GPT, weights: Tensors, source: Path) -> None:

@@ -187,7 +187,7 @@ class PieceTable:
 
     def add_texts(self, texts: list[str], superwords: bool) -> None:
         data, ends = joined(texts)
-        classes = classes_for(data)
+        classes = classes_for(data, marks=True)
         start = 0
         for end in ends.tolist():
             while (start := _count_text(data, start, end, classes, superwords, *self._arrays)) < end:

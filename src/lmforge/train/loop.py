@@ -43,7 +43,7 @@ from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, write_atomic
 from lmforge.tokens.batch_schedule import ramp_of, with_length
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.loader import Batch, Loader, Prefetch
+from lmforge.tokens.loader import Batch, Loader, Prefetch, whole_tokens
 from lmforge.tokens.mixture import at, weights_of
 from lmforge.tokens.shards import Shards, verify_once
 from lmforge.train import fp8
@@ -101,7 +101,8 @@ class TrainingRun:
         if recipe.train.precision == "fp8":
             fp8.require(mesh.device)
         training, held_out = Shards.open(tokens_dir, "train"), Shards.open(tokens_dir, "valid")
-        recipe = with_length(recipe, training.tokens)
+        epoch = whole_tokens(training, recipe.tokens.context) if recipe.finetune else training.tokens
+        recipe = with_length(recipe, epoch)
         self.recipe, self.mesh, self.out = recipe, mesh, out
         settings, context = recipe.train, recipe.tokens.context
         self.tokenizer_file, self.corpus = tokens_dir / "tokenizer.json", tokens_dir.parent / "corpus"
@@ -124,7 +125,12 @@ class TrainingRun:
         if mesh.is_main:
             verify_once((training, held_out), out / "verified")
         self.loader = Loader(
-            training, context, self.ramp, recipe.seed, recipe.tokens.packing, weights_of(recipe, training.groups)
+            training,
+            context,
+            self.ramp,
+            recipe.seed,
+            "whole" if recipe.finetune else recipe.tokens.packing,  # an example that is cut teaches nothing
+            weights_of(recipe, training.groups),
         )
         self.valid: tuple[Tensor, ...] = (
             example_rows(held_out, context, settings.validate_tokens, recipe.seed)
@@ -641,7 +647,8 @@ def validation_rows(shards: Shards, context: int, tokens: int) -> tuple[Tensor, 
     starts = [row * available // rows * context for row in range(rows)]
     stacked = torch.from_numpy(np.stack([shards.read(start, context + 1) for start in starts]))
     targets = stacked[:, 1:].clone()
-    targets[targets == 0] = -1  # which document comes next is not language
+    for row, start in enumerate(starts):  # which document comes next is not language
+        targets[row, shards.document_starts(start + 1, start + context + 1) - start - 1] = -1
     if shards.masked:
         targets[~torch.from_numpy(np.stack([shards.counts(start + 1, context) for start in starts]))] = -1
     return stacked[:, :-1].contiguous(), targets
