@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmforge.errors import InputError
-from lmforge.tokens.library import CLOSE, OPEN
+from lmforge.tokens.library import secret_name
 from lmforge.tokens.pretokenize import without_surrogates
 from lmforge.tokens.special_tokens import CHAT_TOKENS
 from lmforge.tokens.template import CLOSE_SAID, OPEN_SAID, render, render_text
@@ -193,7 +193,7 @@ def _renamed(
     guards. And the same spans in it."""
     parts, places, size, last = [], np.arange(len(text) + 1), 0, 0
     for each in re.finditer(f"{pattern.pattern}|{GUARD}", text):
-        name = "" if each[0] == GUARD else f"{OPEN}{ids[each[0]]}{CLOSE}"
+        name = "" if each[0] == GUARD else secret_name(ids[each[0]])
         parts += [text[last : each.start()], name]
         size += each.start() - last + len(name)
         places[each.end() :] += size - places[each.end()]

@@ -13,6 +13,7 @@ counts it.
 from __future__ import annotations
 
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,8 +30,7 @@ from lmforge.tokens.special_tokens import SETTINGS, special_names
 
 BLANK = "\u2581"  # SentencePiece's
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>$")
-# Noncharacters that stand around a special token's number where a text has names that look like special tokens.
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
+_SECRET = secrets.token_hex(8)  # of this process: in names of special tokens that no text can have
 
 
 class Library:
@@ -44,9 +44,9 @@ class Library:
     def __init__(self, file: Mapping[str, Any], where: str) -> None:
         """Raises InputError where the library cannot run it (`where` names it)."""
         self._file = {**{key: value for key, value in file.items() if key != SETTINGS}, **_WITHOUT_EXTRAS}
-        self._text = _runnable(self._file, where)
-        self._text.encode_special_tokens = True  # names of special tokens are text
-        self._marked: dict[bool, tokenizers.Tokenizer] = {}
+        _runnable(self._file, where)
+        self._text = self._renamed(where)
+        self._marked: tokenizers.Tokenizer | None = None
         self._lock = threading.Lock()
         self.names = _names(file)
         special = set(special_names(file).values())
@@ -66,23 +66,26 @@ class Library:
         return np.array([token for each in ids for token in each], dtype=np.int32), ends
 
     def spans(self, text: str) -> tuple[list[int], NDArray[np.int64]]:
-        """(the tokens of a text; (tokens, 2) the first character of each and the one after its last)."""
+        """(the tokens of a text; (tokens, 2) the first character of each and the one after its last). Where bytes of a
+        word have no token, the library counts the word's later tokens from too early a place."""
         encoding = self._text.encode(without_surrogates(text), add_special_tokens=False)
         return encoding.ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
     def marked_spans(self, text: str, renamed: bool = False) -> tuple[list[int], NDArray[np.int64]]:
         """`spans` of a text in which the names of special tokens are those tokens; with `renamed` only where they are
-        written as OPEN, their number, CLOSE."""
+        written as `secret_name`."""
         with self._lock:
-            if renamed not in self._marked:
-                self._marked[renamed] = self._renamed() if renamed else _runnable(self._file, "tokenizer.json")
-        encoding = self._marked[renamed].encode(without_surrogates(text), add_special_tokens=False)
+            if self._marked is None and not renamed:
+                self._marked = _runnable(self._file, "tokenizer.json")
+        library = self._text if renamed or self._marked is None else self._marked
+        encoding = library.encode(without_surrogates(text), add_special_tokens=False)
         return encoding.ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
-    def _renamed(self) -> tokenizers.Tokenizer:
-        """The library's tokenizer with names for its special tokens that no text can have."""
+    def _renamed(self, where: str) -> tokenizers.Tokenizer:
+        """The library's tokenizer with names for its special tokens that no text can have. (That the library can be
+        told to leave added tokens alone is not enough: a Unigram model finds them among its pieces.)"""
         number = special_names(self._file)
-        others = {name: f"{OPEN}{token}{CLOSE}" for name, token in number.items()}
+        others = {name: secret_name(token) for name, token in number.items()}
         model = dict(self._file["model"])
         vocabulary = model["vocab"]
         if isinstance(vocabulary, Mapping):
@@ -94,11 +97,14 @@ class Library:
         added = [
             {**token, "content": others.get(token["content"], token["content"])} for token in self._file["added_tokens"]
         ]
-        result = _runnable({**self._file, "model": model, "added_tokens": added}, "tokenizer.json")
-        if any(result.token_to_id(others[name]) != token for name, token in number.items()):
-            raise InputError(
-                "tokenizer.json: the ids of its special tokens have gaps; a text that names one is refused"
-            )
+        result = _runnable({**self._file, "model": model, "added_tokens": added}, where)
+        for token in added:
+            given = result.token_to_id(token["content"])
+            if given != token["id"]:
+                raise InputError(
+                    f"{where}: added token {token['id']} is number {given} to `tokenizers`: ids have gaps or are taken "
+                    "twice; save the tokenizer with transformers again"
+                )
         return result
 
     def missing(self, tokens: NDArray[Any], size: int) -> int:
@@ -107,6 +113,11 @@ class Library:
         if self.unknown >= 0 and not self.byte_level:
             return int((tokens == self.unknown).sum())
         return max(0, size + self.strips - sum(len(self.bytes_of[token]) for token in tokens.tolist()))
+
+
+def secret_name(token: int) -> str:
+    """What a special token is called where texts that may have its name stand beside it."""
+    return f"\ufdd0{_SECRET}:{token}\ufdd1"
 
 
 _WITHOUT_EXTRAS: dict[str, Any] = {"post_processor": None, "truncation": None, "padding": None}

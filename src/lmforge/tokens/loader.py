@@ -83,7 +83,7 @@ class Loader:
         needed, held = max(self.ramp.sizes) * context, sum(sizes) if packing == "whole" else shards.tokens - 1
         if held < needed:
             raise InputError(
-                f"corpus smaller than one batch: {shards.tokens} tokens, needs {needed + 1}; "
+                f"corpus smaller than one batch: {held + 1} tokens, needs {needed + 1}; "
                 "lower train.batch_tokens or tokens.context, or add texts"
             )
         weights = weights or [CONSTANT] * len(self.groups)

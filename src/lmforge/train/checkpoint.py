@@ -71,7 +71,10 @@ def restore_optimizers(
             file).
     """
     states: dict[str, dict[int, dict[str, Tensor]]] = {owner: {} for owner in optimizers}
-    numbers = {owner: {n: i for i, n in enumerate(_names_in_order(model, each))} for owner, each in optimizers.items()}
+    numbers = {
+        owner: {name: number for number, name in enumerate(_names_in_order(model, optimizer))}
+        for owner, optimizer in optimizers.items()
+    }
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for path, value in tensors.items():
         owner, name, field = path.split("/")
@@ -81,8 +84,8 @@ def restore_optimizers(
             name = names[int(name)]
         if name not in known or (field in _LIKE_PARAMETER and value.shape != shapes[name]):
             raise InputError(
-                f"{where}: it has state of {path} {tuple(value.shape)}, which no parameter of this recipe's {owner} has; "
-                "run with --fresh or another name"
+                f"{where}: it has state of {path} {tuple(value.shape)}, which no parameter of this recipe's {owner} "
+                "has; run with --fresh or another name"
             )
         states[owner].setdefault(known[name], {})[field] = value
     for owner, optimizer in optimizers.items():
