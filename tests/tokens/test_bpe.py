@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lmforge.errors import InputError
 from lmforge.tokens.bpe import CHAT_TOKENS, END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
 from lmforge.tokens.byte_alphabet import CHARACTERS
-from lmforge.tokens.pretokenize import cut
+from lmforge.tokens.pretokenize import WORDS_WITHOUT_MARKS, cut
 
 WORDS = [
     "return",
@@ -318,3 +318,19 @@ def test_the_name_of_a_special_token_in_the_texts_never_becomes_a_token() -> Non
         tokens = tokenizer.encode(documents[0])
         assert not set(tokens) & set(tokenizer.special.values())
         assert tokenizer.decode(tokens) == documents[0]
+
+
+def test_a_vocabulary_of_before_keeps_its_own_cuts() -> None:
+    """Vocabularies that were learned when combining marks were cut from their letters go on so; new ones keep them."""
+    text = "हिन्दी भारत की राजभाषा है " * 3
+    new = train_tokenizer([text] * 20, 330)
+    file = json.loads(new._content)
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = WORDS_WITHOUT_MARKS
+    old = Tokenizer(json.dumps(file))
+    assert old.library is None
+    for tokenizer in (old, new):
+        library = tokenizers.Tokenizer.from_str(tokenizer._content)
+        assert tokenizer.encode(text) == library.encode(text).ids
+    assert new.encode(text) != old.encode(text)
+    words = {tokenizer: len(tokenizer.encode(text)) for tokenizer in (old, new)}
+    assert words[new] < words[old]
