@@ -323,7 +323,7 @@ def test_the_name_of_a_special_token_in_the_texts_never_becomes_a_token() -> Non
 def test_a_vocabulary_of_before_keeps_its_own_cuts() -> None:
     """Vocabularies that were learned when combining marks were cut from their letters go on so; new ones keep them."""
     text = "हिन्दी भारत की राजभाषा है " * 3
-    new = train_tokenizer([text] * 20, 330)
+    new = train_tokenizer([text] * 20, 290)
     file = json.loads(new._content)
     file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = WORDS_WITHOUT_MARKS
     old = Tokenizer(json.dumps(file))

@@ -90,7 +90,7 @@ def _clean(text: str) -> str:
 @given(CONVERSATIONS)
 def test_no_words_become_a_special_token(turns: list[tuple[str, str]]) -> None:
     messages = [message(role, content) for role, content in turns]
-    tokens, counted, _ = render_conversation(messages, WITH_CHAT)
+    tokens, counted = render_conversation(messages, WITH_CHAT)
     special = [token for token in tokens if token in WITH_CHAT.special.values()]
     expected = ["<|endoftext|>"]
     for role, _ in turns:
@@ -112,7 +112,7 @@ def test_what_is_asked_is_the_beginning_of_what_is_learned(turns: list[tuple[str
 
 @given(CONVERSATIONS)
 def test_the_assistants_words_and_their_end_are_learned_and_nothing_else(turns: list[tuple[str, str]]) -> None:
-    tokens, counted, _ = render_conversation([message(role, content) for role, content in turns], WITH_CHAT)
+    tokens, counted = render_conversation([message(role, content) for role, content in turns], WITH_CHAT)
     learned = [token for token, counts in zip(tokens[1:], counted[1:], strict=True) if counts]
     end = WITH_CHAT.special["<|end|>"]
     assert learned == [
@@ -121,7 +121,7 @@ def test_the_assistants_words_and_their_end_are_learned_and_nothing_else(turns: 
 
 
 def test_in_a_transcript_the_next_turns_name_ends_the_assistants() -> None:
-    tokens, counted, _ = render_conversation(
+    tokens, counted = render_conversation(
         [message("user", "a"), message("assistant", "b"), message("user", "c")], TOKENIZER
     )
     learned = [token for token, counts in zip(tokens[1:], counted[1:], strict=True) if counts]

@@ -42,12 +42,10 @@ _NONCHARACTERS = re.compile("[\ufdd0-\ufdd4]")
 
 
 class Rendered(NamedTuple):
-    """The tokens of a conversation, which of them count in the loss (the first is given and stays True), and whether
-    the end of the text after it does."""
+    """The tokens of a conversation, and which of them count in the loss (the first is given and stays True)."""
 
     tokens: list[int]
     counted: list[bool]
-    end_counted: bool
 
 
 def has_chat_tokens(tokenizer: Tokenizer) -> bool:
@@ -59,6 +57,13 @@ def stop_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer: the end of the text and, where there are chat tokens, the end of the turn or
     another's turn."""
     return tokenizer.special_tokens.stop
+
+
+def end_counts(rendered: Rendered, tokenizer: Tokenizer) -> bool:
+    """Whether the end of the text after a conversation counts: as its last token does, but not after the end of a turn
+    by a template, which ends the answer already."""
+    ended = tokenizer.chat_template is not None and rendered.tokens[-1] in tokenizer.special_tokens.stop
+    return rendered.counted[-1] and not ended
 
 
 def render_chat(messages: Messages, tokenizer: Tokenizer) -> list[int]:
@@ -125,8 +130,7 @@ def _templated(messages: Messages, tokenizer: Tokenizer, open_end: bool) -> Rend
         ends = [at for at in inside.tolist() if tokens[at] in special.stop]
         counted[inside[inside <= ends[-1]] if ends else inside] = True
     counted[0] = True
-    # a turn's end is the end of an answer: the end of the text is not learned beside it
-    return Rendered(tokens, counted.tolist(), bool(counted[-1]) and tokens[-1] not in special.stop)
+    return Rendered(tokens, counted.tolist())
 
 
 def _template_names(tokenizer: Tokenizer) -> dict[str, str]:
@@ -213,7 +217,7 @@ def _with_tokens(turns: list[tuple[str, str]], tokenizer: Tokenizer, open_end: b
     if open_end and turns[-1][0] != "assistant":
         tokens.append(tokenizer.special["<|assistant|>"])
         counted.append(False)
-    return Rendered(tokens, counted, counted[-1])
+    return Rendered(tokens, counted)
 
 
 def _transcript(turns: list[tuple[str, str]], tokenizer: Tokenizer, open_end: bool) -> Rendered:
@@ -232,7 +236,7 @@ def _transcript(turns: list[tuple[str, str]], tokenizer: Tokenizer, open_end: bo
         head = tokenizer.encode(f"{before}Assistant:")
         tokens += head
         counted += [False] * len(head)
-    return Rendered(tokens, counted, counted[-1])
+    return Rendered(tokens, counted)
 
 
 def _turns(messages: Messages) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.errors import InputError, LmforgeError
-from lmforge.tokens.chat import render_conversation
+from lmforge.tokens.chat import end_counts, render_conversation
 from lmforge.tokens.count import batches
 from lmforge.tokens.shards import token_dtype
 from lmforge.tokens.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def _conversation(document: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
     except InputError as error:
         raise InputError(f"corpus document {document.get('id')!r}: meta.{error}") from error
     tokens = np.array(rendered.tokens, dtype=token_dtype(tokenizer.vocab_size))
-    return _encoded(document, tokens, np.array(rendered.counted), rendered.end_counted)
+    return _encoded(document, tokens, np.array(rendered.counted), end_counts(rendered, tokenizer))
 
 
 def _text(document: dict[str, Any], body: NDArray[Any], tokenizer: Tokenizer) -> Encoded:
