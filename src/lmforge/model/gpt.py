@@ -76,7 +76,8 @@ class NgramEmbedding(nn.Module):
     def forward(self, tokens: Tensor, recent: Tensor, positions: Tensor | None = None) -> Tensor:
         """tokens (B,T) and the two ids before them (B,2; 0 where there is none) → (B,T,D).
 
-        positions (B,T), where a row packs several documents: what stands before a document's first token counts as 0.
+        positions (B,T), where a row packs several documents: what stands before a document's first token counts as 0
+        (as "nothing": no special token is meant; in a vocabulary whose token 0 is a word the two share a row).
         """
         padded = torch.cat((recent, tokens), dim=1)
         before, last = padded[:, :-2], padded[:, 1:-1]
