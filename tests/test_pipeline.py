@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lmforge import pipeline
+from lmforge.compress.method import Evaluate
+from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError
+from lmforge.evaluate.language import score_documents, token_sizes
 from lmforge.evaluate.passkey import passage
+from lmforge.formats.native import load_network
 from lmforge.pipeline import NAMES, find_recipe, locked, run_stages, states
-from lmforge.recipe import load_recipe
+from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import Record
+from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.build import build_tokens
+from lmforge.tokens.loader import Batch
+from lmforge.tokens.shards import Shards
 from tests.conftest import tiny_recipe, tiny_texts
+from tests.tokens.conftest import write_documents
+
+Draw = Callable[[int], Batch]
 
 
 @pytest.fixture
@@ -180,3 +195,41 @@ def test_a_corpus_holds_nothing_that_its_model_is_scored_by(tmp_path: Path) -> N
     other = load_recipe(tmp_path / "recipe.toml", ['evaluate.tasks=["bits_per_byte"]', "corpus.analyse_bytes=0"])
     assert states(other, tmp_path / "run")[0].state == "stale"  # scored by other texts, another corpus
     assert states(other, tmp_path / "run")[0].inputs.keys() < states(recipe, tmp_path / "run")[0].inputs.keys()
+
+
+def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Examples with questions that the loss leaves out, packed whole as fine-tuning packs them."""
+    splits = {split: [*read_documents(run / "corpus", split)] for split in ("train", "valid", "test")}
+    for documents in splits.values():
+        for document in documents:
+            document["meta"] = {"loss_spans": [[len(document["text"]) // 2, len(document["text"])]]}
+    recipe = load_recipe(run / "recipe.toml", ["tokens.packing=best_fit", "train.validate_tokens=100000000"])
+    write_documents(tmp_path / "masked", splits)
+    shutil.rmtree(run / "tokens")
+    build_tokens(recipe, tmp_path / "masked", run / "tokens")
+    given: dict[str, Any] = {}
+
+    def compress(recipe: Recipe, model: Path, out: Path, draw: Draw, evaluate: Evaluate) -> dict[str, Any]:
+        given.update(draw=draw, calibration=draw(0), figure=evaluate(load_network(model))["bits_per_byte"])
+        return {}
+
+    monkeypatch.setattr(pipeline, "compress", compress)
+    pipeline._compress(recipe, run)
+    left_out = (given["calibration"].targets < 0).mean()
+    assert 0.3 < left_out < 0.7
+    assert given["calibration"].documents is not None
+    assert (draw_again := given["draw"](7)).inputs.tolist() == given["draw"](7).inputs.tolist()
+    assert draw_again.inputs.tolist() != given["calibration"].inputs.tolist()
+    shards = Shards.open(run / "tokens", "valid")
+    assert shards.masked
+    model, context = load_network(run / "model"), recipe.tokens.context
+    sizes = token_sizes(Tokenizer.load(run / "tokens" / "tokenizer.json"))
+    nats = size = 0.0
+    for start, whole in shards.documents[:, :2].tolist():
+        length = min(whole, 8 * context + 1)
+        scores = score_documents(model, shards, np.array([[start, length]]), context)
+        counts = shards.counts(start + 1, length - 1)
+        nats, size = nats + scores.nats[counts].sum(), size + sizes[scores.token[counts]].sum()
+    assert given["figure"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)

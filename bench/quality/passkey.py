@@ -34,10 +34,9 @@ from typing import Any
 
 import torch
 
-from lmforge.compress.chain import load
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys, found
-from lmforge.formats.native import model_tensors, write_model
+from lmforge.formats.native import load_network, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
 from lmforge.record import atomic_directory, code_version, machine, write_atomic
@@ -257,7 +256,7 @@ def main() -> None:
             write_model(folder, network.config, model_tensors(network), folder / "vocabulary.json")
 
     if arguments.resume:
-        model.load_state_dict(load(arguments.run / "models" / arguments.kind).state_dict())
+        model.load_state_dict(load_network(arguments.run / "models" / arguments.kind).state_dict())
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
     before = results["kinds"].get(arguments.kind, {}) if arguments.resume else {}
     journal = train(model, makes, arguments.minutes, arguments.lengths, arguments.seed, save)

@@ -267,12 +267,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a text."""
+    from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.load import load_served
     from lmforge.serve.terminal import generate_text
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    served = load_served(model, which=_one_of(which))
+    served = load_any(model, which=_one_of(which))
     text = sys.stdin.read() if prompt == "-" else prompt
     if not as_json:
         print(text, end="", flush=True)
@@ -299,11 +299,11 @@ def chat(
     which: Which = "auto",
 ) -> None:
     """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
+    from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.load import load_served
     from lmforge.serve.terminal import chat as talk
 
-    talk(load_served(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
+    talk(load_any(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
 
 
 @app.command()
@@ -316,11 +316,11 @@ def serve(
     which: Which = "auto",
 ) -> None:
     """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
-    from lmforge.serve.load import load_served
+    from lmforge.formats.load import load_any
     from lmforge.serve.terminal import serve as listen
 
     settings = load_recipe(model / "recipe.toml").serve if (model / "recipe.toml").is_file() else Recipe().serve
-    listen(load_served(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
+    listen(load_any(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
 
 
 @app.command("import")

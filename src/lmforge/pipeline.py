@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lmforge.compress.chain import compress
 from lmforge.corpus.build import ELSEWHERE, build_corpus, work_folder
 from lmforge.corpus.clean.filters import filters_fingerprint
@@ -87,12 +85,12 @@ def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
     context = recipe.tokens.context
     shards = Shards.open(run / "tokens", "train")
     rows = min(CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
-    calibration = Loader(shards, context, rows, recipe.seed).batch(0).inputs
+    loader = Loader(shards, context, rows, recipe.seed, recipe.tokens.packing)
     return compress(
         recipe,
         run / "model",
         run / "compressed",
-        torch.from_numpy(calibration),
+        loader.batch,
         lambda model: {
             "bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, recipe.train.validate_tokens)
         },

@@ -13,10 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lmforge.corpus.build import read_documents
+from lmforge.errors import InputError
 from lmforge.evaluate.language import bits_per_byte, by_position, plan_windows, quick_bits_per_byte, score_documents
 from lmforge.evaluate.task import Context
+from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.recipe import Recipe
+from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.build import build_tokens
 from lmforge.tokens.shards import Shards
 from tests.evaluate.conftest import CONTEXT, VOCABULARY, tiny_model
+from tests.tokens.conftest import write_documents
 
 
 class Ring:
@@ -145,3 +152,42 @@ def test_the_quick_score_is_bounded_and_agrees_on_everything(base: Path, context
     assert quick[1] == quick[2] != quick[0]
     mean = math.log2(VOCABULARY) * (shards.tokens - len(shards.documents)) / shards.bytes
     assert 0.5 * mean < quick[1] < 2 * mean
+
+
+def with_spans(base: Path, recipe: Recipe, folder: Path, share: float) -> Path:
+    """The texts of the tiny corpus as shards in which the last `share` of each document counts."""
+    splits = {split: [*read_documents(base / "corpus", split)] for split in ("train", "valid", "test")}
+    for documents in splits.values():
+        for document in documents:
+            length = len(document["text"])
+            document["meta"] = {"loss_spans": [[length - int(length * share), length]]}
+    write_documents(folder / "corpus", splits)
+    build_tokens(recipe, folder / "corpus", folder / "tokens")
+    return folder / "tokens"
+
+
+def test_the_quick_score_counts_what_the_loss_counts(base: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """Questions are read, answers are scored: the same bits and bytes as one document after another, token by token."""
+    tokens_dir = with_spans(base, recipe, tmp_path, 0.3)
+    shards, tokenizer = Shards.open(tokens_dir, "valid"), Tokenizer.load(tokens_dir / "tokenizer.json")
+    context = int(shards.documents[:, 1].max())
+    model = GPT(GPTConfig(VOCABULARY, context, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=64))
+    model.initialise(5)
+    bits = size = 0.0
+    for start, length in shards.documents[:, :2].tolist():
+        ids = torch.from_numpy(shards.read(start, length))
+        with torch.inference_mode():
+            nats = -model.eval()(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        for place, token in enumerate(ids[1:].tolist()):
+            if shards.counts(start + 1 + place, 1)[0]:
+                bits += float(nats[place]) / math.log(2)
+                size += len(tokenizer.token_bytes(token))
+    assert 0 < size < 0.4 * shards.bytes
+    quick = quick_bits_per_byte(model, tokens_dir, "valid", context, 10**9)
+    assert quick == pytest.approx(bits / size, rel=1e-5)
+
+
+def test_a_split_in_which_nothing_counts_cannot_judge(base: Path, recipe: Recipe, tmp_path: Path) -> None:
+    tokens_dir = with_spans(base, recipe, tmp_path, 0.0)
+    with pytest.raises(InputError, match="no token of the valid split's sample counts"):
+        quick_bits_per_byte(tiny_model(5), tokens_dir, "valid", CONTEXT, 1000)

@@ -18,7 +18,9 @@ from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Train
 from lmforge.train import checkpoint
 from lmforge.train.checkpoint import Checkpoints, optimizer_tensors, restore_optimizers
+from lmforge.train.loop import train
 from lmforge.train.optim import build_optimizers
+from tests.train.runs import recipe_of
 
 CONFIG = GPTConfig(vocab_size=20, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16)
 
@@ -254,3 +256,23 @@ def test_two_hundred_kills_while_saving(tmp_path: Path, tokenizer: Path) -> None
         assert state["step"] >= (int.from_bytes(finished[-8:], "little") if finished else 0)
         assert torch.equal(checkpoints.average(state["step"])["w"], torch.full((999,), float(state["step"])))
     assert interrupted > 50  # kills that fell into a save
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_at_the_next_start(tiny_run: Path, tmp_path: Path) -> None:
+    """Snapshots, checkpoints and profiles alike, and single files; what the user keeps there stays."""
+    run = tmp_path / "t"
+    for folder in ("snapshots", "checkpoints", "profile"):
+        (run / folder / ".step-00000011.k1lled.tmp").mkdir(parents=True)
+        (run / folder / ".step-00000011.k1lled.tmp" / "model.safetensors").write_bytes(b"half")
+    (run / ".ensemble.json.123.tmp").write_text("{")
+    (run / "snapshots" / "notes.tmp").write_text("mine")
+    train(recipe_of(tiny_run), tiny_run / "tokens", run, tmp_path / "m")
+    assert [path.name for path in run.rglob("*.tmp")] == ["notes.tmp"]
+
+
+def test_a_rank_that_does_not_write_clears_nothing(tmp_path: Path) -> None:
+    """What another rank is writing looks like what a killed one left."""
+    (tmp_path / "c" / ".step-00000001.x.tmp").mkdir(parents=True)
+    model, optimizers = trained(0)
+    assert Checkpoints(tmp_path / "c", 2).load_newest(model, optimizers) is None
+    assert (tmp_path / "c" / ".step-00000001.x.tmp").exists()

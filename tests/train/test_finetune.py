@@ -13,18 +13,19 @@ import torch
 
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
+from lmforge.formats.load import load_any
 from lmforge.formats.native import load_model, model_tensors, write_model
 from lmforge.formats.transformers import import_model
 from lmforge.pipeline import run_stages, states
 from lmforge.recipe import Recipe, load_recipe, to_toml
 from lmforge.record import atomic_directory
-from lmforge.serve.load import load_served
 from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.adapters import load_with_adapter
 from lmforge.train.finetune import example_rows
 from lmforge.train.journal import read_lines
-from lmforge.train.loop import TrainingRun, train
+from lmforge.train.loop import train
+from lmforge.train.step import TrainStep
 from tests.formats.test_transformers import checkpoint
 
 WORDS = {"hot": ["fire", "ember", "spark"], "cold": ["water", "iron", "steel"]}
@@ -76,8 +77,8 @@ def scored(recipe: Recipe) -> dict[str, Any]:
     run = recipe.directory
     run_stages(recipe, run, until="train")
     evaluate(recipe, {"model": run / "model"}, run / "corpus", run / "tokens", run / "scores")
-    found: dict[str, Any] = json.loads((run / "scores" / "answers.json").read_text())
-    return found
+    score: dict[str, Any] = json.loads((run / "scores" / "answers.json").read_text())
+    return score
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -107,10 +108,10 @@ def test_it_learns_and_the_served_model_is_an_ordinary_one(base: Path, tmp_path:
     if lora:
         run_stages(recipe, recipe.directory)
         assert "accuracy" in (recipe.directory / "report.html").read_text()
-        assert load_served(recipe.directory).methods == ("quantize",)
+        assert load_any(recipe.directory).methods == ("quantize",)
         with_adapter = model_tensors(load_with_adapter(recipe.directory / "model" / "adapter"))
         assert all(torch.allclose(with_adapter[name], after[name], atol=1e-6) for name in after)
-        assert load_served(recipe.directory / "model" / "adapter").name == "adapter"
+        assert load_any(recipe.directory / "model" / "adapter").name == "adapter"
         assert {state.state for state in states(load_recipe(recipe.directory / "recipe.toml"), recipe.directory)} == {
             "done"
         }
@@ -121,22 +122,22 @@ def test_stopped_and_started_again_equals_never_stopped(
     base: Path, tmp_path: Path, lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    real = TrainingRun.step
+    real = TrainStep.run
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
         labelled(tmp_path / name / "examples.jsonl")
         recipe = recipe_of(tmp_path / name, base, "lora = {}\n" if lora else "", steps=12, checkpoint_every=4)
 
-        def dies(self: TrainingRun, step: int, batch: Batch) -> dict[str, Any]:
+        def dies(self: TrainStep, step: int, batch: Batch) -> dict[str, Any]:
             if step == 10:
                 raise KeyboardInterrupt
             return real(self, step, batch)
 
         if name == "stopped":
-            monkeypatch.setattr(TrainingRun, "step", dies)
+            monkeypatch.setattr(TrainStep, "run", dies)
             with pytest.raises(KeyboardInterrupt):
                 run_stages(recipe, recipe.directory, until="train")
-            monkeypatch.setattr(TrainingRun, "step", real)
+            monkeypatch.setattr(TrainStep, "run", real)
         figures = run_stages(recipe, recipe.directory, until="train")["train"]
         losses = [line["loss"] for line in read_lines(recipe.directory / "train" / "metrics.jsonl") if "loss" in line]
         results.append((figures["weights_sha256"], losses, [row["bits_per_byte"] for row in figures["candidates"]]))

@@ -25,8 +25,10 @@ from typing import Any
 import orjson
 
 from lmforge.corpus import spool
+from lmforge.corpus.apply import Apply, Write, excerpt
 from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
 from lmforge.corpus.executors import run_tasks
+from lmforge.corpus.holdout import Hold, Pool, Scan
 from lmforge.corpus.measure.analyse import analyse
 from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.overlap import duplicates
@@ -37,7 +39,7 @@ from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.sources.files import Part
 from lmforge.corpus.sources.kinds import parts
 from lmforge.corpus.splits import SPLITS
-from lmforge.corpus.steps import PAIRS_SHOWN, Apply, Count, Match, Plan, Read, Settle, Step, Write, excerpt
+from lmforge.corpus.steps import PAIRS_SHOWN, Count, Match, Plan, Read, Settle, Step
 from lmforge.corpus.synthesize.documents import synthesize
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
@@ -97,7 +99,7 @@ def build_corpus(
         "notices",
         "synthetic",
     )
-    return {name: figures[name] for name in (*stable, "overlap", "decontamination")}
+    return {name: figures[name] for name in (*stable, "overlap", "decontamination", "held_out")}
 
 
 def work_folder(out: Path) -> Path:
@@ -158,10 +160,14 @@ class _Build:
         self._pass(Settle, [1])
         if self.recipe.corpus.repeated_lines:
             self._pass(Count, self._slices("lines"))
+        self._pass(Pool, [1])
+        self._pass(Scan, self.sizes)
+        self._pass(Hold, [1])
         self._pass(Apply, self.sizes)
         settled = json.loads((self.work / "settle" / "00000" / "settled.json").read_text())
-        shards = Shards.holding(settled["bytes"])
-        self._pass(Write, [sum(settled["bytes"].values()) // shards.total] * shards.total)
+        settled["held"] = json.loads((self.work / "hold" / "00000" / "hold.json").read_text())
+        shards = Shards.holding(settled["held"]["bytes"])
+        self._pass(Write, [sum(settled["held"]["bytes"].values()) // shards.total] * shards.total)
         with atomic_directory(out) as folder:
             return self._put_together(folder, settled, translators)
 
@@ -266,6 +272,7 @@ class _Build:
             "entropy": measured["entropy"],
             "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
             "notices": dict(sorted(notices.items())),
+            "held_out": {name: value for name, value in settled["held"].items() if name != "bytes"},
             "copies": sum(each["copies"] for each in splits.values()),
             "overlap": self._overlap(settled, dropped, compared, pairs, lines),
             "filters": filters_report(self.recipe.corpus),

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from lmforge.compress.chain import load
 from lmforge.errors import InputError
 from lmforge.evaluate.answers import answers
 from lmforge.evaluate.baseline import kneser_ney
@@ -26,7 +25,7 @@ from lmforge.evaluate.language import bits_per_byte
 from lmforge.evaluate.passkey import passage, passkey
 from lmforge.evaluate.speed import generation_speed
 from lmforge.evaluate.task import SEED, Context, Score, Task
-from lmforge.formats.native import read_config
+from lmforge.formats.load import load_any
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Recipe
@@ -138,12 +137,12 @@ def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
 
 def _load(directory: Path, context: Context) -> GPT:
     """A model, checked against its manifest and this run's tokenizer, on the GPU where there is one."""
-    model = load(directory)
-    if read_config(directory)["tokenizer_sha256"] != context.tokenizer.sha256:
+    loaded = load_any(directory)
+    if loaded.tokenizer.sha256 != context.tokenizer.sha256:
         raise InputError(
             f"{directory}: made with another tokenizer than {context.tokens_dir / TOKENIZER}; run the train stage again"
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lmforge.errors import InputError
 from lmforge.evaluate.task import SEED, Context, Score, device_of
 from lmforge.generate.score import token_nats
 from lmforge.intervals import bootstrap_ratio
@@ -152,16 +153,25 @@ def token_sizes(tokenizer: Tokenizer) -> Array:
 
 def quick_bits_per_byte(model: GPT, tokens_dir: Path, split: str, context: int, max_tokens: int) -> float:
     """Bits per byte on at most `max_tokens` tokens of a split: documents in a fixed shuffled order, of each at most its
-    first 8 contexts. The same sample for every model; the same scoring as the task `bits_per_byte`.
+    first 8 contexts. The same sample for every model; the same scoring as the task `bits_per_byte`, but that tokens
+    which the loss leaves out (questions, instructions) are read and not scored, as in training.
+
+    Raises:
+        InputError: no token of the sample counts.
     """
     shards = Shards.open(tokens_dir, split)
     table = shards.documents[np.random.default_rng(SEED).permutation(len(shards.documents))].copy()
     table[:, 1] = np.minimum(table[:, 1], QUICK_CONTEXTS * context + 1)
     left = max_tokens - np.concatenate(([0], np.cumsum(table[:, 1])[:-1]))
     table[:, 1] = np.minimum(table[:, 1], left)
-    scores = score_documents(model, shards, table[table[:, 1] > 1], context)
+    table = table[table[:, 1] > 1]
+    scores = score_documents(model, shards, table, context)
+    counted = [shards.counts(int(start) + 1, int(tokens) - 1) for start, tokens in table[:, :2]]
+    counts = np.concatenate([np.empty(0, dtype=bool), *counted])
+    if shards.masked and not counts.any():
+        raise InputError(f"{tokens_dir}: no token of the {split} split's sample counts in the loss; add examples to it")
     sizes = token_sizes(Tokenizer.load(tokens_dir / TOKENIZER))
-    return float(scores.nats.sum() / math.log(2) / max(1, sizes[scores.token].sum()))
+    return float(scores.nats[counts].sum() / math.log(2) / max(1, sizes[scores.token[counts]].sum()))
 
 
 def bits_per_byte(context: Context) -> Score:

@@ -73,7 +73,7 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tupl
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    cache = KVCache(model.config, len(prompts), capacity, device)
+    cache = KVCache(len(prompts), capacity, device)
     hidden = model.hidden(tokens.to(device), cache, lengths=lengths.to(device))
     last = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]
     assert model.head is not None

@@ -31,8 +31,9 @@ from lmforge.corpus.sources.texts import CODE, MARKUP, PROSE
 from lmforge.corpus.splits import split_at, split_bounds, unit
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPTConfig
-from lmforge.plan.cost import TRAINING, flops_per_token, training_bytes
+from lmforge.plan.cost import TRAINING, flops_per_token
 from lmforge.plan.hardware import Hardware
+from lmforge.plan.memory import training_bytes
 from lmforge.plan.simulate import PROCESS_BYTES, expected_utilization
 from lmforge.recipe import Corpus, Source, SourceKind, parse_recipe
 from lmforge.tokens.bpe import train_tokenizer

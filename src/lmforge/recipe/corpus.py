@@ -196,6 +196,7 @@ class Corpus(Section):
     sources: tuple[Source, ...] = (Source(kind="python-library", genre="code"),)
     # share of documents kept out of training, chosen by document hash
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    leaked_share: Share = 0.1  # a document of which more than this stands in training is not held out
     min_chars: Positive = 64
     max_chars: Positive = 1_000_000
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it

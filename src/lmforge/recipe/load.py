@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from lmforge.errors import InputError
 from lmforge.recipe.corpus import BackTranslation, Source
 from lmforge.recipe.schema import Model, Recipe
+from lmforge.registry import Selected
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -187,8 +188,12 @@ def _valid_keys(location: Sequence[str | int]) -> list[str]:
             continue
         if part in section.model_fields:
             choices = _sections_in(section.model_fields[part].annotation)
-        else:  # one of several sections, named by its method
-            choices = [each for each in choices if part in get_args(each.model_fields["method"].annotation)]
+        else:  # one of several sections, named by its method (or whatever chooses it)
+            choices = [
+                each
+                for each in choices
+                if any(part in get_args(field.annotation) for field in each.model_fields.values())
+            ]
         if not choices:
             return []
         section = choices[0]
@@ -198,6 +203,9 @@ def _valid_keys(location: Sequence[str | int]) -> list[str]:
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
+    for chosen in getattr(annotation, "__metadata__", ()):
+        if isinstance(chosen, Selected):
+            return list(chosen.sections.values())
     if get_origin(annotation) in (tuple, list, Union, types.UnionType, Annotated):
         return [found for part in get_args(annotation) for found in _sections_in(part)]
     return []

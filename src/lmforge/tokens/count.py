@@ -124,9 +124,9 @@ def _together(tables: list[PieceTable], folder: Path, max_ram: int, weight_of: i
         tables.clear()
         first.folder = None  # what fitted apart fits together
         while others:
-            found = others.pop().held()
-            first.add_pieces(found.data, found.ends, found.counts)
-            del found
+            held = others.pop().held()
+            first.add_pieces(held.data, held.ends, held.counts)
+            del held
         first.slots = first.slots[:0]
         merged = [first.pieces()]
         del first

@@ -227,8 +227,8 @@ class PieceTable:
 
     def pieces(self) -> Pieces:
         """What it holds, in the order of the fingerprints."""
-        found = self.held()
-        return found.chosen(np.argsort(found.prints, kind="stable"))
+        held = self.held()
+        return held.chosen(np.argsort(held.prints, kind="stable"))
 
     def _spill(self) -> Path:
         assert self.folder is not None

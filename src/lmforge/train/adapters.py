@@ -23,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
-from lmforge.formats.native import TENSORS, load_model, model_tensors
+from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.native import TENSORS, load_model, load_tokenizer, model_name, model_tensors, read_config
+from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Lora
-from lmforge.record import atomic_directory, read_manifest, verify_directory, write_atomic
+from lmforge.record import atomic_directory, content_hash, read_manifest, verify_directory, write_atomic
 
 ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
 Weights = dict[str, Tensor]
@@ -73,10 +75,10 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
 
 
-def adapter_tensors(model: nn.Module) -> Weights:
-    """A and B of each adapter; empty where there is none."""
+def adapter_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Weights:
+    """A and B of each adapter, of the model or of a whole state of it; empty where there is none."""
     return {
-        f"{name}.{part}": getattr(layer, part).detach()
+        f"{name}.{part}": getattr(layer, part).detach() if state is None else state[f"{name}.{part}"]
         for name, layer in adapted_layers(model).items()
         for part in ("adapter_a", "adapter_b")
     }
@@ -99,14 +101,16 @@ def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def merged(model: GPT, adapters: Mapping[str, Tensor] | None = None) -> Weights:
+def merged(
+    model: GPT, adapters: Mapping[str, Tensor] | None = None, state: Mapping[str, Tensor] | None = None
+) -> Weights:
     """The weights of an ordinary model that computes the same: adapters (its own, or those given) added to what they
-    stand beside."""
-    tensors, layers = model_tensors(model), adapted_layers(model)
-    found = adapter_tensors(model) if adapters is None else adapters
+    stand beside. `state`: the whole tensors of the model, where it does not hold them itself."""
+    tensors, layers = model_tensors(model) if state is None else dict(state), adapted_layers(model)
+    parts = adapter_tensors(model, state) if adapters is None else adapters
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(("adapter_a", "adapter_b"))}
     for name, layer in layers.items():
-        a, b = (found[f"{name}.{part}"].cpu() for part in ("adapter_a", "adapter_b"))
+        a, b = (parts[f"{name}.{part}"].cpu() for part in ("adapter_a", "adapter_b"))
         tensors[f"{name}.weight"] = _added(tensors[f"{name}.weight"], a, b, layer.scale)
     return tensors
 
@@ -118,11 +122,18 @@ def _added(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def hold(model: GPT, weights: Mapping[str, Tensor]) -> None:
     """Put the weights of an ordinary model into one that may have adapters, which then add nothing."""
+    model.load_state_dict(holding(model, weights), strict=False)
+
+
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Weights:
+    """The state of a model that may have adapters, in which it computes what an ordinary model with `weights` does."""
+    state = {}
     for name, parameter in model.state_dict().items():
         if name in weights:
-            parameter.copy_(weights[name])
+            state[name] = weights[name]
         elif name.endswith("adapter_b"):
-            parameter.zero_()
+            state[name] = torch.zeros_like(parameter)
+    return state
 
 
 def averaged(members: Sequence[Mapping[str, Tensor]]) -> Weights:
@@ -172,10 +183,10 @@ def base_of(directory: Path) -> Path:
     verify_directory(directory)
     base = _config(directory)["base"]
     path = Path(base["path"])
-    found = fingerprint(path)
-    if found != base["sha256"]:
+    present = fingerprint(path)
+    if present != base["sha256"]:
         raise InputError(
-            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {found[:12]}…; "
+            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {present[:12]}…; "
             "restore it, or train the adapter on this one"
         )
     return path
@@ -208,3 +219,30 @@ def _config(directory: Path) -> dict[str, Any]:
         return content
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{directory}: no readable {ADAPTER_CONFIG}; give the folder of an adapter") from error
+
+
+class Adapter(Format):
+    """The folder of an adapter: read with its base, merged into it."""
+
+    name = "adapter"
+
+    def detect(self, path: Path) -> bool:
+        """A folder with adapter.json."""
+        return (path / ADAPTER_CONFIG).is_file()
+
+    def read(self, path: Path, verify: bool = True) -> LoadedModel:
+        """As `load_with_adapter`, with the base's tokenizer; base and adapter are verified in any case."""
+        base = base_of(path)
+        config = read_config(base)
+        return LoadedModel(
+            tokenizer=load_tokenizer(base, config),
+            model=load_with_adapter(path),
+            name=model_name(path.resolve()),
+            directory=path,
+            compression=tuple(config["compression"]),
+            notes=config.get("notes", {}),
+            fingerprint=(content_hash(path) or "")[:12],
+        )
+
+
+FORMATS.register(Adapter.name, Adapter())

@@ -1,11 +1,12 @@
 """Checkpoints: everything that a run needs to go on exactly as if it had never stopped. Atomic, checksummed, no pickle.
 
-train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json,
-config.json, tokenizer.json,
-                                 manifest.json}        average: the moving average of the weights, once it has begun
-train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone,
-to average Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them
-apart.
+    train/checkpoints/step-00000500/   model.safetensors, optimizer.safetensors, state.json, config.json,
+                                       tokenizer.json, manifest.json
+                                       average.safetensors: the moving average of the weights, once it has begun
+    train/snapshots/step-00000476/     model.safetensors, config.json, tokenizer.json, manifest.json: weights alone, to
+                                       average
+
+Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,18 @@ def full_disk_as_os_error() -> Iterator[None]:
         raise OSError(errno.ENOSPC, str(error)) from error
 
 
-def write_snapshot(directory: Path, model: GPT, step: int, tokenizer: Path) -> None:
-    """The weights of a step alone, loadable on their own.
+def write_snapshot(
+    directory: Path, model: GPT, step: int, tokenizer: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """The weights of a step alone, loadable on their own. `weights`: the whole tensors of the model, where it does not
+    hold them itself.
 
     Raises:
         LmforgeError: the disk is full.
     """
     with atomic_directory(directory) as temporary, full_disk_as_os_error():
-        write_model(temporary, model.config, merged(model), tokenizer, notes={"step": step})
-        if adapters := adapter_tensors(model):
+        write_model(temporary, model.config, merged(model, state=weights), tokenizer, notes={"step": step})
+        if adapters := adapter_tensors(model, weights):
             save_file({name: tensor.cpu() for name, tensor in adapters.items()}, temporary / ADAPTER)
 
 
@@ -122,8 +126,14 @@ class Checkpoints:
         self.directory, self.keep, self.store = directory, keep, store
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lmforge-checkpoint")
         self._writing: Future[None] | None = None
-        if directory.exists():
-            sweep_temporaries(directory)
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half written, of checkpoints and of what stands beside them. For the rank that
+        writes, before anything is written: what another rank is writing now looks the same."""
+        run = self.directory.parent
+        for folder in (self.directory, run, *(path for path in run.glob("*") if path.is_dir())):
+            if folder.exists():
+                sweep_temporaries(folder)
 
     def resolve(self) -> None:
         """Until what `save` began is written.
@@ -162,21 +172,22 @@ class Checkpoints:
         tokenizer: Path,
         average: Mapping[str, Tensor] | None = None,
         wait: bool = True,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
         Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `resolve`
-        waits for it.
+        waits for it. `weights`: the whole tensors of the model, where it does not hold them itself.
 
         Raises:
             LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay
                 usable.
         """
         self.resolve()
-        tensors, moments = merged(model), optimizer_tensors(model, optimizers)
+        tensors, moments = merged(model, state=weights), optimizer_tensors(model, optimizers)
         averaged, adapters = (
             {name: weight.detach().cpu() for name, weight in each.items()}
-            for each in (average or {}, adapter_tensors(model))
+            for each in (average or {}, adapter_tensors(model, weights))
         )
         content = json.dumps(dict(state), indent=1) + "\n"
         if not wait:
@@ -229,8 +240,14 @@ class Checkpoints:
         if self.store and not self.steps():
             fetch_newest(self.store, self.directory)
 
-    def load_newest(self, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Restore the newest complete checkpoint in place and return its state; None when there is none.
+    def load_newest(
+        self,
+        model: GPT,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        load_state: Callable[[GPT, Mapping[str, Tensor]], None] | None = None,
+    ) -> dict[str, Any] | None:
+        """Restore the newest complete checkpoint in place and return its state; None when there is none. `load_state`
+        puts whole tensors into what a process holds of the model (default: it holds the whole).
 
         Raises:
             InputError: its bytes were changed (names the file), or it does not fit this recipe.
@@ -256,9 +273,7 @@ class Checkpoints:
         if adapter_tensors(model):
             load_adapters(model, load_file(path / ADAPTER) if (path / ADAPTER).exists() else {})
         else:
-            model.load_state_dict(
-                {**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})}
-            )
+            (load_state or (lambda model, whole: model.load_state_dict(whole, strict=False)))(model, tensors)
         moments = path / "optimizer.safetensors"
         restore_optimizers(model, optimizers, load_file(moments), str(moments))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
