@@ -59,6 +59,18 @@ SUPERWORD_SHARE = 0.5  # of a vocabulary with superwords that is learned within 
 # bytes of memory that learning takes for a byte of distinct pieces, and of distinct lines
 _PIECE_RAM, _LINE_RAM = 32, 40
 _AT_ONCE = 1 << 14  # entries of tokenizer.json written at a time
+_MODEL: dict[str, Any] = {  # of a tokenizer.json; vocabulary and merges are written apart
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+    "vocab": {},
+    "merges": [],
+}
 
 
 def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str], superwords: bool) -> str:
@@ -82,18 +94,6 @@ def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str
         "behavior": "Isolated",
         "invert": False,
     }
-    model: dict[str, Any] = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {},
-        "merges": [],
-    }
     frame = orjson.dumps(
         {
             "version": "1.0",
@@ -104,7 +104,7 @@ def _document(names: list[str], merges: NDArray[np.int32], special: Sequence[str
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
             "post_processor": None,
             "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": model,
+            "model": _MODEL,
         }
     ).decode()
     # the two long parts are written in place: as objects they are several times the file
