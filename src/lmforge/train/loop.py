@@ -84,7 +84,7 @@ class Trainer:
         if recipe.train.precision == "fp8":
             fp8.require(layout.device)
         self.layout, self.out, self.data = layout, out, TrainingData(tokens_dir)
-        self.recipe = recipe = with_length(recipe, self.data.training.tokens)
+        self.recipe = recipe = with_length(recipe, self.data.epoch_tokens(recipe))
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)

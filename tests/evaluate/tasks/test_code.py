@@ -224,8 +224,8 @@ def test_the_prompt_leaves_the_line_end_to_the_model(base: Any, context_of: Call
 def test_completions_are_those_of_the_loop_whatever_the_batch() -> None:
     model = tiny_model(8)
     prompts = [[0, 5, 9, 17], [0, 44], [0, *range(30, 45)]]
-    together = complete(model, prompts, 12)
-    assert together == [complete(model, [prompt], 12)[0] for prompt in prompts]
+    together = complete(model, prompts, 12, (0,))
+    assert together == [complete(model, [prompt], 12, (0,))[0] for prompt in prompts]
     for tokens, finished in together:
         assert 0 not in tokens
         assert len(tokens) == 12 or finished

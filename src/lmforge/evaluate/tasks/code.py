@@ -183,17 +183,17 @@ def longest_prefix_passes(item: Item, completion: str) -> bool:
 
 
 def prompt_tokens(item: Item, tokenizer: Tokenizer, most: int) -> list[int]:
-    """The last `most` tokens of [end of text, the file up to the end of the item's head]."""
-    return [tokenizer.end_of_text, *tokenizer.encode(item.before + item.head)][-most:]
+    """The last `most` tokens of [what stands before a document, the file up to the end of the item's head]."""
+    return tokenizer.encode_document(item.before + item.head)[-most:]
 
 
-def complete(model: GPT, prompts: Sequence[Sequence[int]], new: int) -> list[tuple[list[int], bool]]:
-    """Greedy completions of at most `new` tokens, without the end of text, and whether the model gave it."""
+def complete(
+    model: GPT, prompts: Sequence[Sequence[int]], new: int, stop_ids: tuple[int, ...]
+) -> list[tuple[list[int], bool]]:
+    """Greedy completions of at most `new` tokens, without that of `stop_ids` that ended them, and whether one did."""
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
-    for step in decode(
-        model, prompts, [Sampling(max_tokens=new, temperature=0.0, stop_ids=(Tokenizer.end_of_text,))] * len(prompts)
-    ):
+    for step in decode(model, prompts, [Sampling(max_tokens=new, temperature=0.0, stop_ids=stop_ids)] * len(prompts)):
         for drawn in step:
             if drawn.finish == "stop":
                 finished[drawn.row] = True
@@ -242,7 +242,10 @@ class CompletionsParse(Task[CodeSettings]):
                 group = items[start : start + BATCH_ROWS]
                 prompts = [prompt_tokens(item, context.tokenizer, length - new) for item in group]
                 for item, prompt, (tokens, finished) in zip(
-                    group, prompts, complete(context.network, prompts, new), strict=True
+                    group,
+                    prompts,
+                    complete(context.network, prompts, new, (context.tokenizer.end_of_text,)),
+                    strict=True,
                 ):
                     rows.append(_judged(item, prompt, tokens, finished, new, context.tokenizer))
                 bar.step(len(group))
