@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lmforge.corpus.sources.encodings import Encoding, decoded, declared_in_python
+from lmforge.corpus.sources.encodings import Encoding, declared_in_python, decoded
 from lmforge.corpus.sources.encodings import encoding_of as encoding_of_blocks
 from lmforge.corpus.sources.unfold import Break, blocks_and_breaks
 from lmforge.errors import InputError

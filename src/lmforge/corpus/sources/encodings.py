@@ -56,7 +56,9 @@ _BEYOND_ASCII = regex.compile(r"[^\x00-\x7f]")
 # What running text does not hold: controls, unassigned and private characters, half-width kana …
 _ODD = regex.compile(r"[\p{Cn}\p{Co}\x7f-\x9f\ufffd\uff61-\uff9f\u2500-\u25ff]|[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 # … a sign between two letters; a capital after a small letter; Latin letters against those of another alphabet
-_SIGN_INSIDE = regex.compile(r"(?<=\p{L}\p{M}*)[^\x00-\x7f\p{L}\p{M}\p{Z}\p{P}](?=\p{L})|[¿¡«»„‚‹›](?<=\p{L}.)(?=\p{L})")
+_SIGN_INSIDE = regex.compile(
+    r"(?<=\p{L}\p{M}*)[^\x00-\x7f\p{L}\p{M}\p{Z}\p{P}](?=\p{L})|[¿¡«»„‚‹›](?<=\p{L}.)(?=\p{L})"
+)
 _CAPITAL_INSIDE = regex.compile(r"\p{Ll}(?=[^\x00-\x7f])\p{Lu}|(?<=[^\x00-\x7f])(?<=\p{Ll})[A-Z](?=\p{Ll})")
 _ALPHABETS = r"\p{Cyrillic}\p{Greek}\p{Hebrew}\p{Arabic}\p{Thai}"
 _MIXED = regex.compile(rf"\p{{Latin}}[{_ALPHABETS}]|[{_ALPHABETS}]\p{{Latin}}")

@@ -23,7 +23,17 @@ from lmforge.corpus.sources.files import File, Part, listing_hash
 from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.recipe import Source, SourceKind
 
-__all__ = ["Document", "Encodings", "Part", "expected_bytes", "fingerprint", "iter_documents", "parts", "read_part", "source_name"]
+__all__ = [
+    "Document",
+    "Encodings",
+    "Part",
+    "expected_bytes",
+    "fingerprint",
+    "iter_documents",
+    "parts",
+    "read_part",
+    "source_name",
+]
 
 
 class _Kind(NamedTuple):
