@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from lmforge.errors import InputError
 from lmforge.tokens.bpe import CHAT_TOKENS, Tokenizer
 
-SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "User"}
 STOP = tuple(f"{gap}{speaker}:" for speaker in ("User", "System", "Assistant") for gap in ("\n\n", "\n"))
 Messages = Sequence[Mapping[str, Any]]
 

@@ -1,8 +1,8 @@
 """Bytes of a text → the encoding they are in: a mark, a declaration, UTF-8, or the likeliest of the old ones.
 
     bytes ─▶ byte-order mark │ declared │ UTF-8 │ ISO-2022, HZ by their escapes │ UTF-16, UTF-32 by their NULs
-          └▶ else: what two kept detectors and the neighbours of their answers propose ─▶ the least strange text that the
-             whole file decodes to ─▶ refused when even that is strange
+          └▶ else: what two kept detectors and the neighbours of their answers propose ─▶ the least strange text that
+             the whole file decodes to ─▶ refused when even that is strange
 
 The detectors see a sample of the lines that are not UTF-8, the whole file is decoded to verify; so a file in two
 encodings is read line by line.
@@ -65,7 +65,8 @@ _MIXED = regex.compile(rf"\p{{Latin}}[{_ALPHABETS}]|[{_ALPHABETS}]\p{{Latin}}")
 _SCRIPTS = tuple(
     regex.compile(f"[{letters}]")
     for letters in (
-        r"\u00c0-\u017f\u01a0\u01a1\u01af\u01b0\u0218-\u021b\u1e00-\u1eff", r"\p{Cyrillic}", r"\p{Greek}", r"\p{Hebrew}", r"\p{Arabic}", r"\p{Thai}",
+        r"\u00c0-\u017f\u01a0\u01a1\u01af\u01b0\u0218-\u021b\u1e00-\u1eff",
+        r"\p{Cyrillic}", r"\p{Greek}", r"\p{Hebrew}", r"\p{Arabic}", r"\p{Thai}",
         r"\p{Han}\p{Hiragana}\p{Katakana}ー", r"\p{Hangul}", r"\p{Devanagari}", r"\p{Armenian}\p{Georgian}",
         r"\p{Bengali}\p{Tamil}\p{Telugu}\p{Khmer}\p{Myanmar}\p{Ethiopic}",
     )

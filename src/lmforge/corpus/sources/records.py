@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from lmforge.corpus.sources.conversation import LISTS, NotMessages, conversation_of, shape_of
+from lmforge.corpus.sources.conversation import LISTS, PAIRS, NotMessages, conversation_of, shape_of
 from lmforge.corpus.sources.decode import line_number, located_lines, unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of
@@ -233,7 +234,11 @@ def _columns(schema: Any, field: str, path: Path) -> list[str]:
     """The columns to read: those of the text or the conversation, and small ones beside them."""
     names = schema.names
     simple = [column.name for column in schema if _is_simple(column.type)]
-    nested = [name for name in (field, *LISTS) if name in names and _is_list_of_structs(schema.field(name).type)]
+    nested = [
+        name
+        for name in dict.fromkeys((field, *LISTS, *itertools.chain(*PAIRS)))
+        if name in names and _is_list_of_structs(schema.field(name).type)
+    ]
     used = (field,) if field in names else shape_of([name for name in names if name in simple or name in nested])
     if used is None:
         raise InputError(f"{path}: no column '{field}'{_nearest(field, names)}")

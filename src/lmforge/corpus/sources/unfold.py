@@ -1,7 +1,7 @@
 """Compressed files → bytes, member by member: gzip, Zstandard, bzip2, xz. The end of one member is not the end of the
 file, and damage in one is not damage of the next.
 
-    file ──members──▶ bytes | Break, bytes | Break, …       a Break says that a member ended, or why it could not be read
+    file ──members──▶ bytes | Break, bytes | Break, …     a Break: a member ended, or why it could not be read
 
 A member that unfolds to at most `HELD` bytes is given out when its checksum was right, so nothing of a damaged one is
 taken for text; of a larger one what stands before the damage is given out. After damage reading goes on with the next

@@ -173,7 +173,7 @@ class _Archive:
             return Damage("a record's head without an end, or no record at all")
         fields = _fields(bytes(self.held[begin:head_end]).split(b"\n")[1:])
         text = fields.get("content-length", "")
-        if not self.held[begin : begin + 5] == b"WARC/" or not text.isdecimal() or len(text) > 15:
+        if self.held[begin : begin + 5] != b"WARC/" or not text.isdecimal() or len(text) > 15:
             return Damage("a record's head that is none")
         self.place, length = head_end, int(text)
         if length > MOST_HELD:
