@@ -58,6 +58,14 @@ _ASIDE = (
     "author-bio",
 )
 SKIPPED = [f'{element}[class*="{part}"]' for element in ("div", "section", "aside", "ul") for part in _ASIDE]
+# marks of footnotes, which the elements tell from what else stands in brackets, such as an index in a program
+_FOOTNOTES = [
+    "sup.reference", "sup.footnote-ref", "a.footnote-ref", "a.footnote-backref", 'sup[id^="cite_ref"]', 'sup[id^="fnref"]',
+    'a[href^="#cite_note"]', 'a[href^="#fn"]', 'a[role="doc-noteref"]', "span.mw-editsection",
+]  # fmt: skip
+SHALLOW = 5  # elements below the root within which resiliparse takes a list for navigation, with some to spare
+MOST_LISTS = 500  # of a page that are looked after
+_BESIDE = frozenset(("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "blockquote", "pre", "table", "figure"))
 _TOO_LITTLE = 250  # characters of main content below which a class name may have stood for the whole page
 # an element inside so many others; finding none takes a twentieth of the parsing
 _TOO_DEEP = " > ".join("*" * (DEEPEST + 1))
@@ -90,10 +98,50 @@ def page_text(html: str) -> tuple[str, str]:
     tree = HTMLTree.parse(html)
     if tree.document and tree.document.query_selector(_TOO_DEEP) is not None:
         raise Unfit("page nested too deeply")
-    text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=SKIPPED)
+    if tree.document:
+        _keep_lists(tree)
+    text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=[*SKIPPED, *_FOOTNOTES])
     if len(text) < _TOO_LITTLE:
-        text = extract_plain_text(tree, main_content=True, alt_texts=False)
+        text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=_FOOTNOTES)
     return text.strip(), " ".join((tree.title or "").split())
+
+
+def _keep_lists(tree: Any) -> None:
+    """Lists of the page's own text are put deeper into it, because resiliparse takes any `ul` near the root for
+    navigation: those beside a paragraph or a heading whose items are words rather than links."""
+    moved = 0
+    for element in tree.document.query_selector_all("ul"):
+        if moved == MOST_LISTS:
+            return
+        if not _is_shallow(element) or not _is_text(element):
+            continue
+        moved += 1
+        outer = inner = tree.create_element("div")
+        for _ in range(SHALLOW):
+            inner = inner.append_child(tree.create_element("div"))
+        element.parent.replace_child(outer, element)
+        inner.append_child(element)
+
+
+def _is_shallow(element: Any) -> bool:
+    above = element.parent
+    for _ in range(SHALLOW):
+        if above is None or above.tag in ("nav", "header", "footer", "aside", "form"):
+            return False
+        if above.tag in ("body", "html"):
+            return True
+        above = above.parent
+    return False
+
+
+def _is_text(element: Any) -> bool:
+    """Whether a list stands beside a paragraph, a heading or such, and at most half of its words are links."""
+    beside = (element.prev_element, element.next_element)
+    if not any(each is not None and each.tag in _BESIDE for each in beside):
+        return False
+    words = len("".join(element.text.split()))
+    linked = sum(len("".join(link.text.split())) for link in element.query_selector_all("a"))
+    return words > 0 and 2 * linked <= words
 
 
 def decoded(data: bytes, charset: str | None = None) -> str:
