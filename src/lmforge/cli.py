@@ -156,7 +156,7 @@ def _key_figure(name: str, figures: dict[str, Any]) -> str:
     if name == "corpus":
         return (
             f"{figures['documents_out']:,} of {figures['documents_in']:,} documents, {figures['bytes_out'] / 1e6:.1f} "
-            "MB"
+            f"MB{_not_read(figures.get('skipped', {}))}"
         )
     if name == "tokens":
         return f"{figures['tokens_train']:,} tokens, {figures['bytes_per_token']:.2f} bytes each"
@@ -179,6 +179,15 @@ def _key_figure(name: str, figures: dict[str, Any]) -> str:
             shown = f"{found['metric']} {found['value']:.3f} ({found['items']:,} held-out examples)"
         return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
     return str(figures.get("page", ""))
+
+
+def _not_read(skipped: dict[str, int]) -> str:
+    """What of the sources was not read, the most frequent first."""
+    if not skipped:
+        return ""
+    ordered = sorted(skipped.items(), key=lambda each: -each[1])
+    named = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:3])
+    return f"; not read: {named}{', …' if len(ordered) > 3 else ''} (statistics.json)"
 
 
 def _stage_command(name: str, description: str) -> None:

@@ -59,10 +59,10 @@ _ASIDE = (
 )
 SKIPPED = [f'{element}[class*="{part}"]' for element in ("div", "section", "aside", "ul") for part in _ASIDE]
 # marks of footnotes, which the elements tell from what else stands in brackets, such as an index in a program
-_FOOTNOTES = [
-    "sup.reference", "sup.footnote-ref", "a.footnote-ref", "a.footnote-backref", 'sup[id^="cite_ref"]', 'sup[id^="fnref"]',
-    'a[href^="#cite_note"]', 'a[href^="#fn"]', 'a[role="doc-noteref"]', "span.mw-editsection",
-]  # fmt: skip
+_FOOTNOTES = (
+    'sup.reference, sup.footnote-ref, sup[id^="cite_ref"], sup[id^="fnref"], a.footnote-ref, a.footnote-backref, '
+    'a[href^="#cite_note"], a[href^="#fn"], a[role="doc-noteref"], span.mw-editsection'
+).split(", ")
 SHALLOW = 5  # elements below the root within which resiliparse takes a list for navigation, with some to spare
 MOST_LISTS = 500  # of a page that are looked after
 _BESIDE = frozenset(("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "blockquote", "pre", "table", "figure"))
@@ -109,13 +109,10 @@ def page_text(html: str) -> tuple[str, str]:
 def _keep_lists(tree: Any) -> None:
     """Lists of the page's own text are put deeper into it, because resiliparse takes any `ul` near the root for
     navigation: those beside a paragraph or a heading whose items are words rather than links."""
-    moved = 0
-    for element in tree.document.query_selector_all("ul"):
-        if moved == MOST_LISTS:
-            return
+    # a slice, since these collections are asked anew at every step of a loop over them
+    for element in tree.document.query_selector_all("ul")[:MOST_LISTS]:
         if not _is_shallow(element) or not _is_text(element):
             continue
-        moved += 1
         outer = inner = tree.create_element("div")
         for _ in range(SHALLOW):
             inner = inner.append_child(tree.create_element("div"))
@@ -140,7 +137,7 @@ def _is_text(element: Any) -> bool:
     if not any(each is not None and each.tag in _BESIDE for each in beside):
         return False
     words = len("".join(element.text.split()))
-    linked = sum(len("".join(link.text.split())) for link in element.query_selector_all("a"))
+    linked = sum(len("".join(link.text.split())) for link in element.query_selector_all("a")[:])
     return words > 0 and 2 * linked <= words
 
 

@@ -261,12 +261,26 @@ def _metres(call: _Call) -> str:
 
 
 _HANDLERS: dict[str, Callable[[_Call], str]] = {
-    "val": _value, "frac": _fraction, "fraction": _fraction, "sfrac": _fraction, "convert": _converted,
-    "cvt": _converted,
-    "height": _height, "birth date": _date, "birth date and age": _date, "death date": _date,
-    "death date and age": _date,
-    "start date": _date, "start date and age": _date, "end date": _date, "dts": _date, "film date": _date, "bda": _date,
-    "as of": _as_of, "reign": _reign, "r.": _reign, "ordinal": _ordinal, "ord": _ordinal, "century": _century, "s": _century,
-    "s-": _century, "siècle": _century, "sclass": _class, "sclass2": _class, "currency": _currency, "zh": _chinese,
-    "music": _accidental, "harvtxt": _citation_in_text, "harvs": _citation_in_text, "höhe": _metres,
-}  # fmt: skip
+    name: handler
+    for names, handler in (
+        ("val", _value),
+        ("frac|fraction|sfrac", _fraction),
+        ("convert|cvt", _converted),
+        ("height", _height),
+        (
+            "birth date|birth date and age|death date|death date and age|start date|start date and age|end date|dts|film date|bda",
+            _date,
+        ),
+        ("as of", _as_of),
+        ("reign|r.", _reign),
+        ("ordinal|ord", _ordinal),
+        ("century|s|s-|siècle", _century),
+        ("sclass|sclass2", _class),
+        ("currency", _currency),
+        ("zh", _chinese),
+        ("music", _accidental),
+        ("harvtxt|harvs", _citation_in_text),
+        ("höhe", _metres),
+    )
+    for name in names.split("|")
+}
