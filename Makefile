@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow check bench bench-data bench-list clean
+.PHONY: help setup demo test test-slow check bench bench-data bench-list figures clean
 
 help:           ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /  — /'
@@ -34,28 +34,31 @@ check: setup    ## style, types, import direction, every README command
 	$(THREADS) $(BIN)/python -m pytest tests/test_architecture.py tests/test_readme.py
 
 bench: demo     ## every benchmark that needs nothing beside the project; names the others
-	OMP_NUM_THREADS=1 $(BIN)/python bench/int8.py
-	$(BIN)/python bench/kneser_ney.py runs/laptop
-	$(BIN)/python bench/loader.py --metrics runs/laptop/train/metrics.jsonl
-	$(BIN)/python bench/corpus_scaling.py
-	$(BIN)/python bench/experts.py --tokens runs/laptop/tokens --steps 200
-	$(BIN)/python bench/attention.py
-	OMP_NUM_THREADS=1 $(BIN)/python bench/attention_quality.py --tokens runs/laptop/tokens --train-tokens 1000000
-	OMP_NUM_THREADS=1 $(BIN)/python bench/passkey.py --kind sparse --minutes 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.speed.int8
+	$(BIN)/python -m bench.quality.kneser_ney runs/laptop
+	$(BIN)/python -m bench.speed.loader --metrics runs/laptop/train/metrics.jsonl
+	$(BIN)/python -m bench.speed.corpus_scaling
+	$(BIN)/python -m bench.quality.experts --tokens runs/laptop/tokens --steps 200
+	$(BIN)/python -m bench.speed.attention
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.attention_quality --tokens runs/laptop/tokens --train-tokens 1000000
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.passkey --kind sparse --minutes 25
 	@echo 'Beside the public texts of shared/data (LMFORGE_DATA): make bench-data. Beside other programs: corpus, extraction, train_cpu; make bench-list.'
 
 bench-data: setup  ## the benchmarks that need the public texts (LMFORGE_DATA, or ../shared/data)
-	$(BIN)/python bench/bpe.py --times 1 --vocab 32768 --rounds 3
-	$(BIN)/python bench/encode.py --strings 1000000
-	$(BIN)/python bench/vocabulary.py
-	OMP_NUM_THREADS=1 $(BIN)/python bench/packing.py
-	$(BIN)/python bench/measure.py "$${LMFORGE_DATA:-../shared/data}"
-	$(BIN)/python bench/images.py --data "$${LMFORGE_DATA:-../shared/data}/images"
-	OMP_NUM_THREADS=1 $(BIN)/python bench/finetune.py runs/bench-finetune
-	OMP_NUM_THREADS=1 $(BIN)/python bench/back_translation.py runs/bench-translation
+	$(BIN)/python -m bench.speed.bpe --times 1 --vocab 32768 --rounds 3
+	$(BIN)/python -m bench.speed.encode --strings 1000000
+	$(BIN)/python -m bench.quality.vocabulary
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.packing
+	$(BIN)/python -m bench.quality.measure "$${LMFORGE_DATA:-../shared/data}"
+	$(BIN)/python -m bench.quality.images --data "$${LMFORGE_DATA:-../shared/data}/images"
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.finetune runs/bench-finetune
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.quality.back_translation runs/bench-translation
+
+figures: setup  ## write every measured figure in README and docs from bench/results
+	$(BIN)/python -m bench.figures
 
 bench-list:     ## what each benchmark measures, and its command
-	@for file in bench/*.py; do awk 'NR == 1 {sub(/^"""/, "\n"); print} /^    .*python bench/ {print} NR > 1 && /"""$$/ {exit}' $$file; done
+	@for file in bench/*/*.py; do awk 'NR == 1 {sub(/^"""/, "\n"); print} /^    .*python -m bench/ {print} NR > 1 && /"""$$/ {exit}' $$file; done
 
 clean:          ## remove the environment and caches (runs/ stays)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

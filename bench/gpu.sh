@@ -48,4 +48,4 @@ if ! "$PYTHON" -c 'import lmforge.pipeline' 2>/dev/null; then
     export PYTHONPATH=$PYTHONPATH:$site
     "$PYTHON" -c 'import lmforge.pipeline' || { echo "gpu.sh: lmforge cannot be imported even with the packages (above: which is missing)" >&2; exit 3; }
 fi
-exec "$PYTHON" bench/gpu.py "$@"
+exec "$PYTHON" -m bench.speed.gpu "$@"
