@@ -38,7 +38,7 @@ from lmforge.corpus.samples import Samples
 from lmforge.corpus.shuffle import Shards
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.sources.files import Part
-from lmforge.corpus.sources.kinds import parts
+from lmforge.corpus.sources.kinds import Encodings, parts
 from lmforge.corpus.splits import SPLITS
 from lmforge.corpus.steps import PAIRS_SHOWN, Count, Match, Plan, Read, Settle, Step
 from lmforge.corpus.synthesize.documents import synthesize
@@ -72,7 +72,8 @@ def build_corpus(
     Figures: documents_in, documents_out (distinct documents kept; in = out + dropped), dropped {reason: count},
     bytes_out, words, entropy {name: {value, definition, sample sizes}}, splits {name: {documents, bytes}} (train counts
     the copies that a source weight above 1 makes, and synthetic documents), notices {what: count} (files passed over,
-    fallbacks taken), synthetic (see `synthesize`), overlap (duplicates: rates, cluster sizes, pairs), decontamination
+    damage, repairs), skipped {suffix or reason: count} (of these, what was not read), encodings {name: files, some of
+    their names}, synthetic (see `synthesize`), overlap (duplicates: rates, cluster sizes, pairs), decontamination
     (what was found; the recall and precision of planted copies).
 
     Raises:
@@ -99,6 +100,8 @@ def build_corpus(
         "entropy",
         "splits",
         "notices",
+        "skipped",
+        "encodings",
         "synthetic",
     )
     return {name: figures[name] for name in (*stable, "overlap", "decontamination", "held_out")}
@@ -248,11 +251,13 @@ class _Build:
         documents, dropped, notices, self.contaminated = 0, Counter[str](), Counter(self.notices), Counter[str]()
         splits = {split: Counter[str]() for split in SPLITS}
         pairs, lines = [], []
+        encodings = Encodings()
         for folder in self._folders("read"):
             counts = json.loads((folder / "counts.json").read_text("utf-8"))
             documents += counts["documents"]
             dropped.update(counts["dropped"])
             notices.update(counts["notices"])
+            encodings.merge(counts["encodings"])
             self.contaminated.update(counts["contaminated"])
             samples.merge(counts["samples"])
         for folder in self._folders("apply"):
@@ -278,6 +283,8 @@ class _Build:
             "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
             "notices": dict(sorted(notices.items())),
             "held_out": {name: value for name, value in settled["held"].items() if name != "bytes"},
+            "skipped": _skipped(notices),
+            "encodings": encodings.state(),
             "copies": sum(each["copies"] for each in splits.values()),
             "overlap": self._overlap(settled, dropped, compared, pairs, lines),
             "filters": filters_report(self.recipe.corpus),
@@ -353,6 +360,16 @@ class _Build:
             "documents": figures["dropped"].get("contaminated", 0), "found": dict(sorted(self.contaminated.items())),
             "planted": measure_recall(self.benchmarks, index, carriers),
         }  # fmt: skip
+
+
+def _skipped(notices: Counter[str]) -> dict[str, int]:
+    """What of the sources was not read, by suffix or reason: files of other kinds, and damage."""
+    skipped = Counter[str]()
+    for notice, count in notices.items():
+        kind, colon, reason = notice.partition(": ")
+        if colon and kind in ("ignored", "skipped"):
+            skipped[reason] += count
+    return dict(sorted(skipped.items()))
 
 
 def _scaled(size: int, total: int) -> int:

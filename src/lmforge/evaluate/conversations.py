@@ -27,7 +27,7 @@ def targets_of(conversation: Rendered, end_of_text: int) -> list[int]:
     document, whose end of text counts as its last token does. An answer is so scored with its end, and one that begins
     another is not the likelier for it."""
     after = [*conversation.tokens[1:], end_of_text]
-    counts = [*conversation.counted[1:], conversation.end_counted]
+    counts = [*conversation.counted[1:], conversation.counted[-1]]
     return [token if counted else -1 for token, counted in zip(after, counts, strict=True)]
 
 

@@ -15,9 +15,18 @@ def no_summary(_figures: Figures) -> str:
 
 
 def corpus_summary(figures: Figures) -> str:
-    """Documents and bytes."""
+    """Documents and bytes, and what of the sources was not read."""
     kept, read = figures["documents_out"], figures["documents_in"]
-    return f"{kept:,} of {read:,} documents, {figures['bytes_out'] / 1e6:.1f} MB"
+    return f"{kept:,} of {read:,} documents, {figures['bytes_out'] / 1e6:.1f} MB{_not_read(figures.get('skipped', {}))}"
+
+
+def _not_read(skipped: dict[str, int]) -> str:
+    """What of the sources was not read, the most frequent first."""
+    if not skipped:
+        return ""
+    ordered = sorted(skipped.items(), key=lambda each: -each[1])
+    named = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:3])
+    return f"; not read: {named}{', …' if len(ordered) > 3 else ''} (statistics.json)"
 
 
 def tokens_summary(figures: Figures) -> str:

@@ -32,7 +32,7 @@ from lmforge.tokens.special_tokens import CHAT_TOKENS
 from lmforge.tokens.template import CLOSE_SAID, OPEN_SAID, render, render_text
 from lmforge.tokens.tokenizer import Tokenizer
 
-SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "User"}
 STOP = tuple(f"{gap}{speaker}:" for speaker in ("User", "System", "Assistant") for gap in ("\n\n", "\n"))
 Messages = Sequence[Mapping[str, Any]]
 
