@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from lmforge.corpus.clean.filters import Trained, prepare
 from lmforge.corpus.overlap import duplicates
 from lmforge.corpus.overlap.decontaminate import Index, contamination
+from lmforge.corpus.overlap.shared import own_text
 from lmforge.corpus.overlap.words import U64, read_words
 from lmforge.corpus.repeated import has_plain_lines, is_plain
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
@@ -222,13 +223,14 @@ class _Kept:
             *(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number])
         )
         if self.near and is_plain(document):
-            keys, sketch = duplicates.signature(words)
+            own = own_text(document)
+            keys, sketch = duplicates.signature(words if own is None else read_words(own))
             self.sketches.write(sketch)
             self.bands.add(keys, np.full(keys.size, number))
         elif self.near:
             self.sketches.write(_NO_SKETCH)
         if self.lines and has_plain_lines(document):
-            lines = np.unique(duplicates.line_hashes(words.prefix, words.lines))
+            lines = np.unique(duplicates.line_hashes(words))
             lines = lines[lines > 0]
             self.line_runs.add(lines, np.full(lines.size, number))
 
