@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lmforge import machine
 from lmforge.compress.measure import decode_rate, measure
 from lmforge.compress.method import METHODS, CalibrationBatch, Compressed, Context, Evaluate, Method
 from lmforge.errors import LmforgeError
@@ -30,7 +31,7 @@ from lmforge.formats.native import TENSORS, TOKENIZER, load_network, model_tenso
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import CompressStep, Recipe
-from lmforge.record import atomic_directory, content_hash, hash_json, machine, write_atomic
+from lmforge.record import atomic_directory, content_hash, hash_json, write_atomic
 from lmforge.tokens.loader import Batch
 
 REPORT = "report.json"
@@ -190,7 +191,7 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
         "file_ratio": last["file_bytes"] / first["file_bytes"],
         "file_ratio_to_bf16": 2 * last["file_bytes"] / first["file_bytes"],
         "bits_per_byte_rise": last["bits_per_byte"] / first["bits_per_byte"] - 1,
-        "machine": machine(),
+        "machine": machine.describe(),
     }
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from lmforge.aside import bring_back, set_aside
 from lmforge.corpus import spool
 from lmforge.corpus.apply import Apply, Write, excerpt
 from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
@@ -37,12 +38,13 @@ from lmforge.corpus.samples import Samples
 from lmforge.corpus.shuffle import Shards
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.sources.files import Part
-from lmforge.corpus.sources.kinds import parts
+from lmforge.corpus.sources.kinds import Encodings, parts
 from lmforge.corpus.splits import SPLITS
 from lmforge.corpus.steps import PAIRS_SHOWN, Count, Match, Plan, Read, Settle, Step
 from lmforge.corpus.synthesize.documents import synthesize
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
+from lmforge.machine import cores
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
 
@@ -70,7 +72,8 @@ def build_corpus(
     Figures: documents_in, documents_out (distinct documents kept; in = out + dropped), dropped {reason: count},
     bytes_out, words, entropy {name: {value, definition, sample sizes}}, splits {name: {documents, bytes}} (train counts
     the copies that a source weight above 1 makes, and synthetic documents), notices {what: count} (files passed over,
-    fallbacks taken), synthetic (see `synthesize`), overlap (duplicates: rates, cluster sizes, pairs), decontamination
+    damage, repairs), skipped {suffix or reason: count} (of these, what was not read), encodings {name: files, some of
+    their names}, synthetic (see `synthesize`), overlap (duplicates: rates, cluster sizes, pairs), decontamination
     (what was found; the recall and precision of planted copies).
 
     Raises:
@@ -97,6 +100,8 @@ def build_corpus(
         "entropy",
         "splits",
         "notices",
+        "skipped",
+        "encodings",
         "synthetic",
     )
     return {name: figures[name] for name in (*stable, "overlap", "decontamination", "held_out")}
@@ -148,8 +153,7 @@ class _Build:
             **{name: list(texts) for name, texts in benchmarks.items()},
             **read_benchmarks(recipe.corpus.decontaminate),
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        here = 1 if sum(self.sizes) < SMALL else cores
+        here = 1 if sum(self.sizes) < SMALL else cores()
         self.workers = recipe.corpus.workers or (here if recipe.corpus.executor == "local" else -1)
 
     def run(self, out: Path, translators: Mapping[int, Translate]) -> dict[str, Any]:
@@ -185,7 +189,11 @@ class _Build:
         )
         mark = self.work / "key"
         if not mark.exists() or mark.read_text() != key:
+            if mark.exists():  # hours of passes, perhaps
+                set_aside(self.work, "passes over another recipe's corpus")
             shutil.rmtree(self.work, ignore_errors=True)
+            if bring_back(self.work, lambda kept: (kept / "key").is_file() and (kept / "key").read_text() == key):
+                return
             self.work.mkdir(parents=True)
             if self.benchmarks:
                 build_index(self.benchmarks).save(self.work / "benchmarks.npz")
@@ -243,11 +251,13 @@ class _Build:
         documents, dropped, notices, self.contaminated = 0, Counter[str](), Counter(self.notices), Counter[str]()
         splits = {split: Counter[str]() for split in SPLITS}
         pairs, lines = [], []
+        encodings = Encodings()
         for folder in self._folders("read"):
             counts = json.loads((folder / "counts.json").read_text("utf-8"))
             documents += counts["documents"]
             dropped.update(counts["dropped"])
             notices.update(counts["notices"])
+            encodings.merge(counts["encodings"])
             self.contaminated.update(counts["contaminated"])
             samples.merge(counts["samples"])
         for folder in self._folders("apply"):
@@ -273,6 +283,8 @@ class _Build:
             "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
             "notices": dict(sorted(notices.items())),
             "held_out": {name: value for name, value in settled["held"].items() if name != "bytes"},
+            "skipped": _skipped(notices),
+            "encodings": encodings.state(),
             "copies": sum(each["copies"] for each in splits.values()),
             "overlap": self._overlap(settled, dropped, compared, pairs, lines),
             "filters": filters_report(self.recipe.corpus),
@@ -348,6 +360,16 @@ class _Build:
             "documents": figures["dropped"].get("contaminated", 0), "found": dict(sorted(self.contaminated.items())),
             "planted": measure_recall(self.benchmarks, index, carriers),
         }  # fmt: skip
+
+
+def _skipped(notices: Counter[str]) -> dict[str, int]:
+    """What of the sources was not read, by suffix or reason: files of other kinds, and damage."""
+    skipped = Counter[str]()
+    for notice, count in notices.items():
+        kind, colon, reason = notice.partition(": ")
+        if colon and kind in ("ignored", "skipped"):
+            skipped[reason] += count
+    return dict(sorted(skipped.items()))
 
 
 def _scaled(size: int, total: int) -> int:

@@ -196,8 +196,8 @@ def choose(
         splits = {number: split for number, split in splits.items() if number not in leaked}
     if {"valid", "test"} <= set(splits.values()):
         return Chosen(splits, leaked, False)
-    shares = [max(windows.share(number, outside) for number in group) for group in groups]
-    least = sorted(range(len(groups)), key=lambda at: (shares[at], at))[:2]
+    worst = [max(windows.share(number, outside) for number in group) for group in groups]
+    least = sorted(range(len(groups)), key=lambda at: (worst[at], at))[:2]
     forced = {number: split for at, split in zip(least, ("valid", "test"), strict=False) for number in groups[at]}
     return Chosen(forced, leaked - set(forced), True)
 

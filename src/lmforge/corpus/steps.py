@@ -40,7 +40,7 @@ from lmforge.corpus.repeated import has_plain_lines, is_plain
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
 from lmforge.corpus.shuffle import ShardWriter
 from lmforge.corpus.sources.files import File, Part
-from lmforge.corpus.sources.kinds import Document, read_part
+from lmforge.corpus.sources.kinds import Document, Encodings, read_part
 from lmforge.corpus.splits import place_of, unit
 from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_slice, rows_of, task_folder
 from lmforge.recipe import Recipe, parse_recipe
@@ -152,13 +152,14 @@ class Read(Step):
         benchmarks = load_index(index_file, index_file.stat().st_mtime_ns) if index_file.exists() else None
         trained = load_filters(self.work, (self.work / "plan.json").stat().st_mtime_ns)
         notices: Counter[str] = Counter()
+        encodings = Encodings()
         found: Counter[str] = Counter()
         dropped = Dropped(folder, Samples())
         kept = _Kept(folder, rank, corpus.near_duplicates < 1, corpus.repeated_lines > 0)
         documents = 0
         for number, part in plan.tasks[rank]:
             weight = corpus.sources[number].copies
-            for raw in read_part(corpus.sources[number], part, notices):
+            for raw in read_part(corpus.sources[number], part, notices, encodings):
                 documents += 1
                 document, reason = prepare(raw, corpus, notices, trained)
                 digest = duplicates.text_digest(document["text"])
@@ -182,9 +183,8 @@ class Read(Step):
         dropped.writer.close()
         kept.close()
         counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
-        (folder / "counts.json").write_text(
-            json.dumps({**counts, "samples": dropped.samples.state()}), "utf-8", "replace"
-        )
+        more = {"samples": dropped.samples.state(), "encodings": encodings.state()}
+        (folder / "counts.json").write_text(json.dumps({**counts, **more}), "utf-8", "replace")
         return {"documents": documents, "kept": kept.index.rows, **dropped.counts}
 
 

@@ -59,8 +59,8 @@ class LoadedModel:
         return () if has_chat_tokens(self.tokenizer) else CHAT_STOP
 
     def document(self, text: str) -> list[int]:
-        """`text` as the beginning of a document: the end-of-text token stands before it, as it did in training."""
-        return [self.tokenizer.end_of_text, *self.tokenizer.encode(text)]
+        """`text` as the beginning of a document: what stands before it in training does here."""
+        return self.tokenizer.encode_document(text)
 
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation (`role` and `content` of each turn) up to the point where the assistant speaks next."""

@@ -4,8 +4,8 @@
     GPT-2 (Radford et al. 2019); Llama (Touvron et al. 2023) and its kin: Llama 3, Mistral, Qwen 2 and 3
 
 The arithmetic is the same, the layout is not: GPT-2 keeps matrices transposed; Llama's kin keep queries, keys and
-values, and gate and input, apart, and turn channel j with channel j + E/2 where we turn 2j with 2j + 1. The end of text
-becomes token 0, so two rows change places.
+values, and gate and input, apart, and turn channel j with channel j + E/2 where we turn 2j with 2j + 1. Tokens keep
+their numbers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from lmforge.formats.native import CONFIG, TOKENIZER
 from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
-from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.tokenizer_json import with_end_first
+from lmforge.tokens.tokenizer import Tokenizer
+from lmforge.tokens.tokenizer_json import import_tokenizer
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
@@ -66,13 +66,7 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
     kind = settings.get("model_type")
     if kind not in ("gpt2", *LLAMAS):
         raise InputError(f"{source / CONFIG}: model_type {kind!r}; gpt2, {', '.join(LLAMAS)} can be imported")
-    end = settings.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    if not isinstance(end, int):
-        raise InputError(
-            f"{source / CONFIG}: eos_token_id is {end!r}; put the number of the token that ends a text there"
-        )
-    tokenizer = _tokenizer(source / TOKENIZER, end)
+    tokenizer = Tokenizer(import_tokenizer(source), str(source / TOKENIZER))
     vocabulary = tokenizer.vocab_size
     try:
         config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
@@ -84,21 +78,10 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
     model = GPT(config)
     for name in ("embed.weight", "head.weight"):
         if name in weights:
-            weights[name] = _swapped(weights[name], end, vocabulary, name)
+            weights[name] = _rows_of_tokens(weights[name], vocabulary, name)
     _fill(model, weights, source)
     notes = {"imported_from": source.name, "model_type": kind}
     return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
-
-
-def _tokenizer(path: Path, end: int) -> Tokenizer:
-    """The checkpoint's vocabulary, token `end`, which ends a text, first."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{path}: missing; save the tokenizer beside the weights (save_pretrained of a fast tokenizer)"
-        ) from error
-    return Tokenizer(with_end_first(content, end, str(path)), str(path))
 
 
 class Transformers(Format):
@@ -178,15 +161,13 @@ def _tensors(source: Path) -> Tensors:
     return tensors
 
 
-def _swapped(matrix: Tensor, end: int, vocabulary: int, name: str) -> Tensor:
-    """Rows of tokens: the end of text first, and nothing beyond the tokenizer's tokens."""
-    if len(matrix) < vocabulary or end >= vocabulary:
+def _rows_of_tokens(matrix: Tensor, vocabulary: int, name: str) -> Tensor:
+    """Rows of tokens: nothing beyond the tokenizer's tokens."""
+    if len(matrix) < vocabulary:
         raise InputError(
             f"{name}: {len(matrix)} rows for the {vocabulary} tokens of tokenizer.json; they do not belong together"
         )
-    order = torch.arange(vocabulary)
-    order[0], order[end] = end, 0
-    return matrix[order]
+    return matrix[:vocabulary]
 
 
 def _fill(model: GPT, weights: Tensors, source: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lmforge.recipe.corpus import Corpus
+from lmforge.recipe.evaluate import Evaluate
 from lmforge.recipe.registry import COMPRESSION_STEPS
 from lmforge.recipe.training import Finetune, Train
 from lmforge.recipe.types import Positive, Section, Size
@@ -125,17 +126,6 @@ class Compress(Section):
     )
     # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
     budget: Annotated[float, Field(gt=0)] | None = None
-
-
-TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers", "passkey"]
-
-
-class Evaluate(Section):
-    """Model → scores."""
-
-    tasks: tuple[TaskName, ...] = ("bits_per_byte", "completions_parse", "generation_speed", "kneser_ney")
-    items: Positive = 64  # items of each generative task
-    max_tokens: Positive | None = None  # tokens of the held-out text scored; default: all
 
 
 class Serve(Section):

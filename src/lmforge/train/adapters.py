@@ -11,9 +11,11 @@ their ranks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from lmforge.recipe import Lora
 from lmforge.record import atomic_directory, content_hash, read_manifest, verify_directory, write_atomic
 
 ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
+MOST_PARENTS = 4  # adapter, model, run and the folder of runs: whose folders are searched for a base that was moved
 Weights = dict[str, Tensor]
 
 
@@ -158,7 +161,7 @@ def fingerprint(base: Path) -> str:
 
 
 def write_adapter(directory: Path, adapters: Mapping[str, Tensor], base: Path, lora: Lora) -> None:
-    """Save adapters alone, with the hash of the model that they belong to.
+    """Save adapters alone, with the hash of the model that they belong to, and where that is, also as seen from here.
 
     Raises:
         LmforgeError: the disk is full.
@@ -169,27 +172,57 @@ def write_adapter(directory: Path, adapters: Mapping[str, Tensor], base: Path, l
             "format": 1,
             "scale": lora.scale,
             "targets": list(lora.targets),
-            "base": {"path": str(base), "sha256": fingerprint(base)},
+            "base": {
+                "path": str(base),
+                "relative": os.path.relpath(base.resolve(), directory.resolve()),
+                "sha256": fingerprint(base),
+            },
         }
         write_atomic(temporary / ADAPTER_CONFIG, json.dumps(content, indent=1) + "\n")
 
 
 def base_of(directory: Path) -> Path:
-    """The folder of the model that a saved adapter belongs to.
+    """The folder of the model that a saved adapter belongs to: the recorded one, or any beside the adapter or its run
+    whose weights have the recorded hash.
 
     Raises:
-        InputError: the adapter is not readable, or its base is not there, or other weights are (names both hashes).
+        InputError: the adapter is not readable, or no such model is there (names the hash and where it was looked for).
     """
     verify_directory(directory)
     base = _config(directory)["base"]
-    path = Path(base["path"])
-    present = fingerprint(path)
-    if present != base["sha256"]:
-        raise InputError(
-            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {present[:12]}…; "
-            "restore it, or train the adapter on this one"
-        )
-    return path
+    other = None
+    for folder in _places(directory.resolve(), base):
+        present = _hash_of(folder)
+        if present == base["sha256"]:
+            return folder
+        other = other or (f"; {folder} has {present[:12]}…" if present and folder == Path(base["path"]) else None)
+    whole = directory.resolve().parent
+    served = f"; {whole} holds both merged, and needs no base" if (whole / TENSORS).is_file() else ""
+    raise InputError(
+        f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, which is neither in {base['path']} "
+        f"nor beside the adapter or its run{other or ''}; put it back, or into {directory / 'base'}{served}"
+    )
+
+
+def _places(directory: Path, base: Mapping[str, Any]) -> Iterator[Path]:
+    """Where an adapter's base may be: where it was, there as seen from the adapter, with it, and in what stands beside
+    it, its model, its run."""
+    yield Path(base["path"])
+    if "relative" in base:
+        yield Path(os.path.normpath(directory / base["relative"]))
+    yield directory / "base"
+    for parent in list(directory.parents)[:MOST_PARENTS]:
+        with contextlib.suppress(OSError):
+            for beside in sorted(each for each in parent.iterdir() if each.is_dir()):
+                yield from (beside, beside / "model")
+
+
+def _hash_of(folder: Path) -> str | None:
+    """The hash of the weights of a saved model, None where there is none."""
+    try:
+        return fingerprint(folder) if (folder / TENSORS).is_file() else None
+    except (InputError, OSError):
+        return None
 
 
 def load_with_adapter(directory: Path) -> GPT:

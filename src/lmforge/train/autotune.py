@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import statistics
 import time
@@ -21,12 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmforge import machine
 from lmforge.errors import LmforgeError
+from lmforge.machine import cores
 from lmforge.model.gpt import GPT
 from lmforge.parallel.thread_replicas import Replicas
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe
-from lmforge.record import cache_directory, hash_json, machine, write_atomic
+from lmforge.record import cache_directory, hash_json, write_atomic
 from lmforge.train.precision import PROMISING, autocast, bfloat16_gain, safest_on_gpu
 
 CHOICE_FORMAT = 5  # of the kept choice
@@ -46,11 +47,6 @@ class ExecutionPlan:
     reason: str
     precision: str = "fp32"  # or bf16, fp16
     graphs: bool = False  # compiled code replayed as CUDA graphs
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache_file() -> Path:
@@ -96,7 +92,9 @@ def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: i
         return ExecutionPlan(
             replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe", precision
         )
-    key = hash_json([CHOICE_FORMAT, machine(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated])
+    key = hash_json(
+        [CHOICE_FORMAT, machine.describe(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated]
+    )
     cached = _read_cache().get(key)
     if cached:
         return ExecutionPlan(**{**cached, "reason": f"measured here before ({cached['reason']})"})

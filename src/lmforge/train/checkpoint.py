@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.formats.native import write_model
@@ -36,28 +36,61 @@ from lmforge.train.remote_checkpoints import fetch_newest, put, remove
 
 Weights = dict[str, Tensor]
 AVERAGE = "average.safetensors"
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum", "momentum_buffer")  # fields in the shape of their parameter
 _NAME = re.compile(r"step-(\d{8})$")
 
 
-def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of all optimizers as named tensors: `OPTIMIZER/INDEX/FIELD`."""
+def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of an optimizer's parameters in the order in which it numbers them."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of all optimizers as named tensors: `OPTIMIZER/PARAMETER/FIELD`, where PARAMETER is its name in
+    `model`, so that another grouping or order of the parameters, on other devices, finds its own."""
     tensors = {}
-    for name, optimizer in optimizers.items():
+    for owner, optimizer in optimizers.items():
+        names = _names_in_order(model, optimizer)
         for index, fields in optimizer.state_dict()["state"].items():
             for field, value in fields.items():
-                tensors[f"{name}/{index}/{field}"] = torch.as_tensor(value).detach().contiguous().cpu()
+                tensors[f"{owner}/{names[index]}/{field}"] = torch.as_tensor(value).detach().contiguous().cpu()
     return tensors
 
 
-def restore_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put the state of `optimizer_tensors` back."""
-    for name, optimizer in optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            owner, index, field = path.split("/")
-            if owner == name:
-                state.setdefault(int(index), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def restore_optimizers(
+    model: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
+    where: str = "optimizer.safetensors",
+) -> None:
+    """Put the state of `optimizer_tensors` back. Where earlier versions wrote a parameter's number in its optimizer
+    instead of its name, that number is taken.
+
+    Raises:
+        InputError: state of an optimizer or a parameter that is not there, or of another shape (`where` names the
+            file).
+    """
+    states: dict[str, dict[int, dict[str, Tensor]]] = {owner: {} for owner in optimizers}
+    numbers = {
+        owner: {name: number for number, name in enumerate(_names_in_order(model, optimizer))}
+        for owner, optimizer in optimizers.items()
+    }
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for path, value in tensors.items():
+        owner, name, field = path.split("/")
+        known = numbers.get(owner, {})
+        names = list(known)
+        if name.isdigit() and int(name) < len(names):
+            name = names[int(name)]
+        if name not in known or (field in _LIKE_PARAMETER and value.shape != shapes[name]):
+            raise InputError(
+                f"{where}: it has state of {path} {tuple(value.shape)}, which no parameter of this recipe's {owner} "
+                "has; run with --fresh or another name"
+            )
+        states[owner].setdefault(known[name], {})[field] = value
+    for owner, optimizer in optimizers.items():
+        optimizer.load_state_dict({"state": states[owner], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextlib.contextmanager
@@ -151,7 +184,7 @@ class Checkpoints:
                 usable.
         """
         self.resolve()
-        tensors, moments = merged(model, state=weights), optimizer_tensors(optimizers)
+        tensors, moments = merged(model, state=weights), optimizer_tensors(model, optimizers)
         averaged, adapters = (
             {name: weight.detach().cpu() for name, weight in each.items()}
             for each in (average or {}, adapter_tensors(model, weights))
@@ -241,7 +274,8 @@ class Checkpoints:
             load_adapters(model, load_file(path / ADAPTER) if (path / ADAPTER).exists() else {})
         else:
             (load_state or (lambda model, whole: model.load_state_dict(whole, strict=False)))(model, tensors)
-        restore_optimizers(optimizers, load_file(path / "optimizer.safetensors"))
+        moments = path / "optimizer.safetensors"
+        restore_optimizers(model, optimizers, load_file(moments), str(moments))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         log(f"train: going on from step {state['step']} ({path})")
         return state

@@ -9,7 +9,7 @@ import numpy as np
 from lmforge.recipe import Recipe
 from lmforge.tokens.batch_schedule import Ramp
 from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.loader import Loader
+from lmforge.tokens.loader import Loader, PackingKind, whole_tokens
 from lmforge.tokens.mixture import weights_of
 from lmforge.tokens.shards import Shards
 from lmforge.train.finetune import example_rows
@@ -36,7 +36,13 @@ class TrainingData:
             InputError: the training split is smaller than one batch.
         """
         weights = weights_of(recipe, self.training.groups)
-        return Loader(self.training, recipe.tokens.context, ramp, recipe.seed, recipe.tokens.packing, weights)
+        # an example that is cut teaches nothing
+        packing: PackingKind = "whole" if recipe.finetune else recipe.tokens.packing
+        return Loader(self.training, recipe.tokens.context, ramp, recipe.seed, packing, weights)
+
+    def epoch_tokens(self, recipe: Recipe) -> int:
+        """Tokens of an epoch; of whole examples with the padding of their rows."""
+        return whole_tokens(self.training, recipe.tokens.context) if recipe.finetune else self.training.tokens
 
     def validation(self, recipe: Recipe) -> Rows:
         """The rows that the run is validated on: whole examples where it fine-tunes."""

@@ -84,7 +84,7 @@ class Trainer:
         if recipe.train.precision == "fp8":
             fp8.require(layout.device)
         self.layout, self.out, self.data = layout, out, TrainingData(tokens_dir)
-        self.recipe = recipe = with_length(recipe, self.data.training.tokens)
+        self.recipe = recipe = with_length(recipe, self.data.epoch_tokens(recipe))
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)
@@ -158,14 +158,16 @@ class Trainer:
 
     def execution_plan(self) -> ExecutionPlan:
         """How the run began to be executed, so that it stays exact; chosen anew at its start, on another kind of device
-        or number of ranks. The main rank chooses."""
-        layout, here = self.layout, [self.layout.device.type, self.layout.world]
+        or number of ranks, and where the recipe now states another one. The main rank chooses."""
+        layout, stated = self.layout, self.recipe.train
+        here = [layout.device.type, layout.world, stated.threads, stated.micro_batch_tokens, stated.compile]
+        before = self.state.plan_on or []  # older checkpoints do not hold what was stated
         rows, steps = max(self.schedule.ramp.sizes) // layout.data_size, self.schedule.steps
 
         def chosen() -> dict[str, Any]:
             return dataclasses.asdict(choose(self.recipe, self.model, layout.device, rows, steps, layout.world))
 
-        if self.state.plan is None or self.state.plan_on != here:
+        if self.state.plan is None or not before or before != here[: len(before)]:
             self.state.plan, self.state.plan_on = ExecutionPlan(**layout.on_main(chosen)), here
         return self.state.plan
 

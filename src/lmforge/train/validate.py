@@ -73,7 +73,8 @@ def validation_rows(shards: Shards, context: int, tokens: int) -> tuple[Tensor, 
     starts = [row * available // rows * context for row in range(rows)]
     stacked = torch.from_numpy(np.stack([shards.read(start, context + 1) for start in starts]))
     targets = stacked[:, 1:].clone()
-    targets[targets == 0] = -1  # which document comes next is not language
+    for row, start in enumerate(starts):  # which document comes next is not language
+        targets[row, shards.document_starts(start + 1, start + context + 1) - start - 1] = -1
     if shards.masked:
         targets[~torch.from_numpy(np.stack([shards.counts(start + 1, context) for start in starts]))] = -1
     return stacked[:, :-1].contiguous(), targets

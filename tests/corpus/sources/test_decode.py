@@ -10,8 +10,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmforge.corpus.sources import decode
-from lmforge.corpus.sources.decode import Binary, encoding_of, line_number, lines_of, located_lines
+from lmforge.corpus.sources import decode, unfold
+from lmforge.corpus.sources.decode import encoding_of, line_number, lines_of, located_lines
+from lmforge.corpus.sources.encodings import Binary
 from lmforge.errors import InputError
 
 FIXTURE_KEPT = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,17 +29,17 @@ def written(path: Path, data: bytes) -> Path:
         ("a.txt", b"plain", "utf-8"),
         ("a.txt", b"", "utf-8"),
         ("a.txt", "naïve".encode(), "utf-8"),
-        ("a.txt", "naïve".encode("latin-1"), "latin-1"),
+        ("a.txt", "naïve".encode("latin-1"), "cp1252"),
         ("a.txt", "x".encode("utf-8-sig"), "utf-8-sig"),
         ("a.txt", "größe".encode("utf-16"), "utf-16"),
         ("a.txt", "größe".encode("utf-32"), "utf-32"),
         ("a.py", "# -*- coding: cp1251 -*-\n# слово\n".encode("cp1251"), "cp1251"),
-        ("a.txt", "# -*- coding: cp1251 -*-\n# слово\n".encode("cp1251"), "latin-1"),  # only Python declares it so
+        ("a.txt", "# -*- coding: cp1251 -*-\n# слово\n".encode("cp1251"), "cp1251"),
         ("a.py", b"# -*- coding: no-such-thing -*-\n", "utf-8"),
     ],
 )
 def test_encodings(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
-    assert encoding_of(written(tmp_path / name, data)) == expected
+    assert encoding_of(written(tmp_path / name, data)).name == expected
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_a_giant_line_is_refused_or_left_out_in_bounded_memory(
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr(decode, "UNFOLDED_FREELY", 8 << 20)
+    monkeypatch.setattr(unfold, "UNFOLDED_FREELY", 8 << 20)
     zeros = b"0\n" * (20 << 20)
     path = written(
         tmp_path / f"a.jsonl{suffix}", gzip.compress(zeros, mtime=0) if suffix == ".gz" else zstandard.compress(zeros)

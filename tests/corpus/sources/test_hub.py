@@ -32,7 +32,7 @@ def test_splits_and_shards(tmp_path: Path) -> None:
     documents = list(iter_documents(source))
     assert [document["id"] for document in documents] == [f"{shard}-{row}" for shard in range(3) for row in range(4)]
     assert documents[5]["text"] == "text 1 1"
-    assert documents[5]["meta"] == {"label": 1}
+    assert documents[5]["meta"] == {"columns": {"label": 1}}
     assert list(read_part(source, pieces[1])) == documents[4:8]
     assert [
         document["text"] for document in iter_documents(Source(kind="hub", path=tmp_path / "set", split="test"))

@@ -107,8 +107,8 @@ def test_folder_decodes_marks_and_falls_back(tmp_path: Path) -> None:
     notices: Counter[str] = Counter()
     documents = list(iter_documents(Source(kind="folder", path=tmp_path), notices))
     assert [document["text"] for document in documents] == ["naïve"] * 5
-    assert [document["meta"] for document in documents] == [{}, {}, {}, {}, {"encoding": "latin-1 (fallback)"}]
-    assert notices == {"read as latin-1, not being UTF-8": 1}
+    assert [document["meta"] for document in documents] == [{}, {}, {}, {}, {"encoding": "cp1252"}]
+    assert not notices
 
 
 def test_large_prose_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_jsonl_plain_and_packed_give_the_same(tmp_path: Path, suffix: str) -> No
             (document["id"], document["text"], document["genre"], document["meta"]) for document in read("jsonl", place)
         ]
         assert found == [
-            ("7", "one", "unknown", {"url": "u"}),
-            (f"{path.name}:3", "two", "news", {"k": 1}),
+            ("7", "one", "unknown", {"columns": {"url": "u"}}),
+            (f"{path.name}:3", "two", "unknown", {"columns": {"genre": "news", "meta": {"k": 1}}}),
             (f"{path.name}:5", "", "unknown", {}),
         ]
 
@@ -368,7 +368,7 @@ def test_damage_is_skipped_and_counted_where_the_source_says_so(tmp_path: Path) 
     (tmp_path / "c.jsonl").write_bytes(good)
     notices: Counter[str] = Counter()
     documents = list(iter_documents(Source(kind="jsonl", path=tmp_path, damaged="skip"), notices))
-    assert notices == {"skipped: broken JSONL line": 5, "skipped: rest of a damaged file": 1}
+    assert notices == {"skipped: broken JSONL line": 5, "skipped: damaged part of a file": 1}
     assert [document["text"] for document in documents if not document["text"][0].isdigit()] == ["good"] * 3
     assert len(documents) > 500
 
@@ -425,21 +425,21 @@ def giant(path: Path, head: bytes, unit: bytes, tail: bytes, size: int = 1 << 30
     ("kind", "name", "head", "unit", "reason"),
     [
         ("jsonl", "a.jsonl", b'{"text": "', b"iron and steel ", "skipped: line longer than 64 MiB"),
-        ("jsonl", "a.jsonl.gz", b'{"text": "', b"0", "skipped: rest of a damaged file"),  # a thousandfold: a bomb
-        ("jsonl", "a.jsonl.zst", b'{"text": "', b"0", "skipped: rest of a damaged file"),
+        ("jsonl", "a.jsonl.gz", b'{"text": "', b"0", "skipped: damaged part of a file"),  # a thousandfold: a bomb
+        ("jsonl", "a.jsonl.zst", b'{"text": "', b"0", "skipped: damaged part of a file"),
         ("folder", "a.rst", b"", b"iron and steel ", "ignored: source file beyond 64 MiB"),
         ("folder", "a.txt", b"", b"\0", "skipped: binary data in a text file"),
         ("code", "a.py", b"x = '", b"iron and steel ", "ignored: source file beyond 1 MiB"),
         ("html", "a.html", b"<p>", b"<div>", "skipped: page beyond 4 MiB"),
         ("mediawiki", "a.xml", b"<mediawiki><page><revision><text>", b"iron and steel ", (
-            "skipped: rest of a damaged dump"
+            "skipped: damaged page of a dump"
         )),
-        ("mediawiki", "a.xml.gz", b"<mediawiki>", b"<page>", "skipped: rest of a damaged dump"),
+        ("mediawiki", "a.xml.gz", b"<mediawiki>", b"<page>", "skipped: damaged page of a dump"),
         ("warc", "a.warc", b"WARC/1.0\r\nWARC-Type: response\r\nX: ", b"iron and steel ", (
-            "skipped: rest of a damaged archive"
+            "skipped: damaged record of an archive"
         )),
         ("warc", "a.warc.gz", b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 9999999999\r\n\r\n", b"0", (
-            "skipped: rest of a damaged archive"
+            "skipped: damaged record of an archive"
         )),
     ],
 )  # fmt: skip

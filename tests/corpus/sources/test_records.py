@@ -27,8 +27,8 @@ def test_fields_of_a_record(tmp_path: Path) -> None:
         "id": "3",
         "text": "b",
         "source": f"jsonl:{tmp_path.name}",
-        "genre": "news",
-        "meta": {"k": 1, "url": "u"},
+        "genre": "unknown",
+        "meta": {"columns": {"genre": "news", "url": "u", "meta": {"k": 1}, "source": "s"}},
     }
     assert document_of({"body": None, "genre": "odd"}, reading, "f:1")["genre"] == "unknown"
     assert document_of({"body": None}, reading, "f:1")["id"] == "f:1"
@@ -40,8 +40,9 @@ def test_a_conversation_is_kept_and_its_words_are_the_text(tmp_path: Path) -> No
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": [{"type": "text", "text": "Hi"}, {"text": "!"}]},
     ]
+    said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
     document = document_of({"messages": messages, "id": "c"}, reading, "f:1")
-    assert (document["text"], document["meta"]) == ("Hello\n\nHi!", {"messages": messages})
+    assert (document["text"], document["meta"]) == ("Hello\n\nHi!", {"messages": said})
     assert document_of({"messages": messages, "text": "t"}, reading, "f:1")["meta"] == {}  # the text field comes first
 
 

@@ -197,7 +197,7 @@ def test_damaged_archives_are_skipped_and_counted_or_refused(tmp_path: Path, nam
     (tmp_path / "z.warc").write_bytes(warc([(200, "text/html", PAGE.encode())]))
     documents, notices = read("warc", tmp_path)
     assert documents[-1]["text"].endswith("Then he slept.")  # the run goes on
-    assert notices["skipped: rest of a damaged archive"] == 1
+    assert notices["skipped: damaged record of an archive"] >= 1
     with pytest.raises(InputError) as caught:
         read("warc", tmp_path / name, damaged="refuse")
     message = str(caught.value)
@@ -237,4 +237,4 @@ def test_a_large_archive_is_read_in_ranges(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.warc.gz").write_bytes(data)
     documents, notices = read("warc", tmp_path / "a.warc.gz")
     assert 20 < len(documents) < 30
-    assert notices["skipped: rest of a damaged archive"] == 1
+    assert notices["skipped: damaged record of an archive"] >= 1

@@ -13,8 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from lmforge.corpus.sources.decode import FALLBACK, Binary, encoding_of, unreadable
+from lmforge.corpus.sources.decode import encoding_of, text_of, unreadable
 from lmforge.corpus.sources.document import Document, Reading
+from lmforge.corpus.sources.encodings import Binary, UnknownEncoding
 from lmforge.corpus.sources.files import File, Part, files_of, gathered
 from lmforge.corpus.sources.texts import CODE
 from lmforge.errors import InputError
@@ -137,18 +138,19 @@ _LANGUAGES = {
 
 def language_of(name: str) -> str:
     """The programming language of a file, by its suffix."""
-    return _LANGUAGES.get(name.rpartition(".")[2], "unknown")
+    suffix = name.rpartition(".")[2]
+    return _LANGUAGES.get(suffix) or _LANGUAGES.get(suffix.lower(), "unknown")
 
 
 def code_files(source: Source, notices: Counter[str]) -> list[File]:
     """Source files outside vendored folders."""
-    found = files_of(source, tuple(CODE), notices, frozenset(("__pycache__",)))
-    kept = [file for file in found if VENDORED.isdisjoint(file.name.split("/")[:-1])]
-    if len(kept) < len(found):
-        notices["ignored: vendored or built"] += len(found) - len(kept)
+    files = files_of(source, tuple(CODE), notices, frozenset(("__pycache__",)))
+    kept = [file for file in files if VENDORED.isdisjoint(file.name.split("/")[:-1])]
+    if len(kept) < len(files):
+        notices["ignored: vendored or built"] += len(files) - len(kept)
     if not kept:
         raise InputError(
-            f"{source.path}: all its {len(found)} source files lie in vendored or build folders; use kind 'folder' to "
+            f"{source.path}: all its {len(files)} source files lie in vendored or build folders; use kind 'folder' to "
             "read them"
         )
     return kept
@@ -201,13 +203,17 @@ def _texts(reading: Reading, part: Part) -> Iterator[tuple[File, str]]:
     """The files of `part` that someone wrote, with their texts; the rest is counted."""
     for file in part.files:
         try:
-            text = "" if file.size > LARGEST else _text(file)
+            text = "" if file.size > LARGEST else _text(reading, file)
         except Binary as error:
             mend = 'remove it, give it another suffix, or set the source\'s damaged to "skip"'
             reading.damaged(
                 "binary data in a source file",
                 InputError(f"{file.path}: binary data in a source file ({error}); {mend}"),
             )
+            continue
+        except UnknownEncoding as error:
+            message = f"{file.path}: {error}; convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or remove it"
+            reading.damaged("source file of unknown encoding", InputError(message))
             continue
         except OSError as error:
             raise unreadable(file.path, error) from error
@@ -217,9 +223,10 @@ def _texts(reading: Reading, part: Part) -> Iterator[tuple[File, str]]:
             yield file, text
 
 
-def _text(file: File) -> str:
+def _text(reading: Reading, file: File) -> str:
     encoding = encoding_of(file.path)
-    return file.path.read_bytes().decode(encoding if encoding != FALLBACK else "latin-1")
+    reading.note_encoding(encoding, file.name)
+    return "".join(text_of(file.path, encoding))
 
 
 def why_unread(name: str, text: str) -> str | None:
@@ -228,7 +235,7 @@ def why_unread(name: str, text: str) -> str | None:
     lines = text.split("\n")
     if not text.strip():
         return "empty"
-    if name.endswith(_MINIFIED) or len(text) > LONGEST_MEAN * len(lines) or max(map(len, lines)) > LONGEST_LINE:
+    if name.lower().endswith(_MINIFIED) or len(text) > LONGEST_MEAN * len(lines) or max(map(len, lines)) > LONGEST_LINE:
         return "minified"
     if _GENERATED.search(text, 0, _HEAD):
         return "generated"

@@ -24,7 +24,7 @@ def examples_of(path: Path) -> Source:
         InputError: it does not exist or holds nothing that can be read.
     """
     if not path.is_dir():
-        packed = path.name.endswith(records.JSONL), path.name.endswith(records.PARQUET)
+        packed = path.name.lower().endswith(records.JSONL), path.name.lower().endswith(records.PARQUET)
         return Source(kind="jsonl" if packed[0] else "parquet" if packed[1] else "folder", path=path)
     for source in (
         Source(kind="folder", path=path),

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,26 +44,34 @@ class Part(NamedTuple):
 def files_of(
     source: Source, suffixes: Sequence[str], notices: Counter[str], skipped: frozenset[str] = NOT_TEXTS
 ) -> list[File]:
-    """The files of `source` that end in one of `suffixes`, by name; what is passed over is counted.
+    """The files of `source` that end in one of `suffixes`, in capitals or not, by name, each file once however many
+    names lead to it; what is passed over is counted.
 
     Raises:
         InputError: the path does not exist, may not be read, or holds no such file.
     """
     assert source.path is not None  # the recipe's check
-    found: list[File] = []
     passed: Counter[str] = Counter()
     matches = _matches(source.path)
     base = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in matches]))
+    # a pattern such as ** names no suffix, so the kind of source decides; one such as *.log or a file's name does
+    any_suffix = len(matches) == 1 or "." in source.path.name
+    walking = _Walk(base, tuple(suffixes), passed, skipped)
     for path in matches:
-        found += walk(path, base, suffixes, passed, skipped) if path.is_dir() else [_stat(path, base)]
+        if len(matches) > 1 and not skipped.isdisjoint(path.relative_to(base).parts):
+            continue
+        if path.is_dir():
+            walking.folder(path)
+        elif any_suffix or walking.wanted(path, path.name):
+            walking.file(path)
     notices.update(passed)
-    if not found:
+    if not walking.files:
         why = ", ".join(f"{count} {what}" for what, count in passed.most_common(3))
         wanted = " ".join(suffixes) if len(suffixes) < 9 else ".txt .md .rst .py … (text and source code)"
         raise InputError(
             f"{source.path}: no {source.kind} files in it ({why or 'it is empty'}); expected files ending in {wanted}"
         )
-    return sorted(found)
+    return walking.distinct()
 
 
 def listing_hash(files: Iterable[File], more: str = "") -> str:
@@ -123,34 +131,85 @@ def _matches(path: Path) -> list[Path]:
     except OSError as error:
         raise unreadable(path, error) from error
     if glob.has_magic(str(path)):
-        if found := sorted(map(Path, glob.glob(str(path), recursive=True))):
-            return found
+        if paths := sorted(map(Path, glob.glob(str(path), recursive=True))):
+            return paths
         raise InputError(f"{path}: no file matches this pattern; correct the source's path in the recipe")
     raise InputError(f"{path}: does not exist; correct the source's path in the recipe")
 
 
 def walk(root: Path, base: Path, suffixes: Sequence[str], notices: Counter[str], skipped: frozenset[str]) -> list[File]:
-    """Files below `root` with one of `suffixes`, named from `base`; hidden ones and folders named in `skipped` are left
-    out."""
-    return list(_walked(root, base, tuple(suffixes), notices, skipped))
+    """Files below `root` with one of `suffixes` (in capitals or not), named from `base`, each once; links are followed,
+    a folder is entered once however many lead to it. Hidden ones and folders named in `skipped` are left out."""
+    walking = _Walk(base, tuple(suffixes), notices, skipped)
+    walking.folder(root)
+    return walking.distinct()
 
 
-def _walked(
-    root: Path, base: Path, suffixes: tuple[str, ...], notices: Counter[str], skipped: frozenset[str]
-) -> Iterator[File]:
-    def refuse(error: OSError) -> None:
-        raise unreadable(Path(error.filename or root), error) from error
+class _Walk:
+    """Folders being walked: every folder once, so that links may form circles; every file once."""
 
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if name not in skipped and not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith(".") or not name.endswith(suffixes):
-                notices[f"ignored: {'hidden' if name.startswith('.') else path.suffix or 'no suffix'}"] += 1
-            elif path.is_symlink() and not path.exists():
-                notices["ignored: broken link"] += 1
-            else:
-                yield _stat(path, base)
+    def __init__(self, base: Path, suffixes: tuple[str, ...], notices: Counter[str], skipped: frozenset[str]) -> None:
+        self.base, self.suffixes, self.notices, self.skipped = base, suffixes, notices, skipped
+        self.files: list[tuple[bool, File, tuple[int, int] | str]] = []  # through a link, the file, what it is
+        self.entered: set[tuple[int, int] | str] = set()
+
+    def folder(self, root: Path) -> None:
+        """Its files, and those of the folders in it: first the folders that are there, then those that links lead to,
+        so that a file goes by the name of its own folder."""
+        links = [(root, root.is_symlink())]
+        for folder, linked in links:  # which grows
+            links += [(path, True) for path in sorted(self._own(folder, linked))]
+
+    def _own(self, root: Path, linked: bool) -> list[Path]:
+        def refuse(error: OSError) -> None:
+            raise unreadable(Path(error.filename or root), error) from error
+
+        links: list[Path] = []
+        for here, folders, names in os.walk(root, onerror=refuse):
+            identity = self._identity(Path(here))
+            if identity in self.entered:
+                folders.clear()
+                continue
+            self.entered.add(identity)
+            folders[:] = [name for name in folders if name not in self.skipped and not name.startswith(".")]
+            links += [path for name in folders if (path := Path(here, name)).is_symlink()]
+            for name in names:
+                path = Path(here, name)
+                if self.wanted(path, name):
+                    self.file(path, linked)
+        return links
+
+    def wanted(self, path: Path, name: str) -> bool:
+        """Whether a file is of this kind of source; if not, it is counted."""
+        if name.startswith(".") or not name.lower().endswith(self.suffixes):
+            self.notices[f"ignored: {'hidden' if name.startswith('.') else path.suffix.lower() or 'no suffix'}"] += 1
+            return False
+        if path.is_symlink() and not path.exists():
+            self.notices["ignored: broken link"] += 1
+            return False
+        return True
+
+    def file(self, path: Path, linked: bool = False) -> None:
+        """Take this file."""
+        self.files.append((linked or path.is_symlink(), _stat(path, self.base), self._identity(path)))
+
+    def distinct(self) -> list[File]:
+        """The files by name, each once: by its own name where it has one here, else by the first."""
+        named: dict[tuple[int, int] | str, File] = {}
+        for linked, file, identity in sorted(self.files, key=lambda each: each[:2]):
+            if identity not in named:
+                named[identity] = file
+            elif linked and named[identity] != file:
+                self.notices["ignored: link to a file that is read already"] += 1
+        return sorted(named.values())
+
+    @staticmethod
+    def _identity(path: Path) -> tuple[int, int] | str:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def _stat(path: Path, base: Path) -> File:

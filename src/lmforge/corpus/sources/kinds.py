@@ -18,12 +18,22 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lmforge.corpus.sources import code, hub, pairs, procedural, records, texts, web, wiki
-from lmforge.corpus.sources.decode import COMPRESSED
-from lmforge.corpus.sources.document import Document, Reading, source_name
+from lmforge.corpus.sources.document import Document, Encodings, Reading, source_name
 from lmforge.corpus.sources.files import File, Part, listing_hash
+from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.recipe import Source, SourceKind
 
-__all__ = ["Document", "Part", "expected_bytes", "fingerprint", "iter_documents", "parts", "read_part", "source_name"]
+__all__ = [
+    "Document",
+    "Encodings",
+    "Part",
+    "expected_bytes",
+    "fingerprint",
+    "iter_documents",
+    "parts",
+    "read_part",
+    "source_name",
+]
 
 
 class _Kind(NamedTuple):
@@ -59,14 +69,20 @@ def parts(source: Source, notices: Counter[str] | None = None) -> list[Part]:
     return _KINDS[source.kind].parts(source, Counter() if notices is None else notices)
 
 
-def read_part(source: Source, part: Part, notices: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents of one part, in order; `notices` counts what was repaired or skipped, by name.
+def read_part(
+    source: Source, part: Part, notices: Counter[str] | None = None, encodings: Encodings | None = None
+) -> Iterator[Document]:
+    """The documents of one part, in order; `notices` counts what was repaired or skipped, by name, `encodings` the text
+    files by their encoding.
 
     Raises:
         InputError: a file may not be read; or is damaged (binary, truncated, a broken line as FILE:LINE) and the
             source's `damaged` says "refuse".
     """
-    return _KINDS[source.kind].read(Reading(source, Counter() if notices is None else notices), part)
+    return _KINDS[source.kind].read(
+        Reading(source, Counter() if notices is None else notices, Encodings() if encodings is None else encodings),
+        part,
+    )
 
 
 def iter_documents(source: Source, notices: Counter[str] | None = None) -> Iterator[Document]:
@@ -94,7 +110,7 @@ def expected_bytes(source: Source) -> int | None:
     """About how many bytes of text `source` holds, from the files' sizes; None where compression or markup hides it."""
     files = _files(source)
     packed = source.kind in ("parquet", "hub", "warc", "html", "mediawiki") or any(
-        file.name.endswith(COMPRESSED) for file in files
+        file.name.lower().endswith(COMPRESSED) for file in files
     )
     return None if packed else sum(file.size for file in files)
 

@@ -1,27 +1,32 @@
-"""Records that carry a text as documents: JSONL (plain, gzip, Zstandard) and Parquet."""
+"""Records that carry a text or a conversation as documents: JSONL (plain or compressed) and Parquet."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 
-from lmforge.corpus.sources.decode import COMPRESSED, line_number, located_lines, unreadable
+from lmforge.corpus.sources.conversation import LISTS, PAIRS, NotMessages, conversation_of, shape_of
+from lmforge.corpus.sources.decode import line_number, located_lines, unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of
+from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.errors import InputError
-from lmforge.recipe import Genre, Source
+from lmforge.recipe import Source
 
-JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst", ".json.gz", ".json.zst")
+JSONL = tuple(
+    [f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", *COMPRESSED)]
+    + [f".json{packed}" for packed in COMPRESSED]
+)
 PARQUET = (".parquet", ".pq")
 _LONGEST_META = 200  # characters of a string field kept beside the text
 _BATCH = 256  # Parquet rows read at once
-_GENRES = frozenset(get_args(Genre))
 
 
 class BrokenRecord(Exception):
@@ -29,48 +34,54 @@ class BrokenRecord(Exception):
 
 
 def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> Document:
-    """A document from a record that carries its text in the source's `text_field` (a null text is an empty one), or a
-    conversation in `messages`: its text is the messages' contents, and the messages are kept for the tokens stage."""
-    source = reading.source
-    conversation = record.get("messages") if source.text_field not in record else None
-    if isinstance(conversation, list):
-        record = {**record, source.text_field: _contents(conversation)}
-    elif source.text_field not in record:
-        raise BrokenRecord(f"no field '{source.text_field}'{_nearest(source.text_field, list(record))}")
-    text = record[source.text_field]
+    """A document from a record: its text is in the source's `text_field` (a null text is an empty one); or that names a
+    list of messages, or it is missing and the record is a conversation in a known shape (see
+    `lmforge.corpus.sources.conversation`). Then the text is the messages' contents, and the messages are kept, in one
+    form, for the tokens stage.
+
+    The record's other fields are the user's: small ones are kept in `meta["columns"]`, by their own names.
+    """
+    field = reading.source.text_field
+    try:
+        messages = conversation_of(record, field)
+    except NotMessages as error:
+        raise BrokenRecord(str(error)) from error
+    if messages is not None:
+        text: Any = "\n\n".join(message["content"] for message in messages)
+        used: tuple[str, ...] = (field,) if field in record else shape_of(record) or ()
+    elif field in record:
+        text, used = record[field], (field,)
+    else:
+        raise BrokenRecord(f"no field '{field}'{_nearest(field, list(record))}")
     if not isinstance(text, str | None):
-        raise BrokenRecord(
-            f"field '{source.text_field}' is a {type(text).__name__}, not a string; set the source's text_field"
-        )
-    given, genre, meta = record.get("id"), record.get("genre"), record.get("meta")
-    kept = dict(meta) if isinstance(meta, dict) else {}
-    for key, value in record.items():
-        if key not in (source.text_field, "id", "genre", "meta", "source") and _is_small(value):
-            kept[key] = value
-    if isinstance(conversation, list):
-        kept["messages"] = conversation
-    own = genre if source.genre == "unknown" and isinstance(genre, str) and genre in _GENRES else None
-    return reading.document(str(given) if isinstance(given, str | int) else fallback_id, text or "", own, kept)
+        raise BrokenRecord(f"field '{field}' is a {type(text).__name__}, not a string; set the source's text_field")
+    given = record.get("id")
+    columns = {
+        key: small
+        for key, value in record.items()
+        if key not in used and not (key == "id" and _is_name(value)) and (small := _small(value)) is not None
+    }
+    meta: dict[str, Any] = {"columns": columns} if columns else {}
+    if messages:
+        meta["messages"] = messages
+    return reading.document(str(given) if _is_name(given) else fallback_id, text or "", None, meta)
 
 
-def _contents(messages: list[Any]) -> str:
-    """What is said in a conversation, a blank line between the messages; a content is a string or a list of {"text": …}
-    parts."""
-    said = []
-    for number, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, dict) and isinstance(message.get("role"), str) else None
-        listed = content if isinstance(content, list) else [{"text": content}]
-        parts = [part.get("text") if isinstance(part, dict) else None for part in listed]
-        if not all(isinstance(part, str) for part in parts):
-            raise BrokenRecord(
-                f'messages[{number}] is no message like {{"role": "user", "content": "Hello"}}; correct or remove it'
-            )
-        said.append("".join(map(str, parts)))
-    return "\n\n".join(said)
+def _is_name(value: Any) -> bool:
+    """Whether an `id` can be a document's: a number, or a string that is not too long."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def _is_small(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _LONGEST_META)
+def _small(value: Any) -> Any:
+    """A value worth keeping beside the text: a number, a short string, or what is such in a mapping; else None."""
+    if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _LONGEST_META):
+        return value
+    if isinstance(value, dict):
+        kept = {
+            str(key): each for key, each in value.items() if not isinstance(each, dict) and _small(each) is not None
+        }
+        return kept or None
+    return None
 
 
 def _nearest(wanted: str, fields: Sequence[str]) -> str:
@@ -89,7 +100,7 @@ def jsonl_files(source: Source, notices: Counter[str]) -> list[File]:
 def jsonl_parts(source: Source, notices: Counter[str]) -> list[Part]:
     """Files, gathered; a large plain file in ranges of bytes."""
     files = jsonl_files(source, notices)
-    large = [file for file in files if file.size > SPLIT_ABOVE and not file.name.endswith(COMPRESSED)]
+    large = [file for file in files if file.size > SPLIT_ABOVE and not file.name.lower().endswith(COMPRESSED)]
     return cut(files, [(file, byte_ranges(file)) for file in large])
 
 
@@ -105,7 +116,7 @@ def read_lines(
     """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
         whole = part.stop is None
-        for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged):
+        for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged, _is_record):
             if not offset:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
@@ -117,6 +128,14 @@ def read_lines(
                 reading.damaged("broken JSONL line", InputError(f"{file.path}:{where}: {error}"))
             else:
                 yield from documents
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line beside damage is whole: a part of an object is none."""
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -177,44 +196,69 @@ def _row_group_ranges(file: File) -> list[tuple[int, int, int]]:
 
 
 def read_parquet(reading: Reading, part: Part) -> Iterator[Document]:
-    """One document for each row, named after its number in the file."""
+    """One document for each row, named after its number in the file. A row group that is damaged is passed over and
+    counted; the next one is read."""
     import pyarrow
+    import pyarrow.parquet
 
     for file in part.files:
         row = [0]
         try:
-            yield from _rows(reading, file, part, row)
-        except pyarrow.ArrowException as error:
-            reading.damaged("truncated or damaged Parquet", _not_parquet(file.path, row[0], str(error)))
-        except OSError as error:  # Arrow reports damaged pages as OSError without an errno
-            if error.errno is not None:
-                raise unreadable(file.path, error) from error
-            reading.damaged("truncated or damaged Parquet", _not_parquet(file.path, row[0], str(error)))
+            with pyarrow.parquet.ParquetFile(file.path) as table:
+                columns = _columns(table.schema_arrow, reading.source.text_field, file.path)
+                groups = range(part.start, table.num_row_groups if part.stop is None else part.stop)
+                row[0] = sum(table.metadata.row_group(number).num_rows for number in range(part.start))
+                for group in groups:
+                    end = row[0] + table.metadata.row_group(group).num_rows
+                    try:
+                        yield from _rows(reading, file, table.iter_batches(_BATCH, [group], columns), row)
+                        cause = f"row group {group} ends before its {end} rows" if row[0] < end else ""
+                    except (pyarrow.ArrowException, OSError) as error:
+                        cause = _cause_of_damage(error, file.path)
+                    if cause:
+                        reading.damaged("damaged part of a Parquet file", _not_parquet(file.path, row[0], cause))
+                    row[0] = end
+        except (pyarrow.ArrowException, OSError) as error:
+            cause = _cause_of_damage(error, file.path)
+            reading.damaged("truncated or damaged Parquet", _not_parquet(file.path, row[0], cause))
 
 
-def _rows(reading: Reading, file: File, part: Part, row: list[int]) -> Iterator[Document]:
-    """The documents of one file or range of row groups; `row[0]` is the number of the last row read."""
-    import pyarrow.parquet
+def _cause_of_damage(error: Exception, path: Path) -> str:
+    """What Arrow says; it reports damaged pages as OSError without an errno."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise unreadable(path, error) from error
+    return str(error)
 
-    with pyarrow.parquet.ParquetFile(file.path) as table:
-        columns, field = table.schema_arrow.names, reading.source.text_field
-        if field not in columns:
-            raise InputError(f"{file.path}: no column '{field}'{_nearest(field, columns)}")
-        simple = [column.name for column in table.schema_arrow if _is_simple(column.type)]
-        if field not in simple:
-            cause = f"column '{field}' holds {table.schema_arrow.field(field).type}, not strings"
-            raise InputError(f"{file.path}: {cause}; set the source's text_field")
-        groups = range(part.start, table.num_row_groups if part.stop is None else part.stop)
-        row[0] = sum(table.metadata.row_group(number).num_rows for number in range(part.start))
-        for batch in table.iter_batches(batch_size=_BATCH, row_groups=groups, columns=simple):
-            for record in batch.to_pylist():
-                row[0] += 1
-                try:
-                    document = document_of(record, reading, f"{file.name}:{row[0]}")
-                except BrokenRecord as error:
-                    reading.damaged("broken Parquet row", InputError(f"{file.path} row {row[0]}: {error}"))
-                else:
-                    yield document
+
+def _columns(schema: Any, field: str, path: Path) -> list[str]:
+    """The columns to read: those of the text or the conversation, and small ones beside them."""
+    names = schema.names
+    simple = [column.name for column in schema if _is_simple(column.type)]
+    nested = [
+        name
+        for name in dict.fromkeys((field, *LISTS, *itertools.chain(*PAIRS)))
+        if name in names and _is_list_of_structs(schema.field(name).type)
+    ]
+    used = (field,) if field in names else shape_of([name for name in names if name in simple or name in nested])
+    if used is None:
+        raise InputError(f"{path}: no column '{field}'{_nearest(field, names)}")
+    if field in names and field not in simple and field not in nested:
+        cause = f"column '{field}' holds {schema.field(field).type}, not strings"
+        raise InputError(f"{path}: {cause}; set the source's text_field")
+    return [name for name in names if name in simple or name in used]
+
+
+def _rows(reading: Reading, file: File, batches: Iterator[Any], row: list[int]) -> Iterator[Document]:
+    """The documents of one row group; `row[0]` is the number of the last row read."""
+    for batch in batches:
+        for record in batch.to_pylist():
+            row[0] += 1
+            try:
+                document = document_of(record, reading, f"{file.name}:{row[0]}")
+            except BrokenRecord as error:
+                reading.damaged("broken Parquet row", InputError(f"{file.path} row {row[0]}: {error}"))
+            else:
+                yield document
 
 
 def _not_parquet(path: Path, row: int, cause: str) -> InputError:
@@ -230,5 +274,17 @@ def _is_simple(kind: Any) -> bool:
 
     value = kind.value_type if types.is_dictionary(kind) else kind
     return bool(
-        types.is_string(value) or types.is_large_string(value) or types.is_integer(value) or types.is_floating(value)
+        types.is_string(value)
+        or types.is_large_string(value)
+        or types.is_string_view(value)
+        or types.is_integer(value)
+        or types.is_floating(value)
+        or types.is_boolean(value)
     )
+
+
+def _is_list_of_structs(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and types.is_struct(kind.value_type))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sysconfig
 from collections import Counter
@@ -10,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmforge.corpus.sources.decode import FALLBACK, Binary, encoding_of, lines_of, unreadable
+from lmforge.corpus.sources.decode import encoding_of, text_of, unreadable
 from lmforge.corpus.sources.document import Document, Reading
+from lmforge.corpus.sources.encodings import Binary, NotText, UnknownEncoding
 from lmforge.corpus.sources.files import File, Part, files_of, gathered, walk
+from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
@@ -98,7 +99,7 @@ CODE = frozenset(
         ".awk",
     )
 )
-PACKED = (".txt.gz", ".txt.zst", ".txt.bz2")
+PACKED = tuple(f".{name}{packed}" for name in ("txt", "text", "md") for packed in COMPRESSED)
 NOT_LIBRARY = frozenset(("site-packages", "dist-packages", "__pycache__"))
 TOPICS = "pydoc_data.topics"
 # bytes: a prose file beyond this is cut into documents, so that a single book can be split and shuffled
@@ -128,30 +129,28 @@ def read_folder(reading: Reading, part: Part) -> Iterator[Document]:
         except Binary as error:
             message = f"{file.path}: binary data in a text file ({error}); remove it or give it another suffix"
             reading.damaged("binary data in a text file", InputError(message))
+        except UnknownEncoding as error:
+            message = f"{file.path}: {error}; convert it to UTF-8 (iconv -f ENCODING -t UTF-8) or remove it"
+            reading.damaged("text file of unknown encoding", InputError(message))
         except OSError as error:
             raise unreadable(file.path, error) from error
 
 
 def _file(reading: Reading, file: File) -> Iterator[Document]:
-    suffix, meta, unknown = file.path.suffix, dict[str, Any](), reading.source.genre == "unknown"
-    if file.name.endswith(PACKED):
-        lines = (line.decode("utf-8", "replace") + "\n" for _, line in lines_of(file.path))
-        for number, piece in enumerate(_pieces(lines), 1):
-            yield reading.document(f"{file.name}#{number}", piece, meta={"part": number})
-        return
-    encoding = encoding_of(file.path)
-    if encoding == FALLBACK:
-        meta["encoding"] = f"{FALLBACK} (fallback)"
-        reading.notices[f"read as {FALLBACK}, not being UTF-8"] += 1
+    suffix, meta, unknown = file.path.suffix.lower(), dict[str, Any](), reading.source.genre == "unknown"
     if suffix in CODE | MARKUP and file.size > LARGEST_CODE:
         reading.notices["ignored: source file beyond 64 MiB"] += 1
-    elif suffix not in CODE | MARKUP and file.size > CUT_ABOVE:
-        with file.path.open(encoding=encoding) as opened:
-            for number, piece in enumerate(_pieces(iter(functools.partial(opened.read, PIECE), "")), 1):
-                yield reading.document(f"{file.name}#{number}", piece, meta={**meta, "part": number})
+        return
+    encoding = encoding_of(file.path)
+    reading.note_encoding(encoding, file.name)
+    if encoding.detected:
+        meta["encoding"] = encoding.label
+    text = text_of(file.path, encoding, reading.damaged)
+    if file.name.lower().endswith(PACKED) or (suffix not in CODE | MARKUP and file.size > CUT_ABOVE):
+        for number, piece in enumerate(_pieces(text), 1):
+            yield reading.document(f"{file.name}#{number}", piece, meta={**meta, "part": number})
     else:
-        text = file.path.read_text(encoding=encoding)
-        yield reading.document(file.name, text, "code" if unknown and suffix in CODE else None, meta)
+        yield reading.document(file.name, "".join(text), "code" if unknown and suffix in CODE else None, meta)
 
 
 def _pieces(chunks: Iterable[str]) -> Iterator[str]:
@@ -197,10 +196,10 @@ def read_library(reading: Reading, part: Part) -> Iterator[Document]:
     for file in part.files:
         try:
             encoding = encoding_of(file.path)
-            if encoding == FALLBACK:
-                raise Binary("of an unknown encoding")
-            text = file.path.read_text(encoding=encoding)
-        except Binary:
+            if encoding.detected or encoding.broken:
+                raise UnknownEncoding("neither UTF-8 nor what it declares")
+            text = "".join(text_of(file.path, encoding))
+        except NotText:
             reading.notices["ignored: not readable as text"] += 1
         except OSError as error:
             raise unreadable(file.path, error) from error

@@ -9,22 +9,31 @@ tag's attributes.
 
 from __future__ import annotations
 
-import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import zstandard
-
-from lmforge.corpus.sources.decode import blocks_of, members_of, unreadable
+from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
+from lmforge.corpus.sources.warc import (
+    MOST_HELD,
+    Damage,
+    Record,
+    Response,
+    TooLong,
+    Undecodable,
+    body_of,
+    media_type,
+    records_of,
+    response_of,
+)
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
-WARC = tuple(f".{kind}{packed}" for kind in ("warc", "wet") for packed in ("", ".gz", ".zst", ".bz2"))
+WARC = tuple(f".{kind}{packed}" for kind in ("warc", "wet") for packed in ("", *COMPRESSED))
 HTML = (".html", ".htm", ".xhtml")
 LARGEST_PAGE = 4 << 20  # bytes; Common Crawl cuts pages at 5 MiB, nearly all are below 1
 DEEPEST = 256  # elements inside one another; browsers allow 512, written pages stay below 30
@@ -49,13 +58,29 @@ _ASIDE = (
     "author-bio",
 )
 SKIPPED = [f'{element}[class*="{part}"]' for element in ("div", "section", "aside", "ul") for part in _ASIDE]
+# marks of footnotes, which the elements tell from what else stands in brackets, such as an index in a program
+_FOOTNOTES = [
+    "sup.reference",
+    "sup.footnote-ref",
+    'sup[id^="cite_ref"]',
+    'sup[id^="fnref"]',
+    "a.footnote-ref",
+    "a.footnote-backref",
+    'a[href^="#cite_note"]',
+    'a[href^="#fn"]',
+    'a[role="doc-noteref"]',
+    "span.mw-editsection",
+]
+SHALLOW = 5  # elements below the root within which resiliparse takes a list for navigation, with some to spare
+MOST_LISTS = 500  # of a page that are looked after
+_BESIDE = frozenset(("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "blockquote", "pre", "table", "figure"))
 _TOO_LITTLE = 250  # characters of main content below which a class name may have stood for the whole page
 # an element inside so many others; finding none takes a twentieth of the parsing
 _TOO_DEEP = " > ".join("*" * (DEEPEST + 1))
 _LONG_TAG = re.compile(r"""<[a-zA-Z](?=[^>]{4000})(?:[^>"']++|"[^"]*+"|'[^']*+')*+""")
 
-
-_REST = "rest of a damaged archive"
+MOST_STORED = MOST_HELD  # bytes of a record, compressed or not
+DAMAGED_RECORD = "damaged record of an archive"
 
 
 class Unfit(Exception):
@@ -81,10 +106,47 @@ def page_text(html: str) -> tuple[str, str]:
     tree = HTMLTree.parse(html)
     if tree.document and tree.document.query_selector(_TOO_DEEP) is not None:
         raise Unfit("page nested too deeply")
-    text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=SKIPPED)
+    if tree.document:
+        _keep_lists(tree)
+    text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=[*SKIPPED, *_FOOTNOTES])
     if len(text) < _TOO_LITTLE:
-        text = extract_plain_text(tree, main_content=True, alt_texts=False)
+        text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=_FOOTNOTES)
     return text.strip(), " ".join((tree.title or "").split())
+
+
+def _keep_lists(tree: Any) -> None:
+    """Lists of the page's own text are put deeper into it, because resiliparse takes any `ul` near the root for
+    navigation: those beside a paragraph or a heading whose items are words rather than links."""
+    # a slice, since these collections are asked anew at every step of a loop over them
+    for element in tree.document.query_selector_all("ul")[:MOST_LISTS]:
+        if not _is_shallow(element) or not _is_text(element):
+            continue
+        outer = inner = tree.create_element("div")
+        for _ in range(SHALLOW):
+            inner = inner.append_child(tree.create_element("div"))
+        element.parent.replace_child(outer, element)
+        inner.append_child(element)
+
+
+def _is_shallow(element: Any) -> bool:
+    above = element.parent
+    for _ in range(SHALLOW):
+        if above is None or above.tag in ("nav", "header", "footer", "aside", "form"):
+            return False
+        if above.tag in ("body", "html"):
+            return True
+        above = above.parent
+    return False
+
+
+def _is_text(element: Any) -> bool:
+    """Whether a list stands beside a paragraph, a heading or such, and at most half of its words are links."""
+    beside = (element.prev_element, element.next_element)
+    if not any(each is not None and each.tag in _BESIDE for each in beside):
+        return False
+    words = len("".join(element.text.split()))
+    linked = sum(len("".join(link.text.split())) for link in element.query_selector_all("a")[:])
+    return words > 0 and 2 * linked <= words
 
 
 def decoded(data: bytes, charset: str | None = None) -> str:
@@ -152,101 +214,86 @@ def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
     """Files, gathered; crawls come in files of about 1 GB of gzip members, one a record, which are read in ranges."""
     files = warc_files(source, notices)
     return cut(
-        files, [(file, byte_ranges(file)) for file in files if file.size > SPLIT_ABOVE and file.name.endswith(".gz")]
+        files,
+        [(file, byte_ranges(file)) for file in files if file.size > SPLIT_ABOVE and file.name.lower().endswith(".gz")],
     )
 
 
 def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
-    """One document for each HTML or plain-text page fetched with status 200 (WARC), or each extracted text (WET)."""
+    """One document for each HTML or plain-text page fetched with status 200 or stored as a resource (WARC), or each
+    extracted text (WET)."""
     for file in part.files:
-        count = [0]
+        count = 0
         try:
-            yield from _records(reading, file, part, count)
-        except (EOFError, zlib.error, zstandard.ZstdError) as error:
-            reading.damaged(_REST, _not_warc(file, count[0], str(error)))
-        except OSError as error:  # fastwarc reports records that it cannot parse as OSError without an errno
-            if error.errno is not None:
-                raise unreadable(file.path, error) from error
-            reading.damaged(_REST, _not_warc(file, count[0], str(error)))
-        except BaseException as error:  # a panic of its Rust code, which is no Exception
-            if type(error).__name__ != "PanicException":
-                raise
-            reading.damaged(_REST, _not_warc(file, count[0], "a record that cannot be parsed"))
+            if part.stop is None:
+                stream = blocks_and_breaks(file.path)
+            else:
+                stream = members_of(file.path, part.start, part.stop, b"WARC/")
+            for record in records_of(stream):
+                if isinstance(record, Damage):
+                    cause = f"{file.path}: {record.cause}; readable up to record {count}; fetch the archive again"
+                    reading.damaged(DAMAGED_RECORD, InputError(cause))
+                    continue
+                count += 1
+                if record.kind in ("response", "resource", "conversion"):
+                    name = record.fields.get("warc-record-id", "").strip("<>").removeprefix("urn:uuid:")
+                    place = f"{file.name}{f'@{part.start}' if part.start else ''}:{count}"
+                    yield from _stored(reading, record, name or place, f"{file.path} record {count}")
+        except OSError as error:
+            raise unreadable(file.path, error) from error
 
 
-def _not_warc(file: File, count: int, cause: str) -> InputError:
-    return InputError(f"{file.path}: {cause}; readable up to record {count}; fetch the archive again")
-
-
-def _records(reading: Reading, file: File, part: Part, count: list[int]) -> Iterator[Document]:
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-    wanted = WarcRecordType.response | WarcRecordType.conversion
-    stream = _Stream(
-        blocks_of(file.path) if part.stop is None else members_of(file.path, part.start, part.stop, b"WARC/")
-    )
-    for record in ArchiveIterator(stream, record_types=wanted, parse_http=True, auto_decode="all", stream_detect=False):
-        count[0] += 1
-        length = record.content_length
-        data = record.reader.read(LARGEST_PAGE + 1)
-        name = (record.record_id or "").strip("<>").removeprefix(
-            "urn:uuid:"
-        ) or f"{file.name}{f'@{part.start}' if part.start else ''}:{count[0]}"
-        meta = {key: value for key, header in (("url", "WARC-Target-URI"), ("date", "WARC-Date"))
-                if (value := (record.headers.get(header) or "").strip("<>"))}  # fmt: skip
-        encoded = record.http_headers is not None and (
-            "Content-Encoding" in record.http_headers or "Transfer-Encoding" in record.http_headers
+def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator[Document]:
+    """The document in a record, if there is one."""
+    meta = {key: value for key, header in (("url", "warc-target-uri"), ("date", "warc-date"))
+            if (value := record.fields.get(header, "").strip("<>"))}  # fmt: skip
+    if record.length > MOST_STORED:
+        reading.damaged(
+            "page beyond 4 MiB", InputError(f'{where}: page beyond 4 MiB; set the source\'s damaged to "skip"')
         )
-        if len(data) < min(length, LARGEST_PAGE) and not encoded:
-            raise EOFError("truncated inside a record")
-        where = f"{file.path} record {count[0]}"
-        if len(data) > LARGEST_PAGE:
-            reading.damaged(
-                "page beyond 4 MiB", InputError(f'{where}: page beyond 4 MiB; set the source\'s damaged to "skip"')
-            )
-        elif record.record_type == WarcRecordType.conversion:
-            yield reading.document(name, data.decode("utf-8", "replace"), meta=meta)
-        elif reason := _passed_over(record):
-            reading.notices[f"ignored: {reason}"] += 1
-        elif (record.http_content_type or "").startswith("text/plain"):
-            yield reading.document(name, decoded(data, record.http_charset), meta=meta)
+        return
+    if record.kind == "conversion":
+        yield reading.document(name, record.block.decode("utf-8", "replace"), meta=meta)
+        return
+    content_type = record.fields.get("content-type", "")
+    response: Response | None = Response(200, {"content-type": content_type}, record.block)
+    if record.kind == "response" or media_type(content_type)[0] == "application/http":
+        response = response_of(record.block)
+    kind, charset = media_type(response.fields.get("content-type", "")) if response else ("", None)
+    if reason := _passed_over(response, kind):
+        reading.notices[f"ignored: {reason}"] += 1
+        return
+    assert response is not None
+    try:
+        if "warc-truncated" in record.fields:
+            raise Undecodable(f"cut short by its crawler ({record.fields['warc-truncated'][:20]})")
+        body = body_of(response, LARGEST_PAGE)
+    except TooLong:
+        reading.damaged(
+            "page beyond 4 MiB", InputError(f'{where}: page beyond 4 MiB; set the source\'s damaged to "skip"')
+        )
+    except Undecodable as error:
+        reading.damaged(
+            "record whose page cannot be decoded",
+            InputError(f'{where}: {error}; fetch the archive again, or set the source\'s damaged to "skip"'),
+        )
+    else:
+        if kind == "text/plain":
+            yield reading.document(name, decoded(body, charset), meta=meta)
+        elif kind or _is_page(body):
+            yield from _page(reading, body, charset, name, meta, where)
         else:
-            yield from _page(reading, data, record.http_charset, name, meta, where)
-    if not stream.tail.endswith((b"\n\r\n", b"\n\n")) and stream.tail:
-        raise EOFError("truncated inside a record's header")
+            reading.notices["ignored: response that is no page"] += 1
 
 
-def _passed_over(record: Any) -> str | None:
-    if record.http_headers is None:
+def _passed_over(response: Response | None, kind: str) -> str | None:
+    if response is None:
         return "response without HTTP headers"
-    if record.http_headers.status_code != 200:
+    if response.status != 200:
         return "page whose status is not 200"
-    return None if (record.http_content_type or "") in (*PAGE_TYPES, "text/plain") else "response that is no page"
+    return None if kind in (*PAGE_TYPES, "text/plain", "") else "response that is no page"
 
 
-class _Stream(io.RawIOBase):
-    """Blocks of bytes as a file that knows its place but only goes forward. Damage in the blocks is raised where it is
-    read."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._held, self._place = blocks, b"", 0
-        self.tail = b""  # the last bytes read
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if (whence, offset) not in ((io.SEEK_CUR, 0), (io.SEEK_SET, self._place)):
-            raise io.UnsupportedOperation("seek")
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._held:
-            self._held = next(self._blocks, b"")
-        piece, self._held = (self._held, b"") if size < 0 else (self._held[:size], self._held[size:])
-        self._place += len(piece)
-        self.tail = (self.tail + piece[-4:])[-4:]
-        return piece
+def _is_page(body: bytes) -> bool:
+    """Whether a body of no named type begins as a page does."""
+    return body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))

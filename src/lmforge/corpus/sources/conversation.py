@@ -1,0 +1,180 @@
+"""Conversations in the shapes people publish them in → messages of {"role", "content"}, so that answers are learned as
+answers.
+
+    messages       [{"role", "content"}]                OpenAI, UltraChat, the Hub's chat sets
+    conversations  [{"from", "value"}]                  ShareGPT
+    instruction, input, output                          Alpaca
+    prompt, completion · prompt, response · question, answer · …    pairs; either side may itself be messages
+
+A tool's call is written into the content of the message that makes it, as Hermes and Qwen models read it:
+<tool_call>{"name": …, "arguments": …}</tool_call>; what the tool says is a message of role "tool".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+Message = dict[str, str]
+
+# fields that hold a list of messages, in the order in which they are looked for
+LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+# (fields before the answer, its field): the first of which a record has both
+PAIRS = (
+    ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
+    ("question", "answer"), ("question", "response"), ("query", "response"), ("query", "answer"),
+    ("instruction", "completion"), ("instruction", "answer"), ("prompt", "answer"), ("prompt", "chosen"),
+    ("user", "assistant"), ("human", "assistant"), ("input", "output"), ("inputs", "targets"), ("input", "target"),
+)  # fmt: skip
+SYSTEM = ("system", "system_prompt")
+ADDED = ("input", "context")  # what an instruction is about, below it
+_ROLES = {
+    "system": "system", "developer": "developer",
+    "user": "user", "human": "user", "prompter": "user", "client": "user", "customer": "user", "instruction": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "chatbot": "assistant",
+    "model": "assistant", "ai": "assistant", "bing": "assistant", "bard": "assistant", "claude": "assistant",
+    "agent": "assistant", "function_call": "assistant", "tool_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
+}  # fmt: skip
+_ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text", "message")
+
+
+class NotMessages(Exception):
+    """What is no list of messages; the message of the error names the place and the form."""
+
+
+def conversation_of(record: Mapping[str, Any], text_field: str) -> list[Message] | None:
+    """The conversation that a record holds, where its text field names one, or it has none and is of a known shape;
+    else None.
+
+    Raises:
+        NotMessages: a message that is not of its form (names its index).
+    """
+    value = record.get(text_field)
+    if isinstance(value, list):
+        return messages_of(value, text_field)
+    if text_field in record:
+        return None
+    shape = shape_of(record)
+    if shape is None:
+        return None
+    if len(shape) == 1:
+        return messages_of(record[shape[0]], shape[0])
+    return _pair(record, *shape)
+
+
+def shape_of(fields: Collection[str]) -> tuple[str, ...] | None:
+    """(field of messages,) or (field of the question, field of the answer) by the names of a record's fields alone, or
+    of those whose values can be such where it is a record; None where they are of no known shape."""
+    record = fields if isinstance(fields, Mapping) else None
+    for name in LISTS:
+        if name in fields and (record is None or is_messages(record[name])):
+            return (name,)
+    for question, answer in PAIRS:
+        if question not in fields or answer not in fields:
+            continue
+        if record is None or (_sayable(record[question]) and _sayable(record[answer])):
+            return question, answer
+    return None
+
+
+def is_messages(value: object) -> bool:
+    """Whether a value is meant as a list of messages: its first entry has a role, or there is none."""
+    return isinstance(value, list) and (not value or (isinstance(value[0], Mapping) and _role_field(value[0]) != ""))
+
+
+def messages_of(value: object, where: str) -> list[Message]:
+    """A list of messages in the one form: {"role", "content"}, both strings.
+
+    Raises:
+        NotMessages: it is not of such a form.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise NotMessages(_form(where))
+    return [_message(each, f"{where}[{number}]") for number, each in enumerate(value)]
+
+
+def _message(message: object, where: str) -> Message:
+    if not isinstance(message, Mapping) or not (field := _role_field(message)):
+        raise NotMessages(_form(where))
+    said = str(message[field])
+    role = _ROLES.get(said.strip().lower())
+    if role is None:
+        raise NotMessages(_form(where, f" (role {said[:40]!r})"))
+    content = next((message[name] for name in _CONTENT_FIELDS if name in message), None)
+    calls = _calls(message, where)
+    if content is None and not calls and not any(name in message for name in _CONTENT_FIELDS):
+        raise NotMessages(_form(where))
+    pieces = [_words(content, where), *calls]
+    return {"role": role, "content": "\n".join(piece for piece in pieces if piece)}
+
+
+def _role_field(message: Mapping[str, Any]) -> str:
+    return next((name for name in _ROLE_FIELDS if isinstance(message.get(name), str)), "")
+
+
+def _words(content: object, where: str) -> str:
+    """A content's text: null says nothing, parts are joined."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, Sequence):
+        raise NotMessages(_form(where))
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if kind not in ("text", "input_text", "output_text", None):
+            raise NotMessages(f"{where} holds a part of type {str(kind)[:30]!r}, which is no text; remove the record")
+        if not (isinstance(text, str) or (text is None and isinstance(part, Mapping) and "text" in part)):
+            raise NotMessages(_form(where))
+        texts.append(text or "")
+    return "".join(texts)
+
+
+def _calls(message: Mapping[str, Any], where: str) -> list[str]:
+    """The calls of tools that a message makes, as text."""
+    calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise NotMessages(_form(f"{where}.tool_calls"))
+    written = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise NotMessages(_form(f"{where}.tool_calls", '; a call is {"function": {"name": …, "arguments": …}}'))
+        arguments = function.get("arguments")
+        with contextlib.suppress(ValueError):  # else as it stands
+            arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments
+        body = json.dumps({"name": function["name"], "arguments": arguments or {}}, ensure_ascii=False, default=str)
+        written.append(f"<tool_call>\n{body}\n</tool_call>")
+    return written
+
+
+def _sayable(value: object) -> bool:
+    return value is None or isinstance(value, str) or is_messages(value)
+
+
+def _pair(record: Mapping[str, Any], question: str, answer: str) -> list[Message]:
+    """A question and its answer, with a system's words before them and what an instruction is about below it."""
+    system = next((record[name] for name in SYSTEM if isinstance(record.get(name), str) and record[name]), None)
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    asked, answered = record[question], record[answer]
+    if isinstance(asked, list):
+        messages += messages_of(asked, question)
+    else:
+        about = [record.get(name) for name in ADDED if name not in (question, answer)]
+        pieces = [asked, *(piece for piece in about if isinstance(piece, str))]
+        messages.append({"role": "user", "content": "\n\n".join(piece for piece in pieces if piece)})
+    if isinstance(answered, list):
+        replies = messages_of(answered, answer)
+        messages = replies if replies[: len(messages)] == messages else [*messages, *replies]
+    else:
+        messages.append({"role": "assistant", "content": answered or ""})
+    return messages
+
+
+def _form(where: str, more: str = "") -> str:
+    return f'{where} is no message like {{"role": "user", "content": "Hello"}}{more}; correct or remove it'
