@@ -82,8 +82,9 @@ class Context:
     `calibration`: a few rows of the training split, four at a time. `draw(n)`: batch n = 0, 1, 2, … of the same split
     without end, the same whenever it is asked for; what is trained draws from it. `evaluate(model)` gives at least
     `bits_per_byte`, of the tokens that count. `folder` is the step's own: what is kept there is found again when the
-    stage goes on after an interruption, and goes when it is done; a method makes it when it needs it. `teacher` is the
-    model before the first step.
+    stage goes on after an interruption, and goes when it is done; a method makes it when it needs it. What steps share
+    (a cache of the teacher's answers) may be kept in the folder above it. `teacher` is the model before the first step,
+    `tokenizer` the file of its tokens, where there is one.
     """
 
     calibration: Sequence[CalibrationBatch]
@@ -92,16 +93,19 @@ class Context:
     seed: int
     folder: Path
     teacher: GPT
+    tokenizer: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
     """What a method made: `entry` is for config.json, so that `restore` can rebuild the model's structure; `details`
-    are for the report. Both are JSON."""
+    are for the report. Both are JSON. `fresh`: the model is made new, of plain modules, so that the entries of earlier
+    steps describe it no more."""
 
     model: GPT
     entry: Mapping[str, Any]
     details: Mapping[str, Any]
+    fresh: bool = False
 
 
 class Method(abc.ABC, Generic[S]):

@@ -52,7 +52,7 @@ def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict
         largest = x.abs().amax(0)
         seen[name] = torch.maximum(seen[name], largest) if name in seen else largest
 
-    _watch(model, calibration, see)
+    watch_inputs(model, calibration, see)
     return seen
 
 
@@ -67,13 +67,13 @@ def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dic
         error[name] += float(((x / step).round_().mul_(step) - x).square().sum())
         energy[name] += float(x.square().sum())
 
-    _watch(model, calibration, see)
+    watch_inputs(model, calibration, see)
     return {
         name: clip_range if error[name] <= COARSE**2 * energy[name] else 0.0 for name, clip_range in clip_ranges.items()
     }
 
 
-def _watch(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
+def watch_inputs(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
     """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

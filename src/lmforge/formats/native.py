@@ -104,7 +104,8 @@ def load_model(directory: Path, restore: Restore | None = None, verify: bool = T
                 f"{directory}: a compressed model ({entry.get('method')}), where one that is not is needed; give the "
                 "model that it was made from"
             )
-        model = restore(model, entry, tensors)
+        if not entry.get("superseded"):  # a later step made the network anew
+            model = restore(model, entry, tensors)
     tied = {"head.weight"} if "head.weight" not in tensors else set()
     missing, extra = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if name not in tied]

@@ -11,5 +11,9 @@ from pydantic import BaseModel
 from lmforge.registry import Registry
 
 # where the package's own compression methods register themselves: one line a method
-COMPRESSION_METHODS = ("lmforge.compress.quantize",)
+COMPRESSION_METHODS = (
+    "lmforge.compress.quantize",
+    "lmforge.compress.distil",
+    "lmforge.compress.prune",
+)
 COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)
