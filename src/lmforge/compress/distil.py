@@ -8,7 +8,8 @@ Without widths of its own the student is the model as the step before left it: h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -120,6 +121,10 @@ class Distil(Method[DistilStep]):
         student, details = heal(student, settings, context)
         entry = {"method": METHOD, "steps": details["steps"], "masked": masked(student)}
         return Compressed(student, entry, {"training": details, "student": student.config.to_json()}, fresh=made)
+
+    def inputs(self, settings: DistilStep) -> Sequence[Path]:
+        """The teachers."""
+        return settings.teachers
 
     def restore(self, model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
         """As `restore_masks`; all else is in the config."""

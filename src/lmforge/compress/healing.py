@@ -21,13 +21,13 @@ from torch import Tensor
 from lmforge.compress.frozen import refuse_frozen
 from lmforge.compress.method import CalibrationBatch, Context
 from lmforge.compress.targets import CachedTargets, LiveTargets, Targets
-from lmforge.compress.teachers import Teacher
+from lmforge.compress.teachers import Teacher, digest
 from lmforge.errors import LmforgeError
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Train
 from lmforge.recipe.types import Positive, Section, Share
-from lmforge.record import write_atomic
+from lmforge.record import hash_json, write_atomic
 from lmforge.train.optim import build_optimizers, rate, set_rate
 from lmforge.train.precision import autocast
 
@@ -124,6 +124,7 @@ def _part(batch: CalibrationBatch, low: int, high: int) -> CalibrationBatch:
     return CalibrationBatch(batch.inputs[low:high], batch.targets[low:high], documents)
 
 
+@torch.enable_grad()
 def heal(model: GPT, settings: Healing, context: Context, name: str = "") -> tuple[GPT, dict[str, Any]]:
     """A trained copy of `model`, and what was done: `steps, tokens, loss` (nats per token that counts, the mean of the
     last tenth) and what the targets say of themselves. Zeros that masks keep stay zero. `name`: of its file, where a
@@ -154,7 +155,8 @@ def heal(model: GPT, settings: Healing, context: Context, name: str = "") -> tup
     )
     optimizers = build_optimizers(student, train)
     warmup = settings.warmup if settings.warmup is not None else -(-rows.steps // 25)
-    file = context.folder / f"{name}{TRAINING}"
+    start = hash_json([digest(model), settings.model_dump(mode="json"), rows.steps])  # of another start is another file
+    file = context.folder / f"{name}{start[:12]}-{TRAINING}"
     step, losses = _go_on(file, student, optimizers)
     while step < rows.steps:
         set_rate(optimizers, rate(step, rows.steps, warmup, settings.final_lr, settings.schedule))
@@ -191,7 +193,7 @@ def _update(
             assert student.head is not None
             logits = student.head(hidden)
         loss = distillation_loss(logits.float(), hidden.float(), targets, row, settings) / counted
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += float(loss.detach())
     if total != total:
         raise LmforgeError(f"healing: the loss of step {step + 1} is not a number; lower peak_lr ({settings.peak_lr})")
@@ -232,8 +234,8 @@ def distillation_loss(
 
 
 def hidden_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Σ 1 − cos between rows of last layers (N,D) (as DistilBERT's cosine loss: Sanh et al. 2019, section 3). Of unequal
-    widths the rows' mutual angles are compared instead, which need no projection: ½·Σ (cos_ij − cos'_ij)² / N."""
+    """Σ 1 − cos between rows of last layers (N,D) (as DistilBERT's cosine loss: Sanh et al. 2019, section 3). Of
+    unequal widths the rows' mutual angles are compared, which need no projection: Σ (cos_ij − cos'_ij)² / 2N."""
     student, teacher = F.normalize(student, dim=-1), F.normalize(teacher.float(), dim=-1)
     if student.shape == teacher.shape:
         return (1 - (student * teacher).sum(-1)).sum()

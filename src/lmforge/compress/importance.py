@@ -26,12 +26,14 @@ from lmforge.model.gpt import GPT
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """Figures of each parameter: `taylor`, Σ over batches (weight × gradient of the batch's loss), kept batch by batch
-    so that parts can be summed before they are squared; `inputs`, the norm of each input channel of each linear layer."""
+    so that parts can be summed before they are squared; `inputs`, the norm of each input channel of each linear
+    layer."""
 
     taylor: tuple[dict[str, Tensor], ...]
     inputs: dict[str, Tensor]
 
 
+@torch.enable_grad()
 def measured(model: GPT, calibration: Sequence[CalibrationBatch]) -> Measured:
     """Both kinds of figures, on a few batches.
 
@@ -45,7 +47,7 @@ def measured(model: GPT, calibration: Sequence[CalibrationBatch]) -> Measured:
     taylor = []
     for batch in calibration:
         counted = max(1, int(batch.counts.sum()))
-        (probe.loss(batch.inputs, batch.targets, batch.documents) / counted).backward()  # type: ignore[no-untyped-call]
+        (probe.loss(batch.inputs, batch.targets, batch.documents) / counted).backward()
         taylor.append(
             {
                 name: (parameter.detach() * parameter.grad)

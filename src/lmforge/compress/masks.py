@@ -125,11 +125,18 @@ def magnitude_mask(scores: Tensor, share: float) -> Tensor:
 
 
 def two_of_four_mask(scores: Tensor) -> Tensor:
-    """scores (O,I), I a multiple of 4 → the two largest of each four along a row stay (Mishra et al. 2021, "Accelerating
-    sparse deep neural networks", section 3)."""
+    """scores (O,I), I a multiple of 4 → the two largest of each four along a row stay (Mishra et al. 2021,
+    "Accelerating sparse deep neural networks", section 3)."""
     fours = scores.view(-1, 4)
     top = fours.topk(2, dim=-1).indices
     return torch.zeros_like(fours, dtype=torch.bool).scatter_(1, top, True).view(scores.shape)
+
+
+def dense_tensors(model: GPT) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by name, masked matrices with their zeros in place; what is shared has each of
+    its names."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
 def masked(model: GPT) -> dict[str, str]:

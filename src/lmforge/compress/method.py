@@ -127,6 +127,10 @@ class Method(abc.ABC, Generic[S]):
         """
         return model
 
+    def inputs(self, settings: S) -> Sequence[Path]:
+        """The files and folders that the settings name; another content of them makes another model."""
+        return ()
+
     def units(self, model: GPT, settings: S) -> Sequence[str]:
         """The parts that a loss budget can give back, each alone: names of layers, as a rule. By default none."""
         return ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -167,6 +168,10 @@ class Prune(Method[PruneStep]):
         sparsify_weights(result, names, settings, gone, scores)
         return {"share": 0.5 if settings.kind == "2:4" else gone}
 
+    def inputs(self, settings: PruneStep) -> Sequence[Path]:
+        """The teachers of the healing."""
+        return settings.heal.teachers if settings.heal else ()
+
     def restore(self, model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
         """As `restore_masks`; the shapes of what is left are in the config."""
         return restore_masks(model, entry, tensors)
@@ -222,7 +227,7 @@ def sparsity(model: GPT) -> dict[str, float]:
 def _note(settings: PruneStep) -> str:
     if settings.kind == "structured":
         return "the parts are gone: fewer multiplications, dense matrices"
-    return "no gain in speed on this machine: no kernel here skips zeros; the file holds the weights left and one bit a place"
+    return "no gain in speed on this machine: no kernel skips zeros; the file holds weights that are left and a bit a place"
 
 
 register(Prune())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmforge.compress.frozen import refuse_frozen
-from lmforge.compress.masks import MaskedLinear, mask_linear
+from lmforge.compress.masks import MaskedLinear, dense_tensors, mask_linear
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT, GPTConfig, LayerShape
 
@@ -50,7 +50,7 @@ def cut(model: GPT, layers: Sequence[KeptLayer], channels: Sequence[int] | None 
     config = model.config
     new = GPT(cut_config(config, layers, channels))
     chosen = None if channels is None else torch.tensor(list(channels))
-    old = _tensors(model)
+    old = dense_tensors(model)
     state: dict[str, Tensor] = {}
     for name, target in new.state_dict().items():
         if name.startswith("blocks."):
@@ -108,11 +108,6 @@ def cut_config(config: GPTConfig, layers: Sequence[KeptLayer], channels: Sequenc
     )
 
 
-def _tensors(model: GPT) -> dict[str, Tensor]:
-    """The dense tensors of a model, those of masked matrices with their zeros in place."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-
-
 def _along(tensor: Tensor, chosen: Tensor | None, width: int) -> Tensor:
     """The chosen channels of a tensor outside of the blocks, whose last dimension is the residual stream."""
     return tensor if chosen is None or tensor.shape[-1] != width else tensor[..., chosen]
@@ -121,7 +116,6 @@ def _along(tensor: Tensor, chosen: Tensor | None, width: int) -> Tensor:
 def _of_layer(old: dict[str, Tensor], rest: str, kept: KeptLayer, config: GPTConfig, chosen: Tensor | None) -> Tensor:
     """The part that stays of one tensor of a block; `rest`: its name in there."""
     parts = rest.split(".")
-    number = ""
     if rest.startswith("ff.experts."):  # of expert `place` there is made what was expert `number` here
         place = int(parts[2])
         number = str(kept.experts[place])
@@ -170,7 +164,7 @@ def _kept_of(
         return None, _heads(shape, kept.groups, config.head_width)
     if "up" in parts or "down" in parts:
         width = shape.d_ff // max(1, shape.experts) * (config.experts_shared if shared else 1)
-        index = torch.tensor(units[:width] if not shared else list(range(len(units) * config.experts_shared)))
+        index = torch.arange(len(units) * config.experts_shared) if shared else torch.tensor(units)
         if "down" in parts:
             return None, index if parts[-1] != "bias" else None
         return (torch.cat((index, index + width)) if config.activation == "swiglu" else index), None

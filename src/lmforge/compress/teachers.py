@@ -64,15 +64,17 @@ class Teacher:
         return torch.stack(each).logsumexp(0) - torch.log(torch.tensor(float(len(each))))
 
     def digest(self) -> str:
-        """Of the models' weights and shapes: what a cache of their answers is known by."""
-        parts = []
-        for model in self.models:
-            sums = [
-                (name, [float(part) for part in (tensor.double().sum(), tensor.double().square().sum())])
-                for name, tensor in model.state_dict().items()
-            ]
-            parts.append([model.config.to_json(), sums])
-        return hash_json(parts)
+        """Of all its models: what a cache of their answers is known by."""
+        return hash_json([digest(model) for model in self.models])
+
+
+def digest(model: GPT) -> str:
+    """What a model's shape and weights are known by: two sums of each tensor."""
+    sums = [
+        (name, [float(part) for part in (tensor.double().sum(), tensor.double().square().sum())])
+        for name, tensor in model.state_dict().items()
+    ]
+    return hash_json([model.config.to_json(), sums])
 
 
 def same_vocabulary(context: Context, path: Path, loaded: LoadedModel) -> None:

@@ -9,10 +9,11 @@ not exist stops the run and the nearest valid key is named. Every section is one
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lmforge.progress import log
 from lmforge.recipe.corpus import Corpus
 from lmforge.recipe.evaluate import Evaluate
 from lmforge.recipe.registry import COMPRESSION_STEPS
@@ -118,14 +119,30 @@ class QuantizeStep(CompressStep):
 COMPRESSION_STEPS.register("quantize", QuantizeStep)
 
 
+class Budget(Section):
+    """What a compressed model may cost."""
+
+    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+    loss: Annotated[float, Field(gt=0)] | None = None
+    bytes: Size | None = None  # of its tensors' file
+    macs: Size | None = None  # multiply-accumulates of a token by matrices; "2M" is two million
+
+
+def _loss_alone(value: Any) -> Any:
+    """A number, as before there were other budgets."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        log(f"compress.budget = {value}: taken as {{loss = {value}}}; write that, the number alone will go")
+        return {"loss": value}
+    return value
+
+
 class Compress(Section):
     """Model → smaller model, one method after another."""
 
     steps: tuple[Annotated[CompressStep, Selected(COMPRESSION_STEPS, "method", default="quantize")], ...] = (
         QuantizeStep(),
     )
-    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
-    budget: Annotated[float, Field(gt=0)] | None = None
+    budget: Annotated[Budget | None, BeforeValidator(_loss_alone)] = None
 
 
 class Serve(Section):
