@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-
+from lmforge.compress.importance import divergence
 from lmforge.compress.measure import module_macs, resident_bytes
 from lmforge.compress.method import METHODS, Compressed, Context, Method
 from lmforge.errors import LmforgeError
@@ -79,7 +78,6 @@ def within_budget(
     return dataclasses.replace(result, details={**result.details, "sensitivity": ranking}), scores
 
 
-@torch.inference_mode()
 def sensitivity(
     method: Method[Any], before: GPT, whole: Compressed, step: CompressStep, context: Context
 ) -> dict[str, float]:
@@ -91,11 +89,8 @@ def sensitivity(
     names = method.units(before, step)
     if len(names) < 2:  # with one unit, giving it back undoes the step
         return {}
-    counts = batch.counts if bool(batch.counts.any()) else torch.ones_like(batch.counts)
-    reference = torch.log_softmax(before(batch.inputs, documents=batch.documents), dim=-1)[counts]
     cost = {}
     for name in names:
         alone = method.give_back(before, whole, [other for other in names if other != name], step, little).model
-        smaller = torch.log_softmax(alone(batch.inputs, documents=batch.documents), dim=-1)[counts]
-        cost[name] = float((reference.exp() * (reference - smaller)).sum(-1).mean())
+        cost[name] = divergence(before, alone, [batch])
     return dict(sorted(cost.items(), key=lambda item: -item[1]))

@@ -156,3 +156,18 @@ def mean_nats(model: GPT, calibration: Sequence[CalibrationBatch]) -> float:
         total += float(nn.functional.cross_entropy(logits, batch.targets[batch.counts], reduction="sum"))
         counted += int(batch.counts.sum())
     return total / max(1, counted)
+
+
+@torch.inference_mode()
+def divergence(reference: GPT, model: GPT, calibration: Sequence[CalibrationBatch]) -> float:
+    """Mean KL(reference‖model) over the predictions that count (over all, where none does), nats per token."""
+    total, counted = 0.0, 0
+    for batch in calibration:
+        counts = batch.counts if bool(batch.counts.any()) else torch.ones_like(batch.counts)
+        p, q = (
+            torch.log_softmax(each(batch.inputs, documents=batch.documents)[counts].float(), -1)
+            for each in (reference, model)
+        )
+        total += float((p.exp() * (p - q)).sum())
+        counted += int(counts.sum())
+    return total / max(1, counted)

@@ -15,5 +15,6 @@ COMPRESSION_METHODS = (
     "lmforge.compress.quantize",
     "lmforge.compress.distil",
     "lmforge.compress.prune",
+    "lmforge.compress.factorize",
 )
 COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)
