@@ -171,7 +171,7 @@ def test_a_budget_gives_back_the_fewest_layers_that_meet_it(tmp_path: Path, caps
     assert "given back" in capsys.readouterr().err
     again = load_network(tmp_path / "compressed")
     assert isinstance(again.get_submodule("blocks.0.ff.up"), torch.nn.Linear)
-    assert len(ranking) == len(quantize.layer_names(load_network(model_dir)))
+    assert len(ranking) == len(quantize.plain_layers(load_network(model_dir)))
 
 
 def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(t
     model_dir = saved(tmp_path / "model", TINY)
 
     def evaluate(model: GPT) -> dict[str, float]:
-        return {"bits_per_byte": 1.0 if len(quantize.layer_names(model)) == 9 else 1.1}
+        return {"bits_per_byte": 1.0 if len(quantize.plain_layers(model)) == 9 else 1.1}
 
     with pytest.raises(LmforgeError, match=r"compress\.budget: 1% .*nats per token: .*raise the budget"):
         chain.compress(recipe(budget=0.01), model_dir, tmp_path / "compressed", drawn(TINY), evaluate)

@@ -8,6 +8,7 @@ rounded and cut like the others, and what counts is computed from them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -75,15 +76,23 @@ def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dic
 
 def watch_inputs(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
     """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: see(name, inputs[0].flatten(0, -2))
-
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
-    try:
+    with watching(model, see):
         for batch in calibration:
             model(batch.inputs, documents=batch.documents)
+
+
+@contextlib.contextmanager
+def watching(module: nn.Module, see: Callable[[str, Tensor], None], prefix: str = "") -> Iterator[None]:
+    """While it lasts `see(name, x)` gets the input x (N,I) of every linear layer in `module`, its name after
+    `prefix`."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: see(prefix + name, inputs[0].flatten(0, -2))
+
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    handles = [part.register_forward_pre_hook(hook(name)) for name, part in linear]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -110,9 +110,29 @@ class CompressStep(Section):
 
 
 class QuantizeStep(CompressStep):
-    """8-bit weights and activations."""
+    """8-bit weights and activations, or weights alone in groups of few bits."""
 
     method: Literal["quantize"] = "quantize"
+    # w8a8: 8-bit integers multiplied as such; weights: stored in groups, multiplied in floating point
+    kind: Literal["w8a8", "weights"] = "w8a8"
+    # the rest is of kind = "weights"
+    bits: Literal[3, 4, 5, 6, 8] = 4
+    group: Annotated[int, Field(ge=8)] = 32  # neighbours in a row that share a scale
+    # nearest: each by itself; feedback: what rounding a column missed, the next ones make up for
+    rounding: Literal["nearest", "feedback"] = "feedback"
+    damping: Annotated[float, Field(gt=0)] = 0.01  # of feedback: added to the diagonal, as a share of its mean
+    scaled: bool = False  # channels with large inputs are rounded more finely
+    bytes: Size | None = None  # bits layer by layer, so that the file's tensors fit; bits is then not used
+    unpack: Literal["load", "fly"] = "load"  # dense once in memory, or in each product
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> QuantizeStep:
+        if self.kind == "w8a8":
+            names = set(QuantizeStep.model_fields) - {"method", "kind"}
+            for name in sorted(names):
+                if getattr(self, name) != QuantizeStep.model_fields[name].default:
+                    raise ValueError(f"{name} is of kind = 'weights'; add that, or leave {name} out")
+        return self
 
 
 # the default needs it before any method is imported
