@@ -164,7 +164,27 @@ def _stage_command(name: str, description: str) -> None:
 _stage_command("corpus", "Raw text → clean documents.")
 _stage_command("tokens", "Documents → tokenizer and token shards.")
 _stage_command("train", "Token shards → checkpoints and the chosen model. Goes on from the newest checkpoint.")
-_stage_command("compress", "Model → smaller model, with a table of what it cost.")
+
+
+@app.command()
+def compress(
+    recipe: RecipePath,
+    fresh: Fresh = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="then the chain with each step left out in turn")] = False,
+) -> None:
+    """Model → smaller model, with a table of what it cost."""
+    from lmforge.pipeline import ablation, run_stages
+
+    loaded = _read(recipe, overrides)
+    results = run_stages(loaded, loaded.directory, only="compress", fresh=fresh)
+    if ablate:
+        results = {"compress": ablation(loaded, loaded.directory)}  # which tells its rows as they are measured
+    if as_json or not ablate:
+        _print_results(results, loaded.directory, as_json, stage="compress")
+
+
 _stage_command("evaluate", "Models → scores.")
 
 

@@ -19,6 +19,7 @@ from lmforge.compress.healing import Healing, heal
 from lmforge.compress.importance import channel_scores, group_scores, measured, unit_scores
 from lmforge.compress.masks import masked, restore_masks
 from lmforge.compress.method import Compressed, Context, Method, register
+from lmforge.compress.sparse_input import refuse_sparse
 from lmforge.compress.structure import KeptLayer, cut, whole_layer
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT, GPTConfig
@@ -58,6 +59,7 @@ def student_of(model: GPT, settings: DistilStep, context: Context) -> GPT:
     """
     config = model.config
     _check_widths(config, settings)
+    refuse_sparse(model, "a network can be cut")
     scores = measured(model, context.calibration)
     layers = [
         _kept(config, layer, settings, group_scores(model, layer, scores), unit_scores(model, layer, scores))

@@ -27,6 +27,7 @@ from lmforge.compress.importance import divergence, networks
 from lmforge.compress.masks import masked, restore_masks
 from lmforge.compress.method import Compressed, Context, Method, register
 from lmforge.compress.reshape import rebuilt
+from lmforge.compress.sparse_input import refuse_sparse
 from lmforge.errors import InputError
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT, LayerShape
@@ -182,6 +183,7 @@ class Factorize(Method[FactorizeStep]):
             InputError: no matrix is left to factorize, or the ratio leaves less than rank 1 everywhere.
         """
         refuse_frozen(model, "matrices are factorized", "put the step before it")
+        refuse_sparse(model, "matrices are factorized")
         base = copy.deepcopy(model).float().eval().requires_grad_(False)
         names = {place: each for place, each in places(base, settings.matrices).items() if place not in kept}
         if not names:

@@ -158,7 +158,7 @@ def restore_masks(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Te
             raise InputError(
                 f"config.json: compression: masked: {name!r} is no linear layer; run the compress stage again"
             )
-        if f"{name}.bitmask" in tensors:
+        if f"{name}.bitmask" in tensors or f"{name}.inner.bitmask" in tensors:  # inner: its input is sparse as well
             mask_linear(
                 model, name, torch.ones_like(model.get_parameter(f"{name}.weight"), dtype=torch.bool), names[name]
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmforge.compress.frozen import refuse_frozen
 from lmforge.compress.masks import MaskedLinear, dense_tensors, mask_linear
+from lmforge.compress.sparse_input import refuse_sparse
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT, GPTConfig, LayerShape
 
@@ -47,6 +48,7 @@ def cut(model: GPT, layers: Sequence[KeptLayer], channels: Sequence[int] | None 
         InputError: the model holds integers; channels that are no whole number of heads, or with images.
     """
     refuse_frozen(model, "a network can be cut", "put the step before it")
+    refuse_sparse(model, "a network can be cut")
     config = model.config
     new = GPT(cut_config(config, layers, channels))
     chosen = None if channels is None else torch.tensor(list(channels))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmforge.compress.importance import expert_scores, group_scores, mean_nats, measured, unit_scores
 from lmforge.compress.method import CalibrationBatch, Context
+from lmforge.compress.sparse_input import refuse_sparse
 from lmforge.compress.structure import KeptLayer, cut, whole_layer
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT, GPTConfig
@@ -42,6 +43,7 @@ def cut_least(
     Raises:
         InputError: fewer experts would be left than are active.
     """
+    refuse_sparse(model, "a network can be cut")
     ramp = 1 - (1 - progress) ** 3
     layers, costs = _without_layers(model, context.calibration, _left(whole.layers, shares.layers * ramp))
     scores = measured(model, context.calibration)

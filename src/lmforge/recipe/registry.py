@@ -16,5 +16,6 @@ COMPRESSION_METHODS = (
     "lmforge.compress.distil",
     "lmforge.compress.prune",
     "lmforge.compress.factorize",
+    "lmforge.compress.sparsify",
 )
 COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)
