@@ -310,7 +310,7 @@ def body_of(response: Response, most: int) -> bytes:
 
 def _joined(body: bytes) -> bytes:
     """Chunks joined; a body that is not in chunks as it is."""
-    pieces, place = [], 0
+    pieces, place = list[bytes](), 0
     while place < len(body):
         match = _CHUNK.match(body, place)
         end = match.end() + int(match[1], 16) if match else 0
@@ -364,7 +364,7 @@ def _as_it_is(body: bytes, coding: bytes) -> bytes:
 
 
 def _inflated(body: bytes, window: int, most: int) -> bytes:
-    pieces, size = [], 0
+    pieces, size = list[bytes](), 0
     while body:
         reader = zlib.decompressobj(window)
         pieces.append(reader.decompress(body, most + 1 - size))
@@ -390,7 +390,7 @@ def _brotli(body: bytes, most: int) -> bytes:
 
 
 def _zstd(body: bytes, most: int) -> bytes:
-    pieces, size = [], 0
+    pieces, size = list[bytes](), 0
     while body:
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
         for start in range(0, len(body), 1 << 12):  # a block may unfold to 128 KiB for few bytes
