@@ -93,9 +93,10 @@ class Results:
     def add(self, row: str, figures: Any, **about: Any) -> None:
         """Enter one row in place of the one of this name; all others stay. `about`: what else to say of it (a peer's
         commit, threads)."""
-        from lmforge.record import machine, write_atomic
+        from lmforge import machine
+        from lmforge.record import write_atomic
 
-        here = machine()
+        here = machine.describe()
         label = f"{here['processor']}, {here['cores']} cores, {here['capability']}"
         made = {
             "figures": figures,

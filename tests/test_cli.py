@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from lmforge import cli
 from tests.conftest import lmforge, tiny_recipe, tiny_texts
 
 
@@ -274,12 +273,37 @@ def test_too_large_for_this_machine_is_status_3(call, fresh: Path, tmp_path: Pat
 
 def test_a_crash_in_the_work_is_status_1(call, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmforge.errors import LmforgeError
+    from lmforge.pipeline import run
 
     def fails(*_: object, **__: object) -> None:
         raise LmforgeError("the work failed")
 
-    monkeypatch.setattr(cli, "_refuse_what_does_not_fit", fails)
+    monkeypatch.setattr(run, "refuse_what_does_not_fit", fails)
     assert call("run", fresh)[0] == 1
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[1] / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_has_a_plan(call, recipe: Path) -> None:
+    status, out, err = call("plan", recipe, "--json")
+    assert status == 0, err
+    assert json.loads(out)["parameters"] > 0
+    assert call("plan", recipe)[0] == 0
+
+
+def test_status_and_plan_of_a_fine_tuning_whose_inputs_are_gone(call, tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    recipe = tmp_path / "fine.toml"
+    recipe.write_text(
+        f'run_dir = "{tmp_path / "run"}"\n[finetune]\nbase = "{lost}"\ntask = "chat"\ntrain = "{lost}.jsonl"\n'
+    )
+    planned = call("plan", recipe, "--json")
+    assert planned[0] in (0, 2), planned
+    assert "Traceback" not in planned[2]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text(recipe.read_text())
+    status, out, err = call("status", tmp_path / "run", "--json")
+    assert status == 0, err
+    assert {stage["state"] for stage in json.loads(out)["stages"]} == {"missing"}
 
 
 def test_a_dial_sizes_the_network(

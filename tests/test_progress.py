@@ -29,6 +29,35 @@ def test_plain_lines_say_share_rate_and_time_left(
     assert err.rstrip().endswith("loss 2.5")
 
 
+def test_no_time_left_is_told_before_a_rate_is_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    with Bar("merges", 4096, "merge", done=96) as bar:
+        bar.step(0)  # reading the texts; no merge yet
+        assert bar.seconds_left is None
+        assert capsys.readouterr().err == "merges: 2%\n"
+        bar.started -= 10
+        bar.step(1000, "")
+        assert bar.seconds_left == pytest.approx(30, rel=0.01)
+        assert capsys.readouterr().err == "merges: 27%, 100 merge/s, 30 s left\n"
+        bar.step(5000)  # more than was expected
+        assert bar.seconds_left == 0
+
+
+def test_without_a_total_no_time_left_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    with Bar("read", None, "document") as bar:
+        bar.step(0)
+        bar.step(7)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "read: 0 document"
+    assert lines[1].startswith("read: 7 document, ")
+    assert "left" not in lines[1]
+
+
 def test_track_passes_everything_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(range(5), "count")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ""

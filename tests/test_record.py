@@ -14,6 +14,7 @@ from lmforge.record import (
     atomic_directory,
     content_hash,
     hash_json,
+    sweep_run,
     sweep_temporaries,
     verify_directory,
     write_atomic,
@@ -97,6 +98,45 @@ def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     sweep_temporaries(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_replacement_cut_short_between_its_renames_is_put_back(tmp_path: Path) -> None:
+    fill(tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.77.old.tmp")
+    (tmp_path / ".model.abcd1234.tmp").mkdir()
+    sweep_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert content_hash(tmp_path / "model")
+
+
+def test_a_run_is_swept_wherever_it_writes_and_nothing_else_is(tmp_path: Path) -> None:
+    ours = [
+        ".model.abcd1234.tmp/x",
+        ".record.json.12.tmp",
+        ".corpus.abc_1234.tmp/documents/y",
+        "train/.metrics.jsonl.tmp",
+        "train/checkpoints/.step-00000004.q1w2e3r4.tmp/model.safetensors",
+        "train/snapshots/.step-00000003.q1w2e3r4.tmp/model.safetensors",
+        "train.stale-1/checkpoints/.step-00000003.q1w2e3r4.tmp/model.safetensors",
+        "scores/.bits_per_byte.json.4.tmp",
+    ]
+    others = [
+        ".notes.txt.tmp",  # the folder may hold other things
+        ".editor.1234.tmp",
+        "src/.mine.12.tmp",
+        "train/checkpoints/step-00000004/model.safetensors",
+        ".corpus.work/read/.00001.12.tmp/part",  # just written: a cluster's job may be at work
+    ]
+    old = ".corpus.work/read/.00002.12.tmp/part"
+    for name in (*ours, *others, old):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for path in (tmp_path / old, (tmp_path / old).parent):
+        os.utime(path, (1, 1))
+    sweep_run(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*others}
+    sweep_run(tmp_path / "nowhere")
 
 
 def test_the_record_reads_back(tmp_path: Path) -> None:

@@ -47,17 +47,17 @@ def worker(recipe: str, tokens: str, out: str, *variants: str) -> None:
     keep_freed_memory()
     spent: list[float] = []
 
-    class Timed(loop.TrainingRun):
-        def go(self) -> None:
+    class Timed(loop.Trainer):
+        def train(self) -> None:
             spent.append(time.process_time())
-            super().go()
+            super().train()
 
         def validate(self, step: int, journal: Any) -> None:
-            if step == self.steps:
+            if step == self.schedule.steps:
                 spent.append(time.process_time())
             super().validate(step, journal)
 
-    loop.TrainingRun = Timed  # type: ignore[misc]
+    loop.Trainer = Timed  # type: ignore[misc]
     for number, changes in enumerate(variants):
         spent.clear()
         settings = load_recipe(

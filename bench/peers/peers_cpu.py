@@ -406,9 +406,9 @@ def our_vocabulary() -> int:
 
 def stored() -> list[dict[str, Any]]:
     """The rows so far of this machine; a row that another machine made is measured again."""
-    from lmforge.record import machine
+    from lmforge import machine
 
-    here = machine()
+    here = machine.describe()
     label = f"{here['processor']}, {here['cores']} cores, {here['capability']}"
     return [row["figures"] for name, row in RESULTS.rows().items() if name != "compared" and row["machine"] == label]
 

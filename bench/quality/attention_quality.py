@@ -86,7 +86,7 @@ def child(kind: str, directory: Path, train_tokens: int, seed: int) -> dict[str,
         for index in range(VALID_ROWS):
             tokens, targets = row(valid, index, 0)
             nats, count = nats + float(model.loss(tokens, targets)), count + int(lengths[targets].sum())
-        cache, times = KVCache(model.config, 1, CONTEXT, torch.device("cpu")), []
+        cache, times = KVCache(1, CONTEXT, torch.device("cpu")), []
         model.hidden(tokens[:, :4000], cache)
         for index in range(4000, 4090):
             started = time.process_time()

@@ -35,7 +35,7 @@ from bench.harness import Results, public_texts
 from lmforge.corpus.build import build_corpus
 from lmforge.corpus.synthesize.translate import Likeness, back_translate
 from lmforge.errors import InputError, LmforgeError
-from lmforge.evaluate.language import quick_bits_per_byte
+from lmforge.evaluate.windows import quick_bits_per_byte
 from lmforge.formats.native import load_model
 from lmforge.generate.translator import Translator, model_directory
 from lmforge.pipeline import run_stages

@@ -34,13 +34,13 @@ from typing import Any
 
 import torch
 
-from lmforge.compress.chain import load
+from lmforge import machine
 from lmforge.evaluate.harness import evaluate
-from lmforge.evaluate.passkey import FILLER, NAMES, Passkeys, found
-from lmforge.formats.native import model_tensors, write_model
+from lmforge.evaluate.tasks.passkey import FILLER, NAMES, Passkeys, keys_found
+from lmforge.formats.native import load_network, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
-from lmforge.record import atomic_directory, code_version, machine, write_atomic
+from lmforge.record import atomic_directory, code_version, write_atomic
 from lmforge.report.page import write_report
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.train.optim import build_optimizers, set_rate
@@ -191,7 +191,7 @@ def train(
                 told = spent + TOLD
                 tested = [row for number in range(10) if (row := makes.row(rng, length, number / 9))]
                 size = parts[length]
-                hits = [hit for begin in range(0, 10, size) for hit in found(model, tested[begin : begin + size])]
+                hits = [hit for begin in range(0, 10, size) for hit in keys_found(model, tested[begin : begin + size])]
                 journal.append(
                     {
                         "step": step,
@@ -257,7 +257,7 @@ def main() -> None:
             write_model(folder, network.config, model_tensors(network), folder / "vocabulary.json")
 
     if arguments.resume:
-        model.load_state_dict(load(arguments.run / "models" / arguments.kind).state_dict())
+        model.load_state_dict(load_network(arguments.run / "models" / arguments.kind).state_dict())
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
     before = results["kinds"].get(arguments.kind, {}) if arguments.resume else {}
     journal = train(model, makes, arguments.minutes, arguments.lengths, arguments.seed, save)
@@ -278,7 +278,7 @@ def main() -> None:
     print(arguments.kind, score["lengths"], score["accuracy"], flush=True)
     results |= {
         "command": "python -m bench.quality.passkey --kind KIND --minutes MINUTES",
-        "machine": machine(),
+        "machine": machine.describe(),
         "depths": score["depths"],
     }
     results["kinds"][arguments.kind] = {

@@ -85,7 +85,8 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
     import torch
 
     from lmforge.model.attention import KVCache
-    from lmforge.plan.cost import activation_bytes_per_token, training_flops_per_token
+    from lmforge.plan.cost import training_flops_per_token
+    from lmforge.plan.memory import activation_bytes_per_token
 
     model, rows = network(kind, threads), {}
     # one thread: processor seconds, right on a shared machine too
@@ -104,7 +105,7 @@ def child(kind: str, threads: int, lengths: list[int]) -> dict[str, Any]:
         }
         if "-" not in kind:
             with torch.inference_mode():
-                cache = KVCache(model.config, 1, 30_000, torch.device("cpu"))
+                cache = KVCache(1, 30_000, torch.device("cpu"))
                 model.hidden(tokens[:, : length - 101], cache)
                 times = []
                 for step in range(100):

@@ -98,7 +98,9 @@ def by_tokenizers(texts: Iterator[str], vocab_size: int) -> dict[str, Any]:
     import tokenizers
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-    from lmforge.tokens.bpe import _CHARACTER, END_OF_TEXT, WORDS
+    from lmforge.tokens.byte_alphabet import CHARACTERS
+    from lmforge.tokens.pretokenize import WORDS
+    from lmforge.tokens.special_tokens import END_OF_TEXT
 
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
@@ -114,7 +116,7 @@ def by_tokenizers(texts: Iterator[str], vocab_size: int) -> dict[str, Any]:
             vocab_size=vocab_size,
             min_frequency=2,
             max_token_length=LONGEST,
-            initial_alphabet=sorted(_CHARACTER),
+            initial_alphabet=sorted(CHARACTERS),
             show_progress=False,
             special_tokens=[AddedToken(END_OF_TEXT, special=True, normalized=False)],
         ),

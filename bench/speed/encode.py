@@ -201,7 +201,7 @@ def main() -> None:
         if arguments.tokenizer
         else train_tokenizer(learning, arguments.vocab, superwords=arguments.superwords)
     )
-    pattern = {"pattern": SUPERWORDS if vocab._superwords else WORDS, "vocab_size": vocab.vocab_size}
+    pattern = {"pattern": SUPERWORDS if vocab.superwords else WORDS, "vocab_size": vocab.vocab_size}
     if not arguments.superwords and not arguments.transformers:
         RESULTS.publish({"speed": {**pattern, **timed(vocab, texts, arguments.rounds)}})
     if arguments.transformers:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from bench.harness import Results
-from lmforge.compress.chain import load
+from lmforge.compress.int8 import int8_engine
 from lmforge.compress.measure import decode_rate, in_turn, prefill_rate, resident_bytes
-from lmforge.compress.quantize import int8_engine, quantize
-from lmforge.formats.native import model_tensors
+from lmforge.compress.method import CalibrationBatch
+from lmforge.compress.quantize import quantize
+from lmforge.formats.native import load_network, model_tensors
 from lmforge.generate.decode import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
 
@@ -75,7 +76,7 @@ def weights_read(model: GPT) -> int:
 def compare(name: str, model: GPT, repetitions: int, seconds: float, bytes_per_second: float) -> dict[str, Any]:
     """One row of the table: both models, each figure the median of `repetitions` taken in turn."""
     calibration = torch.randint(model.config.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))
-    small, details = quantize(model, [calibration])
+    small, details = quantize(model, [CalibrationBatch.of_tokens(calibration)])
     pair = {"fp32": model, "int8": small}
     row: dict[str, Any] = {"model": name, "engine": details["engine"], "config": model.config.to_json()}
     tensor_bytes = {key: sum(t.nbytes for t in model_tensors(each).values()) for key, each in pair.items()}
@@ -113,7 +114,7 @@ def main() -> None:
     print(f"{'model':24} " + " ".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
     rows = []
     for name, width in zip(todo, SIZES, strict=False):
-        model = load(options.model) if options.model else random_model(width, SIZES[width])
+        model = load_network(options.model) if options.model else random_model(width, SIZES[width])
         row = compare(name, model, options.repetitions, options.seconds, speed)
         rows.append(row)
         decoding = [

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
-from lmforge.errors import DoesNotFit, InputError, LmforgeError
+from lmforge.errors import InputError, LmforgeError
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
@@ -64,7 +64,7 @@ def new(
     """Write a recipe sized to these texts and to this machine, or by a dial."""
     from lmforge.plan.dial import dialled_text
     from lmforge.plan.hardware import detect
-    from lmforge.plan.size import recipe_for
+    from lmforge.plan.propose import recipe_for
 
     if recipe.exists():
         raise InputError(f"{recipe}: exists already; name another file, or remove it")
@@ -113,32 +113,29 @@ def run(
     loaded = _read(recipe, overrides, dial)
     if until is not None and until not in NAMES:
         raise InputError(f"--until {until}: no such stage; give one of {', '.join(NAMES)}")
-    _refuse_what_does_not_fit(loaded)
-    results = run_stages(loaded, loaded.directory, until=until, fresh=fresh)
+    _print_results(run_stages(loaded, loaded.directory, until=until, fresh=fresh), loaded.directory, as_json)
+
+
+def _print_results(results: dict[str, Any], directory: Path, as_json: bool, stage: str | None = None) -> None:
+    """What a run's stages, or one of them, gave: one object or one table, by whoever leads."""
+    from lmforge.parallel.agree import is_main
+
+    if not is_main():
+        return
     if as_json:
-        _print_json(results)
-    elif results:
-        _print_summary(results, loaded.directory)
-
-
-def _refuse_what_does_not_fit(recipe: Recipe) -> None:
-    from lmforge.plan.simulate import plan as make_plan
-
-    figures = make_plan(recipe)
-    if not figures["fits"]:
-        need = sum(figures["memory_bytes_per_device"].values()) / 2**30
-        raise DoesNotFit(
-            f"{recipe.name}: training needs about {need:,.1f} GiB on each device, more than this machine has; "
-            "lower model.layers, model.d_model or tokens.vocab_size (lmforge plan shows each part)"
-        )
+        _print_json(results if stage is None else results[stage])
+    else:
+        _print_summary(results, directory)
 
 
 def _print_summary(results: dict[str, Any], directory: Path) -> None:
+    from lmforge.pipeline import stage_named
+
     table = Table("stage", "time", "key figure", title=f"run {directory}")
     for name, figures in results.items():
         seconds = figures.get("stage_seconds")
         took = "up to date" if figures.get("was") == "done" else format_duration(seconds or 0)
-        table.add_row(name, took, _key_figure(name, figures))
+        table.add_row(name, took, stage_named(name).key_figure(figures))
     Console(width=max(100, Console().width)).print(table)
     if all(figures.get("was") == "done" for figures in results.values()):
         print(f"everything in {directory} is up to date")
@@ -152,56 +149,13 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
         )
 
 
-def _key_figure(name: str, figures: dict[str, Any]) -> str:
-    if name == "corpus":
-        return (
-            f"{figures['documents_out']:,} of {figures['documents_in']:,} documents, {figures['bytes_out'] / 1e6:.1f} "
-            f"MB{_not_read(figures.get('skipped', {}))}"
-        )
-    if name == "tokens":
-        return f"{figures['tokens_train']:,} tokens, {figures['bytes_per_token']:.2f} bytes each"
-    if name == "train":
-        return (
-            f"{figures['valid_bits_per_byte']:.3f} bits per byte (validation), {figures['tokens_per_second']:,} "
-            "tokens/s"
-        )
-    if name == "compress":
-        first, last = figures["steps"][0], figures["steps"][-1]
-        faster = last["decode_tokens_per_second"]["1"] / first["decode_tokens_per_second"]["1"]
-        return f"{last['file_bytes'] / first['file_bytes']:.3f}× the bytes, {faster:.2f}× the decoding speed"
-    if name == "evaluate":
-        tasks = figures["tasks"]
-        shown = f"{len(tasks)} scores"
-        if "bits_per_byte" in tasks:
-            shown = f"{tasks['bits_per_byte']['value']:.3f} bits per byte (test)"
-        elif tasks.get("answers", {}).get("value") is not None:
-            found = tasks["answers"]
-            shown = f"{found['metric']} {found['value']:.3f} ({found['items']:,} held-out examples)"
-        return shown + (f"; 5-gram Kneser-Ney {tasks['kneser_ney']['value']:.3f}" if "kneser_ney" in tasks else "")
-    return str(figures.get("page", ""))
-
-
-def _not_read(skipped: dict[str, int]) -> str:
-    """What of the sources was not read, the most frequent first."""
-    if not skipped:
-        return ""
-    ordered = sorted(skipped.items(), key=lambda each: -each[1])
-    named = ", ".join(f"{count:,} {reason}" for reason, count in ordered[:3])
-    return f"; not read: {named}{', …' if len(ordered) > 3 else ''} (statistics.json)"
-
-
 def _stage_command(name: str, description: str) -> None:
     def command(recipe: RecipePath, fresh: Fresh = False, overrides: Set = None, as_json: AsJson = False) -> None:
         from lmforge.pipeline import run_stages
 
         loaded = _read(recipe, overrides)
-        if name == "train":
-            _refuse_what_does_not_fit(loaded)
         results = run_stages(loaded, loaded.directory, only=name, fresh=fresh)
-        if as_json:
-            _print_json(results.get(name, {}))
-        elif results:
-            _print_summary(results, loaded.directory)
+        _print_results(results, loaded.directory, as_json, stage=name)
 
     command.__doc__ = description
     app.command(name)(command)
@@ -231,24 +185,17 @@ def status(
         find_recipe(directory)
         draw(directory, lambda: is_trained(directory))
         return
-    found = states(find_recipe(directory), directory)
+    known = states(find_recipe(directory), directory)
     if as_json:
-        _print_json(
-            {
-                "run": str(directory),
-                "stages": [
-                    {"name": s.name, "state": s.state, "seconds": s.seconds, "key": s.key, "inputs": s.inputs}
-                    for s in found
-                ],
-            }
-        )
+        keys = ("name", "state", "why", "seconds", "key", "inputs", "gone")
+        _print_json({"run": str(directory), "stages": [{key: getattr(each, key) for key in keys} for each in known]})
         return
     table = Table("stage", "state", "time", "key", "made from", title=f"run {directory}")
-    for s in found:
-        made_from = "\n".join(f"{name}: {digest[:12]}" for name, digest in s.inputs.items())
-        table.add_row(
-            s.name, s.state, format_duration(s.seconds) if s.seconds is not None else "", s.key[:12], made_from
-        )
+    for s in known:
+        made_from = [f"{name}: {digest[:12]}{' (gone now)' * (name in s.gone)}" for name, digest in s.inputs.items()]
+        state = f"{s.state}: {s.why}" if s.why else s.state
+        took = format_duration(s.seconds) if s.seconds is not None else ""
+        table.add_row(s.name, state, took, s.key[:12], "\n".join(made_from))
     Console(width=max(100, Console().width)).print(table)
 
 
@@ -276,12 +223,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a text."""
+    from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.load import load_served
     from lmforge.serve.terminal import generate_text
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    served = load_served(model, which=_one_of(which))
+    served = load_any(model, which=_one_of(which))
     text = sys.stdin.read() if prompt == "-" else prompt
     if not as_json:
         print(text, end="", flush=True)
@@ -308,11 +255,11 @@ def chat(
     which: Which = "auto",
 ) -> None:
     """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
+    from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.load import load_served
     from lmforge.serve.terminal import chat as talk
 
-    talk(load_served(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
+    talk(load_any(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
 
 
 @app.command()
@@ -325,11 +272,12 @@ def serve(
     which: Which = "auto",
 ) -> None:
     """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
-    from lmforge.serve.load import load_served
+    from lmforge.formats.load import load_any
+    from lmforge.pipeline import find_recipe
     from lmforge.serve.terminal import serve as listen
 
-    settings = load_recipe(model / "recipe.toml").serve if (model / "recipe.toml").is_file() else Recipe().serve
-    listen(load_served(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
+    settings = (find_recipe(model) if (model / "recipe.toml").is_file() else Recipe()).serve
+    listen(load_any(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
 
 
 @app.command("import")
@@ -378,12 +326,12 @@ def doctor(as_json: AsJson = False) -> None:
     """Which backend each part uses on this machine, and why not the others."""
     from lmforge.plan.hardware import backends
 
-    found = backends()
+    parts = backends()
     if as_json:
-        _print_json(found)
+        _print_json(parts)
         return
     table = Table("part", "uses here", "why")
-    for part, row in found.items():
+    for part, row in parts.items():
         table.add_row(part, str(row["uses"]), str(row["why"]))
     Console().print(table)
 

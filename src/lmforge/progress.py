@@ -68,21 +68,28 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Units per second since this bar began."""
+        """Units per second since this bar began; 0 while none is done."""
         return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until `total`, at the rate so far; None while no rate is known."""
+        if self.total is None or self.rate <= 0:
+            return None
+        return max(0.0, self.total - self.done) / self.rate
 
     def step(self, amount: float = 1, note: str = "") -> None:
         """Count `amount` units done; `note` stands beside the bar."""
         self.done += amount
         self.note = note
-        rate = f"{self.rate:,.0f} {self.unit}/s"
+        rate = f"{self.rate:,.0f} {self.unit}/s" if self.rate > 0 else ""
         if self.rich and self.task is not None:
-            self.rich.update(self.task, completed=self.done, note=f"{rate}  {note}")
+            self.rich.update(self.task, completed=self.done, note=f"{rate}  {note}".strip())
         elif time.monotonic() - self.spoken > PLAIN_SECONDS:
             self.spoken = time.monotonic()
-            left = f", {format_duration((self.total - self.done) / max(self.rate, 1e-9))} left" if self.total else ""
-            share = f"{100 * self.done / self.total:.0f}%, " if self.total else f"{self.done:,.0f} {self.unit}, "
-            log(f"{self.title}: {share}{rate}{left}{'  ' + note if note else ''}")
+            share = f"{100 * self.done / self.total:.0f}%" if self.total else f"{self.done:,.0f} {self.unit}"
+            left = f"{format_duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+            log(f"{self.title}: {', '.join(part for part in (share, rate, left) if part)}{'  ' + note if note else ''}")
 
 
 def track(items: Iterable[Item], title: str, total: float | None = None, unit: str = "it") -> Iterator[Item]:

@@ -12,22 +12,29 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
+import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from lmforge import __version__
+from lmforge import __version__, machine
 from lmforge.errors import InputError, LmforgeError
 
 MANIFEST = "manifest.json"
+# what lies in the folder of a run, whoever writes it
+RUN_NAMES = frozenset(
+    {"recipe.toml", "record.json", "report.html", "corpus", "tokens", "train", "model", "compressed", "scores"}
+)
+CORPUS_WORK = ".corpus.work"
+QUIET_SECONDS = 3600.0
+# .NAME.PID.tmp, .NAME.8 letters.tmp (mkdtemp), .NAME.tmp, and .NAME.PID.old.tmp while a directory is replaced
+_TEMPORARY = re.compile(r"\.(.+?)(?:\.(?:\d+|[a-z0-9_]{8}))?(\.old)?\.tmp$")
+_ASIDE = re.compile(r"(?:\.corpus\.work|train)\.stale-\d+")
 
 
 def canonical_json(value: Any) -> str:
@@ -136,10 +143,42 @@ def replace_directory(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep_temporaries(directory: Path) -> None:
-    """Remove what killed runs left behind in `directory` (names that only this module gives)."""
-    for leftover in directory.glob(".*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+def sweep_temporaries(directory: Path, names: Collection[str] | None = None, quiet_seconds: float = 0) -> None:
+    """Clear what killed processes left behind in `directory`: temporaries of `names` (default: of any), as only this
+    package writes them, in which nothing was written for `quiet_seconds`. A directory whose replacement was cut short
+    between its two renames is put back."""
+    leftovers = [
+        (match[1], bool(match[2]), path)
+        for path in sorted(directory.glob(".*.tmp"))
+        if (match := _TEMPORARY.match(path.name)) and (names is None or match[1] in names)
+    ]
+    for name, is_old, path in leftovers:
+        if quiet_seconds and time.time() - _last_written(path) < quiet_seconds:
+            continue
+        if is_old and not (directory / name).exists():
+            os.replace(path, directory / name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _last_written(path: Path) -> float:
+    return max(each.stat().st_mtime for each in (path, *path.glob("*")))
+
+
+def sweep_run(run: Path) -> None:
+    """`sweep_temporaries` of a run, which the caller holds: of what lies in its folder by the names that a run gives
+    (the folder may be shared with other files), and of everything in the folders that are its own."""
+    if not run.is_dir():
+        return
+    sweep_temporaries(run, RUN_NAMES)
+    for folder in (path for path in run.iterdir() if path.is_dir() and not path.is_symlink()):
+        if folder.name in (*RUN_NAMES, CORPUS_WORK) or _ASIDE.fullmatch(folder.name):
+            # a cluster's jobs may be at work on a corpus that its own process has left
+            quiet = QUIET_SECONDS if folder.name == CORPUS_WORK else 0
+            for each in [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]:
+                sweep_temporaries(each, quiet_seconds=quiet)
 
 
 def write_manifest(directory: Path) -> str:
@@ -214,30 +253,6 @@ def code_version() -> str:
         return __version__
 
 
-@cache
-def machine() -> dict[str, Any]:
-    """What this machine is, in words a reader of a record can compare: processor, cores, memory, system, Python,
-    torch."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return {
-        "processor": model,
-        "cores": os.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
 class Record:
     """The lineage of a run, `record.json`: one entry per stage that has ended."""
 
@@ -272,7 +287,7 @@ class Record:
             "recipe": dict(recipe),
             "seed": seed,
             "code": code_version(),
-            "machine": machine(),
+            "machine": machine.describe(),
             "seconds": round(seconds, 3),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "figures": dict(figures),

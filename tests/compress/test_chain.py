@@ -3,22 +3,27 @@ fails."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lmforge.compress import chain, measure, quantize
+from lmforge.compress import chain, int8, measure, quantize
+from lmforge.compress.method import CalibrationBatch, Context
 from lmforge.errors import InputError, LmforgeError
-from lmforge.formats.native import CONFIG, TENSORS, load_model, model_tensors, write_model
+from lmforge.formats.native import CONFIG, TENSORS, load_model, load_network, model_tensors, write_model
 from lmforge.generate.decode import Sampling, decode
 from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.recipe import Recipe, parse_recipe
+from lmforge.recipe import QuantizeStep, Recipe, parse_recipe
 from lmforge.record import atomic_directory, read_manifest, write_manifest
+from lmforge.tokens.loader import Batch
 
 REALISTIC = GPTConfig(
     vocab_size=2048, context=64, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, ngram_rows=2048
@@ -53,6 +58,19 @@ def text(config: GPTConfig, rows: int = 8) -> Tensor:
     return torch.randint(config.vocab_size, (rows, config.context), generator=torch.Generator().manual_seed(0))
 
 
+def batch(config: GPTConfig, rows: int = 8, counting: slice = slice(None)) -> Batch:
+    """`text` as the loader gives it; only the tokens of `counting` count."""
+    inputs = text(config, rows).numpy()
+    targets = np.full_like(inputs, -1)
+    targets[:, counting] = np.roll(inputs, -1, 1)[:, counting]
+    return Batch(inputs, targets, None)
+
+
+def drawn(config: GPTConfig) -> Callable[[int], Batch]:
+    """`batch` as every batch of a training split."""
+    return lambda number: batch(config)
+
+
 def bits(model: GPT) -> dict[str, float]:
     """Stands in for the evaluation: cross-entropy with the fp32 model's own choices, so that rounding always costs."""
     tokens = text(model.config, 4)
@@ -74,7 +92,7 @@ def recipe(**compress: object) -> Recipe:
 
 def test_small_file_same_logits_and_a_full_report(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", REALISTIC)
-    result = chain.compress(recipe(), model_dir, tmp_path / "compressed", text(REALISTIC), bits)
+    result = chain.compress(recipe(), model_dir, tmp_path / "compressed", drawn(REALISTIC), bits)
     files = [directory / TENSORS for directory in (model_dir, tmp_path / "compressed")]
     ratio = files[1].stat().st_size / files[0].stat().st_size
     assert ratio <= 0.27
@@ -93,44 +111,47 @@ def test_small_file_same_logits_and_a_full_report(tmp_path: Path) -> None:
         assert step["scores"].keys() == {"bits_per_byte", "other"}
     # int8 saves no MACs
     assert any("not reduced here" in sentence and "multiply" in sentence for sentence in report["verdicts"])
-    small = chain.load(tmp_path / "compressed")
-    quantized, _ = quantize.quantize(chain.load(model_dir), torch.split(text(REALISTIC), 4))
+    small = load_network(tmp_path / "compressed")
+    calibration = [CalibrationBatch.of_tokens(rows) for rows in text(REALISTIC).split(4)]
+    quantized, _ = quantize.quantize(load_network(model_dir), calibration)
     with torch.inference_mode():
         assert torch.equal(small(text(REALISTIC, 2)), quantized(text(REALISTIC, 2)))
-    drawn = [step[0].token for step in decode(small, [[1, 2, 3]], [Sampling(max_tokens=8, temperature=0, stop_ids=())])]
-    assert len(drawn) == 8
+    decoded = [
+        step[0].token for step in decode(small, [[1, 2, 3]], [Sampling(max_tokens=8, temperature=0, stop_ids=())])
+    ]
+    assert len(decoded) == 8
 
 
 def test_any_saved_model_loads_and_only_the_chain_loads_a_compressed_one(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
     with torch.inference_mode():
-        assert torch.equal(chain.load(model_dir)(text(TINY, 2)), load_model(model_dir)(text(TINY, 2)))
-    chain.compress(recipe(), model_dir, tmp_path / "compressed", text(TINY), bits)
-    with pytest.raises(InputError, match=r"chain\.load"):
+        assert torch.equal(load_network(model_dir)(text(TINY, 2)), load_model(model_dir)(text(TINY, 2)))
+    chain.compress(recipe(), model_dir, tmp_path / "compressed", drawn(TINY), bits)
+    with pytest.raises(InputError, match="give the model that it was made from"):
         load_model(tmp_path / "compressed")
 
 
 def test_altered_files_are_refused(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
     out = tmp_path / "compressed"
-    chain.compress(recipe(), model_dir, out, text(TINY), bits)
+    chain.compress(recipe(), model_dir, out, drawn(TINY), bits)
     whole = (out / TENSORS).read_bytes()
     (out / TENSORS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match="checksum"):
-        chain.load(out)
+        load_network(out)
     (out / TENSORS).write_bytes(whole)
     tensors = load_file(out / TENSORS)
     tensors["embed.weight"] = tensors["embed.weight"][:-1].clone()
     save_file(tensors, out / TENSORS)
     write_manifest(out)
     with pytest.raises(InputError, match=r"embed\.weight"):
-        chain.load(out)
+        load_network(out)
     config = json.loads((out / CONFIG).read_text())
     config["compression"][0]["method"] = "magic"
     (out / CONFIG).write_text(json.dumps(config))
     write_manifest(out)
     with pytest.raises(InputError, match="'magic' is not known"):
-        chain.load(out)
+        load_network(out)
 
 
 def test_a_budget_gives_back_the_fewest_layers_that_meet_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,35 +159,52 @@ def test_a_budget_gives_back_the_fewest_layers_that_meet_it(tmp_path: Path, caps
     dear = ["blocks.0.ff.up", "blocks.1.attention.out"]
 
     def evaluate(model: GPT) -> dict[str, float]:
-        small = [name for name in dear if isinstance(model.get_submodule(name), quantize.QuantizedLinear)]
+        small = [name for name in dear if isinstance(model.get_submodule(name), int8.QuantizedLinear)]
         return {"bits_per_byte": 1 + 0.01 * len(small)}
 
-    result = chain.compress(recipe(budget=0.005), model_dir, tmp_path / "compressed", text(TINY), evaluate)
+    result = chain.compress(recipe(budget=0.005), model_dir, tmp_path / "compressed", drawn(TINY), evaluate)
     step = result["steps"][-1]
     ranking = list(step["sensitivity"])
     needed = 1 + max(ranking.index(name) for name in dear)
     assert step["bits_per_byte"] == 1
     assert step["entry"]["kept"] == sorted(ranking[:needed])
-    assert "kept in fp32" in capsys.readouterr().err
-    again = chain.load(tmp_path / "compressed")
+    assert "given back" in capsys.readouterr().err
+    again = load_network(tmp_path / "compressed")
     assert isinstance(again.get_submodule("blocks.0.ff.up"), torch.nn.Linear)
-    assert len(ranking) == len(quantize.layer_names(chain.load(model_dir)))
+    assert len(ranking) == len(quantize.layer_names(load_network(model_dir)))
 
 
 def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = chain.load(saved(tmp_path / "model", TINY))
-    pack = quantize.QuantizedLinear.pack
+    model = load_network(saved(tmp_path / "model", TINY))
+    pack = int8.QuantizedLinear.pack
 
-    def badly(self: quantize.QuantizedLinear, weight: Tensor, scale: Tensor) -> None:
+    def badly(self: int8.QuantizedLinear, weight: Tensor, scale: Tensor) -> None:
         wide = self.in_features == TINY.d_ff and not torch.equal(weight[:1], first)
         pack(self, weight // 32 * 32 if wide else weight, scale)
 
-    first = quantize._round_rows(model.get_parameter("blocks.0.ff.down.weight"))[0][:1]
+    first = int8.round_rows(model.get_parameter("blocks.0.ff.down.weight"))[0][:1]
     monkeypatch.setattr(quantize, "smooth", lambda model, batches: None)
-    monkeypatch.setattr(quantize.QuantizedLinear, "pack", badly)
-    ranking = chain.sensitivity(model, [text(TINY, 4)])
+    monkeypatch.setattr(int8.QuantizedLinear, "pack", badly)
+    rows = CalibrationBatch.of_tokens(text(TINY, 4))
+    context = Context([rows], lambda number: rows, bits, 0, tmp_path / "work", model)
+    method, step = quantize.Quantize(), QuantizeStep()
+    ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
     assert next(iter(ranking)) == "blocks.1.ff.down"
     assert list(ranking.values()) == sorted(ranking.values(), reverse=True)
+
+
+@torch.inference_mode()
+def test_sensitivity_counts_the_predictions_that_the_loss_counts(tmp_path: Path) -> None:
+    model, method, step = load_network(saved(tmp_path / "model", TINY)), quantize.Quantize(), QuantizeStep()
+    masked = CalibrationBatch.of_rows(batch(TINY, 4, counting=slice(20, 27)))
+    context = Context([masked], lambda number: masked, bits, 0, tmp_path / "work", model)
+    ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
+    name, nats = next(iter(ranking.items()))
+    alone, _ = quantize.quantize(model, [masked], [other for other in ranking if other != name])
+    true, smaller = (each(masked.inputs).log_softmax(-1)[:, 20:27] for each in (model, alone))
+    assert nats == pytest.approx(float((true.exp() * (true - smaller)).sum(-1).mean()), rel=1e-4)
+    everywhere = dataclasses.replace(context, calibration=[CalibrationBatch.of_rows(batch(TINY, 4))])
+    assert chain.sensitivity(method, model, method.apply(model, step, context), step, everywhere)[name] != nats
 
 
 def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(tmp_path: Path) -> None:
@@ -176,13 +214,13 @@ def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(t
         return {"bits_per_byte": 1.0 if len(quantize.layer_names(model)) == 9 else 1.1}
 
     with pytest.raises(LmforgeError, match=r"compress\.budget: 1% .*nats per token: .*raise the budget"):
-        chain.compress(recipe(budget=0.01), model_dir, tmp_path / "compressed", text(TINY), evaluate)
+        chain.compress(recipe(budget=0.01), model_dir, tmp_path / "compressed", drawn(TINY), evaluate)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "tokenizer.json"}
 
 
 def test_the_directory_is_complete_and_names_its_compression(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
-    chain.compress(recipe(), model_dir, tmp_path / "compressed", text(TINY), bits)
+    chain.compress(recipe(), model_dir, tmp_path / "compressed", drawn(TINY), bits)
     manifest = read_manifest(tmp_path / "compressed")
     assert manifest is not None
     assert set(manifest["files"]) == {TENSORS, CONFIG, "tokenizer.json", chain.REPORT}
@@ -215,7 +253,7 @@ def test_verdicts_say_what_did_not_improve() -> None:
 
 
 def test_peak_memory_is_that_of_a_process_with_the_model(tmp_path: Path) -> None:
-    found = PEAK_MEMORY(saved(tmp_path / "model", TINY))
-    assert found is not None
-    assert found["peak_bytes"] >= found["before_bytes"] > 10_000_000
+    memory = PEAK_MEMORY(saved(tmp_path / "model", TINY))
+    assert memory is not None
+    assert memory["peak_bytes"] >= memory["before_bytes"] > 10_000_000
     assert PEAK_MEMORY(tmp_path / "nothing") is None

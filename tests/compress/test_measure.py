@@ -42,16 +42,16 @@ def test_models_take_turns_and_the_first_round_does_not_count() -> None:
         order.append(name)
         return 1e9 if len(order) <= 2 else float(len(order))
 
-    found = in_turn({"a": lambda: rate("a"), "b": lambda: rate("b")}, repetitions=3)
+    medians = in_turn({"a": lambda: rate("a"), "b": lambda: rate("b")}, repetitions=3)
     assert order == ["a", "b", "b", "a", "a", "b", "b", "a"]
-    assert found == {"a": 5.0, "b": 6.0}
+    assert medians == {"a": 5.0, "b": 6.0}
 
 
 def test_measure_gives_every_figure_of_every_model() -> None:
     model = GPT(CONFIG).eval()
-    found = measure({"original": model, "quantize": quantize(model)[0]}, seconds=0.2)
-    assert list(found) == ["original", "quantize"]
-    for figures in found.values():
+    figures_of = measure({"original": model, "quantize": quantize(model)[0]}, seconds=0.2)
+    assert list(figures_of) == ["original", "quantize"]
+    for figures in figures_of.values():
         assert all(
             rate > 0 for rate in (*figures["decode_tokens_per_second"].values(), figures["prefill_tokens_per_second"])
         )

@@ -81,10 +81,10 @@ def test_every_document_is_kept_or_dropped_by_name(tmp_path: Path) -> None:
 
 def test_split_has_the_asked_shares_and_stays_when_texts_are_added(tmp_path: Path) -> None:
     texts = [text(number) for number in range(3000)]
-    build_corpus(recipe(jsonl(tmp_path / "a.jsonl", texts[:2000]), holdout=0.1), tmp_path / "few")
-    build_corpus(recipe(jsonl(tmp_path / "b.jsonl", texts[::-1]), holdout=0.1), tmp_path / "many")
+    build_corpus(recipe(jsonl(tmp_path / "a.jsonl", texts[:2000]), holdout=0.4), tmp_path / "few")
+    build_corpus(recipe(jsonl(tmp_path / "b.jsonl", texts[::-1]), holdout=0.4), tmp_path / "many")
     few, many = splits(tmp_path / "few"), splits(tmp_path / "many")
-    for split, share in (("train", 0.9), ("valid", 0.02), ("test", 0.08)):
+    for split, share in (("train", 0.6), ("valid", 0.08), ("test", 0.32)):
         assert set(few[split]) == set(many[split]) & set(texts[:2000])
         assert len(many[split]) / 3000 == pytest.approx(share, abs=0.02)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmforge.corpus.build import read_documents
 from lmforge.corpus.labelled import NO_ANSWER, Example, build_examples, read_examples
@@ -104,7 +107,10 @@ def test_conversations_end_with_the_assistant(tmp_path: Path) -> None:
         ),
         (settings("classify"), {"text": " ", "label": 1}, "e.jsonl:2: field 'text' is empty"),
         (settings("classify"), {"text": 3, "label": 1}, "e.jsonl:2: field 'text' is a int, not a string"),
-        (settings("classify"), {"text": "a", "label": 0.5}, "e.jsonl:2: label 0.5 is a float"),
+        (settings("classify"), {"text": "a", "label": [1]}, "e.jsonl:2: label [1] is a list; give strings, numbers"),
+        (settings("classify"), {"text": "a", "label": ""}, "e.jsonl:2: the label is empty"),
+        (settings("classify"), {"text": "a", "label": " "}, "e.jsonl:2: the label is empty"),
+        (settings("classify"), {"text": "a", "label": None}, "e.jsonl:2: field 'label' is null"),
         (
             settings("classify", labels={"1": "good"}),
             {"text": "a", "label": 2},
@@ -128,6 +134,16 @@ def test_conversations_end_with_the_assistant(tmp_path: Path) -> None:
             settings("chat"),
             {"messages": [{"role": "user", "content": "a"}]},
             "e.jsonl:2: messages hold no answer of the assistant",
+        ),
+        (
+            settings("chat"),
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]},
+            "e.jsonl:2: messages[1], the assistant's answer, is empty",
+        ),
+        (
+            settings("span"),
+            {"question": "a", "context": "b c", "answers": [" "]},
+            "e.jsonl:2: answers are not texts",
         ),
     ],
 )
@@ -157,10 +173,18 @@ def test_splits_figures_and_documents(tmp_path: Path) -> None:
     assert sum(size["documents"] for size in figures["splits"].values()) == figures["documents_out"] == 300
     assert 15 <= figures["splits"]["valid"]["documents"] <= 45
     assert 15 <= figures["splits"]["test"]["documents"] <= 45
-    assert figures["examples"] == {"task": "classify", "labels": {"0": 100, "1": 100, "2": 100}, "longest": 3}
+    trained = figures["examples"].pop("trained")
+    assert sum(trained.values()) == figures["splits"]["train"]["documents"]
+    assert figures["examples"] == {
+        "task": "classify",
+        "labels": {"0": 100, "1": 100, "2": 100},
+        "longest": 3,
+        "too_long": [],
+    }
     documents = list(read_documents(tmp_path / "corpus", "test"))
     assert all(document["meta"]["messages"][-1]["content"] == document["meta"]["answers"][0] for document in documents)
     assert len({document["id"] for document in documents}) == len(documents)
+    figures["examples"]["trained"] = trained
     assert json.loads((tmp_path / "corpus" / "statistics.json").read_text()) == figures
 
 
@@ -176,7 +200,7 @@ def test_questions_of_the_test_are_not_learned(tmp_path: Path) -> None:
         build_examples(recipe(tmp_path, test=str(tmp_path / "test.jsonl")), tmp_path / "corpus", length)
 
 
-def test_examples_that_are_too_long(tmp_path: Path) -> None:
+def test_examples_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(
         tmp_path / "train.jsonl",
         *({"text": f"number {n}", "label": n % 2} for n in range(100)),
@@ -187,7 +211,31 @@ def test_examples_that_are_too_long(tmp_path: Path) -> None:
     ):
         build_examples(recipe(tmp_path, 8), tmp_path / "corpus", length)
     assert not (tmp_path / "corpus").exists()
-    assert build_examples(recipe(tmp_path, 8, long="skip"), tmp_path / "corpus", length)["dropped"] == {"too_long": 1}
+    figures = build_examples(recipe(tmp_path, 8, long="skip"), tmp_path / "corpus", length)
+    assert figures["dropped"] == {"too_long": 1}
+    assert figures["examples"]["too_long"] == [f"{tmp_path / 'train.jsonl'}:101"]
+    assert "are left out whole: " in (told := capsys.readouterr().err)
+    assert "train.jsonl:101" in told
+
+
+@given(st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e6, 1e6).filter(lambda x: x == round(x, 3)))
+def test_a_label_is_named_as_the_data_writes_it(label: Any) -> None:
+    line = json.dumps({"text": "a", "label": label})
+    written = line.removeprefix('{"text": "a", "label": ').removesuffix("}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "e.jsonl"
+        path.write_text(line)
+        (example,) = read_examples(settings("classify"), path)
+        assert json.loads(example.answers[0]) == label
+        if isinstance(label, bool | int):
+            assert example.answers == (written,)
+        (mapped,) = read_examples(settings("classify", labels={example.answers[0]: "yes"}), path)
+        assert mapped.answers == ("yes",)
+
+
+def test_an_empty_word_for_a_label_is_refused() -> None:
+    with pytest.raises(ValueError, match="'1' becomes an empty word"):
+        settings("classify", labels={"1": " "})
 
 
 def test_too_few_examples(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def test_clean_is_idempotent(text: str) -> None:
         ("\ufeff\ud83d\ude00 \ud800", "😀 \ufffd"),
         ("\n\n    indented\n\ttab", "    indented\n\ttab"),
         ("page\n\f\nbreak", "page\n\nbreak"),
+        ("slide\x0bsecond", "slide\nsecond"),
+        ("alpha\x00\x00\x00beta", "alpha beta"),
+        ("name\x1fprice\x01é\x1enext", "name price é\nnext"),
+        ("N\x08NA\x08AM\x08ME _\x08x", "NAME x"),
     ],
 )
 def test_clean_repairs(damaged: str, whole: str) -> None:

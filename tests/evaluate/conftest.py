@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lmforge.compress.quantize import quantize
 from lmforge.corpus.build import build_corpus
-from lmforge.evaluate.task import Context
+from lmforge.evaluate.documents import HeldOut
+from lmforge.evaluate.task import TASKS, Context, Score
 from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe, load_recipe
@@ -31,6 +33,19 @@ def tiny_model(seed: int | None = 0) -> GPT:
             for parameter in model.parameters():
                 parameter.zero_()
     return model.eval()
+
+
+def score_of(name: str, context: Context, **settings: Any) -> Score:
+    """A task's score of the context's model, with settings of its own."""
+    task = TASKS[name]
+    given = task.settings.model_validate({"name": name, **settings})
+    score: Score = task.run(context, task.settled(context.recipe, given))
+    return score
+
+
+def held_out_of(context: Context) -> HeldOut:
+    """The documents that bits_per_byte scores."""
+    return context.held_out(TASKS["bits_per_byte"].settled(context.recipe))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lmforge.errors import InputError
-from lmforge.evaluate.harness import TASKS, evaluate
+from lmforge.evaluate.harness import benchmark_texts, evaluate, task_inputs
+from lmforge.evaluate.task import TASKS
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import content_hash
 from tests.conftest import tiny_recipe, tiny_texts
@@ -84,7 +85,7 @@ def test_the_model_is_no_part_of_the_fingerprint(base: Path, tmp_path: Path) -> 
 
 
 def test_a_task_that_does_not_apply_says_why(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmforge.evaluate.code.find_items", lambda _: iter(()))
+    monkeypatch.setattr("lmforge.evaluate.tasks.code.find_items", lambda _: iter(()))
     only = load_recipe(base / "recipe.toml", ['evaluate.tasks=["completions_parse"]'])
     figures = run(only, base, tmp_path / "scores", "model")["completions_parse"]
     assert figures["value"] is None
@@ -113,3 +114,17 @@ def test_another_tokenizers_model_is_refused_and_old_scores_stay(base: Path, rec
     with pytest.raises(InputError, match="missing"):
         evaluate(recipe, {"model": tmp_path / "missing"}, base / "corpus", base / "tokens", tmp_path / "scores")
     assert content_hash(tmp_path / "scores") == before
+
+
+def test_a_file_that_a_task_scores_is_an_input_and_kept_out_of_the_corpus(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "wiki.jsonl").write_text('{"text": "Only here."}\n')
+    chosen = f'evaluate.tasks=["passkey", {{name="bits_per_byte", label="wiki", data="{tmp_path / "wiki.jsonl"}"}}]'
+    recipe = load_recipe(base / "recipe.toml", [chosen])
+    before = task_inputs(recipe)
+    assert [*before] == ["task wiki (data)"]
+    assert benchmark_texts(recipe)["wiki"] == ["Only here."]
+    assert {*benchmark_texts(recipe)} == {"passkey", "wiki"}
+    (tmp_path / "wiki.jsonl").write_text('{"text": "Other."}\n')
+    assert task_inputs(recipe) != before
+    (tmp_path / "wiki.jsonl").unlink()
+    assert task_inputs(recipe) == {"task wiki (data)": "missing"}

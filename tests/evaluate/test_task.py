@@ -1,70 +1,45 @@
-"""Which documents are taken, and that corpus and tokens belong together."""
+"""Settings are completed from [evaluate]; what a task says of a score holds for any file."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.errors import InputError
-from lmforge.evaluate.task import Context, choose
-from lmforge.recipe import load_recipe
-from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.build import build_tokens
-from tests.conftest import tiny_recipe, tiny_texts
+from lmforge.evaluate.task import TASKS, Task
+from lmforge.recipe import Recipe, parse_recipe
+from lmforge.recipe.evaluate import TASK_SETTINGS
 
-DIGESTS = st.lists(st.text("0123456789abcdef", min_size=8, max_size=8), min_size=1, max_size=30, unique=True)
-
-
-@given(DIGESTS, st.integers(1, 2000), st.randoms())
-def test_the_choice_stays_within_the_limit_and_does_not_depend_on_order(
-    digests: list[str], limit: int, random: object
-) -> None:
-    tokens = {digest: int(digest, 16) % 300 + 1 for digest in digests}
-    chosen = {digests[row] for row in choose(digests, [tokens[digest] for digest in digests], limit)}
-    assert sum(tokens[digest] for digest in chosen) <= limit or len(chosen) == 1
-    turned = sorted(digests, reverse=True)
-    assert {turned[row] for row in choose(turned, [tokens[digest] for digest in turned], limit)} == chosen
-    assert choose(digests, [1] * len(digests), None) == set(range(len(digests)))
+VALUES = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.integers())
+FIGURES = ["value", "metric", "items", "clean_value", "leaked_share", "against", "lengths", "accuracy", "depths"]
+KEYS = st.sampled_from([*FIGURES, "baselines"])
 
 
-def test_documents_are_those_of_the_shards(context_of: Callable[..., Context]) -> None:
-    context = context_of(None)
-    for document in context.documents:
-        first, tokens, size = context.shards.documents[document.row]
-        ids = context.shards.read(int(first), int(tokens))
-        assert ids[0] == 0
-        assert context.tokenizer.decode_bytes(ids.tolist()) == document.text.encode()
-        assert len(document.text.encode()) == size
+def test_a_limit_that_is_left_out_is_that_of_the_section() -> None:
+    recipe = parse_recipe({"evaluate": {"items": 7, "max_tokens": 90, "tasks": [{"name": "passkey", "limit": 3}]}})
+    (given_limit,) = recipe.evaluate.chosen
+    assert TASKS["passkey"].settled(recipe).limit == 7
+    assert TASKS["passkey"].settled(recipe, given_limit).limit == 3
+    assert TASKS["bits_per_byte"].settled(recipe).max_tokens == 90
+    assert TASKS["bits_per_byte"].settled(recipe).limit is None
+    assert TASKS["generation_speed"].settled(recipe).limit is None
+    assert {*TASKS} == {*TASK_SETTINGS}
 
 
-def test_another_corpus_is_refused(base: Path, tmp_path: Path) -> None:
-    from lmforge.corpus.build import build_corpus
-
-    recipe = load_recipe(
-        tiny_recipe(tmp_path / "recipe.toml", tiny_texts(tmp_path / "texts", documents=60, seed=5), tmp_path)
-    )
-    build_corpus(recipe, tmp_path / "corpus")
-    tokenizer = Tokenizer.load(base / "tokens" / "tokenizer.json")
-    with pytest.raises(InputError, match=r"test documents, but .* run the tokens stage again"):
-        _ = Context(recipe, tmp_path / "corpus", base / "tokens", tokenizer).documents
-    build_tokens(recipe, tmp_path / "corpus", tmp_path / "tokens")
-    shutil.copytree(tmp_path / "corpus", tmp_path / "other")
-    _lengthen(tmp_path / "other")
-    with pytest.raises(InputError, match=r"is another text in .*other; run the tokens stage again"):
-        _ = Context(recipe, tmp_path / "other", tmp_path / "tokens", tokenizer).documents
+@pytest.mark.parametrize("name", [*TASKS, ""])
+@given(score=st.dictionaries(KEYS, VALUES))
+def test_no_file_can_break_how_a_task_shows_itself(name: str, score: dict[str, Any]) -> None:
+    task = TASKS.get(name, Task())
+    assert isinstance(task.headline(score), str)
+    task.card(score, {"kneser_ney": score})
+    task.level(score)
+    task.entropy(score)
+    assert isinstance(dict(task.beside(score)), dict)
+    assert all(isinstance(each, str) for each in task.sentences(score))
+    task.maps("model", score)
 
 
-def _lengthen(corpus: Path) -> None:
-    import zstandard
-
-    (path,) = sorted((corpus / "documents").glob("test-*.jsonl.zst"))
-    with zstandard.open(path, "rt", encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    lines[1]["text"] += "more"
-    path.write_bytes(zstandard.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+def test_default_tasks_are_all_known() -> None:
+    assert {settings.name for settings in Recipe().evaluate.chosen} <= {*TASKS}

@@ -1,8 +1,8 @@
-"""Each softmax kind equals its plain form, decoding equals the full pass whatever the steps and the rows, caches stay
-small."""
+"""Decoding equals the full pass whatever the kind, the steps and the rows; heads come from the widths of tensors."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -11,13 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.generate.decode import Sampling, decode
-from lmforge.model.attention import KVCache, Softmax
+from lmforge.model.attention import Attention, ForwardContext, KVCache
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.rope import rotations
-from tests.model import reference
 from tests.model.test_gpt import PLAIN, network, tokens
 
-SOFTMAX = ["full", "window", "strided", "pooled", "sparse"]
 MIXED = [
     dataclasses.replace(
         PLAIN,
@@ -58,76 +55,6 @@ def inputs(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(SOFTMAX),
-    pooling=st.sampled_from(["mean", "max", "conv"]),
-    length=st.integers(1, 70),
-    window=st.integers(1, 40),
-    stride=st.integers(1, 20),
-    pool=st.integers(1, 20),
-    rows=st.integers(1, 2),
-    groups=st.integers(1, 2),
-    turned=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_fast_equals_plain(
-    kind: str,
-    pooling: str,
-    length: int,
-    window: int,
-    stride: int,
-    pool: int,
-    rows: int,
-    groups: int,
-    turned: bool,
-    seed: int,
-) -> None:
-    config = GPTConfig(
-        vocab_size=9,
-        context=80,
-        layers=1,
-        d_model=16 * groups,
-        heads=2 * groups,
-        kv_heads=2,
-        d_ff=4,
-        attention=(kind,),
-        window=window,
-        stride=stride,
-        pool=pool,
-        pooling=pooling,
-    )
-    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
-        mixer = Softmax(config, kind).to(dtype)
-        if mixer.pool_keys is not None:
-            torch.nn.init.normal_(mixer.pool_keys, generator=torch.Generator().manual_seed(seed))
-        turns = (
-            rotations(config, 100)[:length].to(torch.complex128 if dtype == torch.float64 else torch.complex64)
-            if turned
-            else None
-        )
-        x = inputs(rows, length, 2 * groups, 2, 8, dtype, seed)
-        fast, plain = mixer.full(*x, turns), reference.softmax_kind(mixer, *x, turns)
-        torch.testing.assert_close(fast, plain, rtol=bound, atol=bound)
-        weights = torch.randn(fast.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(
-            dtype
-        )
-        wanted = [*x, *mixer.parameters()]
-        ours = torch.autograd.grad(fast, wanted, weights, allow_unused=True)
-        theirs = torch.autograd.grad(plain, wanted, weights, allow_unused=True)
-        for a, b, parameter in zip(ours, theirs, wanted, strict=True):
-            a, b = (torch.zeros_like(parameter) if g is None else g for g in (a, b))
-            torch.testing.assert_close(a, b, rtol=bound, atol=bound * 10)
-
-
-def test_sparse_equals_full_when_its_window_covers_the_text() -> None:
-    config = dataclasses.replace(PLAIN, attention=("sparse",), window=24, stride=4, pool=4)
-    sparse, full = network(config), network(PLAIN)
-    with torch.no_grad():
-        assert torch.equal(sparse(tokens(2, 24)), full(tokens(2, 24)))
-        assert not torch.allclose(network(dataclasses.replace(config, window=8))(tokens(2, 24)), full(tokens(2, 24)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
     st.sampled_from(range(len(MIXED))),
     st.integers(1, 40),
     st.lists(st.sampled_from([1, 1, 1, 2, 5, 9]), max_size=12),
@@ -138,7 +65,7 @@ def test_decoding_equals_the_full_pass(shape: int, first: int, steps: list[int],
     x = tokens(rows, min(64, first + sum(steps)))
     with torch.no_grad():
         full = model(x)
-        cache = KVCache(model.config, rows, 64, x.device, torch.float64)
+        cache = KVCache(rows, 64, x.device, torch.float64)
         parts, at = [], 0
         for size in (first, *steps):
             if at < x.shape[1]:
@@ -160,7 +87,7 @@ def test_rows_of_any_length_decode_as_if_alone(shape: int, prompts: list[list[in
         padded[row, : len(prompt)] = torch.tensor(prompt)
     more = tokens(len(prompts), 12, seed=3)
     with torch.no_grad():
-        cache = KVCache(model.config, len(prompts), 64, padded.device, torch.float64)
+        cache = KVCache(len(prompts), 64, padded.device, torch.float64)
         first = model.hidden(padded, cache, lengths=lengths)
         rest = [model.hidden(more[:, :3], cache), *(model.hidden(more[:, t : t + 1], cache) for t in range(3, 12))]
         for row, prompt in enumerate(prompts):
@@ -197,19 +124,6 @@ def test_the_decoding_loop_serves_every_kind(config: GPTConfig) -> None:
     assert drawn == expected[5:]
 
 
-def test_caches_are_bounded() -> None:
-    def held(kind: str, capacity: int) -> int:
-        config = GPTConfig(
-            vocab_size=9, context=30_000, layers=2, d_model=64, heads=2, kv_heads=2, d_ff=4, attention=(kind,)
-        )
-        return KVCache(config, 1, capacity, torch.device("cpu")).nbytes
-
-    assert held("window", 30_000) == held("window", 1_000)
-    assert held("linear", 30_000) == held("linear", 1_000)
-    assert held("sparse", 30_000) < held("full", 30_000) / 50  # 256 + 30,000/1,024 + 30,000/128 keys of 30,000
-    assert held("sparse", 30_000) < 2 * held("sparse", 1_000)
-
-
 def test_half_precision_goes_through_the_fast_path() -> None:
     model = GPT(dataclasses.replace(MIXED[3], attention=("sparse", "lsh"), kv_heads=2))
     model.initialise(1)
@@ -219,3 +133,43 @@ def test_half_precision_goes_through_the_fast_path() -> None:
     loss.backward()
     assert torch.allclose(loss, model.loss(x, x), rtol=1e-2)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", ["full", "sparse", "lsh", "linear"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_layer_with_some_of_its_heads_runs_as_it_is_and_the_parts_add_up(kind: str, biases: bool) -> None:
+    """As tensor parallelism cuts it: the rows of `qkv` and the columns of `out` that belong to a part of the heads."""
+    kv_heads = 4 if kind == "lsh" else 2
+    config = dataclasses.replace(
+        PLAIN, attention=(kind,), d_model=32, heads=4, kv_heads=kv_heads, window=5, pool=4, biases=biases, qk_norm=True
+    )
+    torch.manual_seed(0)
+    layer = Attention(config, 0).double()
+    x = torch.randn(2, 20, 32, dtype=torch.float64)
+    with torch.no_grad():
+        whole, total = layer(x, ForwardContext()), torch.zeros(2, 20, 32, dtype=torch.float64)
+        for part in range(2):
+            heads = torch.arange(4 * 8).view(2, 16)[part]
+            keys = 32 + torch.arange(kv_heads * 8).view(2, -1)[part]
+            rows = torch.cat((heads, keys) if kind == "lsh" else (heads, keys, keys + kv_heads * 8))
+            narrow = copy.deepcopy(layer)
+            narrow.qkv.weight = torch.nn.Parameter(layer.qkv.weight[rows])
+            narrow.out.weight = torch.nn.Parameter(layer.out.weight[:, heads])
+            if biases:
+                narrow.qkv.bias = torch.nn.Parameter(layer.qkv.bias[rows])
+                narrow.out.bias = torch.nn.Parameter(layer.out.bias / 2)
+            total += narrow(x, ForwardContext())
+    torch.testing.assert_close(total, whole, rtol=1e-10, atol=1e-10)
+
+
+def test_a_cache_holds_the_heads_that_a_layer_has() -> None:
+    model, x = network(dataclasses.replace(PLAIN, heads=4, kv_heads=4)).double(), tokens(2, 14)
+    layer = model.blocks[0].attention
+    rows = torch.cat([torch.arange(4, 12) + part * 16 for part in range(3)])  # the second and the third head
+    layer.qkv.weight = torch.nn.Parameter(layer.qkv.weight[rows])
+    layer.out.weight = torch.nn.Parameter(layer.out.weight[:, 4:12])
+    with torch.no_grad():
+        cache = KVCache(2, 24, x.device, torch.float64)
+        parts = [model(x[:, :9], cache), *(model(x[:, t : t + 1], cache) for t in range(9, 14))]
+        torch.testing.assert_close(torch.cat(parts, 1), model(x), rtol=1e-9, atol=1e-9)
+    assert [cache.layers[number].store.shape[2] for number in (0, 1)] == [2, 4]

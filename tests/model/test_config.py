@@ -8,7 +8,7 @@ import json
 import pytest
 
 from lmforge.errors import InputError
-from lmforge.model.config import GPTConfig, network_of
+from lmforge.model.config import GPTConfig, LayerShape, network_of
 from lmforge.recipe import Model, parse_recipe
 
 GOOD = {"vocab_size": 50, "context": 24, "layers": 4, "d_model": 16, "heads": 2, "kv_heads": 2, "d_ff": 32, "pool": 8}
@@ -19,6 +19,39 @@ def test_json_gives_the_config_back() -> None:
     assert GPTConfig(**json.loads(json.dumps(config.to_json()))) == config
     assert [config.kind_of(layer) for layer in range(4)] == ["sparse", "full", "sparse", "full"]
     assert GPTConfig(**{**GOOD, "attention": "window"}).attention == ("window",)
+    assert not config.layer_shapes
+    assert config.shape_of(2) == LayerShape(heads=2, kv_heads=2, d_ff=32)
+
+
+def test_layers_that_differ_go_to_json_and_back() -> None:
+    shapes = tuple(LayerShape(heads, heads, 8 * heads, experts=heads % 2 * 4, qkv_rank=3) for heads in range(4))
+    config = GPTConfig(**{**GOOD, "layer_shapes": shapes})
+    again = GPTConfig(**json.loads(json.dumps(config.to_json())))
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again.shape_of(3) == shapes[3]
+    assert again.has_experts
+    assert not GPTConfig(**GOOD).has_experts
+    assert GPTConfig(**GOOD, experts=4).has_experts
+
+
+@pytest.mark.parametrize(("shape", "words"), [
+    ({"heads": 3, "kv_heads": 2}, "layer 1: kv_heads 2 do not divide heads 3"),
+    ({"heads": 2, "kv_heads": 0}, "layer 1: kv_heads 0 do not divide heads 2"),
+    ({"heads": -1}, "layer 1: .* below 0"),
+    ({"up_rank": -1}, "layer 1: .* below 0"),
+    ({"experts": 3}, "layer 1: 3 experts do not divide d_ff 32"),
+    ({"experts": 1}, "layer 1: 2 experts are active of 1"),
+])  # fmt: skip
+def test_a_layer_that_does_not_fit_is_refused_by_its_number(shape: dict[str, int], words: str) -> None:
+    good = {"heads": 2, "kv_heads": 2, "d_ff": 32}
+    with pytest.raises(InputError, match=rf"^model\.layer_shapes: {words}"):
+        GPTConfig(**{**GOOD, "layer_shapes": (good, good | shape, good, good)})
+    with pytest.raises(InputError, match=r"layer_shapes: 3 of them for 4 layers"):
+        GPTConfig(**{**GOOD, "layer_shapes": (good, good, good)})
+    grouped = good | {"kv_heads": 1}
+    with pytest.raises(InputError, match=r"layer 2: lsh uses queries as keys"):
+        GPTConfig(**{**GOOD, "attention": ("lsh", "full"), "layer_shapes": (good, good, grouped, good)})
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -70,8 +70,8 @@ def test_experts_equal_their_plain_form(
         strict=True,
     ):
         if b is not None or a is not None:
-            found, wanted = a if a is not None else torch.zeros_like(b), b if b is not None else torch.zeros_like(a)
-            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+            ours, wanted = a if a is not None else torch.zeros_like(b), b if b is not None else torch.zeros_like(a)
+            torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_units_are_shared_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.formats.native import load_model, model_tensors, write_model
-from lmforge.model.gpt import GPT, GPTConfig, KVCache
+from lmforge.model.gpt import GPT, GPTConfig, KVCache, LayerShape
+from lmforge.model.loss import linear_cross_entropy
 from lmforge.model.rope import rotations
 
 PLAIN = GPTConfig(vocab_size=50, context=24, layers=2, d_model=16, heads=2, kv_heads=2, d_ff=32)
@@ -23,6 +25,36 @@ SHAPES = [
     dataclasses.replace(PLAIN, heads=4, kv_heads=2, qk_norm=True, activation="relu2", norm="layernorm"),
     dataclasses.replace(PLAIN, positions="learned", activation="gelu", norm="layernorm", biases=True),
     dataclasses.replace(PLAIN, ngram_rows=64),
+]
+WIDER = dataclasses.replace(
+    PLAIN, context=48, layers=4, d_model=32, heads=4, kv_heads=2, d_ff=32, window=6, stride=5, pool=4, lsh_span=4
+)
+DIFFERENT = [  # networks whose layers differ: heads, units, ranks, experts, parts left out
+    dataclasses.replace(
+        WIDER,
+        attention=("full", "sparse"),
+        pooling="conv",
+        layer_shapes=(
+            LayerShape(2, 1, 20, up_rank=3),
+            LayerShape(4, 4, 48, qkv_rank=5, out_rank=4, down_rank=6),
+            LayerShape(0, 0, 16),
+            LayerShape(6, 2, 0),
+        ),
+    ),
+    dataclasses.replace(
+        WIDER,
+        attention=("linear", "lsh"),
+        kv_heads=4,
+        activation="swiglu",
+        biases=True,
+        qk_norm=True,
+        layer_shapes=(
+            LayerShape(4, 2, 32, experts=4),
+            LayerShape(3, 3, 24, experts=3, up_rank=2, qkv_rank=6),
+            LayerShape(1, 1, 16),
+            LayerShape(2, 2, 8, out_rank=3),
+        ),
+    ),
 ]
 
 
@@ -67,7 +99,7 @@ def test_decoding_equals_the_full_pass(shape: int, first: int, steps: list[int],
     x = tokens(rows, total)
     with torch.no_grad():
         full = model(x)
-        cache = KVCache(model.config, rows, 24, x.device)
+        cache = KVCache(rows, 24, x.device)
         parts, at = [], 0
         for size in (first, *steps):
             if at < total:
@@ -127,6 +159,7 @@ EXTRAS = [
     dataclasses.replace(PLAIN, residual="reversible"),
     dataclasses.replace(PLAIN, ahead=2),
     dataclasses.replace(PLAIN, experts=4),
+    *DIFFERENT,
 ]
 
 
@@ -135,7 +168,7 @@ def test_variants_decode_as_the_full_pass_and_come_back_from_disk(config: GPTCon
     model, x = network(config), tokens(2, 14)
     with torch.no_grad():
         full = model(x)
-        cache = KVCache(config, 2, 24, x.device)
+        cache = KVCache(2, 24, x.device)
         parts = [model(x[:, :9], cache), *(model(x[:, t : t + 1], cache) for t in range(9, 14))]
         torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-4, atol=1e-4)
         (tmp_path / "words.json").write_text("{}")
@@ -207,10 +240,125 @@ def test_rope_scaling_stretches_the_slow_angles(scaling: str) -> None:
     assert size.mean() == pytest.approx(0.1 * math.log(4) + 1 if scaling == "yarn" else 1, rel=1e-5)
 
 
-def test_ngrams_never_met_add_nothing() -> None:
-    """Tables that begin at random put noise under every n-gram that training did not show."""
-    tokens = torch.arange(12).view(2, 6)
-    with_tables, without = GPT(dataclasses.replace(PLAIN, ngram_rows=64)), GPT(PLAIN)
-    for model in (with_tables, without):
-        model.initialise(3)
-    assert torch.equal(with_tables(tokens), without(tokens))
+@pytest.mark.parametrize("config", DIFFERENT)
+def test_layers_that_differ_learn_as_plain_autograd_says_and_stay_causal(config: GPTConfig) -> None:
+    if not config.has_experts:  # whose routers learn beside the loss
+        test_loss_and_gradients_equal_plain_cross_entropy(config)
+    test_no_token_sees_a_later_one(config)
+
+
+STAGED = [
+    WIDER,
+    dataclasses.replace(WIDER, tied=False, ngram_rows=64, biases=True, norm="layernorm"),
+    dataclasses.replace(WIDER, positions="learned", ahead=2),
+    dataclasses.replace(WIDER, experts=4, attention=("sparse", "full")),
+    dataclasses.replace(WIDER, residual="reversible", recompute=True),
+    dataclasses.replace(WIDER, recompute=True, experts=4),
+    *DIFFERENT,
+]
+
+
+def stages(config: GPTConfig, seed: int) -> list[GPT]:
+    parts = [GPT(config, layers) for layers in (range(1), range(1, 3), range(3, 4))]
+    for part in parts:
+        part.initialise(seed)
+    return parts
+
+
+@pytest.mark.parametrize("config", STAGED)
+def test_a_stage_begins_with_the_values_of_the_whole_network(config: GPTConfig) -> None:
+    whole, parts = GPT(config), stages(config, 5)
+    whole.initialise(5)
+    state = whole.state_dict()
+    assert {name for part in parts for name in part.state_dict()} == set(state)
+    for part in parts:
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("config", STAGED)
+def test_stages_one_after_another_learn_as_the_whole_network(config: GPTConfig, packed: bool) -> None:
+    whole, parts = GPT(config).double(), [part.double() for part in stages(config, 5)]
+    whole.load_state_dict({name: tensor for part in parts for name, tensor in part.state_dict().items()})
+    x, y, documents = tokens(2, 20), tokens(2, 20, 1), torch.arange(40).view(2, 20) // 7 if packed else None
+    loss = whole.loss(x, y, documents)
+    (loss / 40).backward()
+    hidden = x
+    for part in parts[:-1]:
+        hidden = part(hidden, documents=documents, loss_scale=torch.tensor(1 / 40, dtype=torch.float64))
+    staged = parts[-1].loss(hidden, y, documents)
+    (staged / 40).backward()
+    torch.testing.assert_close(staged, loss, rtol=1e-12, atol=0)
+    gradients: dict[str, torch.Tensor] = {}
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            name = "embed.weight" if config.tied and name == "head.weight" else name
+            gradients[name] = gradients.get(name, 0) + parameter.grad
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("config", STAGED)
+def test_stages_decode_each_with_its_own_cache(config: GPTConfig) -> None:
+    parts, x = [part.double() for part in stages(config, 5)], tokens(2, 20)
+    with torch.no_grad():
+        full = x
+        for part in parts:
+            full = part(full)
+        caches = [KVCache(2, 48, x.device, torch.float64) for _ in parts]
+        logits = []
+        for begin, end in ((0, 9), (9, 10), (10, 14), (14, 20)):
+            hidden = x[:, begin:end]
+            for part, cache in zip(parts, caches, strict=True):
+                hidden = part(hidden, cache)
+            logits.append(hidden)
+    torch.testing.assert_close(torch.cat(logits, 1), full, rtol=1e-9, atol=1e-9)
+    for layers, cache in zip(([0], [1, 2], [3]), caches, strict=True):
+        assert sorted(cache.layers) == [layer for layer in layers if config.shape_of(layer).heads]
+
+
+def test_deleting_parts_makes_a_stage() -> None:
+    whole, x = network(WIDER), tokens(2, 9)
+    front, back = copy.deepcopy(whole), copy.deepcopy(whole)
+    front.norm = front.head = back.embed = None
+    del front.blocks[2], front.blocks[3], back.blocks[0], back.blocks[1]
+    middle = copy.deepcopy(front)
+    middle.embed = None
+    with torch.no_grad():
+        assert torch.equal(back(front(x)), whole(x))
+        assert torch.equal(back(middle(whole.embed(x))), whole(x))
+    names = {name for name in whole.state_dict() if name.startswith(("blocks.0.", "blocks.1."))}
+    assert set(middle.state_dict()) == names
+
+
+def test_a_last_stage_that_would_have_to_embed_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model\.ahead: the last stage"):
+        GPT(dataclasses.replace(WIDER, ahead=1, tied=False), range(2, 4))
+
+
+def test_the_loss_is_a_hook() -> None:
+    model, x, y = network(EXTRAS[4]), tokens(2, 9), tokens(2, 9, 1)
+    expected, calls = model.loss(x, y), []
+
+    def loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int, z: float) -> torch.Tensor:
+        calls.append((hidden.shape, weight is model.head.weight, targets.shape, chunk, z))
+        return 2 * linear_cross_entropy(hidden, weight, targets, chunk, z)
+
+    model.cross_entropy = loss
+    torch.testing.assert_close(model.loss(x, y, chunk=5), 2 * expected)
+    assert calls == [((18, 16), True, (18,), 5, 0.0)] * 3  # the next token, and two further ahead
+
+
+def test_thin_matrices_begin_as_the_matrix_in_whose_place_they_are() -> None:
+    wide = dataclasses.replace(WIDER, d_model=256, d_ff=256, layers=1)
+    model = GPT(dataclasses.replace(wide, layer_shapes=(LayerShape(4, 2, 256, 0, 40, 40, 40, 40),)))
+    model.initialise(1)
+    block = model.blocks[0]
+    for matrix, std in (
+        (block.attention.qkv, 0.02),
+        (block.ff.up, 0.02),
+        (block.attention.out, 0.02 / math.sqrt(2)),
+        (block.ff.down, 0.02 / math.sqrt(2)),
+    ):
+        assert (matrix[1].weight @ matrix[0].weight).std().item() == pytest.approx(std, rel=0.1)

@@ -30,7 +30,7 @@ def test_linear_equals_its_plain_form(length: int, features: str, groups: int, t
         x = inputs(2, length, 2 * groups, 2, 8, dtype, seed)
         with mock.patch.object(module, "PIECE", 2):  # so that these texts, too, are worked on in pieces
             assert_close_with_gradients(
-                mixer.full(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound
+                mixer(*x, turns), reference.linear(mixer, *x, turns), [*x, *mixer.parameters()], bound
             )
 
 
@@ -46,3 +46,8 @@ def test_the_state_carries_gradients_from_one_part_of_a_text_to_the_next() -> No
         [q, k, v],
         1e-10,
     )
+
+
+def test_the_state_is_as_large_whatever_the_length() -> None:
+    mixer, x = Linear(shape(attention=("linear",))), torch.zeros(1, 1, 2, 8)
+    assert mixer.new_cache(x, x, 30_000, x.dtype).nbytes == mixer.new_cache(x, x, 10, x.dtype).nbytes == 4 * 2 * 8 * 9

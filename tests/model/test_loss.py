@@ -54,8 +54,8 @@ def test_under_autocast_the_loss_multiplies_in_half_precision() -> None:
     exact = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, 16), (hidden, weight))
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(hidden, weight, targets, 16)
-    found = torch.autograd.grad(loss, (hidden, weight))
+    ours = torch.autograd.grad(loss, (hidden, weight))
     assert loss.dtype == torch.float32
-    for near, far in zip(found, exact, strict=True):
+    for near, far in zip(ours, exact, strict=True):
         assert near.dtype == torch.float32
         assert 0 < (near - far).abs().max() < 0.02 * far.abs().max()

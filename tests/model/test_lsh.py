@@ -45,7 +45,7 @@ def test_lsh_equals_its_plain_form(length: int, span: int, rounds: int, turned: 
             else None
         )
         q, _, v = inputs(2, length, 2, 2, 8, dtype, seed)
-        assert_close_with_gradients(mixer.full(q, q, v, turns), reference.lsh(mixer, q, v, turns), [q, v], bound)
+        assert_close_with_gradients(mixer(q, q, v, turns), reference.lsh(mixer, q, v, turns), [q, v], bound)
 
 
 def test_lsh_gradients_without_the_kernel() -> None:
@@ -69,7 +69,7 @@ def test_lsh_equals_full_attention_when_one_bucket_covers_the_text() -> None:
     config = shape(attention=("lsh",), lsh_span=64, lsh_rounds=3)
     assert bucket_sides(config) == (1,)
     q, _, v = inputs(2, 50, 2, 2, 8, torch.float64, 1)
-    ours = LSH(config, 0).full(q, q, v, None)
+    ours = LSH(config, 0)(q, q, v, None)
     q, v = q.transpose(1, 2), v.transpose(1, 2)
     mask = torch.full((50, 50), float("-inf"), dtype=torch.float64).triu(1) + ITSELF * torch.eye(
         50, dtype=torch.float64

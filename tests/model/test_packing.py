@@ -28,14 +28,14 @@ def packed(lengths: list[int], rows: int, length: int) -> torch.Tensor:
 
 def runs(documents: torch.Tensor) -> list[tuple[int, int, int]]:
     """(row, begin, end) of each document."""
-    found = []
+    spans = []
     for row, line in enumerate(documents.tolist()):
         begin = 0
         for at in range(1, len(line) + 1):
             if at == len(line) or line[at] != line[begin]:
-                found.append((row, begin, at))
+                spans.append((row, begin, at))
                 begin = at
-    return found
+    return spans
 
 
 @settings(max_examples=40, deadline=None)

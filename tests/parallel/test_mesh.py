@@ -1,4 +1,4 @@
-"""One process is the distributed path with one rank; two ranks really sum (see also tests/train/test_loop.py)."""
+"""One process is the distributed path with one rank; two ranks really sum (see also test_data_parallel.py)."""
 
 from __future__ import annotations
 

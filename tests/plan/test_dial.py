@@ -10,7 +10,7 @@ import pytest
 from lmforge.errors import InputError
 from lmforge.plan.dial import NAMED, dialled, dialled_text
 from lmforge.plan.hardware import Hardware
-from lmforge.plan.size import recipe_for
+from lmforge.plan.propose import recipe_for
 from lmforge.recipe import Recipe, load_recipe, parse_recipe
 from tests.conftest import tiny_texts
 

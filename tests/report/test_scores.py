@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 from lmforge.report.loaded import Run
-from lmforge.report.scores import score, score_rows, scores
+from lmforge.report.scores import cards, entropy, levels, score_rows, scores
 
 
 def test_models_of_a_task_stand_side_by_side(finished_run: Path) -> None:
     run = Run(finished_run)
     rows = score_rows(run.tasks()["bits_per_byte"])
     assert [(name, row["value"]) for name, row in rows] == [("model", 1.658), ("compressed", 1.661)]
-    assert score(run, "kneser_ney") == 1.821
-    assert score(run, "absent") is None
+    assert levels(run) == [("5-gram Kneser-Ney (test text)", 1.821)]
+    assert entropy(run) == (1.658, None)
+    (card,) = cards(run)
+    assert (card.value, card.verdict, card.good) == (1.658, "9.0% below", True)
     assert score_rows({"models": {"sparse": {"value": 1.0}}}) == [("sparse", {"value": 1.0})]
 
 
@@ -58,3 +60,12 @@ def test_keys_found_by_length_and_depth_are_a_map_a_model(finished_run: Path) ->
     page = scores(Run(finished_run))
     assert page.count("Keys found, ") == 4  # a caption and a description for each of two models
     assert "<title>1,024, 25%: 50.0%</title>" in page
+
+
+def test_the_clean_figure_stands_beside_the_whole(finished_run: Path) -> None:
+    for name, value, clean in (("bits_per_byte", 1.658, 1.701), ("kneser_ney", 1.821, 1.9)):
+        score = {"metric": "bits per byte", "value": value, "clean_value": clean, "leaked_share": 0.24}
+        (finished_run / f"scores/{name}.json").write_text(json.dumps(score))
+    run = Run(finished_run)
+    assert cards(run)[0].note == "5-gram Kneser-Ney (1.821); 1.701 on unleaked bytes against 1.9"
+    assert "on unleaked bytes 1.70, leaked share of the bytes 0.240" in scores(run)

@@ -12,11 +12,12 @@ import openai
 import pytest
 import uvicorn
 
+from lmforge.formats.load import load_any
+from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.record import atomic_directory
 from lmforge.serve.api import create_app
-from lmforge.serve.load import LoadedModel, load_served
 from lmforge.tokens.bpe import train_tokenizer
 
 TEXTS = [
@@ -48,7 +49,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(model_dir: Path) -> LoadedModel:
-    return load_served(model_dir)
+    return load_any(model_dir)
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
+from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Sampling
 from lmforge.serve.api import MAX_BODY_BYTES, chunks, plan_completion
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Ticket, prompt_scores
-from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import CompletionRequest, token_name
 from lmforge.serve.terminal import generate_text
 from tests.serve.conftest import CONTEXT, sse

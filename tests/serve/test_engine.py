@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import SampledToken, Sampling, decode, stream_text
 from lmforge.serve.engine import Engine, Overloaded, Part, Row, Ticket, prompt_scores, text_offsets
-from lmforge.serve.load import LoadedModel
 
 
 class Ear:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmforge.formats.loaded import LoadedModel
 from lmforge.serve.engine import Part, Token
-from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import NEUTRAL, ApiError, Chat, CompletionRequest, Completions, token_name
 
 

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from lmforge.errors import InputError
+from lmforge.formats.loaded import CHAT_STOP, LoadedModel
 from lmforge.generate.decode import Sampling
-from lmforge.serve.load import CHAT_STOP, LoadedModel
 from lmforge.serve.terminal import chat, generate_text, serve, trim
 from tests.serve.conftest import CONTEXT
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
-from lmforge.tokens import bpe
 from lmforge.tokens.bpe import CHAT_TOKENS, END_OF_TEXT, Tokenizer, train_on_pieces, train_tokenizer
-from lmforge.tokens.pretokenize import cut
+from lmforge.tokens.byte_alphabet import CHARACTERS
+from lmforge.tokens.pretokenize import WORDS_WITHOUT_MARKS, cut
 
 WORDS = [
     "return",
@@ -151,7 +151,7 @@ def by_the_library(documents: list[str], vocab_size: int) -> str:
     library.pre_tokenizer = LIBRARY.pre_tokenizer
     library.decoder = LIBRARY.decoder
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, max_token_length=64, initial_alphabet=sorted(bpe._CHARACTER),
+        vocab_size=vocab_size, min_frequency=2, max_token_length=64, initial_alphabet=sorted(CHARACTERS),
         special_tokens=[tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)], show_progress=False,
     )  # fmt: skip
     library.train_from_iterator(documents, trainer)
@@ -293,7 +293,8 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
         Tokenizer.load(path)
     path.write_text("{}")
     with pytest.raises(
-        InputError, match=r"tokenizer\.json: not a tokenizer that lmforge wrote .*; run the tokens stage again"
+        InputError,
+        match=r"tokenizer\.json: not a tokenizer\.json that can be used .*; run the tokens stage or the import",
     ):
         Tokenizer.load(path)
     path.write_bytes(b"\xff\xfe")
@@ -302,7 +303,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     other = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
     other.pre_tokenizer = LIBRARY.pre_tokenizer
     path.write_text(other.to_str())
-    with pytest.raises(InputError, match=r"token 0 is not <\|endoftext\|> or a byte has no token"):
+    with pytest.raises(InputError, match=r"a special token or a byte has no token"):
         Tokenizer.load(path)
 
 
@@ -317,3 +318,19 @@ def test_the_name_of_a_special_token_in_the_texts_never_becomes_a_token() -> Non
         tokens = tokenizer.encode(documents[0])
         assert not set(tokens) & set(tokenizer.special.values())
         assert tokenizer.decode(tokens) == documents[0]
+
+
+def test_a_vocabulary_of_before_keeps_its_own_cuts() -> None:
+    """Vocabularies that were learned when combining marks were cut from their letters go on so; new ones keep them."""
+    text = "हिन्दी भारत की राजभाषा है " * 3
+    new = train_tokenizer([text] * 20, 290)
+    file = json.loads(new._content)
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = WORDS_WITHOUT_MARKS
+    old = Tokenizer(json.dumps(file))
+    assert old.library is None
+    for tokenizer in (old, new):
+        library = tokenizers.Tokenizer.from_str(tokenizer._content)
+        assert tokenizer.encode(text) == library.encode(text).ids
+    assert new.encode(text) != old.encode(text)
+    words = {tokenizer: len(tokenizer.encode(text)) for tokenizer in (old, new)}
+    assert words[new] < words[old]

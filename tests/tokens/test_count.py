@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError, LmforgeError
-from lmforge.tokens import count
+from lmforge.tokens import count, piece_table
 from lmforge.tokens.count import count_pieces, weighted_pieces
 from lmforge.tokens.pretokenize import cut
 
@@ -41,8 +41,8 @@ def test_neither_threads_nor_batches_nor_spilling_change_anything(
     whole, _ = count_pieces(MANY, superwords)
     monkeypatch.setattr(count, "BATCH_BYTES", 3000)
     spilled: list[Path] = []
-    write = count._write_run
-    monkeypatch.setattr(count, "_write_run", lambda path, pieces: (spilled.append(path), write(path, pieces))[1])
+    write = piece_table.write_run
+    monkeypatch.setattr(piece_table, "write_run", lambda path, pieces: (spilled.append(path), write(path, pieces))[1])
     monkeypatch.setattr(count, "LEAST_ROOM", 1 << 12)
     parts, left_out = count_pieces(MANY, superwords, max_ram=1 << 15, threads=threads, weight_of=1)
     assert len(spilled) > threads

@@ -34,7 +34,7 @@ def plainly(piece: bytes) -> list[int]:
 
 def encoded(encoder: Encoder, texts: list[str]) -> list[list[int]]:
     data, ends = joined(texts)
-    tokens, token_ends = encoder.encode(data, ends, classes_for(data))
+    tokens, token_ends = encoder.encode(data, ends, classes_for(data, True))
     return [part.tolist() for part in np.split(tokens, token_ends[:-1])] if texts else []
 
 
@@ -64,6 +64,8 @@ def test_a_piece_longer_than_the_scratch_enlarges_it() -> None:
 
 
 def test_nothing_gives_nothing() -> None:
-    tokens, ends = Encoder(RANKS, False).encode(as_bytes(b""), np.zeros(2, dtype=np.int64), classes_for(as_bytes(b"")))
+    tokens, ends = Encoder(RANKS, False).encode(
+        as_bytes(b""), np.zeros(2, dtype=np.int64), classes_for(as_bytes(b""), True)
+    )
     assert len(tokens) == 0
     assert ends.tolist() == [0, 0]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.tokens.packing import BestFit, Ring, pack, permute
+from lmforge.tokens.packing import BestFit, Ring, Whole, pack, permute
 
 KEYS = st.tuples(*[st.integers(0, 2**64 - 1)] * 6)
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=60)
@@ -160,3 +160,42 @@ def test_memory_stays_flat_over_blocks_and_epochs() -> None:
     assert set(order._plans) == {40}
     order.pieces(np.array([order.block_rows - 1, order.block_rows]))  # a batch across two blocks holds both
     assert set(order._plans) == {0, 1}
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=80),
+    context=st.integers(8, 48),
+    seed=st.integers(0, 99),
+    group=st.integers(0, 3),
+)
+def test_whole_documents_stand_in_one_row_of_each_epoch(
+    lengths: list[int], context: int, seed: int, group: int
+) -> None:
+    sizes = np.array(lengths)
+    starts = np.cumsum(sizes) - sizes
+    order = Whole(starts, sizes, context, seed, group)
+    fitting = np.flatnonzero(sizes <= context)
+    assert order.left_out.tolist() == np.flatnonzero(sizes > context).tolist()
+    assert order.rows <= len(fitting)
+    for epoch in (0, 1, 7):
+        pieces = order.pieces(np.arange(order.rows) + epoch * order.rows)
+        assert sorted(pieces.start.tolist()) == starts[fitting].tolist()
+        of_start = dict(zip(starts.tolist(), lengths, strict=True))
+        assert all(of_start[start] == length for start, length in zip(pieces.start, pieces.length, strict=True))
+        filled = np.bincount(pieces.row, weights=pieces.length, minlength=order.rows)
+        assert ((filled > 0) & (filled <= context)).all()
+        # best fit: no two rows would go into one
+        least = np.sort(filled)[:2]
+        assert len(least) < 2 or least.sum() > context
+        some = np.arange(order.rows)[::3] + epoch * order.rows
+        alone = Whole(starts, sizes, context, seed, group).pieces(some)
+        for at, number in enumerate(some.tolist()):
+            mine = pieces.start[pieces.row == number - epoch * order.rows]
+            assert alone.start[alone.row == at].tolist() == mine.tolist()
+
+
+def test_epochs_put_other_documents_together() -> None:
+    sizes = np.full(64, 10)
+    order = Whole(np.arange(64) * 10, sizes, 40, 1)
+    one, two = (order.pieces(np.arange(16) + epoch * 16).start.reshape(16, 4) for epoch in (0, 1))
+    assert {frozenset(row) for row in one.tolist()} != {frozenset(row) for row in two.tolist()}

@@ -123,7 +123,7 @@ def test_shards_of_another_format_are_refused(built: Path) -> None:
     index = json.loads((built / "index.json").read_text())
     (built / "index.json").write_text(json.dumps(index | {"format": 1}))
     with pytest.raises(
-        InputError, match=r"index\.json: shards of format 1, this version reads format 2; run the tokens stage again"
+        InputError, match=r"index\.json: shards of format 1, this version reads format 3; run the tokens stage again"
     ):
         Shards.open(built, "train")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lmforge.errors import InputError
-from lmforge.formats.native import load_model, model_tensors, write_model
+from lmforge.formats.native import model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Lora
 from lmforge.record import atomic_directory
@@ -19,6 +20,7 @@ from lmforge.train.adapters import (
     adapted_layers,
     adapter_tensors,
     averaged,
+    base_of,
     hold,
     load_adapters,
     load_with_adapter,
@@ -131,16 +133,58 @@ def test_saved_alone_and_merged_again(tmp_path: Path) -> None:
     )
     (tmp_path / "base").rename(tmp_path / "moved")
     (tmp_path / "other").rename(tmp_path / "base")
+    assert torch.allclose(load_with_adapter(tmp_path / "adapter")(TOKENS), again(TOKENS))  # found beside the adapter
+    shutil.rmtree(tmp_path / "moved")
     with pytest.raises(
-        InputError, match=r"an adapter of a model with SHA-256 [0-9a-f]{12}…, but .*base is [0-9a-f]{12}…; restore it"
+        InputError, match=r"an adapter of a model with SHA-256 [0-9a-f]{12}…, which is .*base has [0-9a-f]{12}…; put"
     ):
         load_with_adapter(tmp_path / "adapter")
-    (tmp_path / "base").rename(tmp_path / "gone")
-    with pytest.raises(InputError, match="base: no whole model there"):
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(InputError, match=r"which is neither in .*base nor beside the adapter or its run; put it back"):
         load_with_adapter(tmp_path / "adapter")
-    assert load_model(tmp_path / "moved")(TOKENS).shape == (2, 12, 257)
 
 
 def test_adapters_of_another_rank_are_refused() -> None:
     with pytest.raises(InputError, match=r"adapters are of another rank or of other layers than finetune\.lora"):
         load_adapters(trained(), adapter_tensors(trained(lora=Lora(rank=2))))
+
+
+def saved(seed: int, directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    train_tokenizer([], 257).save(directory.parent / "tokenizer.json")
+    model = network(seed)
+    with atomic_directory(directory) as folder:
+        write_model(folder, model.config, model_tensors(model), directory.parent / "tokenizer.json")
+
+
+def saved_with_adapter(folder: Path) -> tuple[Path, Path]:
+    """A base in a run of its own, and an adapter of it in the model of another."""
+    base = folder / "runs" / "base" / "model"
+    saved(1, base)
+    model = network(1)
+    adapt(model, Lora(rank=2), 0)
+    out = folder / "runs" / "fine" / "model" / "adapter"
+    write_adapter(out, adapter_tensors(model), base, Lora(rank=2))
+    return base, out
+
+
+def test_a_base_is_known_by_its_weights_wherever_it_went(tmp_path: Path) -> None:
+    base, adapter = saved_with_adapter(tmp_path)
+    assert base_of(adapter) == base
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "runs").rename(moved)  # both together
+    adapter = moved / "fine" / "model" / "adapter"
+    assert base_of(adapter) == moved / "base" / "model"
+    (moved / "base").rename(moved / "renamed")
+    assert base_of(adapter) == moved / "renamed" / "model"
+    (moved / "renamed" / "model").rename(moved / "fine" / "beside")
+    assert base_of(adapter) == moved / "fine" / "beside"
+    load_with_adapter(adapter)
+
+
+def test_another_models_weights_are_not_taken_for_the_base(tmp_path: Path) -> None:
+    base, adapter = saved_with_adapter(tmp_path)
+    shutil.rmtree(base)
+    saved(2, base)
+    with pytest.raises(InputError, match=r"an adapter of a model with SHA-256 .* which is neither in .* nor beside"):
+        base_of(adapter)

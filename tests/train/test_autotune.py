@@ -36,8 +36,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_recipe_states_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "_per_token", lambda *_: pytest.fail("measured"))
-    way = choose(recipe(threads=1, micro_batch_tokens=32, compile="off"), network(), CPU, 4, 10)
-    assert (way.threads, way.micro_batch_tokens, way.compiled, way.reason) == (1, 32, False, "stated in the recipe")
+    plan = choose(recipe(threads=1, micro_batch_tokens=32, compile="off"), network(), CPU, 4, 10)
+    assert (plan.threads, plan.micro_batch_tokens, plan.compiled, plan.reason) == (1, 32, False, "stated in the recipe")
 
 
 def test_the_fastest_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +48,9 @@ def test_the_fastest_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "cores", lambda: 2)
     model = network()
     before = [p.clone() for p in model.parameters()]
-    way = choose(recipe(compile="off"), model, CPU, 4, 10)
-    assert (way.replicas, way.threads, way.micro_batch_tokens) == (1, 2, 64)
-    assert "2 replicas on 2 threads × 32 tokens" in way.reason
+    plan = choose(recipe(compile="off"), model, CPU, 4, 10)
+    assert (plan.replicas, plan.threads, plan.micro_batch_tokens) == (1, 2, 64)
+    assert "2 replicas on 2 threads × 32 tokens" in plan.reason
     monkeypatch.setattr(autotune, "_per_token", lambda *_: pytest.fail("measured again"))
     again = choose(recipe(compile="off"), model, CPU, 4, 10)
     assert (again.replicas, again.threads, again.micro_batch_tokens) == (1, 2, 64)
@@ -73,8 +73,8 @@ def test_compiling_must_pay_for_itself(monkeypatch: pytest.MonkeyPatch, compiled
     model = network()
     monkeypatch.setattr(autotune, "_per_token", lambda *_, compiled=False: compiled_seconds if compiled else 1.0)
     monkeypatch.setattr(autotune.shutil, "which", lambda _: "/bin/c++")
-    way = choose(recipe(), model, CPU, 4, 100)  # 6,400 s of training
-    assert way.compiled is taken
+    plan = choose(recipe(), model, CPU, 4, 100)  # 6,400 s of training
+    assert plan.compiled is taken
     short = choose(recipe(), model, CPU, 4, 1)  # 64 s
     assert not short.compiled
     assert "not worth it" in short.reason
@@ -92,10 +92,10 @@ def test_bfloat16_is_taken_where_whole_steps_in_it_measure_faster(
 
     monkeypatch.setattr(autotune, "_per_token", per_token)
     monkeypatch.setattr(autotune, "bfloat16_gain", lambda _: product)
-    way = choose(recipe(compile="off"), network(), CPU, 4, 10)
-    assert way.precision == taken
+    plan = choose(recipe(compile="off"), network(), CPU, 4, 10)
+    assert plan.precision == taken
     assert ("bf16" in asked) == (product > 1)  # where one product is slow, no slow step is tried
-    assert f"precision: {taken}" in describe(way)
+    assert f"precision: {taken}" in describe(plan)
     assert choose(recipe(compile="off"), network(), CPU, 4, 10).precision == taken  # as kept
     assert choose(recipe(compile="off", precision="fp16"), network(), CPU, 4, 10).precision == "fp16"
 
@@ -107,10 +107,10 @@ def test_without_a_compiler_or_with_a_broken_one(monkeypatch: pytest.MonkeyPatch
 
 
 def test_several_ranks_choose_alike() -> None:
-    way = choose(recipe(), network(), CPU, 2, 10, ranks=2)
-    assert way.threads == max(1, cores() // 2)
-    assert not way.compiled
-    assert "threads" in describe(way)
+    plan = choose(recipe(), network(), CPU, 2, 10, ranks=2)
+    assert plan.threads == max(1, cores() // 2)
+    assert not plan.compiled
+    assert "threads" in describe(plan)
 
 
 def test_a_real_measurement() -> None:
@@ -145,12 +145,12 @@ def test_on_a_gpu_the_fastest_code_with_the_same_gradient_is_taken(
     norms: tuple[float, float, float],
     expected: tuple[bool, bool],
 ) -> None:
-    way = on_gpu(monkeypatch, speeds, norms)
-    assert (way.compiled, way.graphs) == expected
-    assert way.precision == "bf16"
-    assert ("CUDA graphs" in describe(way).split("(")[0]) == expected[1]
-    assert ("another gradient" in way.reason) == (3 in norms)
-    assert ("failed here (ZeroDivisionError)" in way.reason) == (0 in speeds.values())
+    plan = on_gpu(monkeypatch, speeds, norms)
+    assert (plan.compiled, plan.graphs) == expected
+    assert plan.precision == "bf16"
+    assert ("CUDA graphs" in describe(plan).split("(")[0]) == expected[1]
+    assert ("another gradient" in plan.reason) == (3 in norms)
+    assert ("failed here (ZeroDivisionError)" in plan.reason) == (0 in speeds.values())
 
 
 def test_replayed_code_gives_the_loss_and_gradient_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +158,6 @@ def test_replayed_code_gives_the_loss_and_gradient_of_eager_code(monkeypatch: py
     monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)
     model = network()
     expected = autotune._gradient_norm(model, 32, 16, "fp32", None)
-    way = autotune.ExecutionPlan(1, 1, 32, True, "", graphs=True)
-    assert autotune._gradient_norm(model, 32, 16, "fp32", autotune.compiled_loss(model, way)) == expected
+    plan = autotune.ExecutionPlan(1, 1, 32, True, "", graphs=True)
+    assert autotune._gradient_norm(model, 32, 16, "fp32", autotune.compiled_loss(model, plan)) == expected
     assert all(parameter.grad is None for parameter in model.parameters())

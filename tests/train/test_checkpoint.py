@@ -17,8 +17,10 @@ from lmforge.formats.native import load_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Train
 from lmforge.train import checkpoint
-from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.checkpoint import Checkpoints, optimizer_tensors, restore_optimizers
+from lmforge.train.loop import train
 from lmforge.train.optim import build_optimizers
+from tests.train.runs import recipe_of
 
 CONFIG = GPTConfig(vocab_size=20, context=8, layers=1, d_model=8, heads=2, kv_heads=2, d_ff=16)
 
@@ -53,6 +55,54 @@ def test_going_on_is_exact(tmp_path: Path, tokenizer: Path) -> None:
     for a, b in zip(straight.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
     assert fresh.head.weight is fresh.embed.weight
+
+
+def test_optimizer_state_goes_by_the_parameters_names() -> None:
+    model, optimizers = trained(2)
+    tensors = optimizer_tensors(model, optimizers)
+    names = {name for name, _ in model.named_parameters()}
+    assert {path.split("/")[1] for path in tensors} == names
+    fresh = GPT(CONFIG)
+    others = build_optimizers(fresh, Train(optimizer="muon"))
+    for optimizer in others.values():  # the same parameters, grouped and numbered otherwise
+        optimizer.param_groups.reverse()
+        for group in optimizer.param_groups:
+            group["params"].reverse()
+    restore_optimizers(fresh, others, tensors)
+    assert all(torch.equal(value, tensors[path]) for path, value in optimizer_tensors(fresh, others).items())
+    of_name = dict(model.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        (state,) = (each.state[parameter] for each in others.values() if parameter in each.state)
+        (wanted,) = (each.state[of_name[name]] for each in optimizers.values() if of_name[name] in each.state)
+        assert all(torch.equal(torch.as_tensor(state[field]), torch.as_tensor(wanted[field])) for field in wanted)
+
+
+def test_state_that_was_written_by_number_is_read(tmp_path: Path, tokenizer: Path) -> None:
+    straight, _ = trained(6)
+    model, optimizers = trained(3)
+    by_number = {
+        f"{owner}/{index}/{field}": torch.as_tensor(value)
+        for owner, optimizer in optimizers.items()
+        for index, fields in optimizer.state_dict()["state"].items()
+        for field, value in fields.items()
+    }
+    fresh = GPT(CONFIG)
+    fresh.load_state_dict(model.state_dict())
+    others = build_optimizers(fresh, Train(optimizer="muon"))
+    restore_optimizers(fresh, others, by_number)
+    trained(3, fresh, others)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), fresh.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "path", ["adamw/blocks.9.ff.up.weight/exp_avg", "adamw/999/exp_avg", "sgd/embed.weight/momentum_buffer"]
+)
+def test_state_of_what_is_not_there_is_refused_by_name(path: str) -> None:
+    model, optimizers = trained(1)
+    with pytest.raises(InputError, match=rf"^o\.safetensors: it has state of {path} .*; run with --fresh"):
+        restore_optimizers(model, optimizers, {path: torch.zeros(2)}, "o.safetensors")
+    with pytest.raises(InputError, match="no parameter of this recipe's adamw has"):
+        restore_optimizers(model, optimizers, {"adamw/embed.weight/exp_avg": torch.zeros(2, 2)})
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, tokenizer: Path) -> None:
@@ -206,3 +256,23 @@ def test_two_hundred_kills_while_saving(tmp_path: Path, tokenizer: Path) -> None
         assert state["step"] >= (int.from_bytes(finished[-8:], "little") if finished else 0)
         assert torch.equal(checkpoints.average(state["step"])["w"], torch.full((999,), float(state["step"])))
     assert interrupted > 50  # kills that fell into a save
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_at_the_next_start(tiny_run: Path, tmp_path: Path) -> None:
+    """Snapshots, checkpoints and profiles alike, and single files; what the user keeps there stays."""
+    run = tmp_path / "t"
+    for folder in ("snapshots", "checkpoints", "profile"):
+        (run / folder / ".step-00000011.k1lled.tmp").mkdir(parents=True)
+        (run / folder / ".step-00000011.k1lled.tmp" / "model.safetensors").write_bytes(b"half")
+    (run / ".ensemble.json.123.tmp").write_text("{")
+    (run / "snapshots" / "notes.tmp").write_text("mine")
+    train(recipe_of(tiny_run), tiny_run / "tokens", run, tmp_path / "m")
+    assert [path.name for path in run.rglob("*.tmp")] == ["notes.tmp"]
+
+
+def test_a_rank_that_does_not_write_clears_nothing(tmp_path: Path) -> None:
+    """What another rank is writing looks like what a killed one left."""
+    (tmp_path / "c" / ".step-00000001.x.tmp").mkdir(parents=True)
+    model, optimizers = trained(0)
+    assert Checkpoints(tmp_path / "c", 2).load_newest(model, optimizers) is None
+    assert (tmp_path / "c" / ".step-00000001.x.tmp").exists()

@@ -43,11 +43,11 @@ def test_torchs_own_default_is_nobodys_wish(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop(FOLDER, None)
-    found = [
+    hits_and_misses = [
         subprocess.run(
             [sys.executable, "-c", CHILD], env=environment, check=True, capture_output=True, text=True
         ).stdout.split()
         for _ in range(2)
     ]
-    assert found == [["1", "0"], ["0", "1"]]
+    assert hits_and_misses == [["1", "0"], ["0", "1"]]
     assert any((tmp_path / "lmforge" / "compiled").iterdir())

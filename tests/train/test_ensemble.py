@@ -78,5 +78,5 @@ def test_the_moving_average_begins_late_and_forgets_its_start() -> None:
             assert moving.weights["weight"].item() == pytest.approx(82.0)  # the plain mean of 81, 82, 83
     assert 94 < moving.weights["weight"].item() < 97
     again = MovingAverage(model, 100)
-    again.restore({"weight": torch.tensor([[7.0]])})
+    again.load_state_dict({"weight": torch.tensor([[7.0]])})
     assert again.weights["weight"].item() == 7.0

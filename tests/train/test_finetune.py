@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ import torch
 
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import evaluate
+from lmforge.formats.load import load_any
 from lmforge.formats.native import load_model, model_tensors, write_model
 from lmforge.formats.transformers import import_model
-from lmforge.pipeline import run_stages, states
+from lmforge.pipeline import find_recipe, run_stages, states
 from lmforge.recipe import Recipe, load_recipe, to_toml
 from lmforge.record import atomic_directory
-from lmforge.serve.load import load_served
+from lmforge.report.page import write_report
 from lmforge.tokens.loader import Batch
 from lmforge.tokens.shards import Shards
 from lmforge.train.adapters import load_with_adapter
 from lmforge.train.finetune import example_rows
 from lmforge.train.journal import read_lines
-from lmforge.train.loop import TrainingRun, train
+from lmforge.train.loop import train
+from lmforge.train.step import TrainStep
 from tests.formats.test_transformers import checkpoint
 
 WORDS = {"hot": ["fire", "ember", "spark"], "cold": ["water", "iron", "steel"]}
@@ -76,8 +79,8 @@ def scored(recipe: Recipe) -> dict[str, Any]:
     run = recipe.directory
     run_stages(recipe, run, until="train")
     evaluate(recipe, {"model": run / "model"}, run / "corpus", run / "tokens", run / "scores")
-    found: dict[str, Any] = json.loads((run / "scores" / "answers.json").read_text())
-    return found
+    score: dict[str, Any] = json.loads((run / "scores" / "answers.json").read_text())
+    return score
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -107,10 +110,10 @@ def test_it_learns_and_the_served_model_is_an_ordinary_one(base: Path, tmp_path:
     if lora:
         run_stages(recipe, recipe.directory)
         assert "accuracy" in (recipe.directory / "report.html").read_text()
-        assert load_served(recipe.directory).methods == ("quantize",)
+        assert load_any(recipe.directory).methods == ("quantize",)
         with_adapter = model_tensors(load_with_adapter(recipe.directory / "model" / "adapter"))
         assert all(torch.allclose(with_adapter[name], after[name], atol=1e-6) for name in after)
-        assert load_served(recipe.directory / "model" / "adapter").name == "adapter"
+        assert load_any(recipe.directory / "model" / "adapter").name == "adapter"
         assert {state.state for state in states(load_recipe(recipe.directory / "recipe.toml"), recipe.directory)} == {
             "done"
         }
@@ -121,22 +124,22 @@ def test_stopped_and_started_again_equals_never_stopped(
     base: Path, tmp_path: Path, lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    real = TrainingRun.step
+    real = TrainStep.run
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
         labelled(tmp_path / name / "examples.jsonl")
         recipe = recipe_of(tmp_path / name, base, "lora = {}\n" if lora else "", steps=12, checkpoint_every=4)
 
-        def dies(self: TrainingRun, step: int, batch: Batch) -> dict[str, Any]:
+        def dies(self: TrainStep, step: int, batch: Batch) -> dict[str, Any]:
             if step == 10:
                 raise KeyboardInterrupt
             return real(self, step, batch)
 
         if name == "stopped":
-            monkeypatch.setattr(TrainingRun, "step", dies)
+            monkeypatch.setattr(TrainStep, "run", dies)
             with pytest.raises(KeyboardInterrupt):
                 run_stages(recipe, recipe.directory, until="train")
-            monkeypatch.setattr(TrainingRun, "step", real)
+            monkeypatch.setattr(TrainStep, "run", real)
         figures = run_stages(recipe, recipe.directory, until="train")["train"]
         losses = [line["loss"] for line in read_lines(recipe.directory / "train" / "metrics.jsonl") if "loss" in line]
         results.append((figures["weights_sha256"], losses, [row["bits_per_byte"] for row in figures["candidates"]]))
@@ -270,3 +273,69 @@ def test_a_base_that_is_not_imported_yet_says_how(tmp_path: Path) -> None:
     labelled(tmp_path / "examples.jsonl", 8)
     with pytest.raises(InputError, match="lmforge import"):
         recipe_of(tmp_path, tmp_path / "theirs")
+
+
+def test_a_label_that_begins_another_is_told_apart(base: Path, tmp_path: Path) -> None:
+    """As long as the end of the answer is not scored, the shorter one is never less likely."""
+    rng = random.Random(3)
+    kinds = {"comp": WORDS["hot"], "comp graphics": WORDS["cold"]}
+    lines = []
+    for _ in range(240):
+        label = rng.choice([*kinds])
+        lines.append({"text": " ".join(rng.choices(kinds[label], k=3)) + f" {rng.randint(0, 99)}", "label": label})
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert scored(recipe_of(tmp_path, base))["value"] > 0.9
+
+
+def test_few_examples_get_enough_updates(base: Path, tmp_path: Path) -> None:
+    """Nothing stated but base and examples: as many updates as learning takes, and they learn."""
+    labelled(tmp_path / "examples.jsonl", 334)
+    text = (
+        f'name = "fine"\nrun_dir = "{tmp_path / "run"}"\n[corpus]\nholdout = 0.2\n[train]\nthreads = 1\n'
+        'compile = "off"\n'
+        f'peak_lr = 1e-2\n[finetune]\nbase = "{base}"\ntask = "classify"\ntrain = "examples.jsonl"\n'
+    )
+    (tmp_path / "r.toml").write_text(text)
+    recipe = load_recipe(tmp_path / "r.toml")
+    assert recipe.finetune
+    assert recipe.train.batch_tokens < 8192
+    figures = run_stages(recipe, recipe.directory, until="train")["train"]
+    assert figures["steps"] >= 100
+    again = load_recipe(recipe.directory / "recipe.toml")
+    assert (again.train.batch_tokens, again.finetune) == (recipe.train.batch_tokens, recipe.finetune)
+    evaluate(
+        recipe, {"model": tmp_path / "run/model"}, tmp_path / "run/corpus", tmp_path / "run/tokens", tmp_path / "scores"
+    )
+    assert json.loads((tmp_path / "scores" / "answers.json").read_text())["value"] > 0.9
+    (tmp_path / "r.toml").write_text(text.replace("peak_lr = 1e-2", "batch_tokens = 4096"))
+    assert load_recipe(tmp_path / "r.toml").train.batch_tokens == 4096
+
+
+def test_rows_that_would_cut_examples_are_refused(base: Path, tmp_path: Path) -> None:
+    labelled(tmp_path / "examples.jsonl")
+    recipe_of(tmp_path, base)
+    with pytest.raises(InputError, match=r"tokens\.packing: 'ring' would cut examples in two"):
+        load_recipe(tmp_path / "r.toml", ["tokens.packing=ring"])
+    with pytest.raises(InputError, match=r"train\.context_schedule: shorter rows would cut examples in two"):
+        load_recipe(tmp_path / "r.toml", ["train.context_schedule=[[0, 32], [0.5, 64]]"])
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_finished_run_needs_neither_its_base_nor_its_examples(base: Path, tmp_path: Path, lora: bool) -> None:
+    own = tmp_path / "own" / "base"
+    shutil.copytree(base, own)
+    labelled(tmp_path / "examples.jsonl")
+    recipe = recipe_of(tmp_path, own, "lora = {}\n" if lora else "", steps=3)
+    run_stages(recipe, recipe.directory)
+    tokens = load_any(recipe.directory).tokenizer.vocab_size
+    shutil.rmtree(own)
+    (tmp_path / "examples.jsonl").unlink()
+    assert find_recipe(recipe.directory) == recipe
+    assert load_any(recipe.directory).tokenizer.vocab_size == tokens
+    assert load_any(recipe.directory, which="model").config.layers == 2
+    assert "answers" in write_report(recipe.directory).read_text()
+    moved = recipe.directory.rename(tmp_path / "moved")
+    assert find_recipe(moved).finetune == recipe.finetune
+    assert load_any(moved).name == "moved"
+    with pytest.raises(InputError, match="no model there"):  # a recipe that is yet to be run still has to name one
+        load_recipe(tmp_path / "r.toml")

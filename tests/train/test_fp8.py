@@ -14,7 +14,7 @@ from lmforge.errors import InputError
 from lmforge.formats.native import load_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import load_recipe
-from lmforge.train import fp8, loop
+from lmforge.train import fp8, step, validate
 from lmforge.train.fp8 import BACKWARD, FORWARD, Linear8, product, quantised, require, use_fp8
 from lmforge.train.loop import train
 
@@ -59,13 +59,13 @@ def test_value_and_gradients_are_near_the_exact_ones(bias: bool) -> None:
     layer = Linear8(exact)
     assert layer.weight is exact.weight
     one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-    found = []
+    results = []
     for module, given in ((exact, one), (layer, other)):
         exact.zero_grad()
         y = module(given)
         F.cross_entropy(y.float().flatten(0, 1), torch.arange(64) % 48).backward()
-        found.append((y.detach().float(), given.grad, exact.weight.grad.clone()))
-    for a, b, most in zip(found[1], found[0], (0.05, 0.1, 0.1), strict=True):
+        results.append((y.detach().float(), given.grad, exact.weight.grad.clone()))
+    for a, b, most in zip(results[1], results[0], (0.05, 0.1, 0.1), strict=True):
         assert 0 < relative(a, b) < most
 
 
@@ -110,14 +110,15 @@ def test_it_learns_as_in_float32_and_leaves_an_ordinary_model(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fp8, "require", lambda _device: None)
-    monkeypatch.setattr(loop, "autocast", lambda _precision, _device: torch.autocast("cpu", torch.bfloat16))
+    for module in (step, validate):
+        monkeypatch.setattr(module, "autocast", lambda _precision, _device: torch.autocast("cpu", torch.bfloat16))
     used: list[torch.dtype] = []
     monkeypatch.setattr(fp8, "product", lambda a, b, out: used.append(a[0].dtype) or emulated(a, b, out))
-    found = {}
+    results = {}
     for precision in ("fp32", "fp8"):
         recipe = load_recipe(tiny_run / "recipe.toml", [f"train.precision={precision}", "train.steps=40"])
-        found[precision] = train(recipe, tiny_run / "tokens", tmp_path / precision, tmp_path / f"{precision}m")
+        results[precision] = train(recipe, tiny_run / "tokens", tmp_path / precision, tmp_path / f"{precision}m")
     assert {FORWARD, BACKWARD} <= set(used)
-    assert found["fp8"]["valid_bits_per_byte"] == pytest.approx(found["fp32"]["valid_bits_per_byte"], rel=0.03)
+    assert results["fp8"]["valid_bits_per_byte"] == pytest.approx(results["fp32"]["valid_bits_per_byte"], rel=0.03)
     assert type(load_model(tmp_path / "fp8m").blocks[0].ff.up) is torch.nn.Linear
     assert json.loads((tmp_path / "fp8" / "ensemble.json").read_text())["candidates"]

@@ -18,7 +18,8 @@ def test_the_scale_halves_on_overflow_and_doubles_after_a_calm_while(monkeypatch
     scaler.overflowed(0)
     assert scaler.scale == 2.0**15
     scaler.fitted()
-    again = LossScaler(scaler.state)  # through a checkpoint
+    again = LossScaler()
+    again.load_state_dict(scaler.state_dict())  # through a checkpoint
     for each in (scaler, again):
         each.fitted()
         each.fitted()
@@ -26,7 +27,8 @@ def test_the_scale_halves_on_overflow_and_doubles_after_a_calm_while(monkeypatch
 
 
 def test_at_the_floor_it_stops_with_the_cause() -> None:
-    scaler = LossScaler({"scale": 2.0, "calm": 9})
+    scaler = LossScaler()
+    scaler.load_state_dict({"scale": 2.0, "calm": 9})
     scaler.overflowed(6)
     with pytest.raises(
         LmforgeError, match=r"gradients of step 7 overflow even at a loss scale of 1; lower train\.peak_lr"

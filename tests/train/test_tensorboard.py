@@ -55,12 +55,12 @@ def records(path: Path) -> Iterator[dict[int, Any]]:
 
 
 def scalars(path: Path) -> list[tuple[int, str, float]]:
-    found = []
+    written = []
     for event in records(path):
         for _, value in fields(event.get(5, b"")):
             parts = dict(fields(value))
-            found.append((event[2], parts[1].decode(), parts[2]))
-    return found
+            written.append((event[2], parts[1].decode(), parts[2]))
+    return written
 
 
 def test_the_checksum_is_castagnolis() -> None:
@@ -106,9 +106,9 @@ def test_tensorboard_reads_it(tmp_path: Path) -> None:
         for step in steps:
             events.add(step, {"loss": step + last / 10})
         events.close()
-    found = accumulator.EventAccumulator(str(tmp_path))
-    found.Reload()
-    assert [(event.step, round(event.value, 1)) for event in found.Scalars("loss")] == [
+    written = accumulator.EventAccumulator(str(tmp_path))
+    written.Reload()
+    assert [(event.step, round(event.value, 1)) for event in written.Scalars("loss")] == [
         (1, 1.0),
         (2, 2.0),
         (3, 3.2),

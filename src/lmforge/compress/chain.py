@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,39 +22,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from lmforge.compress import quantize
+from lmforge import machine
 from lmforge.compress.measure import decode_rate, measure
-from lmforge.errors import InputError, LmforgeError
-from lmforge.formats.native import CONFIG, TENSORS, TOKENIZER, load_model, model_tensors, read_config, write_model
+from lmforge.compress.method import METHODS, CalibrationBatch, Compressed, Context, Evaluate, Method
+from lmforge.errors import LmforgeError
+from lmforge.formats.native import TENSORS, TOKENIZER, load_network, model_tensors, read_config, write_model
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
-from lmforge.recipe import Recipe
-from lmforge.record import atomic_directory, machine, write_atomic
+from lmforge.recipe import CompressStep, Recipe
+from lmforge.record import atomic_directory, content_hash, hash_json, write_atomic
+from lmforge.tokens.loader import Batch
 
 REPORT = "report.json"
 MEMORY_FROM_BYTES = 2_000_000  # a smaller model cannot be told from the interpreter around it
-Evaluate = Callable[[GPT], dict[str, float]]
-RESTORE = {quantize.METHOD: quantize.restore}
-
-
-def load(directory: Path, verify: bool = True) -> GPT:
-    """Any saved model, plain or compressed, ready to score and to decode.
-
-    Raises:
-        InputError: a file is missing, altered, or made by a method this version does not know.
-    """
-
-    def restore(model: GPT, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> GPT:
-        method = entry.get("method")
-        if method not in RESTORE:
-            raise InputError(
-                f"{directory / CONFIG}: compression method {method!r} is not known; run the compress stage again"
-            )
-        return RESTORE[method](model, entry, tensors)
-
-    return load_model(directory, restore, verify)
 
 
 @dataclasses.dataclass
@@ -64,98 +46,122 @@ class Stage:
     model: GPT
     scores: dict[str, float]
     file_bytes: int
-    details: dict[str, Any]
+    entry: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def compress(recipe: Recipe, model_dir: Path, out: Path, calibration: Tensor, evaluate: Evaluate) -> dict[str, Any]:
+def compress(
+    recipe: Recipe, model_dir: Path, out: Path, draw: Callable[[int], Batch], evaluate: Evaluate
+) -> dict[str, Any]:
     """Run `recipe.compress.steps` on the model in `model_dir`; leave the small model and `report.json` in `out`.
 
-    `calibration`: tokens (rows, context) int64 from the training split. `evaluate(model)` gives at least
-    `bits_per_byte`. The result (also in `report.json`) has `steps[]`, the first of them the uncompressed model,
+    `draw(n)`: batch n of the training split, with the targets that the loss counts; batch 0 is for calibration.
+    `evaluate(model)` gives at least `bits_per_byte`. What a method keeps while it works is in `.OUT.work` beside `out`,
+    until all is done. The result (also in `report.json`) has `steps[]`, the first of them the uncompressed model,
     "original", and `verdicts` in words.
 
     Raises:
         InputError: `model_dir` holds no intact model.
         LmforgeError: `compress.budget` cannot be met (names the layers that cost most), or nothing can be written.
     """
-    model = load(model_dir)
+    model = load_network(model_dir)
     previous = list(read_config(model_dir)["compression"])
-    batches = torch.split(calibration, 4)
-    stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size, {})]
+    work = out.with_name(f".{out.name}.work")
+    stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
+    rows = CalibrationBatch.of_rows(draw(0))
+    batches = rows.of_which_some_count().split(4)
+    done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist()]
     for step in recipe.compress.steps:
         log(f"compress: {step.method}")
+        done.append(step.model_dump(mode="json"))
+        context = Context(
+            calibration=batches,
+            draw=lambda number: CalibrationBatch.of_rows(draw(number)),
+            evaluate=evaluate,
+            seed=recipe.seed,
+            folder=work / hash_json(done)[:16],
+            teacher=stages[0].model,
+        )
         original = stages[0].scores["bits_per_byte"]
-        model, details, scores = _quantize(stages[-1], batches, evaluate, original, recipe.compress.budget)
-        stages.append(Stage(step.method, model, scores, 0, details))
+        result, scores = _within_budget(stages[-1].model, step, context, original, recipe.compress.budget)
+        stages.append(Stage(step.method, result.model, scores, 0, result.entry, result.details))
     with atomic_directory(out) as directory:
         for stage in stages[1:]:
             save_file(model_tensors(stage.model), directory / TENSORS)
             stage.file_bytes = (directory / TENSORS).stat().st_size
-        entries = previous + [stage.details["entry"] for stage in stages[1:]]
-        write_model(directory, model.config, model_tensors(model), model_dir / TOKENIZER, compression=entries)
+        entries = previous + [stage.entry for stage in stages[1:]]
+        last = stages[-1].model
+        write_model(directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries)
         report = _report(stages, model_dir, directory)
         write_atomic(directory / REPORT, json.dumps(report, indent=1) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
     for sentence in report["verdicts"]:
         log(f"compress: {sentence}")
     return report
 
 
-def _quantize(
-    before: Stage, batches: Sequence[Tensor], evaluate: Evaluate, original: float, budget: float | None
-) -> tuple[GPT, dict[str, Any], dict[str, float]]:
-    """Quantise; where bits per byte rise beyond `budget`, give the dearest layers back their fp32 weights, as few as
-    will do.
+def _within_budget(
+    before: GPT, step: CompressStep, context: Context, original: float, budget: float | None
+) -> tuple[Compressed, dict[str, float]]:
+    """Apply a step; where bits per byte rise beyond `budget`, give the dearest of its units back, as few as will do.
 
     Raises:
-        LmforgeError: even with all layers but one in fp32 the budget is not met.
+        LmforgeError: even with all units but one given back the budget is not met.
     """
-
-    def attempt(keep: Sequence[str]) -> tuple[GPT, dict[str, Any], dict[str, float], float]:
-        model, details = quantize.quantize(before.model, batches, keep)
-        scores = evaluate(model)
-        return model, details, scores, scores["bits_per_byte"] / original - 1
-
-    model, details, scores, rise = attempt(())
+    method = METHODS[step.method]
+    whole = method.apply(before, step, context)
+    scores = context.evaluate(whole.model)
+    rise = scores["bits_per_byte"] / original - 1
     if budget is None or rise <= budget:
-        return model, details, scores
+        return whole, scores
     log(
         f"compress: bits per byte rose by {100 * rise:.2f}%, compress.budget allows {100 * budget:.2f}%; ranking the "
         "layers"
     )
-    ranking = sensitivity(before.model, batches)
+    ranking = sensitivity(method, before, whole, step, context)
     worst = list(ranking)
-    found = None
-    low, high = 1, len(worst) - 1  # the fewest layers to give back; more fp32 layers are taken to cost fewer bits
+    best: tuple[Compressed, dict[str, float], list[str]] | None = None
+    low, high = 1, len(worst) - 1  # the fewest units to give back; more of them are taken to cost fewer bits
     while low <= high:
         middle = (low + high) // 2
-        tried = attempt(worst[:middle])
-        if tried[-1] <= budget:
-            found, high = tried, middle - 1
+        units = worst[:middle]
+        result = method.give_back(before, whole, units, step, context)
+        scores = context.evaluate(result.model)
+        if scores["bits_per_byte"] / original - 1 <= budget:
+            best, high = (result, scores, units), middle - 1
         else:
             low = middle + 1
-    if found is None:
+    if best is None:
         listed = ", ".join(f"{name} {nats:.2g}" for name, nats in list(ranking.items())[:8])
         raise LmforgeError(
-            f"compress.budget: {100 * budget:.3g}% is not met even with one layer quantised (all: {100 * rise:.3g}%); "
-            f"layers by their cost alone, nats per token: {listed}; raise the budget or leave out the step"
+            f"compress.budget: {100 * budget:.3g}% is not met even with one layer left to {step.method} (all: "
+            f"{100 * rise:.3g}%); layers by their cost alone, nats per token: {listed or 'none can be given back'}; "
+            "raise the budget or leave out the step"
         )
-    model, details, scores, _ = found
-    log(f"compress: kept in fp32: {', '.join(details['entry']['kept'])}")
-    return model, details | {"sensitivity": ranking}, scores
+    result, scores, units = best
+    log(f"compress: {step.method}: given back: {', '.join(sorted(units))}")
+    return dataclasses.replace(result, details={**result.details, "sensitivity": ranking}), scores
 
 
 @torch.inference_mode()
-def sensitivity(model: GPT, batches: Sequence[Tensor]) -> dict[str, float]:
-    """Each layer's cost when it alone is quantised, the dearest first: mean KL divergence from the fp32 model, nats per
+def sensitivity(
+    method: Method[Any], before: GPT, whole: Compressed, step: CompressStep, context: Context
+) -> dict[str, float]:
+    """The cost of each unit of `whole`, which `method` made of `before`, when all others are given back, the dearest
+    first: mean KL divergence from `before` over the predictions that count in one batch of calibration, nats per
     token."""
-    sample = batches[0]
-    names = quantize.layer_names(model)
-    reference = torch.log_softmax(model(sample), dim=-1)
+    batch = context.calibration[0]
+    little = dataclasses.replace(context, calibration=context.calibration[:1])
+    names = method.units(before, step)
+    if len(names) < 2:  # with one unit, giving it back undoes the step
+        return {}
+    counts = batch.counts if bool(batch.counts.any()) else torch.ones_like(batch.counts)
+    reference = torch.log_softmax(before(batch.inputs, documents=batch.documents), dim=-1)[counts]
     cost = {}
     for name in names:
-        alone, _ = quantize.quantize(model, batches[:1], [other for other in names if other != name])
-        difference = reference - torch.log_softmax(alone(sample), dim=-1)
-        cost[name] = float((reference.exp() * difference).sum(-1).mean())
+        alone = method.give_back(before, whole, [other for other in names if other != name], step, little).model
+        smaller = torch.log_softmax(alone(batch.inputs, documents=batch.documents), dim=-1)[counts]
+        cost[name] = float((reference.exp() * (reference - smaller)).sum(-1).mean())
     return dict(sorted(cost.items(), key=lambda item: -item[1]))
 
 
@@ -173,6 +179,7 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
             "peak_memory": memory.get(stage.name),
             "bits_per_byte": stage.scores["bits_per_byte"],
             "scores": stage.scores,
+            **({"entry": stage.entry} if stage.entry else {}),
             **stage.details,
         }
         for stage in stages
@@ -184,7 +191,7 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
         "file_ratio": last["file_bytes"] / first["file_bytes"],
         "file_ratio_to_bf16": 2 * last["file_bytes"] / first["file_bytes"],
         "bits_per_byte_rise": last["bits_per_byte"] / first["bits_per_byte"] - 1,
-        "machine": machine(),
+        "machine": machine.describe(),
     }
 
 
@@ -227,8 +234,8 @@ def peak_memory(directory: Path) -> dict[str, int] | None:
     command = [sys.executable, "-m", "lmforge.compress.chain", str(directory)]
     with contextlib.suppress(OSError, subprocess.SubprocessError, json.JSONDecodeError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        found: dict[str, int] = json.loads(done.stdout)
-        return found
+        figures: dict[str, int] = json.loads(done.stdout)
+        return figures
     return None
 
 
@@ -245,7 +252,7 @@ def _high_water() -> int:
 def _main() -> None:
     torch.set_num_threads(1)
     before = _high_water()
-    decode_rate(load(Path(sys.argv[1]), verify=False), 1, 0.1)
+    decode_rate(load_network(Path(sys.argv[1]), verify=False), 1, 0.1)
     print(json.dumps({"peak_bytes": _high_water(), "before_bytes": before}))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmforge.compress.quantize import QuantizedLinear
 from lmforge.generate.decode import prefill
 from lmforge.model.gpt import GPT
 
@@ -23,22 +22,30 @@ PREFILL_TOKENS = 256
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes of everything the model holds in memory: parameters, buffers, packed matrices; what is shared counts
-    once."""
+    """Bytes of everything the model holds in memory: parameters, buffers, and what modules say that they hold beside
+    these (`unregistered_bytes()`: matrices packed for a kernel); what is shared counts once."""
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if tensor.nbytes}
-    return sum(held.values()) + sum(
-        module.packed_bytes() for module in model.modules() if isinstance(module, QuantizedLinear)
-    )
+    beside = [getattr(module, "unregistered_bytes", None) for module in model.modules()]
+    return sum(held.values()) + sum(int(count()) for count in beside if count is not None)
+
+
+def module_macs(module: nn.Module) -> int:
+    """Multiply-accumulates for one token of a module with all that is in it: what its `macs_per_token()` says, else
+    in·out of a linear layer and none of a table, else the sum over its parts."""
+    own = getattr(module, "macs_per_token", None)
+    if own is not None:
+        return int(own())
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    return sum(module_macs(part) for part in module.children())
 
 
 def macs_per_token(model: GPT) -> int:
     """Multiply-accumulates of one forward token, half a context of keys before it.
 
-    Σ in·out over the linear layers (the output head is one) + 2·(context/2)·D per layer for scores and weighted values.
+    Those of the modules (the output head is one) + 2·(context/2)·D per layer for scores and weighted values.
     """
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear | QuantizedLinear)]
-    products = sum(module.in_features * module.out_features for module in linear)
-    return products + model.config.layers * model.config.context * model.config.d_model
+    return module_macs(model) + model.config.layers * model.config.context * model.config.d_model
 
 
 def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[str, Any]]:
@@ -71,13 +78,13 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
 def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, float]:
     """The median of each measurement, all taking turns; every second round runs backwards, and the first round does not
     count."""
-    found: dict[str, list[float]] = {name: [] for name in rates}
+    measured: dict[str, list[float]] = {name: [] for name in rates}
     for repetition in range(repetitions + 1):
         for name in list(rates)[:: -1 if repetition % 2 else 1]:
             rate = rates[name]()
             if repetition:
-                found[name].append(rate)
-    return {name: statistics.median(values) for name, values in found.items()}
+                measured[name].append(rate)
+    return {name: statistics.median(values) for name, values in measured.items()}
 
 
 @torch.inference_mode()

@@ -24,9 +24,12 @@ from typing import Any
 
 import orjson
 
+from lmforge.aside import bring_back, set_aside
 from lmforge.corpus import spool
+from lmforge.corpus.apply import Apply, Write, excerpt
 from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
 from lmforge.corpus.executors import run_tasks
+from lmforge.corpus.holdout import Hold, Pool, Scan
 from lmforge.corpus.measure.analyse import analyse
 from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.overlap import duplicates
@@ -37,10 +40,11 @@ from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.sources.files import Part
 from lmforge.corpus.sources.kinds import Encodings, parts
 from lmforge.corpus.splits import SPLITS
-from lmforge.corpus.steps import PAIRS_SHOWN, Apply, Count, Match, Plan, Read, Settle, Step, Write, excerpt
+from lmforge.corpus.steps import PAIRS_SHOWN, Count, Match, Plan, Read, Settle, Step
 from lmforge.corpus.synthesize.documents import synthesize
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
+from lmforge.machine import cores
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, hash_json
 
@@ -100,7 +104,7 @@ def build_corpus(
         "encodings",
         "synthetic",
     )
-    return {name: figures[name] for name in (*stable, "overlap", "decontamination")}
+    return {name: figures[name] for name in (*stable, "overlap", "decontamination", "held_out")}
 
 
 def work_folder(out: Path) -> Path:
@@ -149,8 +153,7 @@ class _Build:
             **{name: list(texts) for name, texts in benchmarks.items()},
             **read_benchmarks(recipe.corpus.decontaminate),
         }
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        here = 1 if sum(self.sizes) < SMALL else cores
+        here = 1 if sum(self.sizes) < SMALL else cores()
         self.workers = recipe.corpus.workers or (here if recipe.corpus.executor == "local" else -1)
 
     def run(self, out: Path, translators: Mapping[int, Translate]) -> dict[str, Any]:
@@ -161,10 +164,14 @@ class _Build:
         self._pass(Settle, [1])
         if self.recipe.corpus.repeated_lines:
             self._pass(Count, self._slices("lines"))
+        self._pass(Pool, [1])
+        self._pass(Scan, self.sizes)
+        self._pass(Hold, [1])
         self._pass(Apply, self.sizes)
         settled = json.loads((self.work / "settle" / "00000" / "settled.json").read_text())
-        shards = Shards.holding(settled["bytes"])
-        self._pass(Write, [sum(settled["bytes"].values()) // shards.total] * shards.total)
+        settled["held"] = json.loads((self.work / "hold" / "00000" / "hold.json").read_text())
+        shards = Shards.holding(settled["held"]["bytes"])
+        self._pass(Write, [sum(settled["held"]["bytes"].values()) // shards.total] * shards.total)
         with atomic_directory(out) as folder:
             return self._put_together(folder, settled, translators)
 
@@ -182,7 +189,11 @@ class _Build:
         )
         mark = self.work / "key"
         if not mark.exists() or mark.read_text() != key:
+            if mark.exists():  # hours of passes, perhaps
+                set_aside(self.work, "passes over another recipe's corpus")
             shutil.rmtree(self.work, ignore_errors=True)
+            if bring_back(self.work, lambda kept: (kept / "key").is_file() and (kept / "key").read_text() == key):
+                return
             self.work.mkdir(parents=True)
             if self.benchmarks:
                 build_index(self.benchmarks).save(self.work / "benchmarks.npz")
@@ -271,6 +282,7 @@ class _Build:
             "entropy": measured["entropy"],
             "splits": {split: {name: each[name] for name in ("documents", "bytes")} for split, each in splits.items()},
             "notices": dict(sorted(notices.items())),
+            "held_out": {name: value for name, value in settled["held"].items() if name != "bytes"},
             "skipped": _skipped(notices),
             "encodings": encodings.state(),
             "copies": sum(each["copies"] for each in splits.values()),

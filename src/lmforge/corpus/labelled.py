@@ -18,7 +18,7 @@ import difflib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from lmforge.corpus.sources.conversation import NotMessages, conversation_of, me
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.splits import SPLITS, split_at, unit
 from lmforge.errors import InputError
+from lmforge.progress import log
 from lmforge.recipe import Finetune, Recipe
 from lmforge.record import atomic_directory, hash_json
 
+MOST_NAMED = 8  # of the examples that are left out
 NO_ANSWER = "unanswerable"  # what a model is to write where the context does not tell
 Messages = list[dict[str, str]]
 
@@ -73,7 +75,8 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
 
     `length` gives the tokens of a conversation. Figures: the stable ones of a corpus (dropped: training examples that
     are asked in the test, or longer than the context where `finetune.long` skips them), and `examples`: task, labels
-    {answer: examples} of a classification, tokens of the longest.
+    {answer: examples} of a classification, `trained`, those of them that are learned from, tokens of the longest, and
+    where the examples stand that are too long.
 
     Raises:
         InputError: a line that is no example, an unknown label, an example that is too long (names file and line), no
@@ -85,26 +88,10 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
     learned = list(read_examples(settings, settings.train))
     labels = Counter(example.answers[0] for example in learned) if settings.task == "classify" else Counter[str]()
     asked = list(read_examples(settings, settings.test, labels)) if settings.test else []
-    dropped: Counter[str] = Counter()
-    keys = {example.key for example in asked}
-    longest = 0
-    kept = []
-    for example in learned:
-        tokens = length(example.messages)
-        if example.key in keys:
-            dropped["in_test"] += 1
-        elif tokens > recipe.tokens.context:
-            if settings.long == "refuse":
-                raise InputError(
-                    f"{example.where}: {tokens} tokens, more than tokens.context = {recipe.tokens.context}; raise it, "
-                    "shorten the "
-                    "example, or leave out those that are too long with finetune.long = 'skip'"
-                )
-            dropped["too_long"] += 1
-        else:
-            kept.append(example)
-            longest = max(longest, tokens)
-    splits = _split(kept, asked, recipe.corpus.holdout, dropped)
+    selection = _select(recipe, learned, {example.key for example in asked}, length)
+    dropped = selection.dropped
+    splits = _split(selection.kept, asked, recipe.corpus.holdout, dropped)
+    trained = Counter(example.answers[0] for example in splits["train"]) if labels else Counter[str]()
     with atomic_directory(out) as folder:
         sizes = {split: _write(folder / "documents", split, splits[split]) for split in SPLITS}
         text = [example for split in SPLITS for example in splits[split]]
@@ -117,10 +104,61 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
             "notices": {},
             "splits": sizes,
             "words": sum(len(message["content"].split()) for example in text for message in example.messages),
-            "examples": {"task": settings.task, "labels": dict(labels.most_common()), "longest": longest},
+            "examples": {
+                "task": settings.task,
+                "labels": dict(labels.most_common()),
+                "trained": {label: trained[label] for label in labels},
+                "longest": selection.longest,
+                "too_long": selection.too_long,
+            },
         }
         (folder / "statistics.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     return figures
+
+
+@dataclasses.dataclass
+class _Selection:
+    """Examples that can be learned from whole, why others cannot, the longest one's tokens, and where those stand that
+    do not fit into a row."""
+
+    kept: list[Example]
+    dropped: Counter[str]
+    longest: int = 0
+    too_long: list[str] = dataclasses.field(default_factory=list)
+
+
+def _select(
+    recipe: Recipe, learned: Sequence[Example], asked: Set[str], length: Callable[[Messages], int]
+) -> _Selection:
+    """The examples that fit whole into a row and are not asked in the test, whose keys are given.
+
+    Raises:
+        InputError: one does not fit, and `finetune.long` is "refuse".
+    """
+    assert recipe.finetune is not None
+    chosen, context = _Selection([], Counter()), recipe.tokens.context
+    for example in learned:
+        tokens = length(example.messages)
+        if example.key in asked:
+            chosen.dropped["in_test"] += 1
+        elif tokens > context:
+            if recipe.finetune.long == "refuse":
+                raise InputError(
+                    f"{example.where}: {tokens} tokens, more than tokens.context = {context}; raise it, shorten the "
+                    "example, or leave out those that are too long with finetune.long = 'skip'"
+                )
+            chosen.dropped["too_long"] += 1
+            chosen.too_long.append(example.where)
+        else:
+            chosen.kept.append(example)
+            chosen.longest = max(chosen.longest, tokens)
+    if chosen.too_long:
+        names = ", ".join(chosen.too_long[:MOST_NAMED]) + (" …" if len(chosen.too_long) > MOST_NAMED else "")
+        log(
+            f"corpus: {len(chosen.too_long)} examples are longer than tokens.context = {context} tokens and are left "
+            f"out whole: {names}"
+        )
+    return chosen
 
 
 def _split(
@@ -189,7 +227,9 @@ def read_examples(settings: Finetune, path: Path, labels: Iterable[str] | None =
 def _field(record: dict[str, Any], name: str, where: str, key: str) -> Any:
     if record.get(name) is None:
         close = difflib.get_close_matches(name, record, n=1, cutoff=0.6)
-        near = f"; did you mean '{close[0]}'?" if close else ""
+        near = f"; did you mean '{close[0]}'?" if close and name not in record else ""
+        if name in record:
+            raise InputError(f"{where}: field '{name}' is null; correct the line or remove it")
         raise InputError(
             f"{where}: no field '{name}' (it has {', '.join(map(str, record)) or 'none'}){near} {key}".rstrip()
         )
@@ -224,6 +264,10 @@ def _chat(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Ex
             f"{where}: messages hold no answer of the assistant to anything; give at least a user's turn and the "
             "assistant's"
         )
+    if not turns[ends[-1]]["content"].strip():
+        raise InputError(
+            f"{where}: messages[{ends[-1]}], the assistant's answer, is empty; write it or remove the line"
+        )
     before = [{"role": turn["role"], "content": turn["content"]} for turn in turns[: ends[-1]]]
     first = (
         [{"role": "system", "content": settings.instruction}]
@@ -242,14 +286,26 @@ def _classify(settings: Finetune, record: dict[str, Any], where: str) -> Iterato
         else "\n".join(f"{name}: {text}" for name, text in zip(settings.fields, texts, strict=True))
     )
     value = _field(record, settings.label, where, "set finetune.label")
-    if not isinstance(value, str | int):
-        raise InputError(f"{where}: label {value!r} is a {type(value).__name__}; give strings or whole numbers")
-    if settings.labels and str(value) not in settings.labels:
+    label = _label(value, where)
+    if settings.labels and label not in settings.labels:
         raise InputError(
-            f"{where}: label {str(value)!r} is not in finetune.labels ({', '.join(settings.labels)}); add it or "
+            f"{where}: label {label!r} is not in finetune.labels ({', '.join(settings.labels)}); add it or "
             "correct the line"
         )
-    yield Example(_asked(settings, shown), (settings.labels.get(str(value), str(value)),), where)
+    yield Example(_asked(settings, shown), (settings.labels.get(label, label),), where)
+
+
+def _label(value: Any, where: str) -> str:
+    """A label as the data writes it: a string, or JSON's spelling of true, false or a number; without blanks around it,
+    which an answer is not told apart by."""
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where}: label {value!r} is a {type(value).__name__}; give strings, numbers, true or false")
+    label = value.strip() if isinstance(value, str) else orjson.dumps(value).decode()
+    if not label:
+        raise InputError(
+            f"{where}: the label is empty; a model cannot answer with nothing: name it, or remove the line"
+        )
+    return label
 
 
 def _span(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Example]:
@@ -285,7 +341,7 @@ def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
         if isinstance(listed, list)
         else [None]
     )
-    if not all(isinstance(text, str) and text for text in texts):
+    if not all(isinstance(text, str) and text.strip() for text in texts):
         raise InputError(
             f'{where}: answers are not texts, like ["in 1066"] or {{"text": ["in 1066"], "answer_start": [12]}}; '
             "correct them"

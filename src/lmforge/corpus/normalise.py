@@ -18,10 +18,12 @@ _REPAIR = TextFixerConfig(explain=False)
 _LONGEST_REPAIRED_LINE = 100_000
 _PASSES = 10  # each pass that changes something shortens the text or normalises it; two are the rule
 _TERMINAL_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# C0 without tab, line feed and form feed (a page break in source code); DEL; C1; byte-order marks and interlinear
-# marks.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffb]")
-_ASCII_CONTROLS = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
+# C0 without tab, line feed, form feed (a page break in source code) and carriage return; DEL; C1. Many part words:
+# fields, records, padding, lines of a slide.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]+")
+_LINE_ENDS = re.compile("[\x0b\x1c-\x1e\x85]")  # of them those that end a line or record
+_OVERSTRUCK = re.compile("[^\n\x08]\x08")  # bold and underlined on a printing terminal
+_INVISIBLE = re.compile("[\u206a-\u206f\ufeff\ufff9-\ufffb]")  # byte-order marks and interlinear marks
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # beside ASCII these marks alone are never mojibake, and ftfy's detector is slow
 _TELLING = re.compile("[^\x00-\x7f‘’“”–—…•]")
@@ -31,12 +33,13 @@ _BLANK_RUN = re.compile(r"\n{4,}")
 def clean(text: str) -> str:
     """Repair and normalise `text`; `clean(clean(t)) == clean(t)`.
 
-    In order: terminal escapes and control characters go, line endings become `\\n`, mojibake is decoded (ftfy) line by
-    line, Unicode is composed (NFC), trailing whitespace goes, runs of more than two blank lines become two, blank lines
+    In order: terminal escapes go and control characters become a blank or a line end where they part words, line
+    endings become `\\n`, mojibake is decoded (ftfy) line by line, Unicode is composed (NFC), trailing whitespace
+    goes, runs of more than two blank lines become two, blank lines
     at both ends go (one final line end stays where there was one).
     """
     if text.isascii():
-        return layout(_TERMINAL_ESCAPE.sub("", text).encode().translate(None, _ASCII_CONTROLS).decode())
+        return layout(_without_controls(text))
     for _ in range(_PASSES):
         before, text = text, layout(_repair(text))
         if text == before:
@@ -50,8 +53,22 @@ def _repair(text: str) -> str:
         text = fix_surrogates(text)
     if _TELLING.search(text):
         text = "\n".join([_repair_line(line) if _TELLING.search(line) else line for line in text.split("\n")])
-    text = _CONTROL.sub("", _TERMINAL_ESCAPE.sub("", text))
+    text = _INVISIBLE.sub("", _without_controls(text))
     return unicodedata.normalize("NFC", text)
+
+
+def _without_controls(text: str) -> str:
+    if not _CONTROLS.search(text):
+        return text
+    text = _OVERSTRUCK.sub("", _TERMINAL_ESCAPE.sub("", text))
+
+    def blank(run: re.Match[str]) -> str:
+        if _LINE_ENDS.search(run[0]):
+            return "\n"
+        before, behind = run.string[run.start() - 1 : run.start()], run.string[run.end() : run.end() + 1]
+        return " " if before.strip() and behind.strip() else ""
+
+    return _CONTROLS.sub(blank, text)
 
 
 def _repair_line(line: str) -> str:

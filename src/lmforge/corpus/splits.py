@@ -69,6 +69,14 @@ def split_bounds(
     return valid, test
 
 
+def refuse_too_few(holdout: float, count: int, dropped: Callable[[], Counter[str]]) -> None:
+    """Raises:
+    InputError: fewer documents than there are splits.
+    """
+    if count < LEAST_DOCUMENTS:
+        raise InputError(_too_few(holdout, count, "at least one each is needed for train, valid and test", dropped()))
+
+
 def _too_few(holdout: float, count: int, cause: str, dropped: Counter[str]) -> str:
     why = ", ".join(f"{number} {reason}" for reason, number in dropped.most_common(3))
     return (

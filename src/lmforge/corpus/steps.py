@@ -5,7 +5,7 @@ they share.
     of the sources
     match   equal digests, near duplicates                                          match/PART/     a task: a range of
     hashes
-    settle  who is dropped; where the splits lie; how many shards                   settle/00000/   one task
+    settle  who is dropped                                                          settle/00000/   one task
     count   lines that many documents repeat                                        count/PART/     a task: a range of
     hashes
     apply   what is kept, shuffled; statistics, samples                             apply/TASK/     a task for each of
@@ -19,7 +19,6 @@ What a task does depends on the input and on what the earlier passes left, never
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from abc import abstractmethod
 from collections import Counter
@@ -33,16 +32,17 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from lmforge.corpus.clean.filters import Trained, prepare
-from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.overlap import duplicates
 from lmforge.corpus.overlap.decontaminate import Index, contamination
+from lmforge.corpus.overlap.shared import own_text
 from lmforge.corpus.overlap.words import U64, read_words
+from lmforge.corpus.repeated import has_plain_lines, is_plain
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
-from lmforge.corpus.shuffle import Entry, Scatter, Shards, ShardWriter, gathered, write_shard
+from lmforge.corpus.shuffle import ShardWriter
 from lmforge.corpus.sources.files import File, Part
 from lmforge.corpus.sources.kinds import Document, Encodings, read_part
-from lmforge.corpus.splits import SPLITS, place_of, split_at, split_bounds, unit
-from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_lines, read_slice, rows_of, task_folder
+from lmforge.corpus.splits import place_of, unit
+from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_slice, rows_of, task_folder
 from lmforge.recipe import Recipe, parse_recipe
 
 PAIRS_SHOWN = 10
@@ -119,18 +119,7 @@ def document_line(document: Document) -> bytes:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
-def _is_plain(document: Document) -> bool:
-    """Whether the document is a text as it stands, not one in which places are marked by their position. Those are
-    examples made on purpose: a sentence pair has the words of its other direction and is no copy of it."""
-    return "loss_spans" not in document["meta"]
-
-
-def _has_plain_lines(document: Document) -> bool:
-    """Whether a line may be taken out: not of a program, nor of a text with marked places."""
-    return document["genre"] != "code" and _is_plain(document)
-
-
-class _Dropped:
+class Dropped:
     """What a task leaves out: counted, shown, listed."""
 
     def __init__(self, folder: Path, samples: Samples) -> None:
@@ -165,7 +154,7 @@ class Read(Step):
         notices: Counter[str] = Counter()
         encodings = Encodings()
         found: Counter[str] = Counter()
-        dropped = _Dropped(folder, Samples())
+        dropped = Dropped(folder, Samples())
         kept = _Kept(folder, rank, corpus.near_duplicates < 1, corpus.repeated_lines > 0)
         documents = 0
         for number, part in plan.tasks[rank]:
@@ -233,14 +222,15 @@ class _Kept:
         self.exact.add(
             *(np.frombuffer(digest[at : at + 8], ">u8").astype(np.uint64) for at in (0, 8)), np.array([number])
         )
-        if self.near and _is_plain(document):
-            keys, sketch = duplicates.signature(words)
+        if self.near and is_plain(document):
+            own = own_text(document)
+            keys, sketch = duplicates.signature(words if own is None else read_words(own))
             self.sketches.write(sketch)
             self.bands.add(keys, np.full(keys.size, number))
         elif self.near:
             self.sketches.write(_NO_SKETCH)
-        if self.lines and _has_plain_lines(document):
-            lines = np.unique(duplicates.line_hashes(words.prefix, words.lines))
+        if self.lines and has_plain_lines(document):
+            lines = np.unique(duplicates.line_hashes(words))
             lines = lines[lines > 0]
             self.line_runs.add(lines, np.full(lines.size, number))
 
@@ -272,7 +262,7 @@ class Settle(Step):
     name = "settle"
 
     def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
-        """Decide who is dropped, where the splits lie and how many shards there are."""
+        """Decide who is dropped."""
         match, read = self.folders("match"), self.folders("read")
         exact = np.concatenate([np.load(each / "exact.npy") for each in match], axis=1)
         exact = exact[:, np.argsort(exact[0])]
@@ -281,17 +271,11 @@ class Settle(Step):
         near = duplicates.resolve(pairs, duplicates.Sketches([each / "sketches.bin" for each in read]), least)
         np.savez(folder / "exact.npz", dropped=exact[0], kept=exact[1])
         np.savez(folder / "near.npz", dropped=near.dropped, kept=near.kept, similarity=near.similarity)
-        dropped = np.union1d(exact[0], near.dropped)
-        np.save(folder / "dropped.npy", dropped)
-        bounds = split_bounds(
-            plan.recipe.corpus.holdout, lambda: (each["place"] for each in _kept(read, dropped)),
-            lambda: _dropped_before(read, exact.shape[1], near.dropped.size),
-        )  # fmt: skip
+        np.save(folder / "dropped.npy", np.union1d(exact[0], near.dropped))
         settled = {
-            "bounds": bounds,
-            "bytes": _split_bytes(_kept(read, dropped), bounds),
             "exact": _sizes(exact),
             "near": _histogram(near.sizes),
+            "dropped": {"exact_duplicate": exact.shape[1], "near_duplicate": int(near.dropped.size)},
         }
         (folder / "settled.json").write_text(json.dumps(settled))
         return {"exact": exact.shape[1], "near": int(near.dropped.size)}
@@ -328,34 +312,24 @@ def _histogram(sizes: NDArray[np.int64]) -> dict[str, int]:
     return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
-def _dropped_before(read: Sequence[Path], exact: int, near: int) -> Counter[str]:
+def dropped_before(read: Sequence[Path], work: Path) -> Counter[str]:
+    """How many documents each reason has dropped so far, for a message."""
     dropped: Counter[str] = Counter()
     for folder in read:
         dropped.update(json.loads((folder / "counts.json").read_text("utf-8"))["dropped"])
-    return dropped + Counter({"exact_duplicate": exact, "near_duplicate": near})
+    return dropped + Counter(json.loads((work / "settle" / "00000" / "settled.json").read_text())["dropped"])
 
 
-def _kept(read: Sequence[Path], dropped: U64) -> Iterator[NDArray[np.void]]:
-    """The index of the documents that stay, task by task."""
+def kept_rows(read: Sequence[Path], dropped: U64) -> Iterator[tuple[NDArray[np.int64], NDArray[np.void]]]:
+    """The rows that stay and their index, task by task."""
     for task, folder in enumerate(read):
         first, last = np.searchsorted(
             dropped, np.array([task << duplicates.ROW_BITS, (task + 1) << duplicates.ROW_BITS], np.uint64)
         )
-        yield np.delete(
-            rows_of(folder / "index.bin", INDEX),
-            (dropped[first:last] & np.uint64((1 << duplicates.ROW_BITS) - 1)).astype(np.int64),
-        )
-
-
-def _split_bytes(indexes: Iterable[NDArray[np.void]], bounds: tuple[float, float]) -> dict[str, int]:
-    """Bytes of text in each split (before repeated lines go); train counts the copies."""
-    totals = dict.fromkeys(SPLITS, 0)
-    for index in indexes:
-        which = np.searchsorted(np.array(bounds), index["place"], side="right")  # 0 valid, 1 test, 2 train
-        totals["valid"] += int(index["bytes"][which == 0].sum())
-        totals["test"] += int(index["bytes"][which == 1].sum())
-        totals["train"] += int((index["bytes"] * index["copies"])[which == 2].sum())
-    return totals
+        index = rows_of(folder / "index.bin", INDEX)
+        gone = (dropped[first:last] & np.uint64((1 << duplicates.ROW_BITS) - 1)).astype(np.int64)
+        kept = np.delete(np.arange(len(index)), gone)
+        yield kept, index[kept]
 
 
 class Count(Step):
@@ -370,142 +344,3 @@ class Count(Step):
         repeated = duplicates.repeated_lines(records, dropped, plan.recipe.corpus.repeated_lines)
         np.save(folder / "repeated.npy", repeated)
         return {"lines": records.shape[1], "repeated": repeated.shape[1]}
-
-
-class Apply(Step):
-    """Documents that stay, without lines that many repeat, on their way into shards; statistics and samples of them."""
-
-    name = "apply"
-
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
-        """Apply the decisions to the documents of one task of `read`."""
-        resolve = self.work / "settle" / "00000"
-        settled = json.loads((resolve / "settled.json").read_text())
-        shards, bounds = Shards.holding(settled["bytes"]), settled["bounds"]
-        source = self.work / "read" / f"{rank:05d}"
-        fates = _Fates(resolve, rank)
-        lines = _Lines([np.load(each / "repeated.npy") for each in self.folders("count")])
-        statistics, samples = Statistics(), Samples()
-        dropped = _Dropped(folder, samples)
-        scatter = Scatter(folder, shards.total)
-        splits = {split: Counter(documents=0, bytes=0, copies=0) for split in SPLITS}
-        for row, (line, entry) in enumerate(
-            zip(read_lines(source / "documents.bin"), rows_of(source / "index.bin", INDEX), strict=True)
-        ):
-            digest = bytes(entry["digest"])
-            reason = fates.reason(row)
-            document: Document = orjson.loads(line)
-            if reason is None and _has_plain_lines(document) and lines.strip(document):
-                line = document_line(document)[:-1]
-                if len(document["text"]) < plan.recipe.corpus.min_chars:
-                    reason = "repeated_lines"
-            if reason is not None:
-                dropped.add(document, reason, digest)
-                fates.show(row, document, digest)
-                continue
-            statistics.add(document, digest[24:])
-            samples.keep(document, digest)
-            place, size = float(entry["place"]), len(document["text"].encode("utf-8", "replace"))
-            split = split_at(place, bounds)
-            for copy in range(int(entry["copies"]) if split == "train" else 1):
-                key = hashlib.sha256(b"%d %d %s" % (plan.recipe.seed, copy, digest)).digest()[:16]
-                scatter.add(shards.part(split, key), Entry(key, size, line + b"\n"))
-                splits[split].update(documents=1, bytes=size, copies=copy > 0)
-        scatter.close()
-        dropped.writer.close()
-        counts = {
-            "dropped": dropped.counts,
-            "samples": samples.state(),
-            "pairs": fates.pairs,
-            "lines": lines.figures(),
-            "splits": splits,
-        }
-        (folder / "counts.json").write_text(json.dumps(counts), "utf-8", "replace")
-        (folder / "statistics.json").write_bytes(orjson.dumps(statistics.state()))
-        return {"kept": statistics.documents, **dropped.counts}
-
-
-class _Fates:
-    """Which documents of one task are dropped as duplicates, and some pairs of near duplicates to show."""
-
-    def __init__(self, resolve: Path, rank: int) -> None:
-        self.first = rank << duplicates.ROW_BITS
-        limits = np.array([self.first, self.first + (1 << duplicates.ROW_BITS)], np.uint64)
-        self.exact: set[int] = set()
-        self.near: dict[int, tuple[int, float]] = {}
-        self.pairs: list[dict[str, Any]] = []
-        with np.load(resolve / "exact.npz") as exact, np.load(resolve / "near.npz") as near:
-            start, stop = np.searchsorted(exact["dropped"], limits)
-            self.exact = {int(number) - self.first for number in exact["dropped"][start:stop]}
-            start, stop = np.searchsorted(near["dropped"], limits)
-            columns = (near[name][start:stop].tolist() for name in ("dropped", "kept", "similarity"))
-            self.near = {
-                number - self.first: (kept, similarity) for number, kept, similarity in zip(*columns, strict=True)
-            }
-
-    def reason(self, row: int) -> str | None:
-        return "exact_duplicate" if row in self.exact else "near_duplicate" if row in self.near else None
-
-    def show(self, row: int, document: Document, digest: bytes) -> None:
-        """Keep the pair if it is among the few of smallest digests."""
-        if row in self.near and row not in self.exact:
-            kept, similarity = self.near[row]
-            shown = {
-                "rank": digest[16:24].hex(),
-                "kept": kept,
-                "similarity": round(similarity, 3),
-                "dropped": excerpt(document),
-            }
-            self.pairs = sorted([*self.pairs, shown], key=lambda pair: str(pair["rank"]))[:PAIRS_SHOWN]
-
-
-def excerpt(document: Document) -> dict[str, str]:
-    """What is shown of a document."""
-    return {"id": document["id"], "source": document["source"], "text": document["text"][:SHOWN_DROPPED]}
-
-
-class _Lines:
-    """Removes lines that many documents repeat, and counts them."""
-
-    def __init__(self, repeated: Sequence[U64]) -> None:
-        both = np.concatenate(repeated, axis=1) if repeated else np.empty((2, 0), np.uint64)
-        self.hashes, self.counts = both[:, np.argsort(both[0])]
-        self.removed = self.removed_bytes = self.touched = 0
-        self.examples: dict[int, tuple[int, str]] = {}
-
-    def strip(self, document: Document) -> bool:
-        """Take the repeated lines out of the document's text; whether there were any."""
-        if not self.hashes.size:
-            return False
-        words = read_words(document["text"])
-        hashes = duplicates.line_hashes(words.prefix, words.lines)
-        at = np.minimum(np.searchsorted(self.hashes, hashes), self.hashes.size - 1)
-        repeated = self.hashes[at] == hashes
-        if not repeated.any():
-            return False
-        lines = document["text"].split("\n")
-        for number in np.flatnonzero(repeated):
-            self.removed += 1
-            self.removed_bytes += len(lines[number].encode("utf-8", "replace")) + 1
-            self.examples.setdefault(
-                int(hashes[number]), (int(self.counts[at[number]]), lines[number].strip()[:SHOWN_DROPPED])
-            )
-        self.touched += 1
-        document["text"] = "\n".join(line for line, gone in zip(lines, repeated, strict=True) if not gone)
-        return True
-
-    def figures(self) -> dict[str, Any]:
-        top = sorted(self.examples.values(), reverse=True)[:PAIRS_SHOWN]
-        return {"removed": self.removed, "bytes": self.removed_bytes, "documents": self.touched, "examples": top}
-
-
-class Write(Step):
-    """One shard of the corpus."""
-
-    name = "write"
-
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
-        """Sort and write shard `rank`."""
-        settled = json.loads((self.work / "settle" / "00000" / "settled.json").read_text())
-        path = folder / Shards.holding(settled["bytes"]).file_name(rank)
-        return {"documents": write_shard(path, gathered(self.folders("apply"), rank))}

@@ -27,17 +27,17 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
             continue
         try:
             content = json.loads(path.read_text())
-            found = {
+            of_task = {
                 path.stem: content,
                 **{f"{path.stem}.{model}": score for model, score in content["models"].items()},
             }
-            for score in found.values():
+            for score in of_task.values():
                 _ = score["value"], score["low"], score["high"], score["comparison_key"].items(), score["ratio"]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(
                 f"{path}: not a score that lmforge wrote ({error!r}); run: lmforge evaluate RECIPE"
             ) from error
-        scores |= found
+        scores |= of_task
     if not scores:
         raise InputError(f"{run}: no scores here; run: lmforge evaluate RECIPE")
     return scores

@@ -17,42 +17,51 @@ from typing import Any
 
 import torch
 
-from lmforge.compress.chain import load
 from lmforge.errors import InputError
-from lmforge.evaluate.answers import answers
-from lmforge.evaluate.baseline import kneser_ney
-from lmforge.evaluate.code import completions_parse
-from lmforge.evaluate.language import bits_per_byte
-from lmforge.evaluate.passkey import passage, passkey
-from lmforge.evaluate.speed import generation_speed
-from lmforge.evaluate.task import SEED, Context, Score, Task
-from lmforge.formats.native import read_config
+from lmforge.evaluate.task import SEED, TASKS, Context, Score, Task
+from lmforge.formats.load import load_any
+from lmforge.machine import cores
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Recipe
-from lmforge.record import atomic_directory, hash_json, write_atomic
+from lmforge.recipe.evaluate import TaskSettings
+from lmforge.record import atomic_directory, hash_file, hash_json, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import TOKENIZER
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("bits_per_byte", bits_per_byte),
-        Task("completions_parse", completions_parse),
-        Task("generation_speed", generation_speed),
-        Task("kneser_ney", kneser_ney, per_model=False),
-        Task("answers", answers),
-        Task("passkey", passkey, texts=lambda recipe: [passage()]),
-    )
-}
+BASELINE = "baseline"  # what a score is of that no model has
 FIGURES = ("metric", "value", "low", "high", "items", "fingerprint")
+OPTIONAL = ("not_applicable", "clean_value", "clean_low", "clean_high", "leaked_share")
+
+
+def wanted_tasks(recipe: Recipe) -> dict[str, tuple[Task[Any], TaskSettings]]:
+    """The recipe's tasks with their settings, by the title that their scores have.
+
+    Raises:
+        InputError: a task of that name is not known.
+    """
+    return {
+        settings.title: (TASKS[settings.name], TASKS[settings.name].settled(recipe, settings))
+        for settings in recipe.evaluate.chosen
+    }
+
+
+def task_inputs(recipe: Recipe) -> dict[str, str]:
+    """The hashes of files that tasks score instead of the test split, by what they are: what the stage depends on
+    besides the run. "gone" where one is not there."""
+    files = {settings.title: getattr(settings, "data", None) for settings in recipe.evaluate.chosen}
+    return {
+        f"task {title} (data)": hash_file(file) if file.is_file() else "gone"
+        for title, file in files.items()
+        if file is not None
+    }
 
 
 def benchmark_texts(recipe: Recipe) -> dict[str, list[str]]:
     """What the recipe's tasks ask, by task, for the corpus stage to keep out; tasks that score held-out text of the
     corpus itself have none."""
-    asked = {name: TASKS[name].texts for name in dict.fromkeys(recipe.evaluate.tasks)}
-    return {name: list(texts(recipe)) for name, texts in asked.items() if texts is not None}
+    asked = {title: list(task.texts(settings)) for title, (task, settings) in wanted_tasks(recipe).items()}
+    return {title: texts for title, texts in asked.items() if texts}
 
 
 def evaluate(
@@ -70,44 +79,63 @@ def evaluate(
         LmforgeError: nothing can be written. In every case `out` stays as it was.
     """
     context = Context(recipe, corpus_dir, tokens_dir, Tokenizer.load(tokens_dir / TOKENIZER))
-    wanted = [TASKS[name] for name in dict.fromkeys(recipe.evaluate.tasks)]
-    described: dict[str, dict[str, dict[str, Any]]] = {task.name: {} for task in wanted}
+    wanted = wanted_tasks(recipe)
+    described: dict[str, dict[str, dict[str, Any]]] = {title: {} for title in wanted}
     with _threads(recipe):
         for name, directory in models.items():
-            if not any(task.per_model for task in wanted):
+            if not any(task.per_model for task, _ in wanted.values()):
                 break
             context.model = _load(directory, context)
-            for task in wanted:
+            for title, (task, settings) in wanted.items():
                 if task.per_model:
-                    described[task.name][name] = _run(task, name, context)
+                    described[title][name] = _run(title, task, settings, name, context)
         context.model = None
-        for task in wanted:
+        for title, (task, settings) in wanted.items():
             if not task.per_model:
-                described[task.name]["baseline"] = _run(task, "baseline", context)
+                described[title][BASELINE] = _run(title, task, settings, BASELINE, context)
+    return {"tasks": _write(described, {title: task for title, (task, _) in wanted.items()}, context, out)}
+
+
+def _write(
+    described: Mapping[str, Mapping[str, dict[str, Any]]], tasks: Mapping[str, Task[Any]], context: Context, out: Path
+) -> dict[str, Any]:
+    """Leave the scores' files in `out`; gives the key figures of each."""
     figures: dict[str, Any] = {}
     with atomic_directory(out) as folder:
-        for task in wanted:
-            (first, score), *others = described[task.name].items()
-            content = {"task": task.name, **score, "models": dict(others)}
-            write_atomic(folder / f"{task.name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            rows = [{"model": name, **row} for name, found in context.scores[task.name].items() for row in found.rows]
-            write_atomic(folder / f"{task.name}.items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            for name, score in described[task.name].items():
-                kept = {key: score[key] for key in (*FIGURES, "not_applicable") if key in score}
-                figures[task.name if name == first else f"{task.name}.{name}"] = kept
-    return {"tasks": figures}
+        for title, scores in described.items():
+            (first, score), *others = scores.items()
+            content = {"task": tasks[title].name, "of": first, **score, "models": dict(others)}
+            write_atomic(folder / f"{title}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            rows = [{"model": name, **row} for name, each in context.scores[title].items() for row in each.rows]
+            write_atomic(folder / f"{title}.items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            for name, score in scores.items():
+                kept = {key: score[key] for key in (*FIGURES, *OPTIONAL) if key in score}
+                if title != tasks[title].name:
+                    kept["task"] = tasks[title].name
+                figures[title if name == first else f"{title}.{name}"] = kept
+    return figures
 
 
-def _run(task: Task, name: str, context: Context) -> dict[str, Any]:
+def _run(title: str, task: Task[Any], settings: TaskSettings, name: str, context: Context) -> dict[str, Any]:
     """Run one task on the present model, remember the score for later tasks, and describe it as its file has it."""
-    log(f"evaluate: {task.name.replace('_', ' ')} of {name}")
-    score = context.scores.setdefault(task.name, {})[name] = task.run(context)
+    log(f"evaluate: {title.replace('_', ' ')} of {name}")
+    score = context.scores.setdefault(title, {})[name] = task.run(context, settings)
     if score.not_applicable:
-        log(f"evaluate: {task.name.replace('_', ' ')} is not applicable: {score.not_applicable}")
+        log(f"evaluate: {title.replace('_', ' ')} is not applicable: {score.not_applicable}")
     return describe(task, score, context)
 
 
-def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
+def headlines(figures: Mapping[str, Any]) -> str:
+    """What the tasks say of their scores in the terminal's table, given the figures of `evaluate`."""
+    said = [
+        TASKS.get(content.get("task", title), Task()).headline(content)
+        for title, content in figures.items()
+        if isinstance(content, Mapping) and "." not in title  # of the first model
+    ]
+    return "; ".join(filter(None, said)) or f"{len(figures)} scores"
+
+
+def describe(task: Task[Any], score: Score, context: Context) -> dict[str, Any]:
     """A score as TASK.json has it. `comparison_key` is what must be equal for another score to compare, `fingerprint`
     its hash."""
     comparison_key = {
@@ -130,6 +158,7 @@ def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
         "fingerprint": hash_json(comparison_key),
         "higher_is_better": score.higher_is_better,
         **reason,
+        **score.clean,
         "ratio": list(score.ratio) if score.ratio else None,
         "comparison_key": comparison_key,
         **score.extra,
@@ -138,12 +167,12 @@ def describe(task: Task, score: Score, context: Context) -> dict[str, Any]:
 
 def _load(directory: Path, context: Context) -> GPT:
     """A model, checked against its manifest and this run's tokenizer, on the GPU where there is one."""
-    model = load(directory)
-    if read_config(directory)["tokenizer_sha256"] != context.tokenizer.sha256:
+    loaded = load_any(directory)
+    if loaded.tokenizer.sha256 != context.tokenizer.sha256:
         raise InputError(
             f"{directory}: made with another tokenizer than {context.tokens_dir / TOKENIZER}; run the train stage again"
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 @contextlib.contextmanager
@@ -155,8 +184,7 @@ def _threads(recipe: Recipe) -> Iterator[None]:
     """
     before = torch.get_num_threads()
     stated = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(recipe.train.threads or (int(stated) if stated.isdigit() and int(stated) else cores))
+    torch.set_num_threads(recipe.train.threads or (int(stated) if stated.isdigit() and int(stated) else cores()))
     try:
         yield
     finally:

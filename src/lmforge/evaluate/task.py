@@ -1,44 +1,32 @@
-"""What a task is given, and what it gives back.
+"""What a task is given, what it gives back, and how it shows itself.
 
-    Context (model, tokenizer, recipe, corpus, tokens) ──Task.run──▶ Score (value, interval, items, what must be alike,
-    a row per item)
+    Context (model, tokenizer, recipe, corpus, tokens), settings ──Task.run──▶ Score (value, interval, items, what must
+    be alike, a row per item) ──▶ TASK.json ──▶ headline (terminal), card, words and plots (report)
 
-A new task is a function from Context to Score and a line in `harness.TASKS`.
+A new task is a subclass of `Task` in a file of its own, and a `register` of it: inside the package the file stands in
+`evaluate/tasks/`, and `lmforge.recipe.evaluate.TASK_MODULES` names it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeGuard, TypeVar
 
 import torch
 
-from lmforge.corpus.build import read_documents
-from lmforge.errors import InputError
+from lmforge.evaluate.documents import DocumentSettings, HeldOut, held_out, read_texts
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Recipe
-from lmforge.record import hash_json
+from lmforge.recipe.evaluate import TASK_MODULES, TASK_SETTINGS, TaskSettings
+from lmforge.registry import Registry
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import Shards
 
 SEED = 0  # of every draw in evaluation; the recipe's seed is the model's, and models of several seeds must compare
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A test document: its row in the document index of the test shards, where it comes from, its text and the text's
-    SHA-256."""
-
-    row: int
-    id: str
-    genre: str
-    source: str
-    text: str
-    digest: str
+Content = Mapping[str, Any]  # of TASK.json, or of one model's score in it
+S = TypeVar("S", bound=TaskSettings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +37,9 @@ class Score:
     `comparison_key`: parts of the fingerprint (the harness adds tokenizer, seed, format and dtype); its part "machine",
     where there is one, says where a speed was measured. `rows`: one dictionary an item. `ratio`: the fields of a row
     whose sums make the value, value = Σ first / Σ second (second "" counts items); `compare` pairs two models' rows by
-    it. A task that cannot be asked of these texts gives value None, 0 items and the reason in `not_applicable`.
+    it. `clean`: where parts of the texts also stand in training, `clean_value` without those parts, `clean_low`,
+    `clean_high`, and `leaked_share`, their share of the bytes. A task that cannot be asked of these texts gives value
+    None, 0 items and the reason in `not_applicable`.
     """
 
     metric: str
@@ -62,13 +52,19 @@ class Score:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     ratio: tuple[str, str] | None = None
+    clean: dict[str, Any] = dataclasses.field(default_factory=dict)
     not_applicable: str | None = None
+
+
+def not_applicable(metric: str, reason: str, comparison_key: dict[str, Any], higher_is_better: bool = True) -> Score:
+    """The score of a task that cannot be asked here."""
+    return Score(metric, None, None, None, 0, higher_is_better, comparison_key, not_applicable=reason)
 
 
 @dataclasses.dataclass
 class Context:
     """What a task may read. One context serves all models of a run in turn: `model` is the present one (None for a
-    baseline, which comes last), `scores` what earlier tasks found, by task and model's name.
+    baseline, which comes last), `scores` what earlier tasks found, by the score's title and model's name.
     """
 
     recipe: Recipe
@@ -77,6 +73,7 @@ class Context:
     tokenizer: Tokenizer
     model: GPT | None = None
     scores: dict[str, dict[str, Score]] = dataclasses.field(default_factory=dict)
+    _held_out: dict[tuple[Any, ...], HeldOut] = dataclasses.field(default_factory=dict)
 
     @property
     def network(self) -> GPT:
@@ -84,83 +81,143 @@ class Context:
         assert self.model is not None, "a baseline has no model"
         return self.model
 
-    @cached_property
+    @property
     def shards(self) -> Shards:
         """The tokens of the test split."""
         return Shards.open(self.tokens_dir, "test")
 
-    @cached_property
-    def documents(self) -> list[Document]:
-        """The test documents whose language is scored, in their order: all, or whole ones within `evaluate.max_tokens`
-        tokens.
+    def held_out(self, settings: DocumentSettings) -> HeldOut:
+        """The documents that these settings score, with their tokens.
 
         Raises:
-            InputError: corpus and tokens do not belong together.
+            InputError: corpus and tokens do not belong together, or the settings' file holds no texts.
         """
-        digests = [text_digest(document) for document in read_documents(self.corpus_dir, "test")]
-        table = self.shards.documents
-        if len(digests) != len(table):
-            raise InputError(
-                f"{self.tokens_dir}: {len(table)} test documents, but {self.corpus_dir} has {len(digests)}; "
-                "run the tokens stage again"
-            )
-        chosen = choose(digests, [int(tokens) for tokens in table[:, 1]], self.recipe.evaluate.max_tokens)
-        kept = []
-        for row, document in enumerate(read_documents(self.corpus_dir, "test")):
-            if row not in chosen:
-                continue
-            if len(document["text"].encode("utf-8", "replace")) != table[row, 2]:
-                raise InputError(
-                    f"{self.tokens_dir}: test document {document['id']!r} is another text in {self.corpus_dir}; "
-                    "run the tokens stage again"
-                )
-            genre, source = str(document.get("genre", "unknown")), str(document.get("source", "unknown"))
-            kept.append(Document(row, str(document["id"]), genre, source, document["text"], digests[row]))
-        return kept
-
-    @cached_property
-    def data_hash(self) -> str:
-        """One hash of `documents`: their texts, in order."""
-        return hash_json([document.digest for document in self.documents])
+        key = (settings.data, settings.limit, settings.max_tokens)
+        if key not in self._held_out:
+            self._held_out[key] = held_out(settings, self.corpus_dir, self.tokens_dir, self.tokenizer)
+        return self._held_out[key]
 
 
-def text_digest(document: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a document's text."""
-    return hashlib.sha256(document["text"].encode("utf-8", "replace")).hexdigest()
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """One figure at the top of the report: `verdict` are its words in colour, `good` whether they are good news."""
+
+    title: str
+    value: float
+    note: str = ""
+    verdict: str = ""
+    good: bool = True
 
 
-def choose(digests: list[str], tokens: list[int], limit: int | None) -> set[int]:
-    """Rows of whole documents, in the order of their digests, as long as their tokens stay within `limit`; at least
-    one.
+@dataclasses.dataclass(frozen=True)
+class ShareMap:
+    """Shares (0 to 1) over two things, drawn as cells: a row is (label, shares), one share a column."""
 
-    Which documents are taken depends on their own texts, not on their order, and hardly on what else there is.
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[float]]]
+    note: str
+
+
+class Task(Generic[S]):
+    """A named way to score. What is below `run` says how its scores show themselves; the defaults suit most tasks.
+
+    `per_model` is False for a baseline: it is run once, after all models. `format` is raised whenever the same model on
+    the same texts would come out differently. `opened`: the report shows unfolded what was written.
     """
-    if limit is None:
-        return set(range(len(digests)))
-    chosen: set[int] = set()
-    total = 0
-    for row in sorted(range(len(digests)), key=lambda row: digests[row]):
-        if chosen and total + tokens[row] > limit:
-            break
-        chosen.add(row)
-        total += tokens[row]
-    return chosen
+
+    name: ClassVar[str]
+    settings: type[S]
+    per_model: ClassVar[bool] = True
+    format: ClassVar[int] = 1
+    opened: ClassVar[bool] = False
+
+    def run(self, context: Context, settings: S) -> Score:
+        """Score the present model."""
+        raise NotImplementedError
+
+    def texts(self, settings: S) -> Iterable[str]:
+        """What the task asks of a model, where that stands in files or in the task itself: a corpus whose model is
+        scored by it must not hold them."""
+        data = getattr(settings, "data", None)
+        return () if data is None else (text for _, text in read_texts(data))
+
+    def defaults(self, recipe: Recipe) -> dict[str, Any]:
+        """Keys of [evaluate] that stand for settings which are left out."""
+        return {"limit": recipe.evaluate.items}
+
+    def settled(self, recipe: Recipe, settings: TaskSettings | None = None) -> S:
+        """The settings given (default: none), completed from [evaluate].
+
+        Raises:
+            ValidationError: a setting that this task does not take.
+        """
+        given = settings.model_dump(exclude_none=True) if settings else {"name": self.name}
+        return self.settings.model_validate({**self.defaults(recipe), **given})
+
+    def headline(self, score: Content) -> str:
+        """A few words for the terminal's table; empty for none."""
+        value = score.get("value")
+        return f"{score.get('metric', '')} {value:.3f}".strip() if is_number(value) else ""
+
+    def card(self, score: Content, scores: Mapping[str, Content]) -> Card | None:
+        """A figure worth a place at the top of the report; `scores` are those of all tasks, by title."""
+        return None
+
+    def level(self, score: Content) -> tuple[str, float] | None:
+        """A name and a value in bits per byte to draw across the training's curves."""
+        return None
+
+    def entropy(self, score: Content) -> float | None:
+        """The held-out text's entropy in bits per byte as the model has it, to stand beside the corpus's figures."""
+        return None
+
+    def beside(self, score: Content) -> Mapping[str, Any]:
+        """Other measures to show beside the value, by name."""
+        baselines = score.get("baselines")
+        return {**clean_figures(score), **(baselines if isinstance(baselines, dict) else {})}
+
+    def sentences(self, score: Content) -> list[str]:
+        """What is to be said under the table of scores."""
+        return []
+
+    def maps(self, model: str, score: Content) -> list[ShareMap]:
+        """What is to be drawn of one model's score."""
+        return []
+
+
+TASKS: Registry[Task[Any]] = Registry("task", TASK_MODULES)
+
+
+def register(task: type[Task[Any]]) -> type[Task[Any]]:
+    """Make a task known by its name, and its settings to recipes.
+
+    Raises:
+        ValueError: another task has that name.
+    """
+    TASKS.register(task.name, task())
+    TASK_SETTINGS.register(task.name, task.settings)
+    return task
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a figure out of a file is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def clean_figures(score: Content) -> dict[str, Any]:
+    """The value without what also stands in training, and how much that is; nothing where it was not looked for."""
+    named = {"clean_value": "on unleaked bytes", "leaked_share": "leaked share of the bytes"}
+    return {name: score[key] for key, name in named.items() if is_number(score.get(key))}
+
+
+def in_words(text: str, score: Content) -> str:
+    """A headline's figure with its clean one behind it, where there is one."""
+    if not is_number(score.get("clean_value")):
+        return text
+    return f"{text} ({score['clean_value']:.3f} on unleaked bytes, {100 * score.get('leaked_share', 0):.1f}% leaked)"
 
 
 def device_of(model: GPT) -> torch.device:
     """Where a model's tensors lie."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A named way to score. `per_model` is False for a baseline: it is run once, after all models. `format` is raised
-    whenever the same model on the same texts would come out differently. `texts` gives what the task asks of a model,
-    where that stands in files or in the task itself: a corpus whose model is scored by it must not hold them.
-    """
-
-    name: str
-    run: Callable[[Context], Score]
-    per_model: bool = True
-    format: int = 1
-    texts: Callable[[Recipe], Iterable[str]] | None = None

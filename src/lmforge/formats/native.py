@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmforge.errors import InputError
+from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.registry import FORMATS, RESTORERS, Format
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.record import hash_file, verify_directory, write_atomic
+from lmforge.record import atomic_directory, content_hash, hash_file, verify_directory, write_atomic
+from lmforge.tokens.bpe import Tokenizer
 
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 Restore = Callable[[GPT, Mapping[str, Any], dict[str, Tensor]], GPT]
@@ -42,9 +45,11 @@ def write_model(
     compression: Sequence[Mapping[str, Any]] = (),
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the three files into `directory` (which the caller makes complete with a manifest)."""
+    """Write the three files into `directory` (which the caller makes complete with a manifest); `tokenizer` may stand
+    there already."""
     save_file(dict(tensors), directory / TENSORS)
-    shutil.copyfile(tokenizer, directory / TOKENIZER)
+    if tokenizer != directory / TOKENIZER:
+        shutil.copyfile(tokenizer, directory / TOKENIZER)
     content = {
         "format": 1,
         "architecture": config.to_json(),
@@ -77,8 +82,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 def load_model(directory: Path, restore: Restore | None = None, verify: bool = True) -> GPT:
     """Build the network of a saved model and fill it; checks every file against the manifest first.
 
-    `restore(model, entry, tensors)` replaces modules for one entry of `compression`; `lmforge.compress.chain.load`
-    passes it.
+    `restore(model, entry, tensors)` replaces modules for one entry of `compression`; without it a compressed model is
+    refused (see `load_network`).
 
     Raises:
         InputError: a file is missing or altered, or tensors do not fit (names them).
@@ -96,7 +101,8 @@ def load_model(directory: Path, restore: Restore | None = None, verify: bool = T
     for entry in config["compression"]:
         if restore is None:
             raise InputError(
-                f"{directory}: a compressed model ({entry.get('method')}); load it with lmforge.compress.chain.load"
+                f"{directory}: a compressed model ({entry.get('method')}), where one that is not is needed; give the "
+                "model that it was made from"
             )
         model = restore(model, entry, tensors)
     tied = {"head.weight"} if "head.weight" not in tensors else set()
@@ -107,3 +113,92 @@ def load_model(directory: Path, restore: Restore | None = None, verify: bool = T
             f"{directory / TENSORS}: tensors do not fit {CONFIG}: missing {missing[:5]}, unexpected {extra[:5]}"
         )
     return model.eval()
+
+
+def load_network(directory: Path, verify: bool = True) -> GPT:
+    """The network of any saved model, plain or compressed, ready to score and to decode.
+
+    Raises:
+        InputError: a file is missing, altered, or made by a method that is not known here.
+    """
+
+    def restore(model: GPT, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> GPT:
+        method = entry.get("method")
+        if not isinstance(method, str) or method not in RESTORERS:
+            raise InputError(
+                f"{directory / CONFIG}: compression method {method!r} is not known; install what brings it, or run the "
+                "compress stage again"
+            )
+        return RESTORERS[method].restore(model, entry, tensors)
+
+    return load_model(directory, restore, verify)
+
+
+def load_tokenizer(directory: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a saved model; `config` as `read_config` gives it.
+
+    Raises:
+        InputError: it is missing, or not the one that the model was trained with.
+    """
+    path = directory / TOKENIZER
+    if not path.is_file():
+        raise InputError(f"{path}: missing; restore it or make the model again")
+    if hash_file(path) != config.get("tokenizer_sha256"):
+        raise InputError(
+            f"{path}: not the tokenizer this model was trained with (its SHA-256 is not that in {CONFIG}); "
+            "restore it or make the model again"
+        )
+    tokenizer = Tokenizer.load(path)
+    known = config["architecture"].vocab_size
+    if tokenizer.vocab_size > known:
+        raise InputError(f"{path}: {tokenizer.vocab_size} tokens, but the model knows {known}; make the model again")
+    return tokenizer
+
+
+def model_name(directory: Path) -> str:
+    """laptop/model and laptop/compressed → laptop; laptop/train/checkpoints/step-N → laptop-step-N; else the folder's
+    name."""
+    if directory.name in ("model", "compressed"):
+        return directory.parent.name or directory.name
+    if directory.parent.name == "checkpoints" and directory.parent.parent.name == "train":
+        return f"{directory.parent.parent.parent.name}-{directory.name}"
+    return directory.name
+
+
+class Native(Format):
+    """The folders that lmforge writes: chosen models, checkpoints, compressed models."""
+
+    name = "native"
+
+    def detect(self, path: Path) -> bool:
+        """A folder with a config.json that is not of `transformers`; one that is no JSON is ours to complain of."""
+        try:
+            content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        except OSError:
+            return False
+        except ValueError:
+            return True
+        return not (isinstance(content, dict) and "model_type" in content)
+
+    def read(self, path: Path, verify: bool = True) -> LoadedModel:
+        """As `load_network` and `load_tokenizer`."""
+        config = read_config(path)
+        return LoadedModel(
+            tokenizer=load_tokenizer(path, config),
+            model=load_network(path, verify),
+            name=model_name(path.resolve()),
+            directory=path,
+            compression=tuple(config["compression"]),
+            notes=config.get("notes", {}),
+            fingerprint=(content_hash(path) or "")[:12],
+        )
+
+    def write(self, loaded: LoadedModel, path: Path) -> None:
+        """A complete folder with its manifest, in place of what was there."""
+        with atomic_directory(path) as folder:
+            loaded.tokenizer.save(folder / TOKENIZER)
+            tensors, tokenizer = model_tensors(loaded.model), folder / TOKENIZER
+            write_model(folder, loaded.config, tensors, tokenizer, compression=loaded.compression, notes=loaded.notes)
+
+
+FORMATS.register(Native.name, Native())

@@ -4,8 +4,8 @@
     GPT-2 (Radford et al. 2019); Llama (Touvron et al. 2023) and its kin: Llama 3, Mistral, Qwen 2 and 3
 
 The arithmetic is the same, the layout is not: GPT-2 keeps matrices transposed; Llama's kin keep queries, keys and
-values, and gate and input, apart, and turn channel j with channel j + E/2 where we turn 2j with 2j + 1. The end of text
-becomes token 0, so two rows change places.
+values, and gate and input, apart, and turn channel j with channel j + E/2 where we turn 2j with 2j + 1. Tokens keep
+their numbers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmforge.errors import InputError
-from lmforge.formats.native import CONFIG, TOKENIZER, model_tensors, write_model
+from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.native import CONFIG, TOKENIZER
+from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
-from lmforge.record import atomic_directory, write_atomic
-from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.tokenizer_json import with_end_first
+from lmforge.tokens.tokenizer import Tokenizer
+from lmforge.tokens.tokenizer_json import import_tokenizer
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
@@ -47,55 +48,57 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
     """
     if out.exists():
         raise InputError(f"{out}: exists already; name another folder, or remove it")
+    loaded = read_checkpoint(source, context)
+    FORMATS["native"].write(loaded, out)
+    return {
+        "model": str(out),
+        "model_type": loaded.notes["model_type"],
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "vocab_size": loaded.tokenizer.vocab_size,
+        "context": loaded.context,
+        "architecture": loaded.config.to_json(),
+    }
+
+
+def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
+    """The model that the checkpoint in `source` is; `context` and errors as in `import_model`."""
     settings = _json(source / CONFIG)
     kind = settings.get("model_type")
     if kind not in ("gpt2", *LLAMAS):
         raise InputError(f"{source / CONFIG}: model_type {kind!r}; gpt2, {', '.join(LLAMAS)} can be imported")
-    end = settings.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    if not isinstance(end, int):
+    tokenizer = Tokenizer(import_tokenizer(source), str(source / TOKENIZER))
+    vocabulary = tokenizer.vocab_size
+    try:
+        config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
+        weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(_tensors(source), source), config)
+    except KeyError as error:
         raise InputError(
-            f"{source / CONFIG}: eos_token_id is {end!r}; put the number of the token that ends a text there"
-        )
-    with atomic_directory(out) as folder:
+            f"{source / CONFIG}: {error} is missing; save the checkpoint with transformers again"
+        ) from error
+    model = GPT(config)
+    for name in ("embed.weight", "head.weight"):
+        if name in weights:
+            weights[name] = _rows_of_tokens(weights[name], vocabulary, name)
+    _fill(model, weights, source)
+    notes = {"imported_from": source.name, "model_type": kind}
+    return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
+
+
+class Transformers(Format):
+    """A folder that `save_pretrained` of `transformers` wrote."""
+
+    name = "transformers"
+
+    def detect(self, path: Path) -> bool:
+        """A folder with a config.json that has a `model_type`."""
         try:
-            content = (source / TOKENIZER).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{source / TOKENIZER}: missing; save the tokenizer beside the weights (save_pretrained of a fast "
-                "tokenizer)"
-            ) from error
-        write_atomic(folder / "theirs.json", with_end_first(content, end, str(source / TOKENIZER)))
-        vocabulary = Tokenizer.load(folder / "theirs.json").vocab_size
-        try:
-            config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
-            weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(_tensors(source), source), config)
-        except KeyError as error:
-            raise InputError(
-                f"{source / CONFIG}: {error} is missing; save the checkpoint with transformers again"
-            ) from error
-        model = GPT(config)
-        for name in ("embed.weight", "head.weight"):
-            if name in weights:
-                weights[name] = _swapped(weights[name], end, vocabulary, name)
-        _fill(model, weights, source)
-        write_model(
-            folder,
-            config,
-            model_tensors(model),
-            folder / "theirs.json",
-            notes={"imported_from": source.name, "model_type": kind},
-        )
-        (folder / "theirs.json").unlink()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        "model": str(out),
-        "model_type": kind,
-        "parameters": parameters,
-        "vocab_size": vocabulary,
-        "context": config.context,
-        "architecture": config.to_json(),
-    }
+            return "model_type" in _json(path / CONFIG)
+        except InputError:
+            return False
+
+    def read(self, path: Path, verify: bool = True) -> LoadedModel:
+        """As `read_checkpoint`; there are no checksums to verify."""
+        return read_checkpoint(path)
 
 
 class _Given:
@@ -147,26 +150,24 @@ def _tensors(source: Path) -> Tensors:
     """All tensors, from one file or several, in float32."""
     index = source / "model.safetensors.index.json"
     files = sorted(set(_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    found: Tensors = {}
+    tensors: Tensors = {}
     for name in files:
         try:
-            found |= {key: value.float() for key, value in load_file(source / name).items()}
+            tensors |= {key: value.float() for key, value in load_file(source / name).items()}
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{source / name}: not readable as safetensors ({error}); convert the weights with save_pretrained"
             ) from error
-    return found
+    return tensors
 
 
-def _swapped(matrix: Tensor, end: int, vocabulary: int, name: str) -> Tensor:
-    """Rows of tokens: the end of text first, and nothing beyond the tokenizer's tokens."""
-    if len(matrix) < vocabulary or end >= vocabulary:
+def _rows_of_tokens(matrix: Tensor, vocabulary: int, name: str) -> Tensor:
+    """Rows of tokens: nothing beyond the tokenizer's tokens."""
+    if len(matrix) < vocabulary:
         raise InputError(
             f"{name}: {len(matrix)} rows for the {vocabulary} tokens of tokenizer.json; they do not belong together"
         )
-    order = torch.arange(vocabulary)
-    order[0], order[end] = end, 0
-    return matrix[order]
+    return matrix[:vocabulary]
 
 
 def _fill(model: GPT, weights: Tensors, source: Path) -> None:
@@ -219,7 +220,7 @@ def _gpt2_shape(settings: Mapping[str, Any], vocabulary: int, context: int | Non
 
 def _from_gpt2(given: _Given, config: GPTConfig) -> Tensors:
     given.tensors = {name.removeprefix("transformer."): value for name, value in given.tensors.items()}
-    found = {
+    weights = {
         "embed.weight": given.take("wte.weight"),
         "learned_positions.weight": given.take("wpe.weight"),
         "norm.weight": given.take("ln_f.weight"),
@@ -236,10 +237,10 @@ def _from_gpt2(given: _Given, config: GPTConfig) -> Tensors:
     for layer in range(config.layers):
         for ours, theirs in parts.items():
             weight = given.take(f"h.{layer}.{theirs}.weight")
-            found[f"blocks.{layer}.{ours}.weight"] = weight.t() if weight.ndim == 2 else weight
-            found[f"blocks.{layer}.{ours}.bias"] = given.take(f"h.{layer}.{theirs}.bias")
+            weights[f"blocks.{layer}.{ours}.weight"] = weight.t() if weight.ndim == 2 else weight
+            weights[f"blocks.{layer}.{ours}.bias"] = given.take(f"h.{layer}.{theirs}.bias")
     given.finish(lambda name: name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")))
-    return found
+    return weights
 
 
 def _llama_shape(settings: Mapping[str, Any], vocabulary: int, context: int | None) -> GPTConfig:
@@ -284,9 +285,9 @@ def _llama_shape(settings: Mapping[str, Any], vocabulary: int, context: int | No
 
 
 def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
-    found = {"embed.weight": given.take("model.embed_tokens.weight"), "norm.weight": given.take("model.norm.weight")}
+    weights = {"embed.weight": given.take("model.embed_tokens.weight"), "norm.weight": given.take("model.norm.weight")}
     if not config.tied:
-        found["head.weight"] = given.take("lm_head.weight")
+        weights["head.weight"] = given.take("lm_head.weight")
     half = torch.arange(config.head_width // 2)
     pairs = torch.stack((half, half + len(half)), 1).flatten()  # channel 2j of ours is j of theirs, 2j + 1 is j + E/2
 
@@ -301,12 +302,12 @@ def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
             each = [given.get(f"{at}.{name}_proj.{kind}") for name in names]
             return None if any(value is None for value in each) else [value for value in each if value is not None]
 
-        found[f"{ours}.attention_norm.weight"] = given.take(f"{theirs}.input_layernorm.weight")
-        found[f"{ours}.ff_norm.weight"] = given.take(f"{theirs}.post_attention_layernorm.weight")
+        weights[f"{ours}.attention_norm.weight"] = given.take(f"{theirs}.input_layernorm.weight")
+        weights[f"{ours}.ff_norm.weight"] = given.take(f"{theirs}.post_attention_layernorm.weight")
         for kind in ("weight", "bias") if config.biases else ("weight",):
             qkv = together("self_attn.q", "self_attn.k", "self_attn.v", kind=kind)
             if qkv:
-                found[f"{ours}.attention.qkv.{kind}"] = torch.cat(
+                weights[f"{ours}.attention.qkv.{kind}"] = torch.cat(
                     (turned(qkv[0], config.heads), turned(qkv[1], config.kv_heads), qkv[2])
                 )
             for name, parts in (
@@ -315,7 +316,7 @@ def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
                 ("ff.down", ("mlp.down",)),
             ):
                 if joined := together(*parts, kind=kind):
-                    found[f"{ours}.{name}.{kind}"] = torch.cat(joined)
+                    weights[f"{ours}.{name}.{kind}"] = torch.cat(joined)
         if config.biases:  # ours are everywhere or nowhere: those that they lack are 0
             widths = {
                 "attention.qkv": config.d_model + 2 * config.kv_heads * config.head_width,
@@ -323,11 +324,14 @@ def _from_llama(given: _Given, config: GPTConfig) -> Tensors:
                 "ff.up": 2 * config.d_ff,
                 "ff.down": config.d_model,
             }
-            found = {f"{ours}.{name}.bias": torch.zeros(width) for name, width in widths.items()} | found
+            weights = {f"{ours}.{name}.bias": torch.zeros(width) for name, width in widths.items()} | weights
         if config.qk_norm:
             for side in "qk":
-                found[f"{ours}.attention.{side}_norm.weight"] = given.take(f"{theirs}.self_attn.{side}_norm.weight")[
+                weights[f"{ours}.attention.{side}_norm.weight"] = given.take(f"{theirs}.self_attn.{side}_norm.weight")[
                     pairs
                 ]
     given.finish(lambda name: name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq"))
-    return found
+    return weights
+
+
+FORMATS.register(Transformers.name, Transformers())

@@ -34,7 +34,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
-    stop_ids: tuple[int, ...] = (0,)
+    stop_ids: tuple[int, ...] = ()  # the tokenizer's `special_tokens.stop`
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tupl
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    cache = KVCache(model.config, len(prompts), capacity, device)
+    cache = KVCache(len(prompts), capacity, device)
     hidden = model.hidden(tokens.to(device), cache, lengths=lengths.to(device))
     last = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]
     assert model.head is not None
@@ -124,7 +124,7 @@ def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sam
         rows = continued.logits.float().cpu()
         for slot, row in enumerate(slots):
             if row not in live:
-                histories[row].append(0)
+                histories[row].append(0)  # any token: nobody reads on in a row that has ended
                 continue
             drawn = _draw(
                 row, rows[slot], samplings[row], generators[row], last=made[row] + 1 >= samplings[row].max_tokens

@@ -58,9 +58,7 @@ class Translator:
     def __call__(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """The translations, in the order of the texts; "" for a text that with its translation would not fit the
         context."""
-        prompts = [
-            [self.tokenizer.end_of_text, *self.tokenizer.encode(prompt_of(text, source, target))] for text in texts
-        ]
+        prompts = [self.tokenizer.encode_document(prompt_of(text, source, target)) for text in texts]
         lengths = [int(TIMES * len(prompt)) + MORE for prompt in prompts]
         context = self.model.config.context
         fitting = [
@@ -69,18 +67,18 @@ class Translator:
             if 1.8 * len(prompt) + 2 <= context and texts[number].strip()
         ]
         fitting.sort(key=lambda number: len(prompts[number]))  # rows of like length waste no padding
-        found = [""] * len(texts)
+        translations = [""] * len(texts)
         for first in range(0, len(fitting), ROWS):
             rows = fitting[first : first + ROWS]
             limits = [min(lengths[number], context - len(prompts[number])) for number in rows]
             for number, text in zip(rows, self._best([prompts[number] for number in rows], limits), strict=True):
-                found[number] = text
-        return found
+                translations[number] = text
+        return translations
 
     def _best(self, prompts: list[list[int]], limits: list[int]) -> list[str]:
         if self.beams > 1 and not self.temperature:
             return [
-                self._text(found.tokens) for found in beam_search(self.model, prompts, limits, self._stop(), self.beams)
+                self._text(best.tokens) for best in beam_search(self.model, prompts, limits, self._stop(), self.beams)
             ]
         best = list(self._tried(prompts, limits, 0))
         for again in range(1, self.tries if self.temperature else 1):
@@ -109,7 +107,7 @@ class Translator:
             yield sum(chance) / max(1, len(chance)), self._text(row)
 
     def _stop(self) -> tuple[int, ...]:
-        return (self.tokenizer.end_of_text, *self.tokenizer.encode("\n"))
+        return (*self.tokenizer.special_tokens.stop, *self.tokenizer.encode("\n"))
 
     def _text(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens).split("\n")[0].strip()
@@ -139,10 +137,10 @@ def fingerprint(run: Path) -> str:
     Raises:
         InputError: no finished model there.
     """
-    found = content_hash(model_directory(run))
-    if found is None:
+    digest = content_hash(model_directory(run))
+    if digest is None:
         raise InputError(f"{run}: its model is not complete (a file is missing or altered); train it to its end")
-    return found
+    return digest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,428 +1,43 @@
-"""Causal multi-head attention of every softmax kind, and the keys and values kept for decoding.
+"""Causal multi-head attention: projections around a mixer of one of several kinds.
 
-    x (B,T,D) ─qkv─▶ (B,T,D+2K) ─documents apart─▶ q, k, v ─norm─▶ mixer: rotate, softmax(Q Kᵀ/√E) V ─documents
-    together─▶ out ─▶ (B,T,D)
+    x (B,T,D) ─qkv─▶ (B,T,W+2K) ─documents apart─▶ q, k, v ─norm─▶ mixer ─documents together─▶ (B,T,W) ─out─▶ (B,T,D)
 
-Shapes as in `gpt`; K = kv_heads·E, the width of keys and of values. What query t sees, by kind:
-
-    full      every key up to its own
-    window    the last `window` keys
-    strided   the last `window` keys, and earlier those at positions 0, stride, 2·stride, … (Child et al. 2019, section
-    4.3)
-    pooled    the last `pool` keys, and one pooled key and value for each complete earlier block of `pool` tokens
-    sparse    the last `window` keys, the strided ones before them, and a pooled key and value for each complete block
-    of `pool` tokens
-              whose first token is no longer among the last `window`: every earlier token is reached, all in one softmax
-    lsh, linear: see `lsh`, `linear_attention`
-
-Pooled keys are pooled before rotation and rotated to the middle of their block. A recipe may mix kinds, layer by layer.
+Shapes as in `gpt`; W = heads·E, the width of queries (D where a layer has all its heads); K = kv_heads·E, that of keys
+and of values. The number of heads is taken from the width that `qkv` gives, so a layer whose projections something has
+made narrower (heads that other devices hold, heads that were pruned) runs as it is. The kinds of mixer:
+`softmax_attention` (full, window, strided, pooled, sparse), `lsh`, `linear_attention`. A recipe may mix kinds, layer
+by layer.
 """
 
 from __future__ import annotations
 
-import bisect
-import dataclasses
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmforge.model.cache import ForwardContext, KVCache, LayerCache
 from lmforge.model.config import GPTConfig
-from lmforge.model.kernels import causal_bf16
-from lmforge.model.kernels.banded import banded_attention, with_means, with_strided
-from lmforge.model.linear_attention import Linear, LinearCache
-from lmforge.model.lsh import LSH, LSHCache
+from lmforge.model.linear_attention import Linear
+from lmforge.model.low_rank import linear
+from lmforge.model.lsh import LSH
 from lmforge.model.norms import Norm
-from lmforge.model.packing import Packing
-from lmforge.model.rope import rotate
+from lmforge.model.softmax_attention import Softmax, saves_attention
 
-
-@dataclasses.dataclass
-class ForwardContext:
-    """Where the tokens of one pass stand; the same for all layers.
-
-    table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with
-    `packing`: of a row's first T positions). With a cache: positions (B,T) in the text, and lengths (B,): how many of
-    the T tokens are real, the rest is padding. loads (X,) by layer: how many tokens each expert took. `scale` is the
-    loss's own gradient, left here by the backward pass for the losses of routers (`experts`).
-    """
-
-    table: Tensor | None = None
-    rotations: Tensor | None = None
-    packing: Packing | None = None
-    cache: KVCache | None = None
-    positions: Tensor | None = None
-    lengths: Tensor | None = None
-    loads: dict[int, Tensor] = dataclasses.field(default_factory=dict)
-    scale: Tensor | None = None
+__all__ = ["Attention", "ForwardContext", "KVCache", "Mixer", "Softmax"]
 
 
 class Mixer(Protocol):
     """One kind of attention: q (B,T,H,E), k and v (B,T,kv_heads,E), none rotated yet → (B,H,T,E)."""
 
-    def full(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """Rows that are whole texts. `known` (B,H,T,E): the result, where only its gradient is wanted."""
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, forward_ctx: ForwardContext, cache: LayerCache) -> Tensor:
         """Rows that go on from what `cache` holds, which takes them in."""
 
-
-class Softmax(nn.Module):
-    """The softmax kinds: a band of recent keys, and before it strided and pooled ones. `window` None: everything is
-    recent."""
-
-    def __init__(self, config: GPTConfig, kind: str) -> None:
-        super().__init__()
-        self.window = {"full": None, "pooled": config.pool}.get(kind, config.window)
-        self.stride = config.stride if kind in ("strided", "sparse") else None
-        self.pool = config.pool if kind in ("pooled", "sparse") else None
-        self.pooling = config.pooling
-        self.pool_keys: nn.Parameter | None = None
-        self.pool_values: nn.Parameter | None = None
-        if self.pool and self.pooling == "conv":  # one weight per place in the block and channel; starts as the mean
-            shape = (self.pool, config.kv_heads, config.head_width)
-            self.pool_keys, self.pool_values = (nn.Parameter(torch.full(shape, 1 / self.pool)) for _ in range(2))
-
-    def layout(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For a text of `length` tokens: the position each extra is seen from (M,), ascending; where each strided key
-        stands among the extras; where each pooled one does."""
-        assert self.window is not None
-        strided = torch.arange(0, length if self.stride else 0, self.stride or 1) + self.window
-        first = torch.arange(length // self.pool if self.pool else 0) * (self.pool or 1)
-        pooled = torch.maximum(first + self.window, first + (self.pool or 0))
-        seen, order = torch.cat((strided, pooled)).sort(stable=True)
-        slots = torch.empty_like(order)
-        slots[order] = torch.arange(len(order))
-        return seen, slots[: len(strided)], slots[len(strided) :]
-
-    def full(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
-        """See `Mixer`."""
-        k, v, pooled = self._with_pooled(k, v)
-        if rotations is not None:
-            q, k = rotate(q, rotations), rotate(k, rotations)
-        return self._whole(q, k, v, pooled, rotations, known)
-
-    def _with_pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """Keys (before rotation) and values, and what `pooled` makes of them where the band does not reach over the
-        whole text."""
-        if not self.pool or self.window is None or k.shape[1] <= self.window:
-            return k, v, None
-        if self.pooling != "mean":
-            return k, v, self.pooled(k, v)
-        k, pooled_k = with_means(k, self.pool)
-        v, pooled_v = with_means(v, self.pool)
-        return k, v, (pooled_k, pooled_v)
-
-    def _whole(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        pooled: tuple[Tensor, Tensor] | None,
-        rotations: Tensor | None,
-        known: Tensor | None = None,
-    ) -> Tensor:
-        length, groups = q.shape[1], q.shape[2] // k.shape[2]
-        if self.window is None or length <= self.window:
-            if causal_bf16.suits(q, k):
-                return causal_bf16.causal_attention(q, k, v).transpose(1, 2)
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
-        seen, strided, blocks = self.layout(length)
-        parts_k, parts_v = [], []
-        if self.stride:
-            k, strided_k = with_strided(k, self.stride)
-            v, strided_v = with_strided(v, self.stride)
-            parts_k.append(strided_k)
-            parts_v.append(strided_v)
-        if self.pool and pooled is not None:
-            pooled_k, pooled_v = pooled
-            if rotations is not None:
-                pooled_k = rotate(pooled_k, rotations[self.pool // 2 :: self.pool][: pooled_k.shape[1]])
-            parts_k.append(pooled_k)
-            parts_v.append(pooled_v)
-        seen = seen[seen < length].to(q.device)
-        order = torch.cat((strided, blocks)).argsort()[: len(seen)].to(q.device)
-        none = k.detach()[:, :0]
-        extra_k, extra_v = (torch.cat((none, *parts), 1)[:, order] for parts in (parts_k, parts_v))
-        q, k, v, extra_k, extra_v = (x.transpose(1, 2) for x in (q, k, v, extra_k, extra_v))
-        if groups > 1:
-            k, v, extra_k, extra_v = (x.repeat_interleave(groups, 1) for x in (k, v, extra_k, extra_v))
-        return banded_attention(q, k, v, self.window, extra_k, extra_v, seen, known)
-
-    def pooled(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (before rotation) and values (B,T,kv_heads,E) → one of each for every complete block
-        (B,T//pool,kv_heads,E)."""
-        assert self.pool
-        if self.pooling == "conv":
-            weights: list[Tensor | None] = list(
-                self.pool_weights(torch.arange(self.pool, device=k.device))[:, None, None]
-            )
-        else:
-            weights = [None, None]
-        key, value = (self._one_a_block(x, pool_weights) for x, pool_weights in zip((k, v), weights, strict=True))
-        return key, value
-
-    def _one_a_block(self, x: Tensor, pool_weights: Tensor | None) -> Tensor:
-        """x (B,T,kv_heads,E) → (B,T//pool,kv_heads,E); `pool_weights` (1,1,pool,kv_heads,E) where pooling is
-        learned."""
-        assert self.pool
-        blocks = x[:, : x.shape[1] // self.pool * self.pool].unflatten(1, (-1, self.pool))
-        one: Tensor = (
-            (blocks * pool_weights).sum(2)
-            if pool_weights is not None
-            else blocks.amax(2)
-            if self.pooling == "max"
-            else blocks.mean(2)
-        )
-        return one
-
-    def pool_weights(self, offsets: Tensor) -> Tensor:
-        """What tokens at these places of their block contribute to its pooled key and value: (…) → (2,…,kv_heads,E)."""
-        assert self.pool
-        if self.pool_keys is None or self.pool_values is None:
-            return torch.full((2, *offsets.shape, 1, 1), 1 / self.pool, device=offsets.device)
-        return torch.stack((self.pool_keys, self.pool_values))[:, offsets]
-
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, forward_ctx: ForwardContext, cache: LayerCache) -> Tensor:
-        """See `Mixer`."""
-        assert isinstance(cache, SoftmaxCache)
-        assert forward_ctx.cache is not None
-        plain = k
-        if forward_ctx.rotations is not None:
-            q, k = rotate(q, forward_ctx.rotations), rotate(k, forward_ctx.rotations)
-        groups, length = q.shape[2] // k.shape[2], q.shape[1]
-        if forward_ctx.cache.extent == length:  # nothing before these tokens
-            pooled = self._with_pooled(plain, v)[2]
-            y = self._whole(q, k, v, pooled, None if forward_ctx.table is None else forward_ctx.table[:length])
-            cache.write(self, k, v, plain, forward_ctx)
-            return y
-        if self.window is None or length == 1:
-            cache.write(self, k, v, plain, forward_ctx)
-            keys, values, mask = cache.all(forward_ctx)
-        else:
-            cache.write_extras(self, k, v, plain, forward_ctx)
-            keys, values, mask = cache.beside(k, v, forward_ctx)
-            cache.write_band(k, v, forward_ctx)
-        return F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys.to(q.dtype), values.to(q.dtype), attn_mask=mask, enable_gqa=groups > 1
-        )
-
-
-def saves_attention(config: GPTConfig, kind: str) -> bool:
-    """Whether what a layer mixed is kept where activations are made again: it spares the banded kinds their softmax,
-    which takes longer than their projections (4·D·keys operations against 8·D²) where a query meets more than 2·D
-    keys."""
-    rule = Softmax(config, kind) if kind not in ("lsh", "linear") else None
-    if rule is None or rule.window is None:
-        return False
-    return rule.window + sum(config.context // each for each in (rule.stride, rule.pool) if each) > 2 * config.d_model
-
-
-class SoftmaxCache:
-    """Keys and values of one layer: a ring of the last `window` tokens, then the extras; nothing else is kept.
-
-    store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. partial
-    (2,B,kv_heads,E): the pooled key (before rotation) and value of the block that is not complete yet.
-    """
-
-    def __init__(
-        self, config: GPTConfig, kind: str, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        rule = Softmax(config, kind)
-        self.window = capacity if rule.window is None else min(rule.window, capacity)
-        seen, strided, pooled = (
-            rule.layout(capacity) if rule.window is not None else (torch.empty(0, dtype=torch.long),) * 3
-        )
-        self.seen_list = seen.tolist()
-        self.seen = torch.cat((torch.arange(self.window), seen)).to(device)
-        self.strided, self.pooled = strided.to(device), pooled.to(device)
-        shape = (2, rows, config.kv_heads, len(self.seen) + 1, config.head_width)
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
-        self.partial = (
-            torch.zeros((2, rows, config.kv_heads, config.head_width), device=device, dtype=dtype)
-            if rule.pool
-            else None
-        )
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order."""
-        self.store = self.store[:, rows]
-        self.partial = None if self.partial is None else self.partial[:, rows]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.store.nbytes + (0 if self.partial is None else self.partial.nbytes)
-
-    def write(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, forward_ctx: ForwardContext) -> None:
-        """Take in tokens: k (rotated), v, plain (k before rotation), each (B,T,kv_heads,E)."""
-        self.write_extras(rule, k, v, plain, forward_ctx)
-        self.write_band(k, v, forward_ctx)
-
-    def write_band(self, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> None:
-        """The last `window` real tokens of each row into the ring."""
-        positions, kept = forward_ctx.positions, _real(forward_ctx)
-        assert positions is not None
-        if k.shape[1] > self.window:
-            assert forward_ctx.lengths is not None
-            kept = kept & (torch.arange(k.shape[1], device=k.device) >= forward_ctx.lengths[:, None] - self.window)
-        self._put(positions % self.window, kept, k, v)
-
-    def write_extras(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, forward_ctx: ForwardContext) -> None:
-        """Strided tokens as they are, and the pooled keys and values of the blocks that these tokens go on or begin."""
-        positions, real = forward_ctx.positions, _real(forward_ctx)
-        assert positions is not None
-        if rule.stride and len(self.strided):
-            index = (positions // rule.stride).clamp(max=len(self.strided) - 1)
-            self._put(self.window + self.strided[index], real & (positions % rule.stride == 0), k, v)
-        if not rule.pool:
-            return
-        assert forward_ctx.cache is not None
-        if forward_ctx.cache.extent == k.shape[1]:  # whole texts: all blocks at once, and what is left over
-            if len(self.pooled) and k.shape[1] >= rule.pool:
-                pooled_k, pooled_v = rule.pooled(plain, v)
-                blocks = torch.arange(pooled_k.shape[1], device=k.device)
-                if forward_ctx.table is not None:
-                    pooled_k = rotate(pooled_k, forward_ctx.table[blocks * rule.pool + rule.pool // 2])
-                slots = (self.window + self.pooled[blocks]).expand(k.shape[0], -1)
-                self._put(slots, torch.ones_like(slots, dtype=torch.bool), pooled_k, pooled_v)
-            self._leave_over(rule, plain, v, forward_ctx)
-            return
-        for step in range(k.shape[1]):
-            self._pool(rule, plain[:, step], v[:, step], positions[:, step], real[:, step], forward_ctx.table)
-
-    def _leave_over(self, rule: Softmax, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> None:
-        """`partial` from the tokens after the last complete block of each row of whole texts."""
-        assert rule.pool
-        assert forward_ctx.lengths is not None
-        assert self.partial is not None
-        offsets = torch.arange(rule.pool, device=k.device)
-        at = forward_ctx.lengths[:, None] // rule.pool * rule.pool + offsets
-        outside = (at >= forward_ctx.lengths[:, None])[None, :, :, None, None]
-        rows, index = torch.arange(len(at), device=k.device)[:, None], at.clamp(max=k.shape[1] - 1)
-        rest = torch.stack((k[rows, index], v[rows, index])).to(self.partial.dtype)
-        if rule.pooling == "max":
-            self.partial = rest.masked_fill(outside, float("-inf")).amax(2)
-        else:
-            self.partial = (rest * rule.pool_weights(offsets)[:, None]).masked_fill(outside, 0).sum(2)
-
-    def _pool(self, rule: Softmax, k: Tensor, v: Tensor, at: Tensor, real: Tensor, table: Tensor | None) -> None:
-        """Take one token a row (B,kv_heads,E) at position `at` (B,) into its block; what the block has so far goes to
-        the block's slot."""
-        assert rule.pool
-        assert self.partial is not None
-        new, begins = torch.stack((k, v)).to(self.partial.dtype), (at % rule.pool == 0)[None, :, None, None]
-        if rule.pooling == "max":
-            grown = torch.where(begins, new, torch.maximum(self.partial, new))
-        else:
-            grown = self.partial.masked_fill(begins, 0) + new * rule.pool_weights(at % rule.pool)
-        self.partial = torch.where(real[None, :, None, None], grown, self.partial)
-        if not len(self.pooled):
-            return
-        block, (key, value) = at // rule.pool, self.partial
-        if table is not None:
-            key = rotate(key[:, None], table[block * rule.pool + rule.pool // 2][:, None])[:, 0]
-        slots = self.window + self.pooled[block.clamp(max=len(self.pooled) - 1)]
-        self._put(slots[:, None], (real & (block < len(self.pooled)))[:, None], key[:, None], value[:, None])
-
-    def _put(self, slots: Tensor, kept: Tensor, k: Tensor, v: Tensor) -> None:
-        """k, v (B,T,kv_heads,E) to slots (B,T), those not `kept` to the last."""
-        rows = torch.arange(len(slots), device=slots.device)[:, None]
-        view = self.store.permute(1, 3, 0, 2, 4)
-        view[rows, torch.where(kept, slots, view.shape[1] - 1)] = torch.stack((k, v), 2).to(view.dtype)
-
-    def _count(self, extent: int) -> int:
-        """Slots that a text of `extent` tokens has filled and may see."""
-        return extent if extent <= self.window else self.window + bisect.bisect_left(self.seen_list, extent)
-
-    def all(self, forward_ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Everything held, after these tokens were taken in: keys, values (B,kv_heads,S,E) and which of them each query
-        sees (B,1,T,S)."""
-        assert forward_ctx.cache is not None
-        assert forward_ctx.positions is not None
-        count = self._count(forward_ctx.cache.extent)
-        alone = forward_ctx.positions.numel() == 1  # the only row is the longest: it sees all there is
-        mask = None if alone else (forward_ctx.positions[:, :, None] >= self.seen[:count])[:, None]
-        return self.store[0, :, :, :count], self.store[1, :, :, :count], mask
-
-    def beside(self, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
-        """The ring as it was before these tokens, the tokens themselves, and the extras: as `all`."""
-        positions, cache = forward_ctx.positions, forward_ctx.cache
-        assert positions is not None
-        assert cache is not None
-        last = cache.lengths[:, None] - 1
-        # the position in each slot; negative: none yet
-        ring = last - (last - torch.arange(self.window, device=k.device)) % self.window
-        count = self._count(cache.extent)
-        seen = self.seen[self.window : count]
-        reach = torch.cat((ring, positions), 1)[:, None]  # (B,1,window+T)
-        query = positions[:, :, None]
-        band = (reach >= 0) & (reach <= query) & (query - reach < self.window)
-        mask = torch.cat((band, query >= seen), 2)[:, None]
-        new = torch.stack((k, v)).transpose(2, 3).to(self.store.dtype)
-        keys, values = torch.cat(
-            (self.store[..., : self.window, :], new, self.store[..., self.window : max(count, self.window), :]), 3
-        )
-        return keys, values, mask
-
-
-def _real(forward_ctx: ForwardContext) -> Tensor:
-    """(B,T): which tokens are no padding."""
-    assert forward_ctx.positions is not None
-    assert forward_ctx.lengths is not None
-    return (
-        torch.arange(forward_ctx.positions.shape[1], device=forward_ctx.positions.device) < forward_ctx.lengths[:, None]
-    )
-
-
-LayerCache = SoftmaxCache | LSHCache | LinearCache
-
-
-class KVCache:
-    """What each layer keeps of the tokens seen so far, by its kind of attention; rows may be of different lengths.
-
-    `lengths` (B,) counts the tokens each row holds, `extent` is the longest row's count, kept on the host so that
-    decoding never waits for the device. `recent` (B,2) are the last two token ids of each row, which the n-gram
-    embedding of the next token needs.
-    """
-
-    def __init__(
-        self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> None:
-        kinds: dict[str, type[LSHCache] | type[LinearCache]] = {"lsh": LSHCache, "linear": LinearCache}
-        self.layers: list[LayerCache] = []
-        for layer in range(config.layers):
-            kind = config.kind_of(layer)
-            if kind in kinds:
-                self.layers.append(kinds[kind](config, rows, capacity, device, dtype))
-            else:
-                self.layers.append(SoftmaxCache(config, kind, rows, capacity, device, dtype))
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.recent = torch.zeros(rows, 2, dtype=torch.long, device=device)
-        self.extent = 0
-
-    def advance(self, tokens: Tensor, lengths: Tensor | None) -> None:
-        """Count tokens (B,T), of which `lengths` (B,) are real, as seen."""
-        padded = torch.cat((self.recent, tokens), 1)
-        if lengths is None:
-            self.lengths, self.recent = self.lengths + tokens.shape[1], padded[:, -2:]
-        else:
-            self.lengths = self.lengths + lengths
-            self.recent = padded.gather(1, lengths[:, None] + torch.arange(2, device=tokens.device))
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; the others are forgotten."""
-        for layer in self.layers:
-            layer.select(rows)
-        self.lengths, self.recent = self.lengths[rows], self.recent[rows]
-        self.extent = int(self.lengths.max())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all layers."""
-        return sum(layer.nbytes for layer in self.layers)
+    def new_cache(self, q: Tensor, k: Tensor, capacity: int, dtype: torch.dtype) -> LayerCache:
+        """An empty cache for texts of up to `capacity` tokens, for as many rows and heads as q and k have."""
 
 
 class Attention(nn.Module):
@@ -432,20 +47,24 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
-        kind = config.kind_of(layer)
+        kind, shape = config.kind_of(layer), config.shape_of(layer)
         self.shared = kind == "lsh"  # queries are keys too
         self.saves_attention = saves_attention(config, kind)
-        self.kv_width = config.kv_heads * config.head_width
-        self.qkv = nn.Linear(
-            config.d_model, config.d_model + (1 if self.shared else 2) * self.kv_width, bias=config.biases
-        )
-        self.out = nn.Linear(config.d_model, config.d_model, bias=config.biases)
+        self.head_width, self.groups = config.head_width, shape.heads // shape.kv_heads
+        width, kv_width = shape.heads * self.head_width, shape.kv_heads * self.head_width
+        projected = width + (1 if self.shared else 2) * kv_width
+        self.qkv = linear(config.d_model, projected, config.biases, shape.qkv_rank)
+        self.out = linear(width, config.d_model, config.biases, shape.out_rank)
         self.q_norm = Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm else None
         self.k_norm = (
             Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm and not self.shared else None
         )
         self.mixer: LSH | Linear | Softmax = (
-            LSH(config, layer) if kind == "lsh" else Linear(config) if kind == "linear" else Softmax(config, kind)
+            LSH(config, layer)
+            if kind == "lsh"
+            else Linear(config, shape)
+            if kind == "linear"
+            else Softmax(config, kind, shape.kv_heads)
         )
 
     def forward(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
@@ -454,7 +73,7 @@ class Attention(nn.Module):
         return merged
 
     def mixed(self, qkv: Tensor, forward_ctx: ForwardContext, known: Tensor | None = None) -> Tensor:
-        """What `out` takes: queries, keys and values (B,T,D+2K) → (B,T,D). `known`: the result, where only its gradient
+        """What `out` takes: queries, keys and values (B,T,W+2K) → (B,T,W). `known`: the result, where only its gradient
         is wanted."""
         if forward_ctx.packing is None:
             return self._attend(qkv, forward_ctx.rotations, forward_ctx, known)
@@ -472,12 +91,11 @@ class Attention(nn.Module):
     def _attend(
         self, qkv: Tensor, rotations: Tensor | None, forward_ctx: ForwardContext, known: Tensor | None = None
     ) -> Tensor:
-        """(B,T,D+2K) → (B,T,D), each row a text of its own."""
-        config = self.config
-        rows, length, _ = qkv.shape
-        q, *rest = qkv.split((config.d_model, *[self.kv_width] * (1 if self.shared else 2)), dim=-1)
-        q = q.view(rows, length, config.heads, config.head_width)
-        *keys, v = (x.view(rows, length, config.kv_heads, config.head_width) for x in rest)
+        """(B,T,W+2K) → (B,T,W), each row a text of its own."""
+        heads_BTHE = qkv.unflatten(-1, (-1, self.head_width))
+        kv_heads = heads_BTHE.shape[2] // (self.groups + (1 if self.shared else 2))
+        q, *rest = heads_BTHE.split((self.groups * kv_heads, *[kv_heads] * (1 if self.shared else 2)), dim=2)
+        *keys, v = rest
         if self.q_norm is not None:
             q = self.q_norm(q)
         k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
@@ -486,10 +104,10 @@ class Attention(nn.Module):
             # the gradient needs no more of the projections than this, and a view would keep all of them
             v = v.contiguous()
         if cache is None:
-            result = (
-                None if known is None else known.view(rows, length, config.heads, config.head_width).transpose(1, 2)
-            )
-            y = self.mixer.full(q, k, v, rotations, result)
+            result = None if known is None else known.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            y: Tensor = self.mixer(q, k, v, rotations, result)
         else:
+            if self.layer not in cache.layers:
+                cache.layers[self.layer] = self.mixer.new_cache(q, k, cache.capacity, cache.dtype)
             y = self.mixer.decode(q, k, v, forward_ctx, cache.layers[self.layer])
-        return y.transpose(1, 2).reshape(rows, length, config.d_model)
+        return y.transpose(1, 2).flatten(2)

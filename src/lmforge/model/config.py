@@ -12,12 +12,32 @@ KINDS = get_args(AttentionKind)
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """The widths of one layer, where the layers of a network differ.
+
+    heads and kv_heads, each as wide as `GPTConfig.head_width`; heads 0: the layer has no attention. d_ff 0: it has no
+    feed-forward part; experts share its d_ff (0: one feed-forward network). A rank above 0 puts two thin matrices in
+    the place of one (`low_rank`); those of up and down hold for every expert.
+    """
+
+    heads: int
+    kv_heads: int
+    d_ff: int
+    experts: int = 0
+    qkv_rank: int = 0
+    out_rank: int = 0
+    up_rank: int = 0
+    down_rank: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class GPTConfig:
     """The shape of a network; everything else follows from it.
 
     `attention` is a pattern of kinds repeated over the layers (`attention.py`); window, stride, pool, pooling,
     lsh_span, lsh_rounds and feature_map belong to kinds of it. `rope_trained` is the context that RoPE was trained at
-    where `rope_scaling` stretches it to `context`.
+    where `rope_scaling` stretches it to `context`. `layer_shapes` describes each layer by itself where they differ;
+    empty: all are as heads, kv_heads, d_ff and experts say. The width of a head is d_model / heads in either case.
 
     Raises:
         InputError: values that do not fit together, as keys of the recipe.
@@ -60,20 +80,28 @@ class GPTConfig:
     image_patch: int = 0
     image_channels: int = 3
     norm_eps: float | None = None
+    layer_shapes: tuple[LayerShape, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(
             self, "attention", (self.attention,) if isinstance(self.attention, str) else tuple(self.attention)
         )
-        for problem in self._problems():
+        shapes = (LayerShape(**shape) if isinstance(shape, dict) else shape for shape in self.layer_shapes)
+        object.__setattr__(self, "layer_shapes", tuple(shapes))
+        for problem in (
+            *self._problems_of_attention(),
+            *self._problems_of_positions(),
+            *self._problems_of_parts(),
+            *self._problems_of_layer_shapes(),
+        ):
             raise InputError(f"model.{problem}")
 
-    def _problems(self) -> list[str]:
+    def _problems_of_attention(self) -> list[str]:
         """What does not fit together, worst first."""
         pattern, used = self.attention, set(self.attention)
         unknown = sorted(used - set(KINDS))
         pools, bands = bool(used & {"pooled", "sparse"}), bool(used & {"window", "strided", "sparse"})
-        found = [
+        checks = [
             (
                 bool(unknown) or not pattern,
                 f"attention: {unknown} is not a kind of attention; there are {', '.join(KINDS)}",
@@ -90,10 +118,6 @@ class GPTConfig:
                 "kv_heads: lsh uses queries as keys; give as many kv_heads as heads",
             ),
             (
-                self.positions == "rope" and self.d_model // self.heads % 2 != 0,
-                f"heads: rope needs an even head width; d_model/heads is {self.d_model // self.heads}",
-            ),
-            (
                 pools and self.pool > self.context,
                 f"pool: a block of {self.pool} tokens is larger than the context of {self.context}; lower model.pool "
                 "or raise tokens.context",
@@ -101,6 +125,15 @@ class GPTConfig:
             (bands and self.window < 1, f"window: {self.window}; give at least 1"),
             (pools and self.pool < 1, f"pool: {self.pool}; give at least 1"),
             (bool(used & {"strided", "sparse"}) and self.stride < 1, f"stride: {self.stride}; give at least 1"),
+        ]
+        return [words for wrong, words in checks if wrong]
+
+    def _problems_of_positions(self) -> list[str]:
+        checks = [
+            (
+                self.positions == "rope" and self.d_model // self.heads % 2 != 0,
+                f"heads: rope needs an even head width; d_model/heads is {self.d_model // self.heads}",
+            ),
             (
                 self.rope_scaling != "none" and self.positions != "rope",
                 f"rope_scaling: positions are '{self.positions}', not rope",
@@ -115,6 +148,11 @@ class GPTConfig:
                 f"context: {self.context} tokens are beyond the {self.rope_trained} that RoPE was trained at; set "
                 "model.rope_scaling",
             ),
+        ]
+        return [words for wrong, words in checks if wrong]
+
+    def _problems_of_parts(self) -> list[str]:
+        checks = [
             (
                 self.experts > 0 and self.d_ff % max(1, self.experts) != 0,
                 f"experts: {self.experts} experts do not divide d_ff {self.d_ff}",
@@ -135,7 +173,36 @@ class GPTConfig:
                 f"context {self.context} tokens",
             ),
         ]
-        return [words for wrong, words in found if wrong]
+        return [words for wrong, words in checks if wrong]
+
+    def _problems_of_layer_shapes(self) -> list[str]:
+        if not self.layer_shapes:
+            return []
+        if len(self.layer_shapes) != self.layers:
+            return [f"layer_shapes: {len(self.layer_shapes)} of them for {self.layers} layers; give one for each"]
+        problems = []
+        for layer, shape in enumerate(self.layer_shapes):
+            checks = [
+                (min(dataclasses.astuple(shape)) < 0, f"{shape} has a number below 0"),
+                (
+                    shape.heads > 0 and (shape.kv_heads < 1 or shape.heads % max(1, shape.kv_heads) != 0),
+                    f"kv_heads {shape.kv_heads} do not divide heads {shape.heads}",
+                ),
+                (
+                    self.kind_of(layer) == "lsh" and shape.heads != shape.kv_heads,
+                    "lsh uses queries as keys; give as many kv_heads as heads",
+                ),
+                (
+                    shape.experts > 0 and shape.d_ff % max(1, shape.experts) != 0,
+                    f"{shape.experts} experts do not divide d_ff {shape.d_ff}",
+                ),
+                (
+                    shape.experts > 0 and shape.d_ff > 0 and not 0 < self.experts_active <= shape.experts,
+                    f"{self.experts_active} experts are active of {shape.experts}",
+                ),
+            ]
+            problems += [f"layer_shapes: layer {layer}: {words}" for wrong, words in checks if wrong]
+        return problems
 
     @property
     def head_width(self) -> int:
@@ -150,6 +217,19 @@ class GPTConfig:
     def kind_of(self, layer: int) -> str:
         """The kind of attention of a layer."""
         return self.attention[layer % len(self.attention)]
+
+    def shape_of(self, layer: int) -> LayerShape:
+        """The widths of a layer."""
+        if self.layer_shapes:
+            return self.layer_shapes[layer]
+        return LayerShape(self.heads, self.kv_heads, self.d_ff, self.experts)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has experts."""
+        return any(shape.experts and shape.d_ff for shape in self.layer_shapes) or bool(
+            self.experts and not self.layer_shapes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `GPTConfig(**…)` takes back."""

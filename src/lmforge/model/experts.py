@@ -1,16 +1,17 @@
 """Experts: each token goes through the few feed-forward networks that a router picks for it; none is ever dropped.
 
-    x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert ─▶ grouped products ─▶ weighted sum
-    (N,D)
+    x (N,D) ─router─▶ logits (N,X) ─top k of logits + bias─▶ copies sorted by expert (N·k,D)
+                      ─grouped products─▶ (N·k,D) ─weighted sum─▶ (N,D)
 
 X experts share a layer's `d_ff` units. A token's k weights sum to SCALE·k, and all experts begin equal (`alike`): the
 layer begins as a dense one. There is no capacity: an expert takes as many tokens as choose it. What keeps the load even
 is one of
-  bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"),
-  beside the loss below.
-         It is a parameter whose gradient is its load above the mean, so AdamW moves it by BIAS_STEP times its rate each
-         step, and micro-batches, replicas and ranks sum its gradient like any other;
-  loss   X·Σ f_i P_i (Fedus et al. 2021, eq. 4).
+
+    bias   a bias on the choice alone, moved against the load (Wang et al. 2024, "Auxiliary-loss-free load balancing"),
+           beside the loss below. It is a parameter whose gradient is its load above the mean, so AdamW moves it by
+           BIAS_STEP times its rate each step, and micro-batches, replicas and ranks sum its gradient like any other
+    loss   X·Σ f_i P_i (Fedus et al. 2021, eq. 4)
+
 A z-loss keeps the router's logits small (Zoph et al. 2022, eq. 5). Router losses add gradients to a step and nothing to
 the loss it reports.
 """
@@ -26,9 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmforge.model.attention import ForwardContext
+from lmforge.model.cache import ForwardContext
 from lmforge.model.config import GPTConfig
 from lmforge.model.feed_forward import FeedForward
+from lmforge.model.hooks import weights_may_be_read
+from lmforge.model.measure import macs_per_token
 
 # of what experts give, with weights that sum to how many they are (as in DeepSeek-V3, 2.5); 1 and 2 are worse
 # (docs/log.md)
@@ -59,14 +62,15 @@ def run_experts(copies: Tensor, load: Tensor, experts: Sequence[nn.Module]) -> T
     """Tokens sorted by expert (M,D), of which expert i takes load[i] → (M,D).
 
     Ordinary experts share one pass over the units: their products one after another on neighbouring slices (on a GPU
-    one grouped product), the activation once. Experts that something has replaced are called one by one.
+    one grouped product), the activation once. Experts that something has replaced or follows are called one by one.
     """
-    parts = [part for part in experts if type(part) is FeedForward and type(part.up) is type(part.down) is nn.Linear]
-    if len(parts) < len(experts):
+    parts = [part for part in experts if type(part) is FeedForward and weights_may_be_read(part)]
+    ups = [part.up for part in parts if type(part.up) is nn.Linear]
+    downs = [part.down for part in parts if type(part.down) is nn.Linear]
+    if not len(ups) == len(downs) == len(experts):
         pieces = copies.split(load.tolist())
         return torch.cat([expert(piece) for expert, piece in zip(experts, pieces, strict=True) if len(piece)])
-    hidden = grouped_linear(copies, load, [part.up for part in parts])
-    return grouped_linear(parts[0].activated(hidden), load, [part.down for part in parts])
+    return grouped_linear(parts[0].activated(grouped_linear(copies, load, ups)), load, downs)
 
 
 def grouped_linear(x: Tensor, load: Tensor, layers: Sequence[nn.Linear], fused: bool | None = None) -> Tensor:
@@ -147,12 +151,19 @@ class Experts(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.active, self.balance = layer, config.experts_active, config.balance
-        width = config.d_ff // config.experts
-        self.router = nn.Linear(config.d_model, config.experts, bias=False)
-        self.choice_bias = nn.Parameter(torch.zeros(config.experts)) if config.balance == "bias" else None
-        self.experts = nn.ModuleList(FeedForward(config, width) for _ in range(config.experts))
-        self.shared = FeedForward(config, width * config.experts_shared) if config.experts_shared else None
+        shape = config.shape_of(layer)
+        width, ranks = shape.d_ff // shape.experts, (shape.up_rank, shape.down_rank)
+        self.router = nn.Linear(config.d_model, shape.experts, bias=False)
+        self.choice_bias = nn.Parameter(torch.zeros(shape.experts)) if config.balance == "bias" else None
+        self.experts = nn.ModuleList(FeedForward(config, width, *ranks) for _ in range(shape.experts))
+        self.shared = FeedForward(config, width * config.experts_shared, *ranks) if config.experts_shared else None
         self.dispatch: Dispatch = dispatch_here
+
+    def macs_per_token(self) -> int:
+        """Multiplications of a token by the router, the experts that it is sent to and the shared one (`measure`)."""
+        each = sum(map(macs_per_token, self.experts)) // len(self.experts)
+        shared = 0 if self.shared is None else macs_per_token(self.shared)
+        return macs_per_token(self.router) + self.active * each + shared
 
     @torch.no_grad()
     def alike(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lmforge.model.config import GPTConfig
+from lmforge.model.low_rank import linear
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -41,11 +42,12 @@ class FeedForward(nn.Module):
     """FF(x) = act(x W1 + b1) W2 + b2, act = max(0, ·) by default (Vaswani et al. 2017, eq. 2); relu2: So et al. 2021;
     swiglu, whose W1 makes gate and input side by side: silu(x W_g) · (x W_i) (Shazeer 2020, eq. 6)."""
 
-    def __init__(self, config: GPTConfig, units: int) -> None:
+    def __init__(self, config: GPTConfig, units: int, up_rank: int = 0, down_rank: int = 0) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = nn.Linear(config.d_model, units * (2 if config.activation == "swiglu" else 1), bias=config.biases)
-        self.down = nn.Linear(units, config.d_model, bias=config.biases)
+        wide = units * (2 if config.activation == "swiglu" else 1)
+        self.up = linear(config.d_model, wide, config.biases, up_rank)
+        self.down = linear(units, config.d_model, config.biases, down_rank)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…,D) → (…,D)."""

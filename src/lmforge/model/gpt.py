@@ -4,88 +4,99 @@
 
 Shapes: B rows, T tokens, D width (`d_model`), H heads of width E = D/H, F feed-forward width (`d_ff`), V vocabulary.
 Vaswani et al. 2017, section 3; pre-normalisation as in GPT-2 (Radford et al. 2019, section 2.3). Any stage of a
-pipeline is this model with layers left out: `embed` and `head` may be None.
+pipeline is this model with layers left out: `embed` and `head` may be None, and `blocks` may hold some of the layers,
+each under its number in the whole network.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
-from lmforge.model.attention import Attention, ForwardContext, KVCache
-from lmforge.model.config import GPTConfig
+from lmforge.model.attention import Attention
+from lmforge.model.cache import ForwardContext, KVCache
+from lmforge.model.config import GPTConfig, LayerShape
 from lmforge.model.experts import Experts, leave_scale
 from lmforge.model.feed_forward import FeedForward
-from lmforge.model.loss import linear_cross_entropy, loss_chunk
+from lmforge.model.loss import CrossEntropy, linear_cross_entropy, loss_chunk
+from lmforge.model.measure import macs_per_token
+from lmforge.model.ngrams import NgramEmbedding
 from lmforge.model.norms import Norm
 from lmforge.model.packing import Packing
 from lmforge.model.recompute import recomputed, reversible
 from lmforge.model.rope import rotations
 from lmforge.model.vision import PatchEmbedding, place_patches
 
-__all__ = ["GPT", "Block", "GPTConfig", "KVCache"]
+__all__ = ["GPT", "Block", "GPTConfig", "KVCache", "LayerShape"]
 AHEAD_WEIGHT = 0.3  # of the losses of tokens further ahead, together (DeepSeek-V3, section 4.2)
 
 
 class Block(nn.Module):
-    """x + Attention(Norm(x)), then x + FF(Norm(x))."""
+    """x + Attention(Norm(x)), then x + FF(Norm(x)). Either part may be missing (`LayerShape`)."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
-        self.attention = Attention(config, layer)
-        self.ff_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
-        self.ff: FeedForward | Experts = Experts(config, layer) if config.experts else FeedForward(config, config.d_ff)
+        shape, norm = config.shape_of(layer), (config.d_model, config.norm, config.biases, config.norm_eps)
+        self.attention_norm = Norm(*norm) if shape.heads else None
+        self.attention = Attention(config, layer) if shape.heads else None
+        self.ff_norm = Norm(*norm) if shape.d_ff else None
+        self.ff: FeedForward | Experts | None = None
+        if shape.d_ff:
+            ranks = (shape.up_rank, shape.down_rank)
+            self.ff = Experts(config, layer) if shape.experts else FeedForward(config, shape.d_ff, *ranks)
 
     def attend(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
-        """The first branch: (B,T,D) → (B,T,D)."""
+        """The first branch, which has to be there: (B,T,D) → (B,T,D)."""
+        assert self.attention_norm is not None
+        assert self.attention is not None
         result: Tensor = self.attention(self.attention_norm(x), forward_ctx)
         return result
 
     def feed(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
-        """The second branch: (B,T,D) → (B,T,D)."""
+        """The second branch, which has to be there: (B,T,D) → (B,T,D)."""
+        assert self.ff_norm is not None
+        assert self.ff is not None
         hidden = self.ff_norm(x)
         result: Tensor = self.ff(hidden, forward_ctx) if isinstance(self.ff, Experts) else self.ff(hidden)
         return result
 
-    def forward(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
-        """(B,T,D) → (B,T,D)."""
-        x = x + self.attend(x, forward_ctx)
-        return x + self.feed(x, forward_ctx)
+    def forward(self, x: Tensor, forward_ctx: ForwardContext, second: Tensor | None = None) -> Any:
+        """(B,T,D) → (B,T,D); with the second stream of `reversible` (B,T,D), both streams → both."""
+        if second is not None:
+            x = x if self.attention is None else x + self.attend(second, forward_ctx)
+            return x, second if self.ff is None else second + self.feed(x, forward_ctx)
+        if self.attention is not None:
+            x = x + self.attend(x, forward_ctx)
+        return x if self.ff is None else x + self.feed(x, forward_ctx)
 
 
-class NgramEmbedding(nn.Module):
-    """Adds a learned vector for the last two and the last three token ids, looked up by hash: local statistics at no
-    matrix cost.
+class Blocks(nn.Module):
+    """The blocks that are here, in order, by the number that their layer has in the whole network."""
 
-    Hash embeddings: Svenstrup et al. 2017; n-gram hashing for language models: Pagnoni et al. 2024 (BLT), section
-    3.2.1.
-    """
-
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, config: GPTConfig, layers: range) -> None:
         super().__init__()
-        self.rows = rows
-        self.bigram = nn.Embedding(rows, width)
-        self.trigram = nn.Embedding(rows, width)
+        for layer in layers:
+            self.add_module(str(layer), Block(config, layer))
 
-    def forward(self, tokens: Tensor, recent: Tensor, positions: Tensor | None = None) -> Tensor:
-        """tokens (B,T) and the two ids before them (B,2; 0 where there is none) → (B,T,D).
+    def __len__(self) -> int:
+        return len(self._modules)
 
-        positions (B,T), where a row packs several documents: what stands before a document's first token counts as 0.
-        """
-        padded = torch.cat((recent, tokens), dim=1)
-        before, last = padded[:, :-2], padded[:, 1:-1]
-        if positions is not None:
-            before, last = before.masked_fill(positions < 2, 0), last.masked_fill(positions < 1, 0)
-        # Odd multipliers spread neighbouring ids over the table; products stay far below 2^63.
-        pair = last * 1_000_003 + tokens * 8_191
-        result: Tensor = self.bigram(pair % self.rows) + self.trigram((before * 998_244_353 + pair * 31) % self.rows)
-        return result
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self._modules.values())  # type: ignore[arg-type]
+
+    def __getitem__(self, layer: int) -> Block:
+        return self._modules[str(layer)]  # type: ignore[return-value]
+
+    def __delitem__(self, layer: int) -> None:
+        del self._modules[str(layer)]
 
 
 class MultiTokenPrediction(nn.Module):
@@ -97,7 +108,7 @@ class MultiTokenPrediction(nn.Module):
         self.hidden_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.next_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
         self.join = nn.Linear(2 * config.d_model, config.d_model, bias=config.biases)
-        self.block = Block(dataclasses.replace(config, experts=0), config.layers - 1)
+        self.block = Block(dataclasses.replace(config, experts=0, layer_shapes=()), config.layers - 1)
 
     def forward(self, hidden: Tensor, following: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """(B,T,D), embeddings of the next tokens (B,T,D) → (B,T,D)."""
@@ -107,28 +118,51 @@ class MultiTokenPrediction(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer; input and output embeddings are one matrix unless `tied` is false."""
+    """A decoder-only Transformer; input and output embeddings are one matrix unless `tied` is false.
 
-    def __init__(self, config: GPTConfig) -> None:
+    With `layers`, a stage of a pipeline: these blocks, what stands before them if the first is there (embedding), what
+    stands after them if the last is (norm, head). Names of parameters are those of the whole network. A stage without
+    embedding takes hidden states (B,T,D) in the place of tokens, one without head gives them back; between stages of
+    reversible blocks go both streams side by side (B,T,2D). Deleting parts of a network makes a stage, too.
+
+    `cross_entropy` is a hook: a loss over vocabulary that other devices hold part of goes in its place.
+
+    Raises:
+        InputError: a last stage by itself cannot embed the tokens that it looks further `ahead` to.
+    """
+
+    def __init__(self, config: GPTConfig, layers: range | None = None) -> None:
         super().__init__()
+        layers = range(config.layers) if layers is None else layers
+        first, last = layers.start == 0, layers.stop == config.layers
+        if last and not first and config.ahead and not config.tied:
+            raise InputError("model.ahead: the last stage of a pipeline needs the embedding; set model.tied = true")
         self.config = config
-        self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, config.d_model)
-        self.ngrams = NgramEmbedding(config.ngram_rows, config.d_model) if config.ngram_rows else None
-        self.learned_positions = nn.Embedding(config.context, config.d_model) if config.positions == "learned" else None
-        self.patches = PatchEmbedding(config) if config.image_size else None
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
-        self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.tied:
+        self.embed: nn.Embedding | None = nn.Embedding(config.vocab_size, config.d_model) if first else None
+        self.ngrams = NgramEmbedding(config.ngram_rows, config.d_model) if config.ngram_rows and first else None
+        learned = config.positions == "learned" and first
+        self.learned_positions = nn.Embedding(config.context, config.d_model) if learned else None
+        self.patches = PatchEmbedding(config) if config.image_size and first else None
+        self.blocks = Blocks(config, layers)
+        self.norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps) if last else None
+        self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False) if last else None
+        if config.tied and self.head is not None and self.embed is not None:
             self.head.weight = self.embed.weight
-        self.ahead = nn.ModuleList(MultiTokenPrediction(config) for _ in range(config.ahead))
+        self.ahead = nn.ModuleList(MultiTokenPrediction(config) for _ in range(config.ahead if last else 0))
+        self.cross_entropy: CrossEntropy = linear_cross_entropy
         self.rotations: Tensor
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
+
+    def macs_per_token(self) -> int:
+        """Multiplications of a token by the matrices of blocks and head (`measure`); what only training or images use
+        is not in it."""
+        return sum(map(macs_per_token, self.blocks)) + (0 if self.head is None else macs_per_token(self.head))
 
     def initialise(self, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
         """GPT-2's initialisation: normal, std 0.02; projections into the residual stream scaled by 1/sqrt(2·layers).
 
-        The experts of a layer begin equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never
+        A stage of a pipeline begins with the values that it has in the whole network. The experts of a layer begin
+        equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never
         met must add nothing, not noise (docs/log.md).
 
         With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs
@@ -137,23 +171,55 @@ class GPT(nn.Module):
         to know nothing of it. `train.optim` scales the rates to match.
         """
         ratio = (base_width or self.config.d_model) / self.config.d_model
-        generator = torch.Generator(device=next(self.parameters()).device).manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name.startswith("ngrams."):
+        some = next(self.parameters())
+        generator = torch.Generator(device=some.device).manual_seed(seed)
+        own = dict(self.named_parameters())
+        names = dict(own)
+        if self._is_stage:  # its values are those of the whole network: what it lacks is drawn, and forgotten
+            with torch.device("meta"):
+                names = dict(GPT(self.config).named_parameters())
+            if "embed.weight" not in own and "head.weight" not in names and "head.weight" in own:
+                own["embed.weight"] = own.pop("head.weight")  # one matrix in the whole network
+        for name, whole in names.items():
+            parameter = own.pop(name, None)
+            std = self._std(name, whole, ratio)
+            if parameter is None:
+                if std is not None:
+                    torch.empty(whole.shape, dtype=some.dtype, device=some.device).normal_(generator=generator)
+            elif std is not None:
+                nn.init.normal_(parameter, std=std, generator=generator)
+            elif name.endswith("bias") or name.startswith("ngrams."):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
                 nn.init.constant_(parameter, ratio * output_multiplier if name == "norm.weight" else 1.0)
-            elif not name.endswith(("features", "pool_keys", "pool_values")):  # those are made as identity and mean
-                scale = (
-                    1 / math.sqrt(2 * self.config.layers)
-                    if name.endswith(("attention.out.weight", "down.weight"))
-                    else 1.0
-                )
-                scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
-                nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
+            if not own:
+                break
         for block in self.blocks:
             if isinstance(block.ff, Experts):
                 block.ff.alike()
+
+    @property
+    def _is_stage(self) -> bool:
+        return self.embed is None or self.head is None or len(self.blocks) < self.config.layers
+
+    def _std(self, name: str, parameter: Tensor, ratio: float) -> float | None:
+        """The standard deviation that a parameter begins with; None where it does not begin at random."""
+        if name.endswith("bias") or name.startswith("ngrams.") or "norm" in name:
+            return None
+        if name.endswith(("features", "pool_keys", "pool_values")):  # made as identity and mean
+            return None
+        thin = re.fullmatch(
+            r"(.*)\.([01])\.weight", name
+        )  # of a LowRankLinear: their product begins as the matrix would
+        matrix = f"{thin[1]}.weight" if thin else name
+        scale = (
+            1 / math.sqrt(2 * self.config.layers) if matrix.endswith(("attention.out.weight", "down.weight")) else 1.0
+        )
+        scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
+        if thin is None:
+            return 0.02 * scale
+        rank: int = parameter.shape[1 if thin[2] == "1" else 0]
+        return math.sqrt(0.02 * scale) / math.sqrt(math.sqrt(rank))
 
     def hidden(
         self,
@@ -163,18 +229,22 @@ class GPT(nn.Module):
         *,
         lengths: Tensor | None = None,
         images: Tensor | None = None,
+        loss_scale: Tensor | None = None,
     ) -> Tensor:
         """tokens (B,T) → the normalised last layer (B,T,D). With a cache the tokens follow those it holds, and it grows
         by T, or by `lengths` (B,) where rows are padded on the right.
 
         documents (B,T), where rows pack several texts: a run of equal numbers is one document, which sees and counts
-        only itself. images (N,C,S,S): their patches go where tokens are below 0 (`vision`).
+        only itself. images (N,C,S,S): their patches go where tokens are below 0 (`vision`). loss_scale (scalar): the
+        gradient that the sum of nats gets, for the losses of routers, where another stage makes that sum.
 
         Raises:
             InputError: more tokens than learned positions reach; marks and patches that do not agree.
         """
-        result: Tensor = self.norm(self._layers(tokens, self._place(tokens, cache, documents, lengths), images))
-        return result
+        forward_ctx = self._place(tokens, cache, documents, lengths)
+        forward_ctx.scale = loss_scale
+        last = self._layers(tokens, forward_ctx, images)
+        return last if self.norm is None else self.norm(last)
 
     def forward(
         self,
@@ -183,11 +253,11 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         *,
         images: Tensor | None = None,
+        loss_scale: Tensor | None = None,
     ) -> Tensor:
-        """tokens (B,T) → logits (B,T,V)."""
-        assert self.head is not None
-        logits: Tensor = self.head(self.hidden(tokens, cache, documents, images=images))
-        return logits
+        """tokens (B,T) → logits (B,T,V); of a stage without head, what its blocks give. The rest as in `hidden`."""
+        hidden = self.hidden(tokens, cache, documents, images=images, loss_scale=loss_scale)
+        return hidden if self.head is None else self.head(hidden)
 
     def loss(
         self,
@@ -204,22 +274,23 @@ class GPT(nn.Module):
         The logits are made `chunk` tokens at a time (None: `loss_chunk`) and never held whole. The z-loss, tokens
         further ahead and the losses of routers add their gradients, but nothing to the value.
         """
+        assert self.norm is not None, "the loss is the last stage's"
         assert self.head is not None
         chunk = chunk or loss_chunk(self.config.d_model, tokens.device.type)
         forward_ctx = self._place(tokens, None, documents, None)
         last = self._layers(tokens, forward_ctx, images)
         flat = self.norm(last).reshape(-1, self.config.d_model)
-        nats = linear_cross_entropy(flat, self.head.weight, targets.reshape(-1), chunk, self.config.z_loss)
+        nats = self.cross_entropy(flat, self.head.weight, targets.reshape(-1), chunk, self.config.z_loss)
         if torch.is_grad_enabled() and len(self.ahead):
             further = self._further(last, targets, documents, forward_ctx, chunk)
             nats = nats + (further - further.detach())
-        return leave_scale(nats, forward_ctx) if self.config.experts and torch.is_grad_enabled() else nats
+        return leave_scale(nats, forward_ctx) if self.config.has_experts and torch.is_grad_enabled() else nats
 
     def _place(
         self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None, lengths: Tensor | None
     ) -> ForwardContext:
         assert cache is None or documents is None
-        rows, length = tokens.shape
+        rows, length = tokens.shape[:2]
         reach = (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(
@@ -238,27 +309,11 @@ class GPT(nn.Module):
         return ForwardContext(table, turns, cache=cache, positions=positions, lengths=lengths)
 
     def _layers(self, tokens: Tensor, forward_ctx: ForwardContext, images: Tensor | None) -> Tensor:
-        """Embedding and blocks: tokens (B,T) → (B,T,D)."""
-        cache, within = (
-            forward_ctx.cache,
-            forward_ctx.packing.positions if forward_ctx.packing else forward_ctx.positions,
-        )
-        assert self.embed is not None
-        ids = tokens if images is None else tokens.clamp(min=0)
-        x = self.embed(ids)
-        if images is not None:
-            assert self.patches is not None
-            x = place_patches(x, tokens, self.patches(images))
-        if self.ngrams is not None:
-            x = x + self.ngrams(
-                ids,
-                cache.recent if cache else ids.new_zeros(len(ids), 2),
-                forward_ctx.packing.positions if forward_ctx.packing else None,
-            )
-        if self.learned_positions is not None:
-            x = x + self.learned_positions(torch.arange(ids.shape[1], device=ids.device) if within is None else within)
+        """Embedding and blocks: tokens (B,T) → (B,T,D); of a stage as it says above."""
+        x = tokens if self.embed is None else self._embedded(tokens, forward_ctx, images)
+        cache = forward_ctx.cache
         if self.config.residual == "reversible":
-            x = reversible(x, list(self.blocks), forward_ctx)
+            x = reversible(x, list(self.blocks), forward_ctx, begins=self.embed is not None, ends=self.norm is not None)
         elif self.config.recompute and torch.is_grad_enabled() and cache is None:
             for block in self.blocks:
                 x = recomputed(x, block, forward_ctx)
@@ -266,27 +321,46 @@ class GPT(nn.Module):
             for block in self.blocks:
                 x = block(x, forward_ctx)
         if cache:
-            cache.advance(ids, forward_ctx.lengths)
-        result: Tensor = x
-        return result
+            assert forward_ctx.lengths is not None
+            cache.advance(None if self.embed is None else tokens.clamp(min=0), forward_ctx.lengths)
+        return x
+
+    def _embedded(self, tokens: Tensor, forward_ctx: ForwardContext, images: Tensor | None) -> Tensor:
+        """tokens (B,T) → (B,T,D)."""
+        assert self.embed is not None
+        cache, packing = forward_ctx.cache, forward_ctx.packing
+        within = packing.positions if packing else forward_ctx.positions
+        ids = tokens if images is None else tokens.clamp(min=0)
+        x: Tensor = self.embed(ids)
+        if images is not None:
+            assert self.patches is not None
+            x = place_patches(x, tokens, self.patches(images))
+        if self.ngrams is not None:
+            recent = cache.recent if cache else ids.new_zeros(len(ids), 2)
+            x = x + self.ngrams(ids, recent, packing.positions if packing else None)
+        if self.learned_positions is not None:
+            x = x + self.learned_positions(torch.arange(ids.shape[1], device=ids.device) if within is None else within)
+        return x
 
     def _further(
         self, hidden: Tensor, targets: Tensor, documents: Tensor | None, forward_ctx: ForwardContext, chunk: int
     ) -> Tensor:
         """The losses of the tokens further ahead, weighted (DeepSeek-V3, eq. 25)."""
-        assert self.embed is not None
+        assert self.norm is not None
         assert self.head is not None
         nats = hidden.new_zeros(())
         following, wanted = targets, targets
         for module in self.ahead:
-            hidden = module(hidden, self.embed(following.clamp(min=0)), forward_ctx)
+            ids = following.clamp(min=0)
+            # a last stage by itself holds the embedding as its head's matrix
+            embedded = F.embedding(ids, self.head.weight) if self.embed is None else self.embed(ids)
+            hidden = module(hidden, embedded, forward_ctx)
             wanted = F.pad(wanted[:, 1:], (0, 1), value=-1)
             if documents is not None:  # what comes after the last token of a document is another text
                 wanted = wanted.masked_fill(F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True), -1)
             flat = self.norm(hidden).reshape(-1, self.config.d_model)
-            nats = nats + linear_cross_entropy(
-                flat, self.head.weight, wanted.masked_fill(following < 0, -1).reshape(-1), chunk
-            )
+            ahead = wanted.masked_fill(following < 0, -1).reshape(-1)
+            nats = nats + self.cross_entropy(flat, self.head.weight, ahead, chunk, 0.0)
             following = wanted
         weighted: Tensor = nats * (AHEAD_WEIGHT / len(self.ahead))
         return weighted

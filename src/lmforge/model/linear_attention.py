@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmforge.model.config import GPTConfig
+from lmforge.model.config import GPTConfig, LayerShape
 from lmforge.model.kernels.banded import room_like
 from lmforge.model.rope import rotate
 
@@ -25,15 +25,15 @@ class Linear(nn.Module):
     """Linear attention. φ: elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), or learned: softmax([xW; −xW]) (Zhang et al.
     2024, eq. 6)."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, shape: LayerShape | None = None) -> None:
         super().__init__()
-        self.groups = config.heads // config.kv_heads
+        shape = shape or config.shape_of(0)
         self.q_features: nn.Parameter | None = None
         self.k_features: nn.Parameter | None = None
         if config.feature_map == "learned":  # starts as the identity
             one = torch.eye(config.head_width)
-            self.q_features = nn.Parameter(one.repeat(config.heads, 1, 1))
-            self.k_features = nn.Parameter(one.repeat(config.kv_heads, 1, 1))
+            self.q_features = nn.Parameter(one.repeat(shape.heads, 1, 1))
+            self.k_features = nn.Parameter(one.repeat(shape.kv_heads, 1, 1))
 
     def _features(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """(B,T,H,E) → (B,H,T,F), positive."""
@@ -44,7 +44,7 @@ class Linear(nn.Module):
         mapped = x @ weight.to(x.dtype)
         return torch.cat((mapped, -mapped), -1).softmax(-1)
 
-    def full(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `attention.Mixer`."""
         return self._whole(q, k, v, rotations, None, None)[0]
 
@@ -64,9 +64,18 @@ class Linear(nn.Module):
         if real is not None:
             k = k * real[:, None, :, None]
         v = v.contiguous().transpose(1, 2)  # a view would keep queries and keys as they were before rotation
-        if self.groups > 1:
-            k, v = k.repeat_interleave(self.groups, 1), v.repeat_interleave(self.groups, 1)
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         return linear_attention(q, k, v, state)
+
+    def new_cache(self, q: Tensor, k: Tensor, capacity: int, dtype: torch.dtype) -> LinearCache:
+        """See `attention.Mixer`."""
+        return LinearCache(self, q, dtype)
+
+    def macs_per_token(self) -> int:
+        """Multiplications of a token by the learned feature maps (`measure`)."""
+        return sum(maps.numel() for maps in (self.q_features, self.k_features) if maps is not None)
 
 
 class _Positive(torch.autograd.Function):
@@ -172,9 +181,11 @@ def _running(own: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
 class LinearCache:
     """The sums of one layer: state (B,H,F,E+1), whatever the length of the text."""
 
-    def __init__(self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        features = config.head_width * (2 if config.feature_map == "learned" else 1)
-        self.state = torch.zeros((rows, config.heads, features, config.head_width + 1), device=device, dtype=dtype)
+    def __init__(self, rule: Linear, q: Tensor, dtype: torch.dtype) -> None:
+        """For as many rows and heads, and heads as wide, as q (B,T,H,E) has."""
+        rows, _, heads, head_width = q.shape
+        features = head_width * (1 if rule.q_features is None else 2)
+        self.state = torch.zeros((rows, heads, features, head_width + 1), device=q.device, dtype=dtype)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# hidden (N,D), weight (V,D), targets (N,), tokens whose logits exist at once, z-loss → nats, a scalar
+CrossEntropy = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 
 def loss_chunk(width: int, device: str = "cpu") -> int:

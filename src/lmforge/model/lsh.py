@@ -47,15 +47,15 @@ class LSH(nn.Module):
     def buckets_of(self, q: Tensor) -> Tensor:
         """q (B,H,T,E) → the bucket of each token in each round (rounds,B,H,T): argmax of [xR; −xR], for each side
         (section 2, eq. 6)."""
-        found = torch.zeros((self.rounds, *q.shape[:-1]), dtype=torch.long, device=q.device)
+        bucket = torch.zeros((self.rounds, *q.shape[:-1]), dtype=torch.long, device=q.device)
         begin = 0
         for side in self.sides:
             turned = torch.einsum("bhte,rec->rbhtc", q, self.hashes[:, :, begin : begin + side // 2].to(q.dtype))
             begin += side // 2
-            found = found * side + (torch.cat((turned, -turned), -1).argmax(-1) if side > 1 else 0)
-        return found
+            bucket = bucket * side + (torch.cat((turned, -turned), -1).argmax(-1) if side > 1 else 0)
+        return bucket
 
-    def full(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
         """See `attention.Mixer`; `k` is `q`."""
         if rotations is not None:
             q = rotate(q, rotations)
@@ -81,6 +81,10 @@ class LSH(nn.Module):
             cache.look(q[:, :, t], buckets[..., t], forward_ctx.positions[:, t], real[:, t]) for t in range(length)
         ]
         return torch.stack(steps, 2)
+
+    def new_cache(self, q: Tensor, k: Tensor, capacity: int, dtype: torch.dtype) -> LSHCache:
+        """See `attention.Mixer`."""
+        return LSHCache(self, q, capacity, dtype)
 
 
 def bucket_sides(config: GPTConfig) -> tuple[int, ...]:
@@ -156,7 +160,7 @@ class _Sorted:
         self.shape, self.span = bucket.shape, span
         length = bucket.shape[-1]
         self.order = bucket.argsort(dim=-1, stable=True)
-        self.forward_ctx = torch.empty_like(self.order).scatter_(
+        self.places = torch.empty_like(self.order).scatter_(
             -1, self.order, torch.arange(length, device=bucket.device).expand_as(self.order)
         )
         self.missing = -length % span
@@ -190,7 +194,7 @@ class _Sorted:
     def back(self, x: Tensor) -> Tensor:
         """Undo `queries`."""
         flat = x.reshape(*self.shape[:2], -1, x.shape[-1])
-        return flat.gather(2, self.forward_ctx[..., None].expand(-1, -1, -1, x.shape[-1]))
+        return flat.gather(2, self.places[..., None].expand(-1, -1, -1, x.shape[-1]))
 
     def back_keys(self, x: Tensor) -> Tensor:
         """Sum what each key got as a piece's own and as the piece before."""
@@ -231,12 +235,14 @@ class LSHCache:
     tokens so far. The last slot and the last bucket take padding.
     """
 
-    def __init__(self, config: GPTConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.span = config.lsh_span
-        self.store = torch.zeros((2, rows, config.heads, capacity + 1, config.head_width), device=device, dtype=dtype)
-        shape = (config.lsh_rounds, rows, config.heads, math.prod(bucket_sides(config)) + 1)
-        self.table = torch.full((*shape, self.span), -1, device=device)
-        self.count = torch.zeros(shape, dtype=torch.long, device=device)
+    def __init__(self, rule: LSH, q: Tensor, capacity: int, dtype: torch.dtype) -> None:
+        """For as many rows and heads, and heads as wide, as q (B,T,H,E) has."""
+        rows, _, heads, head_width = q.shape
+        self.span = rule.span
+        self.store = torch.zeros((2, rows, heads, capacity + 1, head_width), device=q.device, dtype=dtype)
+        shape = (rule.rounds, rows, heads, rule.buckets + 1)
+        self.table = torch.full((*shape, self.span), -1, device=q.device)
+        self.count = torch.zeros(shape, dtype=torch.long, device=q.device)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""

@@ -1,12 +1,15 @@
 """Activations made again in the backward pass, so that they need not be kept: recomputed blocks and reversible blocks.
 
     recomputed   kept of a block: what enters it and what its attention mixed (not for kinds that cannot use it);
-    attention is not run again,
-                 only its projections, norms and the feed-forward part but for its last product (selective
-                 recomputation: Korthikanti et al. 2022, section 5)
+                 attention is not run again, only its projections, norms and the feed-forward part but for its last
+                 product (selective recomputation: Korthikanti et al. 2022, section 5)
     reversible   kept of the whole stack: its last activations; each block is undone (Gomez et al. 2017)
     both         kept of the whole stack its last activations, and of each block what its attention mixed, for the kinds
-    that can use it
+                 that can use it
+
+These ways cut blocks open and read weights. Where that would pass by someone (hooks on modules, weights spread over
+devices: `hooks`), and for blocks that lack a part, each block is called whole, and called again in the backward pass
+(Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3.1): what enters each is kept.
 
 The feed-forward part looks at one token at a time, so both run it, and its gradient, `TOKENS` at a time (Kitaev et al.
 2020, section 3).
@@ -21,31 +24,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from lmforge.model.experts import Experts
 from lmforge.model.feed_forward import FeedForward
+from lmforge.model.hooks import weights_may_be_read
 
 TOKENS = 2048  # of the feed-forward part at once: its hidden layer then stays near the processor
-Found = dict[int, Tensor]  # gradients by parameter
+Gradients = dict[int, Tensor]  # gradients by parameter
 
 
 def recomputed(x: Tensor, block: Any, forward_ctx: Any) -> Tensor:
-    """`block(x, place)`, keeping as little as said above: x (B,T,D) → (B,T,D)."""
+    """`block(x, forward_ctx)`, keeping as little as said above: x (B,T,D) → (B,T,D)."""
+    if not _may_be_cut(block):
+        whole: Tensor = checkpoint(block, x, forward_ctx, use_reentrant=False, preserve_rng_state=False)
+        return whole
     result: Tensor = _Recomputed.apply(x, block, forward_ctx, *_trained(block))  # type: ignore[no-untyped-call]
     return result
 
 
-def reversible(x: Tensor, blocks: list[Any], forward_ctx: Any) -> Tensor:
+def reversible(x: Tensor, blocks: list[Any], forward_ctx: Any, begins: bool = True, ends: bool = True) -> Tensor:
     """Blocks over two streams: a ← a + Attention(b), b ← b + FF(a), from a = b = x to their mean (Gomez et al. 2017,
-    eq. 6 and 7).
+    eq. 6 and 7): x (B,T,D) → (B,T,D).
 
     Each step can be undone, so the backward pass makes the activations again from the last ones, and memory does not
-    grow with depth.
+    grow with depth. Where the blocks are a stage that does not begin, or end, the network, x, or the result, is both
+    streams side by side (B,T,2D).
     """
     if not torch.is_grad_enabled() or forward_ctx.cache is not None:
-        return _run(x, blocks, forward_ctx)[2]
-    result: Tensor = _Reversible.apply(x, blocks, forward_ctx, *_trained(*blocks))  # type: ignore[no-untyped-call]
+        return _run(x, blocks, forward_ctx, begins, ends)
+    if not all(map(_may_be_cut, blocks)):
+        return _run(x, blocks, forward_ctx, begins, ends, again=True)
+    result: Tensor = _Reversible.apply(x, blocks, forward_ctx, begins, ends, *_trained(*blocks))  # type: ignore[no-untyped-call]
     return result
+
+
+def _may_be_cut(block: Any) -> bool:
+    return block.attention is not None and block.ff is not None and weights_may_be_read(block)
+
+
+def _run(x: Tensor, blocks: list[Any], forward_ctx: Any, begins: bool, ends: bool, again: bool = False) -> Tensor:
+    """`reversible` as autograd does it; `again`: each block is run again in the backward pass."""
+    a, b = (x, x) if begins else x.chunk(2, -1)
+    for block in blocks:
+        if again:
+            a, b = checkpoint(block, a, forward_ctx, b, use_reentrant=False, preserve_rng_state=False)
+        else:
+            a, b = block(a, forward_ctx, b)
+    return (a + b) / 2 if ends else torch.cat((a, b), -1)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -67,7 +93,7 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mixed = ctx.saved_tensors
-        block, found = ctx.block, Found()
+        block, gradients = ctx.block, Gradients()
         mixing = _Mixing(ctx, block, x, mixed)
         grad = torch.empty_like(x)
         for before, some, above, into in zip(
@@ -75,9 +101,9 @@ class _Recomputed(torch.autograd.Function):
         ):
             with _as_before(ctx), torch.no_grad():
                 y = before + block.attention.out(some)
-            torch.add(above, _fed(ctx, block, y, above, found), out=into)
-        mixing.add_gradient(_before_out(ctx, block.attention.out, mixing.mixed, grad, found), grad, found)
-        return grad, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
+            torch.add(above, _fed(ctx, block, y, above, gradients), out=into)
+        mixing.add_gradient(_before_out(ctx, block.attention.out, mixing.mixed, grad, gradients), grad, gradients)
+        return grad, None, None, *(gradients.get(id(parameter)) for parameter in ctx.parameters)
 
 
 class _Mixing:
@@ -101,7 +127,7 @@ class _Mixing:
         self.again = again
         return again
 
-    def add_gradient(self, down: Tensor, into: Tensor, found: Found) -> None:
+    def add_gradient(self, down: Tensor, into: Tensor, gradients: Gradients) -> None:
         """From the gradient of `mixed`, that of x, added to `into`; once only."""
         attention = self.block.attention
         again = self._mix(self.mixed) if self.again is None else self.again
@@ -111,7 +137,7 @@ class _Mixing:
             self.anchor,
             tuple(part for name, part in attention.named_children() if name not in ("qkv", "out")),
             down,
-            found,
+            gradients,
         )
         del again
         for some, above, grad in zip(
@@ -120,7 +146,7 @@ class _Mixing:
             with _as_before(self.ctx):
                 leaf = some.detach().requires_grad_()
                 normal = self.block.attention_norm(_beyond(leaf))
-            grad += _before_last(self.ctx, attention.qkv, normal, leaf, (self.block.attention_norm,), above, found)
+            grad += _before_last(self.ctx, attention.qkv, normal, leaf, (self.block.attention_norm,), above, gradients)
 
 
 class _Begin(torch.autograd.Function):
@@ -145,27 +171,22 @@ def _projected(x: Tensor, block: Any) -> Tensor:
     return result
 
 
-def _before_out(ctx: Any, out: Any, mixed: Tensor, gradient: Tensor, found: Found) -> Tensor:
+def _before_out(ctx: Any, out: Any, mixed: Tensor, gradient: Tensor, gradients: Gradients) -> Tensor:
     """The gradient of what attention mixed (B,T,D), from that of what the output matrix made of it."""
     if type(out) is not nn.Linear:
-        return _branch(ctx, lambda x, _: out(x), (out,), mixed, gradient, found)[1]
-    return _weight_gradients(ctx, out, mixed, gradient, found).view_as(mixed)
-
-
-def _run(x: Tensor, blocks: list[Any], forward_ctx: Any) -> tuple[Tensor, Tensor, Tensor]:
-    a = b = x
-    for block in blocks:
-        a = a + block.attend(b, forward_ctx)
-        b = b + block.feed(a, forward_ctx)
-    return a, b, (a + b) / 2
+        return _branch(ctx, lambda x, _: out(x), (out,), mixed, gradient, gradients)[1]
+    return _weight_gradients(ctx, out, mixed, gradient, gradients).view_as(mixed)
 
 
 class _Reversible(torch.autograd.Function):
     """See `reversible`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, blocks: list[Any], forward_ctx: Any, *parameters: Tensor) -> Tensor:
-        a, b, kept = x.clone(), x.clone(), []
+    def forward(
+        ctx: Any, x: Tensor, blocks: list[Any], forward_ctx: Any, begins: bool, ends: bool, *parameters: Tensor
+    ) -> Tensor:
+        a, b = (each.clone(memory_format=torch.contiguous_format) for each in ((x, x) if begins else x.chunk(2, -1)))
+        kept: list[Tensor | None] = []
         for block in blocks:
             mixed = block.attention.mixed(_projected(b, block), forward_ctx).contiguous()
             for some, other in zip(_pieces(mixed, block), _pieces(a, block), strict=True):
@@ -176,27 +197,32 @@ class _Reversible(torch.autograd.Function):
                 other += block.feed(some, forward_ctx)
         ctx.save_for_backward(a, b, *kept)
         ctx.blocks, ctx.forward_ctx, ctx.parameters, ctx.cast = blocks, forward_ctx, parameters, _cast_of(x)
-        return (a + b) / 2
+        ctx.begins, ctx.ends = begins, ends
+        return (a + b) / 2 if ends else torch.cat((a, b), -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # a and b are written to: a second backward pass over the same graph is refused by autograd
         a, b, *kept = ctx.saved_tensors
-        da, db = gradient / 2, gradient / 2
-        found = Found()
+        if ctx.ends:
+            da, db = gradient / 2, gradient / 2
+        else:
+            da, db = (each.clone(memory_format=torch.contiguous_format) for each in gradient.chunk(2, -1))
+        gradients = Gradients()
         for block in reversed(ctx.blocks):
             for some, other, grad, above in zip(*(_pieces(x, block) for x in (a, b, da, db)), strict=True):
-                change, more = _branch(ctx, block.feed, (block.ff_norm, block.ff), some, above, found)
+                change, more = _branch(ctx, block.feed, (block.ff_norm, block.ff), some, above, gradients)
                 other -= change
                 grad += more
             mixing = _Mixing(ctx, block, b, kept.pop())
             for some, other in zip(_pieces(mixing.mixed, block), _pieces(a, block), strict=True):
                 with _as_before(ctx), torch.no_grad():
                     other -= block.attention.out(some)
-            mixing.add_gradient(_before_out(ctx, block.attention.out, mixing.mixed, da, found), db, found)
+            mixing.add_gradient(_before_out(ctx, block.attention.out, mixing.mixed, da, gradients), db, gradients)
             del mixing
-        return da + db, None, None, *(found.get(id(parameter)) for parameter in ctx.parameters)
+        dx = da + db if ctx.begins else torch.cat((da, db), -1)
+        return dx, None, None, None, None, *(gradients.get(id(parameter)) for parameter in ctx.parameters)
 
 
 def _pieces(x: Tensor, block: Any) -> Iterator[Tensor]:
@@ -212,70 +238,76 @@ def _branch(
     parts: tuple[nn.Module, ...],
     x: Tensor,
     gradient: Tensor,
-    found: Found,
+    gradients: Gradients,
 ) -> tuple[Tensor, Tensor]:
     """Run a branch again on x: what it added, and the gradient of x; those of the parts' parameters are added to
-    `found`."""
+    `gradients`."""
     with _as_before(ctx):
         x = x.detach().requires_grad_()
         change = branch(_beyond(x), ctx.forward_ctx)
-    grad = _gradients(change, x, parts, gradient, found)
+    grad = _gradients(change, x, parts, gradient, gradients)
     return change.detach(), grad
 
 
-def _fed(ctx: Any, block: Any, x: Tensor, gradient: Tensor, found: Found) -> Tensor:
+def _fed(ctx: Any, block: Any, x: Tensor, gradient: Tensor, gradients: Gradients) -> Tensor:
     """The gradient of x from that of what the second branch made of it. That itself is not wanted, so its last product
     is left out."""
     ff = block.ff
     if not isinstance(ff, FeedForward):
-        return _branch(ctx, block.feed, (block.ff_norm, ff), x, gradient, found)[1]
+        return _branch(ctx, block.feed, (block.ff_norm, ff), x, gradient, gradients)[1]
     with _as_before(ctx):
         leaf = x.detach().requires_grad_()
         hidden = ff.activated(ff.up(block.ff_norm(_beyond(leaf))))
-    return _before_last(ctx, ff.down, hidden, leaf, (block.ff_norm, ff.up), gradient, found)
+    return _before_last(ctx, ff.down, hidden, leaf, (block.ff_norm, ff.up), gradient, gradients)
 
 
 def _before_last(
-    ctx: Any, last: Any, below: Tensor, leaf: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found
+    ctx: Any,
+    last: Any,
+    below: Tensor,
+    leaf: Tensor,
+    parts: tuple[nn.Module, ...],
+    gradient: Tensor,
+    gradients: Gradients,
 ) -> Tensor:
     """The gradient of `leaf`, of which `parts` made `below`, from that of last(below), which is not made where `last`
     is a plain matrix."""
     if type(last) is not nn.Linear:
         with _as_before(ctx):
             result = last(below)
-        return _gradients(result, leaf, (*parts, last), gradient, found)
-    grad = _weight_gradients(ctx, last, below.detach(), gradient, found).view_as(below)
-    return _gradients(below, leaf, parts, grad, found)
+        return _gradients(result, leaf, (*parts, last), gradient, gradients)
+    grad = _weight_gradients(ctx, last, below.detach(), gradient, gradients).view_as(below)
+    return _gradients(below, leaf, parts, grad, gradients)
 
 
-def _weight_gradients(ctx: Any, layer: nn.Linear, given: Tensor, gradient: Tensor, found: Found) -> Tensor:
+def _weight_gradients(ctx: Any, layer: nn.Linear, given: Tensor, gradient: Tensor, gradients: Gradients) -> Tensor:
     """Those of a matrix and its bias, from what it was given (…,I) and the gradient of what it made (…,O); the gradient
     of the former (N,I)."""
     # as the product itself was made in
     dtype = torch.get_autocast_dtype(given.device.type) if ctx.cast[2] else given.dtype
     above, below = gradient.to(dtype).flatten(0, -2), given.to(dtype).flatten(0, -2)
     if layer.weight.requires_grad:
-        _add(found, layer.weight, (above.t() @ below).to(layer.weight.dtype))
+        _add(gradients, layer.weight, (above.t() @ below).to(layer.weight.dtype))
     if layer.bias is not None and layer.bias.requires_grad:
-        _add(found, layer.bias, above.sum(0).to(layer.bias.dtype))
+        _add(gradients, layer.bias, above.sum(0).to(layer.bias.dtype))
     return above @ layer.weight.to(dtype)
 
 
-def _gradients(y: Tensor, x: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, found: Found) -> Tensor:
-    """The gradient of x; those of the parts' parameters are added to `found`."""
+def _gradients(y: Tensor, x: Tensor, parts: tuple[nn.Module, ...], gradient: Tensor, gradients: Gradients) -> Tensor:
+    """The gradient of x; those of the parts' parameters are added to `gradients`."""
     wanted = _trained(*parts)
     grad, *rest = torch.autograd.grad(y, [x, *wanted], gradient.to(y.dtype), allow_unused=True)
     for parameter, new in zip(wanted, rest, strict=True):
         if new is not None:
-            _add(found, parameter, new)
+            _add(gradients, parameter, new)
     return grad
 
 
-def _add(found: Found, parameter: Tensor, new: Tensor) -> None:
-    if id(parameter) in found:
-        found[id(parameter)] += new
+def _add(gradients: Gradients, parameter: Tensor, new: Tensor) -> None:
+    if id(parameter) in gradients:
+        gradients[id(parameter)] += new
     else:
-        found[id(parameter)] = new
+        gradients[id(parameter)] = new
 
 
 def _beyond(leaf: Tensor) -> Tensor:

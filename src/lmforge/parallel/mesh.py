@@ -1,4 +1,4 @@
-"""Which process this is among how many, and how gradients are averaged over them.
+"""Which process this is among how many, and what they exchange.
 
 One process is the distributed path with one rank: every method works there too and moves nothing. torchrun (or Slurm)
 starts the ranks.
@@ -7,15 +7,21 @@ starts the ranks.
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
 
 from lmforge.errors import InputError
+from lmforge.parallel import agree
+
+GROUP_SECONDS = 300.0  # that ranks which compute together wait for each other
+_joined = itertools.count()  # process groups of this process, each with keys of its own in the store
 
 
 class Mesh:
@@ -62,10 +68,26 @@ class Mesh:
         dist.all_gather_object(values, value)
         return values
 
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (what JSON can hold) on every rank, however long rank 0 takes to come by it."""
+        return agree.broadcast_from_main(value) if self.world > 1 else value
+
+    def broadcast_tensor(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor on every rank, which has one of the same shape and type."""
+        if self.world == 1:
+            return tensor
+        there = tensor.to(self.device)
+        dist.broadcast(there, 0)
+        return there.to(tensor.device)
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """What rank 0's `work` returns (what JSON can hold), on every rank; its failure ends all."""
+        return agree.on_main(work) if self.world > 1 else work()
+
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Until every rank is here, however long one of them works alone before."""
         if self.world > 1:
-            dist.barrier()
+            agree.wait_for_main()
 
     def close(self) -> None:
         """Leave the process group."""
@@ -76,10 +98,12 @@ class Mesh:
 def join_mesh(data: int | None = None) -> Mesh:
     """The mesh that the launcher's environment (WORLD_SIZE, RANK, LOCAL_RANK) describes; one rank without a launcher.
 
+    Ranks may come at any time: the first waits without a limit, and only then do they form the group.
+
     Raises:
         InputError: `parallel.data` asks for another number of processes than there are.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world, rank = agree.world(), agree.rank()
     if data is not None and data != world:
         raise InputError(
             f"parallel.data: {data} processes asked for, {world} started; run: torchrun --nproc-per-node {data} -m "
@@ -88,6 +112,12 @@ def join_mesh(data: int | None = None) -> Mesh:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if world > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=300))
+        agree.wait_for_main()
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore(f"lmforge/group/{next(_joined)}", agree.launcher_store()),
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(seconds=GROUP_SECONDS),
+        )
     return Mesh(rank, world, device)

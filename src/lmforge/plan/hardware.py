@@ -1,28 +1,21 @@
-"""What this machine is: cores and memory that this process may use, GPU, and how fast they are, measured.
-
-Containers and batch systems give a process less than the machine has, so affinity and control groups are asked before
-the machine.
-"""
+"""How fast this machine is, measured, and which way each part of lmforge takes on it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+
+from lmforge.machine import cores, memory_bytes
 
 _SIDE = 1024  # of the square matrices multiplied
 _COPIED = 64 << 20  # bytes copied to measure memory: beyond most caches
-_CGROUPS = Path("/sys/fs/cgroup")
-_UNLIMITED = 1 << 60  # control groups of version 1 say "no limit" with a number near 2^63
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,51 +53,6 @@ def detect(measure: bool = True) -> Hardware:
         return hardware
     flops, copied = _speeds(hardware)
     return dataclasses.replace(hardware, matrix_flops=flops, bytes_per_second=copied)
-
-
-def cores() -> int:
-    """Cores this process may use: its affinity, and its control group's share of processor time, rounded up."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, *_limits(_core_limit)))
-
-
-def memory_bytes() -> int:
-    """Main memory this process may use: the machine's, or its control group's limit where that is lower."""
-    return min(int(psutil.virtual_memory().total), *_limits(_memory_limit))
-
-
-def _limits(
-    read: Callable[[Path], int | None], root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")
-) -> list[int]:
-    """What `read` finds in the control groups this process is in and in those around them; at least one (large)
-    number."""
-    folders = {root, root / "memory", root / "cpu"}
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in membership.read_text().splitlines():
-            _, controllers, path = [*line.split(":", 2), "", ""][:3]
-            kinds = [name for name in controllers.split(",") if name in ("memory", "cpu")] or [""]
-            for kind in kinds:
-                here = root / kind / path.lstrip("/")
-                folders |= {folder for folder in (here, *here.parents) if folder.is_relative_to(root)}
-    found = (read(folder) for folder in folders)
-    return [_UNLIMITED, *(limit for limit in found if limit is not None)]
-
-
-def _memory_limit(folder: Path) -> int | None:
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # absent, or the word "max"
-            return int((folder / name).read_text())
-    return None
-
-
-def _core_limit(folder: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
-        return math.ceil(int(quota) / int(period))
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return math.ceil(quota_us / int((folder / "cpu.cfs_period_us").read_text())) if quota_us > 0 else None
-    return None
 
 
 def _speeds(hardware: Hardware) -> tuple[float, float]:

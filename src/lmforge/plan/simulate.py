@@ -12,8 +12,9 @@ import os
 from typing import Any
 
 from lmforge.model.config import GPTConfig, network_of
-from lmforge.plan.cost import TRAINING, active_parameters, flops_per_token, parameters, training_bytes
+from lmforge.plan.cost import TRAINING, active_parameters, flops_per_token, parameters
 from lmforge.plan.hardware import Hardware, detect
+from lmforge.plan.memory import training_bytes
 from lmforge.recipe import Recipe
 from lmforge.tokens.batch_schedule import ramp_of, with_length
 

@@ -16,7 +16,7 @@ from lmforge.recipe.corpus import (
     SynthesisStep,
 )
 from lmforge.recipe.load import load_recipe, parse_recipe
-from lmforge.recipe.schema import AttentionKind, Model, Parallel, Recipe, Tokens
+from lmforge.recipe.schema import AttentionKind, CompressStep, Model, Parallel, QuantizeStep, Recipe, Tokens
 from lmforge.recipe.training import Finetune, Lora, Train
 from lmforge.recipe.write import to_toml
 
@@ -24,6 +24,7 @@ __all__ = [
     "AttentionKind",
     "Augment",
     "BackTranslation",
+    "CompressStep",
     "Corpus",
     "Finetune",
     "Genre",
@@ -35,6 +36,7 @@ __all__ = [
     "PrivateKind",
     "ProceduralTask",
     "Quality",
+    "QuantizeStep",
     "Recipe",
     "RuleFamily",
     "Source",

@@ -110,6 +110,15 @@ class Source(Section):
 
 
 RuleFamily = Literal["boilerplate", "punctuation", "gopher", "repetition", "c4", "fineweb"]
+Rule = Literal[
+    "too_short", "too_long", "mostly_not_text", "duplicate_lines", "duplicate_ngrams",
+    "gopher_too_few_words", "gopher_too_many_words", "gopher_short_words", "gopher_long_words", "gopher_hash_signs",
+    "gopher_ellipses", "gopher_bullet_lines", "gopher_ellipsis_lines", "gopher_few_letters", "gopher_stop_words",
+    "repeated_paragraphs", "repeated_paragraph_characters", "repeated_lines", "repeated_line_characters", "top_2gram",
+    "top_3gram", "top_4gram", "repeated_5grams", "repeated_6grams", "repeated_7grams", "repeated_8grams",
+    "repeated_9grams", "repeated_10grams", "c4_lorem_ipsum", "c4_curly_bracket", "c4_too_few_sentences",
+    "fineweb_unpunctuated_lines", "fineweb_short_lines", "fineweb_repeated_line_characters", "fineweb_list",
+]  # fmt: skip
 PrivateKind = Literal["email", "ip", "phone", "card"]
 
 
@@ -196,13 +205,15 @@ class Corpus(Section):
     sources: tuple[Source, ...] = (Source(kind="python-library", genre="code"),)
     # share of documents kept out of training, chosen by document hash
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    min_chars: Positive = 64
+    leaked_share: Share = 0.1  # a document of which more than this stands in training is not held out
+    min_chars: Positive = 64  # a sign of Chinese, Japanese or Korean counts double; 1: any text is long enough
     max_chars: Positive = 1_000_000
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
     # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see
     # corpus/clean/quality.py.
     rules: tuple[RuleFamily, ...] = ("boilerplate", "gopher", "repetition", "c4", "fineweb")
+    rules_off: tuple[Rule, ...] = ()  # single rules, named as the reasons in statistics.json, that leave nothing out
     languages: tuple[str, ...] = ()  # ISO 639-1 codes of the languages kept, code aside; default: any
     # replaced by what they are, code and technical text aside
     mask_private: tuple[PrivateKind, ...] = ("email", "ip", "phone", "card")

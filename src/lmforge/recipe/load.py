@@ -14,7 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from lmforge.errors import InputError
 from lmforge.recipe.corpus import BackTranslation, Source
+from lmforge.recipe.evaluate import TASK_SETTINGS, DataSettings
 from lmforge.recipe.schema import Model, Recipe
+from lmforge.recipe.training import example_sizes, fitted_length
+from lmforge.registry import Selected
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,8 +48,10 @@ OWN = ("recompute", "rope_scaling", "rope_trained")
 def _take_from_base(data: dict[str, Any], folder: Path) -> None:
     """Complete a recipe that fine-tunes: network, vocabulary and context of its base, and defaults that suit examples.
 
+    The resolved recipe of a run states all of that itself, so it does not depend on what became of the base.
+
     Raises:
-        InputError: no model there; or the recipe states another network, or sources.
+        InputError: no model there; or the recipe states another network, sources, or rows that would cut examples.
     """
     given = data["finetune"]
     corpus, tokens, model, train, evaluate = (
@@ -56,23 +61,9 @@ def _take_from_base(data: dict[str, Any], folder: Path) -> None:
         return  # parsing tells what is wrong
     base = _absolute(Path(given["base"]), folder)
     base = base if (base / "config.json").is_file() else base / "model"
-    try:
-        config = json.loads((base / "config.json").read_text())
-        shape, compression = dict(config["architecture"]), config["compression"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if (base / "config.json").is_file() and "model_type" in (base / "config.json").read_text(errors="replace"):
-            raise InputError(
-                f"finetune.base: {given['base']}: a checkpoint of transformers; make a model of it first: "
-                f"lmforge import {given['base']} MODEL"
-            ) from error
-        raise InputError(
-            f"finetune.base: {given['base']}: no model there; give a run that is trained, a checkpoint or a model"
-        ) from error
-    if compression:
-        raise InputError(
-            f"finetune.base: {given['base']}: a compressed model, which cannot be trained; give the model that it was "
-            "made from"
-        )
+    if _states_its_network(model, tokens):
+        return  # training says where the base does not fit
+    shape = _shape_of(base, given["base"])
     given["base"] = str(base)
     if corpus.setdefault("sources", []):
         raise InputError(
@@ -95,10 +86,60 @@ def _take_from_base(data: dict[str, Any], folder: Path) -> None:
         raise InputError(
             f"tokens.context: {tokens['context']}; the learned positions of finetune.base need {shape['context']}"
         )
-    tokens.setdefault("packing", "best_fit")  # whole examples
+    if tokens.setdefault("packing", "best_fit") == "ring":
+        raise InputError("tokens.packing: 'ring' would cut examples in two; leave it out, examples are kept whole")
+    if train.get("context_schedule"):
+        raise InputError("train.context_schedule: shorter rows would cut examples in two; leave it out")
     train.setdefault("peak_lr", 2e-3 if given.get("lora") is not None else 3e-4)
     train.setdefault("weight_decay", 0.0)
     evaluate.setdefault("tasks", ["answers", "generation_speed"])
+    if isinstance(given.get("train"), str):
+        _fit_to_examples(_absolute(Path(given["train"]), folder), given, train, tokens["context"])
+
+
+def _states_its_network(model: dict[str, Any], tokens: dict[str, Any]) -> bool:
+    """Whether a recipe has every key that a base would give, as only a resolved one has."""
+    needed = {name for name, field in Model.model_fields.items() if field.default is not None}
+    return needed <= model.keys() and {"vocab_size", "context", "packing"} <= tokens.keys()
+
+
+def _shape_of(base: Path, given: str) -> dict[str, Any]:
+    """The architecture of a saved model that can be trained.
+
+    Raises:
+        InputError: there is none, or it is compressed.
+    """
+    try:
+        config = json.loads((base / "config.json").read_text())
+        shape, compression = dict(config["architecture"]), config["compression"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (base / "config.json").is_file() and "model_type" in (base / "config.json").read_text(errors="replace"):
+            raise InputError(
+                f"finetune.base: {given}: a checkpoint of transformers; make a model of it first: "
+                f"lmforge import {given} MODEL"
+            ) from error
+        raise InputError(
+            f"finetune.base: {given}: no model there; give a run that is trained, a checkpoint or a model"
+        ) from error
+    if compression:
+        raise InputError(
+            f"finetune.base: {given}: a compressed model, which cannot be trained; give the model that it was made from"
+        )
+    return shape
+
+
+def _fit_to_examples(path: Path, given: dict[str, Any], train: dict[str, Any], context: Any) -> None:
+    """Batch size and epochs that give enough updates for as many examples as there are, where neither is stated. A
+    recipe that states its steps, tokens or batches is left as it is."""
+    size = example_sizes(path)
+    if size is None or not isinstance(context, int) or context < 1:
+        return
+    if {"steps", "tokens", "batch_tokens", "batch_schedule"} & train.keys():
+        return
+    examples, tokens = size
+    epochs = given.get("epochs")
+    fitted = fitted_length(examples, tokens, context, epochs if isinstance(epochs, int | float) else None)
+    train["batch_tokens"], given["epochs"] = fitted
 
 
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -126,11 +167,21 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         if section := getattr(corpus, name):
             paths = {key: _absolute(getattr(section, key), base) for key in keys if getattr(section, key)}
             changed[name] = section.model_copy(update=paths)
+    tasks = tuple(
+        task.model_copy(update={"data": _absolute(task.data, base)})
+        if isinstance(task, DataSettings) and task.data
+        else task
+        for task in recipe.evaluate.tasks
+    )
+    evaluate = recipe.evaluate.model_copy(update={"tasks": tasks})
     finetune = recipe.finetune
     if finetune:
-        found = {key: _absolute(path, base) for key in ("base", "train", "test") if (path := getattr(finetune, key))}
-        finetune = finetune.model_copy(update=found)
-    return recipe.model_copy(update={"corpus": corpus.model_copy(update=changed), "finetune": finetune})
+        paths_given = {
+            key: _absolute(path, base) for key in ("base", "train", "test") if (path := getattr(finetune, key))
+        }
+        finetune = finetune.model_copy(update=paths_given)
+    resolved = {"corpus": corpus.model_copy(update=changed), "evaluate": evaluate, "finetune": finetune}
+    return recipe.model_copy(update=resolved)
 
 
 def _absolute(path: Path, base: Path) -> Path:
@@ -180,6 +231,8 @@ def _explain(problem: Any) -> str:
 
 def _valid_keys(location: Sequence[str | int]) -> list[str]:
     """The keys of the section at `location`."""
+    if len(location) == 4 and list(location[:2]) == ["evaluate", "tasks"]:  # a registered task's, by its name
+        return list(TASK_SETTINGS[str(location[3])].model_fields)
     section: type[BaseModel] = Recipe
     choices: list[type[BaseModel]] = []
     for part in location:
@@ -187,8 +240,12 @@ def _valid_keys(location: Sequence[str | int]) -> list[str]:
             continue
         if part in section.model_fields:
             choices = _sections_in(section.model_fields[part].annotation)
-        else:  # one of several sections, named by its method
-            choices = [each for each in choices if part in get_args(each.model_fields["method"].annotation)]
+        else:  # one of several sections, named by its method (or whatever chooses it)
+            choices = [
+                each
+                for each in choices
+                if any(part in get_args(field.annotation) for field in each.model_fields.values())
+            ]
         if not choices:
             return []
         section = choices[0]
@@ -198,6 +255,9 @@ def _valid_keys(location: Sequence[str | int]) -> list[str]:
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
+    for chosen in getattr(annotation, "__metadata__", ()):
+        if isinstance(chosen, Selected):
+            return list(chosen.sections.values())
     if get_origin(annotation) in (tuple, list, Union, types.UnionType, Annotated):
         return [found for part in get_args(annotation) for found in _sections_in(part)]
     return []

@@ -14,8 +14,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lmforge.recipe.corpus import Corpus
+from lmforge.recipe.evaluate import Evaluate
+from lmforge.recipe.registry import COMPRESSION_STEPS
 from lmforge.recipe.training import Finetune, Train
 from lmforge.recipe.types import Positive, Section, Size
+from lmforge.registry import Selected
 
 AttentionKind = Literal["full", "window", "strided", "pooled", "sparse", "lsh", "linear"]
 
@@ -96,31 +99,33 @@ class Parallel(Section):
     """How the network is laid over processes (torchrun starts them)."""
 
     data: Positive | None = None  # default: every process there is
+    layout: str = "data-parallel"  # a name registered in lmforge.parallel.layout.LAYOUTS
 
 
-class QuantizeStep(Section):
+class CompressStep(Section):
+    """One step of compression: `method`, and that method's own keys. Each method registers its section."""
+
+    method: str
+
+
+class QuantizeStep(CompressStep):
     """8-bit weights and activations."""
 
     method: Literal["quantize"] = "quantize"
 
 
+# the default needs it before any method is imported
+COMPRESSION_STEPS.register("quantize", QuantizeStep)
+
+
 class Compress(Section):
     """Model → smaller model, one method after another."""
 
-    steps: tuple[QuantizeStep, ...] = (QuantizeStep(),)
+    steps: tuple[Annotated[CompressStep, Selected(COMPRESSION_STEPS, "method", default="quantize")], ...] = (
+        QuantizeStep(),
+    )
     # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
     budget: Annotated[float, Field(gt=0)] | None = None
-
-
-TaskName = Literal["bits_per_byte", "completions_parse", "generation_speed", "kneser_ney", "answers", "passkey"]
-
-
-class Evaluate(Section):
-    """Model → scores."""
-
-    tasks: tuple[TaskName, ...] = ("bits_per_byte", "completions_parse", "generation_speed", "kneser_ney")
-    items: Positive = 64  # items of each generative task
-    max_tokens: Positive | None = None  # tokens of the held-out text scored; default: all
 
 
 class Serve(Section):

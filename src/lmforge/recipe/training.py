@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -108,6 +109,51 @@ class Lora(Section):
         return (self.alpha or 2 * self.rank) / self.rank
 
 
+EPOCHS, MOST_EPOCHS = 3.0, 10.0
+UPDATES = 200  # that a fine-tuning should make; with fewer, a small file is seen more often
+BATCH_EXAMPLES = 16
+LEAST_UPDATES = 100  # with fewer little is learned, and that is said
+SAMPLED_BYTES = 1 << 26  # of a file of examples, from which the number of its lines is told
+
+
+def example_sizes(path: Path) -> tuple[int, int] | None:
+    """About how many examples, and tokens in them, a file of JSON lines holds, by its size and lines: four bytes a
+    token, keys and marks included; a compressed file is taken to unfold to three times its size. None where there is no
+    such file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            compressed = file.read(4)[:2] in (b"\x1f\x8b", b"\x28\xb5")  # gzip, Zstandard
+            file.seek(0)
+            sample = b"" if compressed else file.read(SAMPLED_BYTES)
+    except OSError:
+        return None
+    if compressed:
+        return max(1, 3 * size // 400), max(1, 3 * size // 4)
+    lines = sample.count(b"\n") + 1
+    return max(1, lines * size // max(1, len(sample))), max(1, size // 4)
+
+
+def fitted_length(examples: int, tokens: int, context: int, epochs: float | None) -> tuple[int, float]:
+    """Batch size in tokens, and epochs (those given, where they are), for a fine-tuning of so many examples.
+
+    A batch is as large as leaves 200 updates in three epochs, at most 8,192 tokens and at least 16 examples; where even
+    that gives fewer updates, examples are seen up to ten times (small data wants more passes: Mosbach et al. 2021, "On
+    the Stability of Fine-tuning BERT", section 6), and then the batch shrinks to a row.
+    """
+    passes = epochs or EPOCHS
+    most = max(1, 8192 // context)
+    few = max(1, math.ceil(BATCH_EXAMPLES * tokens / examples / context))
+    enough = int(passes * tokens / UPDATES / context)
+    rows = min(most, max(few, enough))
+    if epochs is None:
+        wanted = UPDATES * rows * context / tokens
+        passes = float(min(MOST_EPOCHS, max(EPOCHS, math.ceil(wanted))))
+    if passes * tokens < LEAST_UPDATES * rows * context:
+        rows = max(1, min(rows, int(passes * tokens / LEAST_UPDATES / context)))
+    return rows * context, passes
+
+
 class Finetune(Section):
     """A trained model and examples → a model of these examples. Takes the place of the corpus's sources, the vocabulary
     and [model]."""
@@ -123,6 +169,14 @@ class Finetune(Section):
     labels: dict[str, str] = Field(default={})
     instruction: str = ""  # a line before each question
     long: Literal["refuse", "skip"] = "refuse"  # what is done with a training example longer than tokens.context
-    # times that each example is seen, where train.steps and train.tokens are not given
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    # times that each example is seen, where train.steps and train.tokens are not given; default: up to 10 for few
+    # examples
+    epochs: Annotated[float, Field(gt=0)] = EPOCHS
     lora: Lora | None = None  # default: every weight is trained
+
+    @model_validator(mode="after")
+    def _labels_are_words(self) -> Finetune:
+        for label, word in self.labels.items():
+            if not word.strip():
+                raise ValueError(f"labels: {label!r} becomes an empty word; a model cannot answer with nothing")
+        return self

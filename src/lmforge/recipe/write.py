@@ -21,7 +21,7 @@ def to_toml(recipe: Recipe) -> str:
         tables = {
             key: value
             for key, value in section.items()
-            if isinstance(value, list) and value and isinstance(value[0], dict)
+            if isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
         }
         nested = {key: value for key, value in section.items() if isinstance(value, dict)}
         lines += [

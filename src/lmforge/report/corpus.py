@@ -4,7 +4,7 @@ covers."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmforge.report.duplicates import contamination, duplicates, synthetic, trained_filters
@@ -33,7 +33,7 @@ from lmforge.report.markup import (
     tag,
 )
 from lmforge.report.plots import Point, Series, bar_chart, line_chart, logarithmic, share_bar
-from lmforge.report.scores import score
+from lmforge.report.scores import entropy
 
 # what the description of the model that lmforge is planned after says of its test text; not measured here
 CLAIMED_BITS_PER_WORD = 5.11
@@ -52,38 +52,38 @@ _POWERS = frozenset(map(str, range(50)))
 
 def corpus(run: Run) -> Html:
     """Documents in and out, why some were dropped, lengths, genres, entropy, words, readability, topics, entities."""
-    found = mapping(run.json("corpus", "statistics.json")) or run.figures("corpus")
-    if not found:
+    facts = mapping(run.json("corpus", "statistics.json")) or run.figures("corpus")
+    if not facts:
         return not_run("corpus")
-    numbers = f"{count(found, 'documents_in')} documents in, {count(found, 'documents_out')} out"
+    numbers = f"{count(facts, 'documents_in')} documents in, {count(facts, 'documents_out')} out"
     link = tag("a", "Samples of what was kept and dropped", href="corpus/samples.html")
-    notices = [(name, count(amount)) for name, amount in ordered(found.get("notices"))]
-    analysis = mapping(found, "analysis")
+    notices = [(name, count(amount)) for name, amount in ordered(facts.get("notices"))]
+    analysis = mapping(facts, "analysis")
     return join(
-        tag("p", f"{numbers}: {size(found, 'bytes_out')}, {count(found, 'words')} words."),
+        tag("p", f"{numbers}: {size(facts, 'bytes_out')}, {count(facts, 'words')} words."),
         tag("p", link) if run.exists("corpus", "samples.html") else None,
-        _sizes(found),
-        _genres(found, mapping(analysis, "genres")),
-        _entropy(run, found, analysis),
-        _vocabulary(found, analysis),
+        _sizes(facts),
+        _genres(facts, mapping(analysis, "genres")),
+        _entropy(run, facts, analysis),
+        _vocabulary(facts, analysis),
         _prose(analysis),
         _topics(mapping(analysis, "topics")),
         _entities(mapping(analysis, "entities")),
-        duplicates(mapping(found, "overlap")),
-        contamination(mapping(found, "decontamination")),
-        trained_filters(mapping(found, "filters")),
-        synthetic(mapping(found, "synthetic")),
+        duplicates(mapping(facts, "overlap")),
+        contamination(mapping(facts, "decontamination")),
+        trained_filters(mapping(facts, "filters")),
+        synthetic(mapping(facts, "synthetic")),
         _sampled(analysis),
         details("Passed over or repaired while reading", table(("what", "files"), notices, (1,))) if notices else None,
     )
 
 
-def _sizes(found: dict[str, Any]) -> Html:
-    total = found.get("documents_in")
+def _sizes(facts: dict[str, Any]) -> Html:
+    total = facts.get("documents_in")
     reasons = [
-        (plain(name), count(amount), percent(ratio(amount, total))) for name, amount in ordered(found.get("dropped"))
+        (plain(name), count(amount), percent(ratio(amount, total))) for name, amount in ordered(facts.get("dropped"))
     ]
-    splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(found, "splits").items()]
+    splits = [(name, count(row, "documents"), size(row, "bytes")) for name, row in mapping(facts, "splits").items()]
     head = ("reason", "documents", "share")
     dropped = table(head, reasons[:_MOST_REASONS], (1, 2)) if reasons else tag("p", "nothing was dropped")
     rest = details("Rarer reasons", table(head, reasons[_MOST_REASONS:], (1, 2))) if reasons[_MOST_REASONS:] else None
@@ -91,7 +91,7 @@ def _sizes(found: dict[str, Any]) -> Html:
         "div",
         tag(
             "div",
-            bar_chart("Documents by length", _lengths(found), "bytes from (each bar: up to twice that)", "documents"),
+            bar_chart("Documents by length", _lengths(facts), "bytes from (each bar: up to twice that)", "documents"),
             part("Split by hash", ("split", "documents", "text"), splits, (1, 2)),
         ),
         tag("div", tag("h3", "Dropped, by reason"), dropped, rest),
@@ -99,10 +99,10 @@ def _sizes(found: dict[str, Any]) -> Html:
     )
 
 
-def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
+def _genres(facts: dict[str, Any], told: dict[str, Any]) -> Html | None:
     """Shares of the text, and how well a classifier tells the genres apart."""
-    text = found.get("bytes_out")
-    shares = [(name, row, ratio(at(row, "bytes"), text)) for name, row in mapping(found, "genres").items()]
+    text = facts.get("bytes_out")
+    shares = [(name, row, ratio(at(row, "bytes"), text)) for name, row in mapping(facts, "genres").items()]
     rows = [
         (name, count(row, "documents"), size(row, "bytes"), percent(share), share_bar(share))
         for name, row, share in shares
@@ -131,27 +131,12 @@ def _genres(found: dict[str, Any], told: dict[str, Any]) -> Html | None:
     return join(first, second)
 
 
-def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
-    rows = {**mapping(found, "entropy"), **mapping(analysis, "entropy")}
-    bits = score(run, "bits_per_byte")
+def _entropy(run: Run, facts: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
+    rows = {**mapping(facts, "entropy"), **mapping(analysis, "entropy")}
+    bits, held_out_bytes = entropy(run)
     bytes_per_word = ratio(at(rows, "words_order_1", "bits_per_word"), at(rows, "words_order_1", "bits_per_byte"))
     own = bits * bytes_per_word if bits is not None and bytes_per_word is not None else None
-    shown: list[tuple[object, ...]] = []
-    for name, row in rows.items():
-        if mapping(row):
-            shown.append((_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)))
-            per_byte = ratio(at(row, "bits_per_byte"), at(row, "bits_per_word"))
-            shown += [
-                (
-                    tag("small", plain(other)),
-                    figure(row, other),
-                    figure(_times(number(row, other), per_byte)),
-                    definition,
-                    "",
-                )
-                for other, definition in CORRECTIONS.items()
-                if number(row, other) is not None
-            ]
+    shown = _estimates(rows)
     if bits is not None:
         shown.append(
             (
@@ -160,7 +145,7 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
                 figure(bits),
                 "bits per byte of the test split; per word: times the bytes per word of the held-out sample, white "
                 "space included",
-                f"{count(run.tasks().get('bits_per_byte'), 'bytes')} bytes",
+                f"{count(held_out_bytes)} bytes",
             )
         )
     shown.append(
@@ -204,6 +189,27 @@ def _entropy(run: Run, found: dict[str, Any], analysis: dict[str, Any]) -> Html 
     )
 
 
+def _estimates(rows: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    """Every estimate of the corpus's own, each followed by its corrections."""
+    shown: list[tuple[object, ...]] = []
+    for name, row in rows.items():
+        if mapping(row):
+            shown.append((_entropy_name(name), *_both(row), at(row, "definition"), _sample(row)))
+            per_byte = ratio(at(row, "bits_per_byte"), at(row, "bits_per_word"))
+            shown += [
+                (
+                    tag("small", plain(other)),
+                    figure(row, other),
+                    figure(_times(number(row, other), per_byte)),
+                    definition,
+                    "",
+                )
+                for other, definition in CORRECTIONS.items()
+                if number(row, other) is not None
+            ]
+    return shown
+
+
 def _times(value: float | None, factor: float | None) -> float | None:
     return None if value is None or factor is None else value * factor
 
@@ -235,8 +241,8 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _vocabulary(found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
-    zipf, heaps, types = mapping(found, "zipf"), mapping(analysis, "heaps"), mapping(analysis, "type_token")
+def _vocabulary(facts: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
+    zipf, heaps, types = mapping(facts, "zipf"), mapping(analysis, "heaps"), mapping(analysis, "type_token")
     if not (zipf or heaps):
         return None
     listed = (each.get("points") for each in (heaps, zipf))
@@ -245,7 +251,7 @@ def _vocabulary(found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
     )
     drawn = [
         (x, y)
-        for row in entries(found, "vocabulary_growth")
+        for row in entries(facts, "vocabulary_growth")
         if (x := number(row, "words")) and (y := number(row, "distinct"))
     ]
     growth = [
@@ -261,15 +267,15 @@ def _vocabulary(found: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
     rows = [
         (
             "distinct words",
-            count(found, "distinct_words"),
-            "runs of non-space characters" + ("" if found.get("words_exact", True) else ", estimated"),
-            f"{count(found, 'words')} words",
+            count(facts, "distinct_words"),
+            "runs of non-space characters" + ("" if facts.get("words_exact", True) else ", estimated"),
+            f"{count(facts, 'words')} words",
         ),
         (
             "of these seen once",
-            percent(ratio(found.get("words_seen_once"), found.get("distinct_words"))),
+            percent(ratio(facts.get("words_seen_once"), facts.get("distinct_words"))),
             "share of the distinct words",
-            f"{count(found, 'words')} words",
+            f"{count(facts, 'words')} words",
         ),
         ("Zipf's exponent", figure(zipf, "value"), at(zipf, "definition"), _sample(zipf)),
         ("Heaps' exponent", figure(heaps, "value"), at(heaps, "definition"), _sample(heaps)),
@@ -331,23 +337,23 @@ def _prose(analysis: dict[str, Any]) -> Html | None:
     )
 
 
-def _topics(found: dict[str, Any]) -> Html | None:
+def _topics(model: dict[str, Any]) -> Html | None:
     rows = []
-    for topic in entries(found, "topics"):
+    for topic in entries(model, "topics"):
         words, share = topic.get("words"), number(topic, "share")
         listed = ", ".join(map(str, words)) if isinstance(words, list) else MISSING
         coherent = figure(topic, "npmi", digits=2), figure(topic, "umass", digits=3)
         rows.append((tag("b", topic.get("name")), percent(share), share_bar(share), listed, *coherent))
     head = ("topic", "share", "", "heaviest words", "NPMI", "UMass")
-    means = f"mean NPMI {figure(found, 'npmi', digits=2)}, UMass {figure(found, 'umass', digits=3)}"
-    told = note(found, f"{count(found, 'sample_pieces')} pieces; {means}")
+    means = f"mean NPMI {figure(model, 'npmi', digits=2)}, UMass {figure(model, 'umass', digits=3)}"
+    told = note(model, f"{count(model, 'sample_pieces')} pieces; {means}")
     return join(part("Topics", head, rows, (1, 4, 5)), told) if rows else None
 
 
-def _entities(found: dict[str, Any]) -> Html | None:
+def _entities(entities: dict[str, Any]) -> Html | None:
     rows = []
     for kind, plural in ENTITIES.items():
-        row = mapping(found, kind)
+        row = mapping(entities, kind)
         top = row.get("top")
         pairs = [pair for pair in top if isinstance(pair, list) and len(pair) == 2] if isinstance(top, list) else []
         most = ", ".join(f"{name} ({count(times)})" for name, times in pairs)
@@ -355,7 +361,7 @@ def _entities(found: dict[str, Any]) -> Html | None:
             rows.append((plural, count(row, "distinct"), count(row, "mentions"), count(row, "at_least"), most))
     head = ("named", "distinct", "mentions", "at least, in endless text", "most frequent")
     return (
-        join(part("Entities", head, rows, (1, 2, 3)), note(found, f"{size(found, 'sample_bytes')} of prose"))
+        join(part("Entities", head, rows, (1, 2, 3)), note(entities, f"{size(entities, 'sample_bytes')} of prose"))
         if rows
         else None
     )
@@ -376,9 +382,9 @@ def _sample(row: object) -> str:
     return ", ".join(f"{count(value)} {plain(name.removeprefix('sample_'))}" for name, value in sizes)
 
 
-def _lengths(found: dict[str, Any]) -> list[tuple[str, float]]:
+def _lengths(facts: dict[str, Any]) -> list[tuple[str, float]]:
     """The histogram's bars; statistics.json names each by the power of two that its lengths begin at."""
-    bars = ((int(power), number(amount)) for power, amount in mapping(found, "lengths").items() if power in _POWERS)
+    bars = ((int(power), number(amount)) for power, amount in mapping(facts, "lengths").items() if power in _POWERS)
     return [(_power(power), amount) for power, amount in sorted(bars) if amount is not None]
 
 

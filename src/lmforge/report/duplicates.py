@@ -68,11 +68,11 @@ def duplicates(overlap: dict[str, Any]) -> Html | None:
 def _clusters(sizes: dict[str, Any]) -> str:
     """{"2": 5, "3": 1, "12": 1} → '5 of 2, 1 of 3, 1 of 10 to 99'."""
     known = [(int(name), int(number(amount) or 0)) for name, amount in sizes.items() if name.isdigit()]
-    found = [(low, high, sum(amount for each, amount in known if low <= each <= high)) for low, high in _BANDS]
+    bands = [(low, high, sum(amount for each, amount in known if low <= each <= high)) for low, high in _BANDS]
     names = {
         low: f"{low}" if low == high else f"{low} or more" if high > 99 else f"{low} to {high}" for low, high in _BANDS
     }
-    return ", ".join(f"{amount:,} of {names[low]}" for low, _, amount in found if amount)
+    return ", ".join(f"{amount:,} of {names[low]}" for low, _, amount in bands if amount)
 
 
 def _start(text: object) -> str:
@@ -80,12 +80,12 @@ def _start(text: object) -> str:
     return words if len(words) <= _CHARACTERS else f"{words[:_CHARACTERS]} …"
 
 
-def contamination(found: dict[str, Any]) -> Html | None:
+def contamination(figures: dict[str, Any]) -> Html | None:
     """What was found of each benchmark, and how well planted copies of its texts are found."""
-    if not number(found, "benchmarks"):
+    if not number(figures, "benchmarks"):
         return None
-    texts = mapping(found, "texts")
-    packs = [(name, count(amount)) for name, amount in ordered(found.get("found"))]
+    texts = mapping(figures, "texts")
+    packs = [(name, count(amount)) for name, amount in ordered(figures.get("found"))]
     planted = [
         (
             name,
@@ -94,11 +94,11 @@ def contamination(found: dict[str, Any]) -> Html | None:
             percent(number(row, "precision")),
             at(row, "definition"),
         )
-        for name, row in mapping(found, "planted").items()
+        for name, row in mapping(figures, "planted").items()
     ]
     words = (
-        f"{count(found, 'documents')} documents held a text of one of {count(found, 'benchmarks')} benchmark files and "
-        "were left out. Of their texts "
+        f"{count(figures, 'documents')} documents held a text of one of {count(figures, 'benchmarks')} benchmark files "
+        "and were left out. Of their texts "
         f"{count(texts, 'windowed')} are looked for by any run of 50 letters, {count(texts, 'short')} whole, "
         f"{count(texts, 'lines')} as a line by "
         f"themselves, {count(texts, 'too_short')} are too short to tell."
@@ -113,7 +113,7 @@ def contamination(found: dict[str, Any]) -> Html | None:
     return tag("div", left, right, class_="plots")
 
 
-def trained_filters(found: dict[str, Any]) -> Html | None:
+def trained_filters(filters: dict[str, Any]) -> Html | None:
     """What the filters that were trained for this corpus are, and how well they do."""
     rows = [
         (
@@ -123,15 +123,15 @@ def trained_filters(found: dict[str, Any]) -> Html | None:
                 for key, value in mapping(row).items()
             ),
         )
-        for name, row in found.items()
+        for name, row in filters.items()
     ]
     return part("Trained filters", ("filter", "what is known of it"), rows, ())
 
 
-def synthetic(found: dict[str, Any]) -> Html | None:
+def synthetic(figures: dict[str, Any]) -> Html | None:
     """Documents that were made: how many, by which method, and how near paraphrases are to their texts."""
     rows = []
-    for name, row in mapping(found, "methods").items():
+    for name, row in mapping(figures, "methods").items():
         likeness, skipped = mapping(row, "likeness"), mapping(row, "skipped")
         told = [f"{plain(key)} {figure(value, digits=3)}" for key, value in likeness.items()]
         told += [f"passed over: {plain(key)} {count(value)}" for key, value in skipped.items()]
@@ -140,7 +140,7 @@ def synthetic(found: dict[str, Any]) -> Html | None:
                 plain(name),
                 count(row, "documents"),
                 size(row, "bytes"),
-                percent(ratio(at(row, "bytes"), found.get("bytes"))),
+                percent(ratio(at(row, "bytes"), figures.get("bytes"))),
                 percent(number(row, "share")),
                 "; ".join(told),
             )

@@ -87,18 +87,17 @@ class Run:
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """scores/TASK.json by task, in alphabetical order."""
-        found = {
-            path.stem: mapping(self.json("scores", path.name)) for path in sorted(self.directory.glob("scores/*.json"))
-        }
-        return {name: task for name, task in found.items() if task and name != "manifest"}
+        paths = sorted(self.directory.glob("scores/*.json"))
+        contents = {path.stem: mapping(self.json("scores", path.name)) for path in paths}
+        return {name: content for name, content in contents.items() if content and name != "manifest"}
 
     def items(self, task: str, most: int) -> list[dict[str, Any]]:
         """The first `most` lines of scores/TASK.items.jsonl."""
-        found = []
+        lines = []
         try:
             with (self.directory / "scores" / f"{task}.items.jsonl").open(encoding="utf-8", errors="replace") as file:
                 for line in itertools.islice(iter(lambda: file.readline(_LONGEST_LINE), ""), most):
-                    found.append(json.loads(line))
+                    lines.append(json.loads(line))
         except (OSError, ValueError, RecursionError):
             pass
-        return entries(found)
+        return entries(lines)

@@ -95,11 +95,11 @@ def at(value: object, *path: str) -> Any:
 
 def number(value: object, *path: str) -> float | None:
     """The value there where it is a finite number that a float can hold, else None."""
-    found = at(value, *path)
-    if isinstance(found, bool) or not isinstance(found, int | float):
+    there = at(value, *path)
+    if isinstance(there, bool) or not isinstance(there, int | float):
         return None
     try:
-        converted = float(found)
+        converted = float(there)
     except OverflowError:
         return None
     return converted if math.isfinite(converted) else None
@@ -107,14 +107,14 @@ def number(value: object, *path: str) -> float | None:
 
 def mapping(value: object, *path: str) -> dict[str, Any]:
     """The value there where it is a dictionary, else an empty one."""
-    found = at(value, *path) if path else value
-    return found if isinstance(found, dict) else {}
+    there = at(value, *path) if path else value
+    return there if isinstance(there, dict) else {}
 
 
 def entries(value: object, *path: str) -> list[dict[str, Any]]:
     """The dictionaries in the value there where it is a list, else none."""
-    found = at(value, *path)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    there = at(value, *path)
+    return [entry for entry in there if isinstance(entry, dict)] if isinstance(there, list) else []
 
 
 def ordered(counts: object) -> list[tuple[str, Any]]:
@@ -127,19 +127,19 @@ def ordered(counts: object) -> list[tuple[str, Any]]:
 
 def count(value: object, *path: str) -> str:
     """1234567 → '1,234,567'."""
-    found = number(value, *path)
-    return MISSING if found is None else f"{found:,.0f}"
+    amount = number(value, *path)
+    return MISSING if amount is None else f"{amount:,.0f}"
 
 
 def figure(value: object, *path: str, digits: int = 4) -> str:
     """Four significant digits: 1.6578 → '1.658', 12345.6 → '12,346'."""
-    found = number(value, *path)
-    if found is None:
+    amount = number(value, *path)
+    if amount is None:
         return MISSING
-    if found and not 1e-4 <= abs(found) < 1e15:
-        return f"{found:.{digits - 1}e}"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(found)))) if found else 0
-    return f"{found:,.{places}f}"
+    if amount and not 1e-4 <= abs(amount) < 1e15:
+        return f"{amount:.{digits - 1}e}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(amount)))) if amount else 0
+    return f"{amount:,.{places}f}"
 
 
 def percent(share: float | None) -> str:
@@ -149,11 +149,11 @@ def percent(share: float | None) -> str:
 
 def metric(value: object, *path: str, unit: str = "") -> str:
     """SI prefixes: 2621440 → '2.62 M', with unit 'B' → '2.62 MB'."""
-    found = number(value, *path)
-    if found is None:
+    amount = number(value, *path)
+    if amount is None:
         return MISSING
-    power = min(4, int(math.log10(abs(found)) // 3)) if abs(found) >= 1000 else 0
-    scaled = found / 1000**power
+    power = min(4, int(math.log10(abs(amount)) // 3)) if abs(amount) >= 1000 else 0
+    scaled = amount / 1000**power
     shown = f"{scaled:.3g}" if abs(scaled) < 999.5 else f"{scaled:.0f}"
     return f"{shown} {('', 'k', 'M', 'G', 'T')[power]}{unit}".rstrip()
 

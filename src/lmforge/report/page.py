@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmforge.errors import InputError
+from lmforge.evaluate.harness import headlines
 from lmforge.progress import format_duration
 from lmforge.record import write_atomic
 from lmforge.report import sections, template
@@ -26,13 +27,12 @@ from lmforge.report.markup import (
     mapping,
     metric,
     number,
-    percent,
     ratio,
     size,
     table,
     tag,
 )
-from lmforge.report.scores import score, scores
+from lmforge.report.scores import cards, scores
 
 STAGES = {"corpus": "corpus", "tokens": "tokens", "train": "training", "compress": "compression", "evaluate": "scores"}
 
@@ -85,7 +85,7 @@ def _cards(run: Run) -> Html:
     before, after = (at(step, "decode_tokens_per_second", "1") for step in (first, last))
     smaller, faster = ratio(last.get("file_bytes"), first.get("file_bytes")), ratio(after, before)
     return tag(
-        "div", _bits_card(run),
+        "div", *_score_cards(run),
         _card("parameters", metric(train, "parameters"), f"{metric(train, 'tokens')} tokens seen" if train else None),
         _card("training time", format_duration(seconds) if seconds is not None else None,
               f"{count(train, 'tokens_per_second')} tokens/s" if train else None),
@@ -103,26 +103,27 @@ def _card(name: str, value: str | None, note: object = None) -> Html:
     )
 
 
-def _bits_card(run: Run) -> Html:
-    bits, baseline = score(run, "bits_per_byte"), score(run, "kneser_ney")
-    if bits is None:
-        valid = number(run.figures("train").get("valid_bits_per_byte"))
-        if valid is None:
-            return _card("bits per byte", None)
-        return _card("bits per byte, validation text", figure(valid), "the test text is not scored yet")
-    gain = ratio(bits, baseline)
-    if gain is None:
-        return _card("bits per byte, held-out text", figure(bits), "no baseline scored")
-    below = gain <= 1
-    words = f"{percent(abs(1 - gain))} {'below' if below else 'above'}"
-    return _card(
-        "bits per byte, held-out text",
-        figure(bits),
-        join(
-            tag("b", words, class_="good" if below else "bad", style="font-size: 1em; display: inline"),
-            f" 5-gram Kneser-Ney ({figure(baseline)})",
-        ),
-    )
+def _score_cards(run: Run) -> list[Html]:
+    """What the scores say first; until there are any, the validation text's figure."""
+    shown = [
+        _card(
+            card.title,
+            figure(card.value),
+            join(
+                tag("b", card.verdict, class_="good" if card.good else "bad", style="font-size: 1em; display: inline"),
+                f" {card.note}",
+            )
+            if card.verdict
+            else card.note,
+        )
+        for card in cards(run)
+    ]
+    if shown:
+        return shown
+    valid = number(run.figures("train").get("valid_bits_per_byte"))
+    if valid is None:
+        return [_card("bits per byte", None)]
+    return [_card("bits per byte, validation text", figure(valid), "the test text is not scored yet")]
 
 
 def _stages(run: Run) -> Html:
@@ -154,14 +155,5 @@ def key_figure(stage: str, figures: dict[str, object]) -> str:
         faster = ratio(at(last, "decode_tokens_per_second", "1"), at(first, "decode_tokens_per_second", "1"))
         return f"{figure(smaller, digits=3)}× the bytes, {figure(faster, digits=3)}× the decoding speed"
     if stage == "evaluate":
-        tasks = mapping(figures, "tasks")
-        bits, baseline = at(tasks, "bits_per_byte", "value"), at(tasks, "kneser_ney", "value")
-        answers = mapping(tasks, "answers")
-        shown = (
-            f"{answers.get('metric')} {figure(answers, 'value')}"
-            if number(answers, "value") is not None
-            else f"{len(tasks)} scores"
-        )
-        shown = f"{figure(bits)} bits per byte (test)" if number(bits) is not None else shown
-        return shown + (f"; 5-gram Kneser-Ney {figure(baseline)}" if number(baseline) is not None else "")
+        return headlines(mapping(figures, "tasks"))
     return ""

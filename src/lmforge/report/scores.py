@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from lmforge.evaluate.task import TASKS, Card, Task
 from lmforge.report.loaded import Run
 from lmforge.report.markup import (
     MISSING,
     Html,
     abbreviated,
-    at,
     count,
     details,
     entries,
@@ -18,7 +19,7 @@ from lmforge.report.markup import (
     mapping,
     not_run,
     number,
-    percent,
+    plain,
     table,
     tag,
 )
@@ -26,20 +27,49 @@ from lmforge.report.plots import share_map
 
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 2000
-_MORE = ("exact", "macro_f1", "matthews")  # other measures of a fine-tuned model's answers
 _PROMPTS, _COMPLETIONS = ("prompt", "context", "input"), ("completion", "text", "output", "generated", "written")
 
 
-def score(run: Run, task: str) -> float | None:
-    """The (uncompressed) model's value of a task."""
-    rows = score_rows(run.tasks().get(task, {}))
-    return number(rows[0][1], "value") if rows else None
+def task_of(title: str, content: Mapping[str, Any]) -> Task[Any]:
+    """The task that a score's file is of; one that is not installed here shows itself as any other."""
+    task: Task[Any] = TASKS.get(str(content.get("task", title)), Task())
+    return task
+
+
+def cards(run: Run) -> list[Card]:
+    """The figures that tasks put at the top of the page."""
+    own = {title: own_score(content) for title, content in run.tasks().items()}
+    made = (task_of(title, content).card(own[title], own) for title, content in run.tasks().items())
+    return [card for card in made if card is not None]
+
+
+def levels(run: Run) -> list[tuple[str, float]]:
+    """Names and values, in bits per byte, that the training's curves are seen against."""
+    levels = (task_of(title, content).level(own_score(content)) for title, content in run.tasks().items())
+    return [level for level in levels if level is not None]
+
+
+def entropy(run: Run) -> tuple[float | None, object]:
+    """What the model makes of the held-out text's entropy, in bits per byte, and of how many bytes."""
+    for title, content in run.tasks().items():
+        own = own_score(content)
+        bits = task_of(title, content).entropy(own)
+        if bits is not None:
+            return bits, own.get("bytes")
+    return None, None
+
+
+def own_score(task: dict[str, Any]) -> dict[str, Any]:
+    """The (uncompressed) model's score in a task's file."""
+    rows = score_rows(task)
+    return rows[0][1] if rows else {}
 
 
 def score_rows(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(model's name, its score) in a task's file: the first model's own where there is one, then those of `models`."""
     own = {} if set(task) == {"models"} else task
-    return [(name, row) for name, row in (("model", own), *mapping(task, "models").items()) if mapping(row)]
+    first = str(task.get("of", "model"))
+    return [(name, row) for name, row in ((first, own), *mapping(task, "models").items()) if mapping(row)]
 
 
 def scores(run: Run) -> Html:
@@ -48,66 +78,45 @@ def scores(run: Run) -> Html:
     if not tasks:
         return not_run("evaluate")
     rows = []
-    for name, task in tasks.items():
-        for model, row in score_rows(task):
+    told: list[str] = []
+    maps: list[Html] = []
+    for title, content in tasks.items():
+        task = task_of(title, content)
+        told += task.sentences(content)
+        for model, row in score_rows(content):
             low, high = number(row, "low"), number(row, "high")
             interval = f"{figure(low)} – {figure(high)}" if low is not None and high is not None else MISSING
             values = (row.get("metric") or MISSING, figure(row, "value"), interval, count(row, "items"))
-            whose = "baseline" if name == "kneser_ney" else model
-            rows.append((name.replace("_", " "), whose, *values, _beside(row), abbreviated(row.get("fingerprint"))))
+            whose = model if task.per_model else "baseline"
+            rows.append((plain(title), whose, *values, _beside(task, row), abbreviated(row.get("fingerprint"))))
+            maps += [share_map(each.title, each.columns, each.rows, each.note) for each in task.maps(model, row)]
     head = ("task", "of", "metric", "value", "95% interval", "items", "beside it", "fingerprint")
-    against = (at(row, "words") for row in mapping(tasks.get("kneser_ney"), "against").values())
-    told = [tag("li", words) for words in against if isinstance(words, str)]
     words = "Scores compare only where fingerprints are equal: same texts, same prompts, same counting."
     return join(
-        table(head, rows, (3, 4, 5)), tag("ul", *told) if told else None, tag("p", words, class_="lead"),
-        _passkeys(mapping(tasks.get("passkey"))), *(_samples(run, name) for name in tasks),
-    )  # fmt: skip
+        table(head, rows, (3, 4, 5)),
+        tag("ul", *(tag("li", sentence) for sentence in told)) if told else None,
+        tag("p", words, class_="lead"),
+        tag("div", *maps, class_="plots") if maps else None,
+        *(_samples(run, title) for title in tasks),
+    )
 
 
-def _passkeys(task: dict[str, Any]) -> Html | None:
-    """Where keys were found, one map a model: depth × length."""
-    maps = []
-    for model, row in score_rows(task):
-        lines = zip(_list(row.get("lengths")), _list(row.get("accuracy")), strict=False)
-        table = [(count(length), [number(share) for share in _list(shares)]) for length, shares in lines]
-        shown = [(label, [share for share in shares if share is not None]) for label, shares in table if shares]
-        if shown:
-            depths = [percent(number(depth)).replace(".0%", "%") for depth in _list(row.get("depths"))]
-            maps.append(
-                share_map(
-                    f"Keys found, {model}: % by length (tokens) and depth",
-                    depths,
-                    shown,
-                    "depth of the key; 0% is the beginning",
-                )
-            )
-    return tag("div", *maps, class_="plots") if maps else None
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _beside(row: dict[str, Any]) -> str:
+def _beside(task: Task[Any], row: dict[str, Any]) -> str:
     """Why there is no value, or what the task sets beside it: what is easy to get, and what could be had."""
     if row.get("not_applicable"):
         return f"not applicable: {row['not_applicable']}"
-    more = {name: row[name] for name in _MORE if number(row, name) is not None}
-    return ", ".join(
-        f"{name.replace('_', ' ')} {figure(value, digits=3)}"
-        for name, value in (more | mapping(row, "baselines")).items()
-    )
+    return ", ".join(f"{plain(name)} {figure(value, digits=3)}" for name, value in task.beside(row).items())
 
 
 def _samples(run: Run, task: str) -> Html | None:
     """What a model wrote for a task, folded; None where the task keeps no such text."""
-    given = run.tasks()[task].get("samples")
+    content = run.tasks()[task]
+    given = content.get("samples")
     texts = [text for text in given if isinstance(text, str)] if isinstance(given, list) else []
-    found = entries(given) or [{"completion": text} for text in texts] or run.items(task, _SHOWN_ITEMS)
-    shown = [piece for piece in map(_item, found[:_SHOWN_ITEMS]) if piece is not None]
-    title = f"{task.replace('_', ' ')}: what was written, first {len(shown)} items"
-    return details(title, *shown, opened="complet" in task) if shown else None
+    items = entries(given) or [{"completion": text} for text in texts] or run.items(task, _SHOWN_ITEMS)
+    shown = [piece for piece in map(_item, items[:_SHOWN_ITEMS]) if piece is not None]
+    title = f"{plain(task)}: what was written, first {len(shown)} items"
+    return details(title, *shown, opened=task_of(task, content).opened) if shown else None
 
 
 def _item(item: dict[str, Any]) -> Html | None:

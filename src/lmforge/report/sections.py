@@ -28,7 +28,7 @@ from lmforge.report.markup import (
     tag,
 )
 from lmforge.report.plots import Point, Series, line_chart
-from lmforge.report.scores import score
+from lmforge.report.scores import levels
 
 _MOST_ROWS = 40
 
@@ -39,13 +39,13 @@ def _words(name: str) -> str:
 
 def tokens(run: Run) -> Html:
     """Vocabulary, tokens per split, bytes per token."""
-    found = {**run.figures("tokens"), **mapping(run.json("tokens", "index.json"))}
-    if not found:
+    figures = {**run.figures("tokens"), **mapping(run.json("tokens", "index.json"))}
+    if not figures:
         return not_run("tokens")
-    splits = mapping(found.pop("splits", None))
+    splits = mapping(figures.pop("splits", None))
     rows = [(name, count(row, "tokens"), count(row, "documents"), size(row, "bytes")) for name, row in splits.items()]
     told = {f"{what}_{split}" for what in ("tokens", "documents", "bytes") for split in splits}
-    others = {name: value for name, value in found.items() if name not in told}
+    others = {name: value for name, value in figures.items() if name not in told}
     return tag(
         "div",
         tag("div", table(("figure", "value"), [(_words(name), shown) for name, shown in _flat(others)], (1,))),
@@ -80,8 +80,7 @@ def training(run: Run) -> Html:
              if number(line, "step") is not None and "valid_bits_per_byte" in line]  # fmt: skip
     longest = max(number(line, "seconds") or 0.0 for line in steps)
     unit, scale = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
-    baseline = score(run, "kneser_ney")
-    level = [Series("5-gram Kneser-Ney (test text)", [(0, baseline)], flat=True)] if baseline is not None else []
+    level = [Series(name, [(0, value)], flat=True) for name, value in levels(run)]
 
     def loss(title: str, x: str, label: str, scale: int, words: Callable[[float], str]) -> Html:
         learned = Series("training", _points(steps, x, "bits_per_byte", scale))
@@ -118,19 +117,19 @@ def training(run: Run) -> Html:
 
 def _ensembles(figures: dict[str, Any]) -> Html | None:
     """Every model that the run's weights could give, the best first, and which was taken."""
-    found = entries(figures.get("candidates"))
-    if len(found) < 2:
+    candidates = entries(figures.get("candidates"))
+    if len(candidates) < 2:
         return None
     single = min(
         (
             value
-            for row in found
+            for row in candidates
             if len(row.get("members") or ()) == 1 and (value := number(row, "bits_per_byte")) is not None
         ),
         default=None,
     )
     rows = []
-    for row in found:
+    for row in candidates:
         against, taken = ratio(row.get("bits_per_byte"), single), row.get("name") == figures.get("chosen")
         made_from = ", ".join(map(str, row.get("members") or ())) or "every step near the end"
         rows.append(

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server for one model, with a chat page at /.
 
-    app = create_app(load_served(Path("runs/laptop")))
+    app = create_app(load_any(Path("runs/laptop")))
 
 Every answer is a stream of chunks; an unstreamed answer is the same chunks folded into one.
 """
@@ -25,10 +25,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from lmforge.errors import InputError
+from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Sampling
 from lmforge.progress import log
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Overloaded, Part, Row
-from lmforge.serve.load import LoadedModel
 from lmforge.serve.protocol import ApiError, Chat, ChatRequest, CompletionRequest, Completions, Parameters
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions

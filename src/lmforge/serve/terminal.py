@@ -14,10 +14,10 @@ from typing import Any
 import uvicorn
 
 from lmforge.errors import InputError
+from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Piece, Sampling, stream_text
 from lmforge.progress import log
 from lmforge.serve.api import create_app
-from lmforge.serve.load import LoadedModel
 
 Messages = list[dict[str, str]]
 GRACE_SECONDS = 5  # how long running answers may take to end when the server is told to stop

@@ -8,7 +8,6 @@ corpus/documents ──sample──▶ vocabulary ─┐
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,13 +20,15 @@ import numpy as np
 from lmforge.corpus.build import read_documents, read_lines
 from lmforge.corpus.splits import SPLITS
 from lmforge.errors import InputError
+from lmforge.machine import cores
 from lmforge.progress import Bar, log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
-from lmforge.tokens.bpe import Tokenizer, train_tokenizer
+from lmforge.tokens.bpe import train_tokenizer
 from lmforge.tokens.documents import encode_lines, is_conversation
 from lmforge.tokens.quality import quality
 from lmforge.tokens.shards import FORMAT, INDEX, TOKENIZER, token_dtype
+from lmforge.tokens.tokenizer import Tokenizer
 from lmforge.tokens.writer import Names, TokenWriter
 
 WORKER_BYTES = 100_000_000  # of text that make another process worth its start (a few seconds)
@@ -39,7 +40,8 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
 
     Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text
     and bytes_per_token_held_out (UTF-8 bytes over tokens, end-of-text tokens not counted), bytes_per_token_by_genre
-    (all splits); vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the
+    (all splits); missing, how much of the texts the vocabulary has no token for (`Tokenizer.missing`);
+    vocabulary_used, the share of the vocabulary that occurs in the training split; sample_bytes the
     vocabulary was learned from; counted_train, the share of the training tokens that count in the loss; quality, see
     `lmforge.tokens.quality`. The same files whatever number of processes encodes.
 
@@ -58,7 +60,7 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
         else:
             shutil.copyfile(known, folder / TOKENIZER)
             tokenizer = Tokenizer.load(folder / TOKENIZER)
-        workers = recipe.tokens.workers or min(_cores(), 1 + train_bytes // WORKER_BYTES)
+        workers = recipe.tokens.workers or min(cores(), 1 + train_bytes // WORKER_BYTES)
         names, writers = Names(), {}
         with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:
             for split in SPLITS:
@@ -71,30 +73,41 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
                     bar.step(writer.add(batch), split)
                 writer.close()
                 _check_enough(writer, recipe.tokens.context)
-        index = {
-            "format": FORMAT,
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": token_dtype(tokenizer.vocab_size).name,
-            "tokenizer_sha256": tokenizer.sha256,
-            "sources": list(names.sources),
-            "genres": list(names.genres),
-            "splits": {
-                split: {
-                    "tokens": writer.tokens,
-                    "documents": writer.documents,
-                    "bytes": writer.bytes,
-                    "uncounted": writer.uncounted,
-                    "files": writer.files,
-                }
-                for split, writer in writers.items()
-            },
-        }
+        index = _index(tokenizer, names, writers)
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         dtype = token_dtype(tokenizer.vocab_size)
         shards = (np.memmap(folder / file["name"], dtype, "r") for file in writers["train"].files if file["tokens"])
         held_out = (document for split in SPLITS if split != "train" for document in read_documents(corpus_dir, split))
         measured = quality(tokenizer, shards, held_out)
-    return {**_figures(tokenizer, writers), "sample_bytes": sample.bytes, "quality": measured}
+    missing = sum(writer.missing for writer in writers.values())
+    if missing:
+        what = "bytes without a token" if tokenizer.library and tokenizer.library.byte_level else "unknown tokens"
+        log(f"tokens: the texts have {missing:,} {what} in this vocabulary, which cannot be learned or written")
+    return {**_figures(tokenizer, writers), "missing": missing, "sample_bytes": sample.bytes, "quality": measured}
+
+
+def _index(tokenizer: Tokenizer, names: Names, writers: dict[str, TokenWriter]) -> dict[str, Any]:
+    """What index.json says."""
+    return {
+        "format": FORMAT,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "tokenizer_sha256": tokenizer.sha256,
+        "special": tokenizer.special_tokens.to_json(),
+        "sources": list(names.sources),
+        "genres": list(names.genres),
+        "splits": {
+            split: {
+                "tokens": writer.tokens,
+                "documents": writer.documents,
+                "bytes": writer.bytes,
+                "uncounted": writer.uncounted,
+                "begins": sorted(writer.begins),
+                "files": writer.files,
+            }
+            for split, writer in writers.items()
+        },
+    }
 
 
 def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
@@ -107,10 +120,6 @@ def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
         return train_tokenizer(
             sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Training:

@@ -23,22 +23,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.errors import InputError, LmforgeError
-from lmforge.tokens.bpe import Tokenizer
-from lmforge.tokens.chat import render_conversation
+from lmforge.tokens.chat import end_counts, render_conversation
 from lmforge.tokens.count import batches
 from lmforge.tokens.shards import token_dtype
+from lmforge.tokens.tokenizer import Tokenizer
 
 BATCH_BYTES = 1_000_000  # of lines encoded at a time: memory is about twenty times this per process
 
 
 class Encoded(NamedTuple):
-    """A document's tokens, end of text first; which count (None: all); its text's UTF-8 bytes; and what it is."""
+    """A document's tokens, what stands before it first; which count (None: all); its text's UTF-8 bytes; what it is;
+    whether its end counts; and how much of the text its tokens do not say (`Tokenizer.missing`)."""
 
     tokens: NDArray[Any]
     counted: NDArray[np.bool_] | None
     bytes: int
     source: str
     genre: str
+    end_counted: bool = True
+    missing: int = 0
 
 
 def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> Iterator[list[Encoded]]:
@@ -98,23 +101,34 @@ def encode_batch(lines: Sequence[bytes], tokenizer: Tokenizer) -> list[Encoded]:
     documents = [json.loads(line) for line in lines]
     flat, ends = tokenizer.encode_arrays([document["text"] for document in documents if not is_conversation(document)])
     plain = iter(np.split(flat, ends[:-1]) if len(ends) else [])
-    dtype = token_dtype(tokenizer.vocab_size)
-    result = []
-    for document in documents:
-        counted: NDArray[np.bool_] | None
-        if is_conversation(document):
-            try:
-                rendered = render_conversation(document["meta"]["messages"], tokenizer)
-            except InputError as error:
-                raise InputError(f"corpus document {document.get('id')!r}: meta.{error}") from error
-            tokens, counted = np.array(rendered.tokens, dtype=dtype), np.array(rendered.counted)
-        else:
-            tokens = np.concatenate(([tokenizer.end_of_text], next(plain))).astype(dtype)
-            counted = _inside(document, tokens, tokenizer)
-        size = len(document["text"].encode("utf-8", "replace"))
-        source, genre = str(document.get("source", "unknown")), str(document.get("genre", "unknown"))
-        result.append(Encoded(tokens, counted, size, source, genre))
-    return result
+    return [
+        _conversation(document, tokenizer) if is_conversation(document) else _text(document, next(plain), tokenizer)
+        for document in documents
+    ]
+
+
+def _conversation(document: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
+    try:
+        rendered = render_conversation(document["meta"]["messages"], tokenizer)
+    except InputError as error:
+        raise InputError(f"corpus document {document.get('id')!r}: meta.{error}") from error
+    tokens = np.array(rendered.tokens, dtype=token_dtype(tokenizer.vocab_size))
+    return _encoded(document, tokens, np.array(rendered.counted), end_counts(rendered, tokenizer))
+
+
+def _text(document: dict[str, Any], body: NDArray[Any], tokenizer: Tokenizer) -> Encoded:
+    tokens = np.concatenate(([tokenizer.begin], body)).astype(token_dtype(tokenizer.vocab_size))
+    counted = _inside(document, len(tokens), tokenizer)
+    encoded = _encoded(document, tokens, counted, counted is None or bool(counted[-1]))
+    return encoded._replace(missing=tokenizer.missing(body, encoded.bytes))
+
+
+def _encoded(
+    document: dict[str, Any], tokens: NDArray[Any], counted: NDArray[np.bool_] | None, end_counted: bool
+) -> Encoded:
+    size = len(document["text"].encode("utf-8", "replace"))
+    source, genre = str(document.get("source", "unknown")), str(document.get("genre", "unknown"))
+    return Encoded(tokens, counted, size, source, genre, end_counted)
 
 
 def is_conversation(document: dict[str, Any]) -> bool:
@@ -122,9 +136,9 @@ def is_conversation(document: dict[str, Any]) -> bool:
     return bool((document.get("meta") or {}).get("messages"))
 
 
-def _inside(document: dict[str, Any], tokens: NDArray[Any], tokenizer: Tokenizer) -> NDArray[np.bool_] | None:
-    """Which tokens have a byte inside the document's loss spans; None where it has none. The first, the end of text,
-    stays True."""
+def _inside(document: dict[str, Any], length: int, tokenizer: Tokenizer) -> NDArray[np.bool_] | None:
+    """Which of a document's `length` tokens have a part of a character inside its loss spans; None where it has none.
+    The first, which stands before the text, stays True."""
     spans = (document.get("meta") or {}).get("loss_spans")
     if spans is None:
         return None
@@ -138,13 +152,10 @@ def _inside(document: dict[str, Any], tokens: NDArray[Any], tokenizer: Tokenizer
             f"corpus document {document.get('id')!r}: meta.loss_spans {str(spans)[:60]} are not [first, last] pairs of "
             f"characters within its text of {len(text)}; correct them and run the corpus stage again"
         )
-    ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in tokens.tolist()])
-    starts = np.concatenate(([0], ends[:-1]))
-    counted = np.zeros(len(tokens), dtype=bool)
+    _, places = tokenizer.encode_spans(text)
+    counted = np.zeros(length, dtype=bool)
     for first, last in pairs:
-        if first == last:
-            continue
-        low, high = (len(text[:place].encode("utf-8", "replace")) for place in (first, last))
-        counted |= (starts < high) & (ends > low)
+        if first < last:
+            counted[1:] |= (places[:, 0] < last) & (places[:, 1] > first)
     counted[0] = True
     return counted

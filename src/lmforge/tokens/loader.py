@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.errors import InputError
+from lmforge.progress import log
 from lmforge.tokens.batch_schedule import Ramp
 from lmforge.tokens.mixture import CONSTANT, Mixture, Schedule
-from lmforge.tokens.packing import BestFit, Order, Ring
+from lmforge.tokens.packing import BestFit, Order, Ring, Whole
 from lmforge.tokens.shards import Group, Shards
 
 Array = NDArray[np.int64]
@@ -29,8 +30,8 @@ Array = NDArray[np.int64]
 
 class Batch(NamedTuple):
     """Rows of text: `inputs` and `targets` (rows, context) int64, target −1 where it does not count. With best-fit
-    packing `documents` (rows, context) int32 numbers the documents within each row; attention must not cross them.
-    None: a row is one text."""
+    packing and with whole documents `documents` (rows, context) int32 numbers the documents within each row, the
+    padding after them as one more; attention must not cross them. None: a row is one text."""
 
     inputs: Array
     targets: Array
@@ -45,8 +46,15 @@ class Batch(NamedTuple):
         return Batch(*(None if each is None else each.reshape(-1, context) for each in self))  # type: ignore[arg-type]
 
 
+PackingKind = Literal["ring", "best_fit", "whole"]
+
+
 class Loader:
-    """Batches of rows of `context` tokens of one split: `batch_rows` rows each, or what a ramp says."""
+    """Batches of rows of `context` tokens of one split: `batch_rows` rows each, or what a ramp says.
+
+    With packing "whole" every document stands whole in one row of each epoch; those longer than a row are left out and
+    named in the log.
+    """
 
     def __init__(
         self,
@@ -54,7 +62,7 @@ class Loader:
         context: int,
         batch_rows: int | Ramp,
         seed: int,
-        packing: Literal["ring", "best_fit"] = "ring",
+        packing: PackingKind = "ring",
         weights: Sequence[Schedule] | None = None,
         steps: int = 1,
     ) -> None:
@@ -65,21 +73,27 @@ class Loader:
             InputError: the split is smaller than one batch, or a document index is damaged.
         """
         self.ramp = batch_rows if isinstance(batch_rows, Ramp) else Ramp([(0.0, batch_rows)], steps)
-        needed = max(self.ramp.sizes) * context + 1
-        if shards.tokens < needed:
-            raise InputError(
-                f"corpus smaller than one batch: {shards.tokens} tokens, needs {needed}; "
-                "lower train.batch_tokens or tokens.context, or add texts"
-            )
         self.shards, self.context, self.packing = shards, context, packing
         self.groups = shards.groups
-        weights = weights or [CONSTANT] * len(self.groups)
-        self.mixture = Mixture([group.tokens for group in self.groups], weights, self.ramp.before(self.ramp.steps))
         self.orders = [self._order(number, group, seed) for number, group in enumerate(self.groups)]
+        sizes = [group.tokens for group in self.groups]
+        if packing == "whole":
+            sizes = [order.rows * context for order in self.orders]
+            self._name_left_out()
+        needed, held = max(self.ramp.sizes) * context, sum(sizes) if packing == "whole" else shards.tokens - 1
+        if held < needed:
+            raise InputError(
+                f"corpus smaller than one batch: {held + 1} tokens, needs {needed + 1}; "
+                "lower train.batch_tokens or tokens.context, or add texts"
+            )
+        weights = weights or [CONSTANT] * len(self.groups)
+        self.mixture = Mixture(sizes, weights, self.ramp.before(self.ramp.steps))
 
     def _order(self, number: int, group: Group, seed: int) -> Order:
         if self.packing == "ring":
             return Ring(group.tokens, self.context, seed, number)
+        if self.packing == "whole":
+            return _whole(self.shards, group, self.context, seed, number)
         first, shards = group.first, self.shards
         return BestFit(
             group.tokens,
@@ -88,6 +102,24 @@ class Loader:
             seed,
             number,
         )
+
+    def _name_left_out(self) -> None:
+        """Say which documents are longer than a row.
+
+        Raises:
+            InputError: all are.
+        """
+        long = np.flatnonzero(self.shards.documents[:, 1] > self.context)
+        if not len(long):
+            return
+        what = (
+            f"{len(long)} of {len(self.shards.documents)} examples of the {self.shards.split} split are longer than a "
+            f"row of {self.context} tokens (tokens.context), the longest with {self.shards.documents[long, 1].max()}"
+        )
+        if len(long) == len(self.shards.documents):
+            raise InputError(f"{what}; raise tokens.context or shorten them")
+        names = ", ".join(str(number) for number in long[:10].tolist()) + (", …" if len(long) > 10 else "")
+        log(f"tokens: {what}; left out: numbers {names}")
 
     def batch(self, step: int, row_start: int = 0, rows: int | None = None) -> Batch:
         """Batch `step`, or its rows from `row_start` on: ranks and micro-batches take slices of one global batch.
@@ -105,25 +137,30 @@ class Loader:
         numbers = np.arange(rows, dtype=np.int64) + (self.ramp.before(step) + row_start)
         groups, places = self.mixture.find(numbers)
         row, start, length, group = self._pieces(groups, places)
-        inputs, targets = np.empty(rows * self.context, dtype=np.int64), np.empty(rows * self.context, dtype=np.int64)
-        left = self.shards.copy_pieces(start, length, inputs, targets)
-        ends = np.cumsum(length)
+        before = np.cumsum(length) - length
+        nth = np.arange(len(row)) - np.searchsorted(row, row)  # of the pieces of its row
+        places = before - before[np.searchsorted(row, row)] + row * self.context
+        inputs = np.full(rows * self.context, self.shards.pad, dtype=np.int64)
+        targets = np.full(rows * self.context, -1, dtype=np.int64)
+        left = self.shards.copy_pieces(start, length, places, inputs, targets)
         for piece in np.flatnonzero(left).tolist():
-            place = slice(ends[piece] - length[piece], ends[piece])
+            place = slice(places[piece], places[piece] + length[piece])
             self._copy(self.groups[group[piece]], int(start[piece]), inputs[place], targets[place])
         documents = None
-        if self.packing == "best_fit":
-            nth = np.arange(len(row)) - np.searchsorted(row, row)  # of the pieces of its row
-            documents = np.repeat(nth.astype(np.int32), length).reshape(rows, self.context)
+        if self.packing != "ring":
+            numbered = np.repeat(np.bincount(row, minlength=rows).astype(np.int32), self.context)
+            within = np.arange(length.sum()) - np.repeat(before, length)
+            numbered[np.repeat(places, length) + within] = np.repeat(nth.astype(np.int32), length)
+            documents = numbered.reshape(rows, self.context)
         return Batch(inputs.reshape(rows, self.context), targets.reshape(rows, self.context), documents)
 
     def _pieces(self, groups: Array, places: Array) -> tuple[Array, Array, Array, Array]:
         """The pieces of rows in the rows' order: row, start in the split, length, group."""
-        found = []
+        parts = []
         for number in np.unique(groups).tolist():
             mine = np.flatnonzero(groups == number)
             pieces = self.orders[number].pieces(places[mine])
-            found.append(
+            parts.append(
                 (
                     mine[pieces.row],
                     pieces.start + self.groups[number].first,
@@ -133,9 +170,9 @@ class Loader:
             )
         empty = np.empty(0, dtype=np.int64)
         row, start, length, group = (
-            (np.concatenate([empty, *parts]) for parts in zip(*found, strict=True)) if found else (empty,) * 4
+            (np.concatenate([empty, *each]) for each in zip(*parts, strict=True)) if parts else (empty,) * 4
         )
-        if len(found) > 1:
+        if len(parts) > 1:
             order = np.argsort(row, kind="stable")
             row, start, length, group = row[order], start[order], length[order], group[order]
         return row, start, length, group
@@ -146,14 +183,16 @@ class Loader:
             *self.mixture.find(np.array([self.ramp.before(step) + row], dtype=np.int64))
         )
         begins = self.shards.documents[:, 0]
-        found = []
+        numbers = []
         for start, length, number in zip(starts.tolist(), lengths.tolist(), groups.tolist(), strict=True):
             group = self.groups[number]
             past = start + length - (group.first + group.tokens)  # it may go round the ring
             for first, stop in ((start, start + length - max(0, past)), (group.first, group.first + past)):
                 if first < stop:
-                    found.append(np.arange(np.searchsorted(begins, first, "right") - 1, np.searchsorted(begins, stop)))
-        return np.unique(np.concatenate(found))
+                    numbers.append(
+                        np.arange(np.searchsorted(begins, first, "right") - 1, np.searchsorted(begins, stop))
+                    )
+        return np.unique(np.concatenate(numbers))
 
     def share(self, rank: int, world: int, step: int = 0) -> range:
         """The rows of the batch of `step` that process `rank` of `world` takes; together the processes take each row
@@ -169,7 +208,25 @@ class Loader:
         for low, high in pairwise(edges):
             self.shards.read_into(group.first + int(ring[low]), text[low:high])
             counts[low:high] = self.shards.counts(group.first + int(ring[low]), high - low)
-        inputs[:], targets[:] = text[:-1], np.where(counts[1:], text[1:], -1)
+        following = text
+        if not self.shards.uniform:
+            begins = self.shards.documents[:, 0]
+            places = group.first + ring
+            ends = begins[np.searchsorted(begins, places, side="right") - 1] == places
+            following = np.where(ends, self.shards.end, text)
+        inputs[:], targets[:] = text[:-1], np.where(counts[1:], following[1:], -1)
+
+
+def whole_tokens(shards: Shards, context: int) -> int:
+    """The tokens of an epoch of whole documents in rows of `context`, padding included."""
+    return sum(_whole(shards, group, context).rows for group in shards.groups) * context
+
+
+def _whole(shards: Shards, group: Group, context: int, seed: int = 0, number: int = 0) -> Whole:
+    """The documents of a group, each whole in a row."""
+    low, high = np.searchsorted(shards.documents[:, 0], (group.first, group.first + group.tokens))
+    table = shards.documents[low:high]
+    return Whole(table[:, 0] - group.first, table[:, 1], context, seed, number)
 
 
 class Prefetch:

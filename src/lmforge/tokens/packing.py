@@ -7,6 +7,9 @@ Improve Language Modeling", section 3). The ring is cut into blocks of about 16 
 its tokens / context rows: documents longer than a row are cut first, and those that fit nowhere whole at the end are
 cut to fill the holes, so no row is padded, every block has equally many rows, and a row is found by packing its block
 alone.
+`Whole`: rows hold whole documents alone, by the same best fit, and what is left of a row is padded: for examples, of
+which a part is worth nothing. Documents longer than a row are left out. How many rows that makes depends on the lengths
+alone, so every epoch has as many; which of the documents of one length stand together is drawn anew.
 
 Each epoch begins to cut at an offset of its own and visits the rows in an order of its own, so every row comes once an
 epoch, and rows begin elsewhere the next time. The order is a Feistel permutation (Luby & Rackoff 1988) on the smallest
@@ -52,7 +55,9 @@ class Plan(NamedTuple):
 
 
 class Order(Protocol):
-    """An endless sequence of rows."""
+    """An endless sequence of rows, `rows` an epoch."""
+
+    rows: int
 
     def pieces(self, numbers: Array) -> Pieces:
         """The pieces that make up the rows of these numbers, counted over all epochs."""
@@ -91,7 +96,7 @@ class BestFit:
 
     def pieces(self, numbers: Array) -> Pieces:
         """The pieces of each row, in the order they stand in it."""
-        found = []
+        parts = []
         visits, inside = np.divmod(numbers, self.block_rows)
         wanted = np.unique(visits).tolist()
         self._plans = plans = {visit: plan for visit in wanted if (plan := self._plans.get(visit))}
@@ -101,16 +106,9 @@ class BestFit:
             block = int(permute(np.array([turn]), self.blocks, _epoch_keys(self.seed, epoch, self.group)[0])[0])
             if visit not in plans:
                 plans[visit] = self._pack(epoch, block)
-            bounds, start, length = plans[visit]
             at = permute(inside[mine], self.block_rows, _epoch_keys(self.seed, epoch, self.group, block + 1)[0])
-            count = bounds[at + 1] - bounds[at]
-            piece = np.arange(count.sum()) + np.repeat(bounds[at] - np.cumsum(count) + count, count)
-            found.append((np.repeat(mine, count), start[piece], length[piece]))
-        row, start, length = (
-            np.concatenate([np.empty(0, dtype=np.int64), *parts]) for parts in zip(*found, strict=True)
-        )
-        order = np.argsort(row, kind="stable")
-        return Pieces(row[order], start[order], length[order])
+            parts.append(_rows_of(plans[visit], mine, at))
+        return _in_order(parts)
 
     def _pack(self, epoch: int, block: int) -> Plan:
         """A block of an epoch, packed."""
@@ -132,6 +130,60 @@ class BestFit:
             parts.append(self.starts(max(0, first - turn), min(self.tokens, stop - turn)) + turn)
             turn += self.tokens
         return np.concatenate(parts)
+
+
+class Whole:
+    """Rows of at most `context` tokens put together from whole documents.
+
+    `left_out`: the numbers of the documents that are longer than a row.
+    """
+
+    def __init__(self, starts: Array, lengths: Array, context: int, seed: int, group: int = 0) -> None:
+        """Of a group: where its documents begin, and their tokens."""
+        fits = lengths <= context
+        self.starts, self.lengths, self.left_out = starts[fits], lengths[fits], np.flatnonzero(~fits)
+        self.context, self.seed, self.group = context, seed, group
+        self._plans: dict[int, Plan] = {}  # of the epochs last asked for
+        self.rows = len(self._plan(0).bounds) - 1  # of an epoch
+
+    def pieces(self, numbers: Array) -> Pieces:
+        """The documents of each row, in the order they stand in it; together they may have less than `context`
+        tokens."""
+        parts = []
+        epochs, places = np.divmod(numbers, max(1, self.rows))
+        for epoch in np.unique(epochs).tolist():
+            mine = np.flatnonzero(epochs == epoch)
+            at = permute(places[mine], self.rows, _epoch_keys(self.seed, epoch, self.group)[0])
+            parts.append(_rows_of(self._plan(epoch), mine, at))
+        return _in_order(parts)
+
+    def _plan(self, epoch: int) -> Plan:
+        """All rows of an epoch."""
+        if epoch not in self._plans:
+            size = len(self.lengths)
+            shuffled = permute(np.arange(size), size, _epoch_keys(self.seed, epoch, self.group, 0)[0])
+            items = shuffled[np.argsort(-self.lengths[shuffled], kind="stable")]
+            row, start, length = _fit(self.starts[items], self.lengths[items], 0, size, self.context)
+            order = np.argsort(row, kind="stable")
+            bounds = np.searchsorted(row[order], np.arange((row.max() + 1 if size else 0) + 1))
+            kept = {other: plan for other, plan in self._plans.items() if other == epoch - 1}
+            self._plans = kept | {epoch: Plan(bounds, start[order], length[order])}
+        return self._plans[epoch]
+
+
+def _rows_of(plan: Plan, numbers: Array, at: Array) -> tuple[Array, Array, Array]:
+    """The pieces of rows `at` of a plan: the number that each row has in `numbers`, starts and lengths."""
+    count = plan.bounds[at + 1] - plan.bounds[at]
+    piece = np.arange(count.sum()) + np.repeat(plan.bounds[at] - np.cumsum(count) + count, count)
+    return np.repeat(numbers, count), plan.start[piece], plan.length[piece]
+
+
+def _in_order(parts: list[tuple[Array, Array, Array]]) -> Pieces:
+    """Pieces of several plans, in the order of their rows."""
+    empty = np.empty(0, dtype=np.int64)
+    row, start, length = (np.concatenate([empty, *each]) for each in zip(*parts, strict=True)) if parts else [empty] * 3
+    order = np.argsort(row, kind="stable")
+    return Pieces(row[order], start[order], length[order])
 
 
 def pack(starts: Array, lengths: Array, rows: int, context: int) -> Pieces:

@@ -8,6 +8,10 @@ alike:
     SUPERWORDS   up to three digits · line ends and the indentation after them · everything else between these: whole
     lines of words
 
+A letter's combining marks (\p{M}: vowel signs of Devanagari, points of Hebrew, accents written apart) are of its word,
+as in GPT-4o's pattern (o200k_base of tiktoken). Vocabularies that were learned before that name WORDS_WITHOUT_MARKS,
+which cuts at each mark, and go on being cut by it.
+
 The classes of characters (letter, number, blank, sign) are asked from the library's own regular expressions, so the
 Unicode version is the library's. A test compares every code point below U+3000 and hypothesis strings of any.
 """
@@ -23,10 +27,13 @@ from tokenizers import Regex, pre_tokenizers
 
 from lmforge.compiled import Number, compiled, inlined
 
-WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}]+| ?[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
+WORDS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+| ?[\p{N}]{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
+WORDS_WITHOUT_MARKS = r"[^\r\n\p{L}\p{N}]?[\p{L}]+| ?[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+[ \t]*|\s+(?!\S)|\s+"
 # A blank run with a line end in it, numbers with the space before them, then any characters that neither of these would
 # take.
 SUPERWORDS = r"\s*[\r\n]+[ \t]*| ?[\p{N}]{1,3}|(?:[^\s\p{N}]|(?! \p{N})[^\S\r\n](?!\s*[\r\n]))+"
+
+OWN_PATTERNS = (WORDS, SUPERWORDS, WORDS_WITHOUT_MARKS)  # what the loops below can cut by
 
 SIGN, LETTER, NUMBER, BLANK, SPACE, LINE = range(6)  # from BLANK on: what \s takes
 _LOW, _BLOCK = 0x3000, 1024
@@ -35,35 +42,37 @@ Bytes = NDArray[np.uint8]
 
 
 @cache
-def _low_classes() -> Bytes:
+def _low_classes(marks: bool) -> Bytes:
     """(0x3000,) the class of every code point below; nearly all there is in texts of alphabets."""
-    return np.concatenate([_block(first) for first in range(0, _LOW, _BLOCK)])
+    return np.concatenate([_block(first, marks) for first in range(0, _LOW, _BLOCK)])
 
 
 @cache
-def character_classes() -> Bytes:
-    """(0x110000,) the class of every code point. Beyond the planes that hold letters everything is a sign, surrogates
-    too."""
+def character_classes(marks: bool) -> Bytes:
+    """(0x110000,) the class of every code point, combining marks among the letters where `marks`. Beyond the planes
+    that hold letters everything is a sign, surrogates too."""
     classes = np.full(0x110000, SIGN, dtype=np.uint8)
-    classes[:_LOW] = _low_classes()
-    for first in (*range(_LOW, 0xD800, _BLOCK), *range(0xE000, 0x34000, _BLOCK)):
-        classes[first : first + _BLOCK] = _block(first)
+    classes[:_LOW] = _low_classes(marks)
+    for first in (*range(_LOW, 0xD800, _BLOCK), *range(0xE000, 0x34000, _BLOCK), 0xE0000):
+        classes[first : first + _BLOCK] = _block(first, marks)
     return classes
 
 
-def classes_for(text: Bytes) -> Bytes:
+def classes_for(text: Bytes, marks: bool) -> Bytes:
     """The table that `text` needs: asking the library about every code point takes a quarter of a second that few texts
     need."""
-    return character_classes() if len(text) and text.max() >= 0xE3 else _low_classes()  # 0xE3 begins U+3000
+    # 0xE3 begins U+3000
+    return character_classes(marks) if len(text) and text.max() >= 0xE3 else _low_classes(marks)
 
 
-def _block(first: int) -> Bytes:
+def _block(first: int, marks: bool) -> Bytes:
     """The classes of `_BLOCK` code points: the library finds the runs, and one character of each tells its class."""
     text = "".join(map(chr, range(first, first + _BLOCK)))
-    runs = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}+|\s+"), "isolated").pre_tokenize_str(text)
+    letter = r"[\p{L}\p{M}]" if marks else r"\p{L}"
+    runs = pre_tokenizers.Split(Regex(rf"{letter}+|\p{{N}}+|\s+"), "isolated").pre_tokenize_str(text)
     names = "".join(run[0] for run, _ in runs)
     classes = np.full(_BLOCK, SIGN, dtype=np.uint8)
-    for pattern, kind in ((r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", BLANK)):
+    for pattern, kind in ((letter, LETTER), (r"\p{N}", NUMBER), (r"\s", BLANK)):
         others = pre_tokenizers.Split(Regex(pattern), "removed").pre_tokenize_str(names)
         for at in set(range(len(names))) - {at for _, span in others for at in range(*span)}:
             start, stop = runs[at][1]
@@ -212,21 +221,21 @@ def fingerprint(text: Bytes, start: Number, stop: Number) -> Number:
 
 
 @compiled
-def _ends(text: Bytes, classes: Bytes, superwords: bool, found: NDArray[np.int64]) -> Number:
+def _ends(text: Bytes, classes: Bytes, superwords: bool, ends: NDArray[np.int64]) -> Number:
     at = number = 0
     while at < len(text):
         at = piece_end(text, at, len(text), classes, superwords)
-        found[number] = at
+        ends[number] = at
         number += 1
     return number
 
 
-def cut(text: str, superwords: bool = False) -> list[str]:
+def cut(text: str, superwords: bool = False, marks: bool = True) -> list[str]:
     """The pieces of a text (for looking at; counting and encoding never make them)."""
     data = text.encode()
-    found = np.empty(len(data), dtype=np.int64)
-    number = _ends(as_bytes(data), classes_for(as_bytes(data)), superwords, found)
-    ends = found[:number].tolist()
+    places = np.empty(len(data), dtype=np.int64)
+    number = _ends(as_bytes(data), classes_for(as_bytes(data), marks), superwords, places)
+    ends = places[:number].tolist()
     return [data[start:stop].decode() for start, stop in zip([0, *ends], ends, strict=False)]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.compiled import compiled
-from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.tokenizer import Tokenizer
 
 ALPHA = 2.5
 RARE = 10  # occurrences below which a token counts as rare

@@ -82,13 +82,13 @@ def _fetch(store: Any, root: str, address: str, name: str, digest: str, folder: 
     """Copy one file under a temporary name, and rename it once its checksum is right."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.{os.getpid()}.tmp"
-    found = hashlib.sha256()
+    digester = hashlib.sha256()
     try:
         with store.open(f"{root}/{name}", "rb") as source, temporary.open("wb") as target:
             while piece := source.read(_PIECE):
-                found.update(piece)
+                digester.update(piece)
                 target.write(piece)
-        if found.hexdigest() != digest:
+        if digester.hexdigest() != digest:
             raise InputError(
                 f"{address}/{name}: its bytes do not match the checksum in index.json (altered or damaged); "
                 "restore it or run the tokens stage again"

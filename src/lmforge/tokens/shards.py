@@ -3,9 +3,11 @@
     index.json  tokenizer.json  {split}-NNNNN.bin  {split}-NNNNN.docs.npy  {split}-NNNNN.mask
 
 A shard (.bin) is one little-endian array of token ids, uint16 where the vocabulary has at most 65,536 tokens and uint32
-beyond. A document is [end of text, its tokens …]: the end-of-text token stands before each document, so it is what
-every text is predicted from and what a model learns to give when a text has ended. A document is never split between
-shards.
+beyond. A document is [what stands before it, its tokens …]. What stands before it, and is what its first token is
+predicted from, is the end of the text before, the beginning of a text (BOS) where the vocabulary has one of its own, or
+what a chat template writes first. What follows a document's last token is always the end of text, `end` in the index,
+whatever the next document begins with: that is what a model learns to give when a text has ended. A document is never
+split between shards.
 
 Its document index (.docs.npy) has a column per document: first token, tokens, UTF-8 bytes, number of the source, number
 of the genre. A mask (.mask, one bit a token, 1: it counts in the loss) is there only where some token does not count.
@@ -33,7 +35,8 @@ from lmforge.record import hash_file, hash_json, write_atomic
 from lmforge.tokens.remote import fetch_shards, file_hashes
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
-FORMAT = 2
+FORMAT = 3
+_READ = (2, FORMAT)  # in format 2 every document begins with the end of text, token 0
 Array = NDArray[np.int64]
 
 
@@ -55,8 +58,8 @@ class Shards:
     """One split's tokens, memory-mapped: `tokens` and `bytes` (UTF-8, of the texts) in all; `read` anywhere;
     `documents`, the index.
 
-    `vocab_size` and `tokenizer_sha256` are those of the tokenizer beside them. `masked`: some tokens do not count in
-    the loss.
+    `vocab_size` and `tokenizer_sha256` are those of the tokenizer beside them, `end` its end of text and `pad` what it
+    fills rows with. `uniform`: every document begins with `end`.
     """
 
     def __init__(self, directory: Path, split: str, index: dict[str, Any]) -> None:
@@ -64,6 +67,10 @@ class Shards:
         self.directory, self.split = directory, split
         self.vocab_size: int = index["vocab_size"]
         self.tokenizer_sha256: str = index["tokenizer_sha256"]
+        special = index.get("special", {"end_of_text": 0, "pad": None})
+        self.end: int = special["end_of_text"]
+        self.pad: int = self.end if special["pad"] is None else special["pad"]
+        self.uniform: bool = entry.get("begins", [self.end]) in ([self.end], [])
         self.sources: list[str] = index["sources"]
         self.genres: list[str] = index["genres"]
         self.tokens: int = entry["tokens"]
@@ -81,7 +88,6 @@ class Shards:
                 f"{directory / INDEX}: its files hold {held} tokens, not {self.tokens}; run the tokens stage again"
             )
         self._maps = [np.asarray(np.memmap(directory / file["name"], dtype=dtype, mode="r")) for file in self._files]
-        self.masked = any("mask_name" in file for file in self._files)
         self._masks = [
             np.asarray(np.memmap(directory / file["mask_name"], dtype=np.uint8, mode="r"))
             if "mask_name" in file
@@ -116,7 +122,7 @@ class Shards:
             raise InputError(
                 f"{path}: not a readable index of token shards ({error}); run the tokens stage again"
             ) from error
-        if made != FORMAT:
+        if made not in _READ:
             raise InputError(
                 f"{path}: shards of format {made}, this version reads format {FORMAT}; run the tokens stage again"
             )
@@ -136,6 +142,11 @@ class Shards:
         if size != expected:
             cause = "missing" if size is None else f"{size} bytes, but {INDEX} says {expected} (truncated or altered)"
             raise InputError(f"{path}: {cause}; restore it or run the tokens stage again")
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens do not count in the loss."""
+        return any(mask is not None for mask in self._masks)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -180,12 +191,13 @@ class Shards:
             done += len(piece)
             file += 1
 
-    def copy_pieces(self, starts: Array, lengths: Array, inputs: Array, targets: Array) -> NDArray[np.bool_]:
-        """Pieces of text, each `lengths` tokens from `starts` on, one after another into the flat `inputs`, and the
-        tokens that follow each of these into `targets`, −1 for one that does not count. Returns which pieces were left
-        out: those that, with the token after them, lie in more than one file.
+    def copy_pieces(
+        self, starts: Array, lengths: Array, places: Array, inputs: Array, targets: Array
+    ) -> NDArray[np.bool_]:
+        """Pieces of text, each `lengths` tokens from `starts` on, to `places` of the flat `inputs`, and what is to be
+        predicted after each of these into `targets`: the next token, `end` after a document, −1 where that does not
+        count. Returns which pieces were left out: those that, with the token after them, lie in more than one file.
         """
-        places = np.cumsum(lengths) - lengths
         files = np.searchsorted(self._starts, starts, side="right") - 1
         left = starts + lengths >= np.array(self._starts)[files + 1]
         for file in np.unique(files[~left]).tolist():
@@ -195,7 +207,19 @@ class Shards:
             _copy(
                 self._maps[file], bits, starts[mine] - self._starts[file], lengths[mine], places[mine], inputs, targets
             )
+        if not self.uniform:
+            self._end_documents(starts[~left], lengths[~left], places[~left], targets)
         return left
+
+    def _end_documents(self, starts: Array, lengths: Array, places: Array, targets: Array) -> None:
+        """Put `end` where a target is the beginning of the next document, and counts."""
+        begins = self.documents[:, 0]
+        low = np.searchsorted(begins, starts + 1)
+        many = np.searchsorted(begins, starts + lengths, side="right") - low
+        which = np.repeat(np.arange(len(starts)), many)
+        nth = np.arange(len(which)) - np.repeat(np.cumsum(many) - many, many)
+        at = begins[low[which] + nth] - starts[which] - 1 + places[which]
+        targets[at] = np.where(targets[at] >= 0, self.end, -1)
 
     def counts(self, start: int, length: int) -> NDArray[np.bool_]:
         """Which of the `length` tokens from `start` on count in the loss, as what is to be predicted.
@@ -214,7 +238,7 @@ class Shards:
         return result
 
     def document_starts(self, start: int, stop: int) -> Array:
-        """The places p of end-of-text tokens before documents, start <= p < stop, ascending.
+        """The places p of the tokens that stand before documents, start <= p < stop, ascending.
 
         Raises:
             InputError: an index file is missing or damaged.
@@ -228,7 +252,7 @@ class Shards:
 
     @cached_property
     def documents(self) -> Array:
-        """(documents, 3) int64: first token in the split (its end-of-text token), number of tokens, UTF-8 bytes of the
+        """(documents, 3) int64: first token in the split (that before its text), number of tokens, UTF-8 bytes of the
         text.
 
         Raises:

@@ -1,92 +1,138 @@
-"""Vocabularies that others learned: byte-level BPE in the tokenizer.json that `transformers` keeps, cut and merged by
-the library itself.
+"""The tokenizer of somebody's checkpoint → a tokenizer.json of ours that says all of it.
 
-    theirs ──the end of text changes places with token 0──▶ tokenizer.json ──Library──▶ tokens
+    tokenizer.json ─────────────────────────────────────────┐
+    tokenizer_config.json, special_tokens_map.json,         ├─▶ tokenizer.json, as it was, and in it the key "lmforge":
+    chat_template.jinja, generation_config.json, config.json┘   what the special tokens are for, the chat template
 
-GPT-2's, Llama 3's and Qwen's are of this kind. Added tokens (the end of text, chat marks) are names of their own: no
-text encodes to one.
+One file then travels with shards, checkpoints and models, and its checksum covers all of it. Ids stay the original's.
+`Tokenizer.standard_json` gives the file without the key back.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
-import tokenizers
-from numpy.typing import NDArray
 
 from lmforge.errors import InputError
+from lmforge.tokens.library import begins_with
+from lmforge.tokens.special_tokens import SETTINGS, guessed, special_names
+from lmforge.tokens.template import check_template
+
+TOKENIZER = "tokenizer.json"
 
 
-class Library:
-    """Encodes by `tokenizers`, without the added tokens. Threads may share one."""
-
-    def __init__(self, file: Mapping[str, Any]) -> None:
-        plain = {**file, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        self._tokenizer = tokenizers.Tokenizer.from_str(orjson.dumps(plain).decode())
-
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(the tokens of all texts one after another; where those of each text end). A lone surrogate becomes
-        U+FFFD."""
-        whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-        found = [each.ids for each in self._tokenizer.encode_batch(whole, add_special_tokens=False)]
-        ends = np.cumsum([len(ids) for ids in found], dtype=np.int64)
-        return np.array([token for ids in found for token in ids], dtype=np.int32), ends
-
-
-def is_imported(file: Mapping[str, Any], patterns: Sequence[str]) -> bool:
-    """Whether a tokenizer.json cuts texts by other patterns than ours (and is not merely broken): its token 0 is an
-    added one."""
-    splitters = (file["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
-    own = splitters[0].get("type") == "Split" and splitters[0]["pattern"].get("Regex") in patterns
-    return not own and any(token["id"] == 0 and token["special"] for token in file["added_tokens"])
-
-
-def token_names(file: Mapping[str, Any], characters: Sequence[str]) -> list[str]:
-    """What each token stands for, in the characters that stand for bytes; "" for special tokens and for ids that
-    nothing has."""
-    vocabulary: dict[str, int] = file["model"]["vocab"]
-    added = {token["id"]: token for token in file["added_tokens"]}
-    names = [""] * (1 + max([*vocabulary.values(), *added]))
-    for name, token in vocabulary.items():
-        names[token] = name
-    for token, entry in added.items():
-        names[token] = "" if entry["special"] else "".join(characters[byte] for byte in entry["content"].encode())
-    return names
-
-
-def with_end_first(content: str, end: int, where: str) -> str:
-    """The text of a tokenizer.json in which token `end` is token 0, and the token that was 0 has its number.
+def import_tokenizer(folder: Path) -> str:
+    """The tokenizer of the checkpoint in `folder` (as `transformers` saves it): the text of a tokenizer.json of ours.
 
     Raises:
-        InputError: not byte-level BPE, or the end of text is not an added special token.
+        InputError: tokenizer.json is missing or nothing that `tokenizers` runs, no special token ends a text, or the
+            chat template is refused.
+    """
+    path = folder / TOKENIZER
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); save the tokenizer beside the weights (save_pretrained of a fast one)"
+        ) from error
+    config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+    generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
+    template = folder / "chat_template.jinja"
+    return described(
+        content,
+        str(path),
+        eos=(_name(config.get("eos_token")), *_ids(generation.get("eos_token_id")), *_ids(model.get("eos_token_id"))),
+        bos=_name(config.get("bos_token")) or _first(model.get("bos_token_id")),
+        pad=_name(config.get("pad_token")) or _first(model.get("pad_token_id")),
+        add_bos=config.get("add_bos_token"),
+        chat_template=_read(template) if template.is_file() else _template(config.get("chat_template")),
+    )
+
+
+def described(
+    content: str,
+    where: str,
+    *,
+    eos: Sequence[int | str | None] = (),
+    bos: int | str | None = None,
+    pad: int | str | None = None,
+    add_bos: bool | None = None,
+    chat_template: str | None = None,
+) -> str:
+    """The text of a tokenizer.json with what is known of it besides: its special tokens by id or by name (`eos`: all
+    that end a text or a turn), whether a text begins with `bos` (None: as its post-processor says), and the chat
+    template.
+
+    Raises:
+        InputError: as `import_tokenizer`.
     """
     try:
         file = orjson.loads(content)
-        model, vocabulary = file["model"], file["model"]["vocab"]
-        kinds = [
-            file["pre_tokenizer"]["type"],
-            *(each["type"] for each in file["pre_tokenizer"].get("pretokenizers", ())),
-        ]
-        if model.get("type") != "BPE" or "ByteLevel" not in kinds:
-            raise InputError(
-                f"{where}: not a byte-level BPE ({model.get('type')} cut by {' and '.join(kinds)}); GPT-2's, Llama 3's "
-                "and Qwen's kind "
-                "can be imported, SentencePiece's cannot"
-            )
-        new = {0: end, end: 0}
-        for token in file["added_tokens"]:
-            token["id"] = new.get(token["id"], token["id"])
-        if not any(token["id"] == 0 and token["special"] for token in file["added_tokens"]):
-            raise InputError(
-                f"{where}: token {end}, the end of text by config.json, is no special token there; correct "
-                "eos_token_id in config.json"
-            )
+        names = special_names(file)
+        begin = begins_with(file, where)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{where}: not a tokenizer.json ({error}); save the checkpoint with transformers again"
+            f"{where}: not a tokenizer.json ({error!r}); save the checkpoint with transformers again"
         ) from error
-    model["vocab"] = {name: new.get(token, token) for name, token in vocabulary.items()}
-    return orjson.dumps(file).decode()
+    ends = [token for each in eos if (token := _id(each, names)) is not None]
+    special = guessed(names, where, dict.fromkeys(ends), _id(bos, names), _id(pad, names))
+    if add_bos is not None:
+        begin = special.bos if add_bos else None
+    if chat_template is not None:
+        check_template(chat_template, where)
+    settings = {
+        **special.to_json(),
+        "begin": special.end_of_text if begin is None else begin,
+        "chat_template": chat_template,
+    }
+    return orjson.dumps({**file, SETTINGS: settings}).decode()
+
+
+def _id(token: int | str | None, names: Mapping[str, int]) -> int | None:
+    """The id of a special token that is given by id or by name; None where it is none."""
+    if isinstance(token, str):
+        return names.get(token)
+    return token if token in names.values() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not JSON ({error}); save the checkpoint with transformers again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); restore or remove it") from error
+
+
+def _name(token: Any) -> str | None:
+    """A special token as tokenizer_config.json writes it: its name, or an object with it."""
+    given = token.get("content") if isinstance(token, Mapping) else token
+    return given if isinstance(given, str) else None
+
+
+def _ids(given: Any) -> list[int]:
+    return [token for token in (given if isinstance(given, list) else [given]) if isinstance(token, int)]
+
+
+def _first(given: Any) -> int | None:
+    return next(iter(_ids(given)), None)
+
+
+def _template(given: Any) -> str | None:
+    """The chat template of tokenizer_config.json; of several, the one called "default"."""
+    if isinstance(given, list):
+        named = {each.get("name"): each.get("template") for each in given if isinstance(each, Mapping)}
+        given = named.get("default", next(iter(named.values()), None))
+    return given if isinstance(given, str) else None

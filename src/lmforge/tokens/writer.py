@@ -35,9 +35,9 @@ class TokenWriter:
 
     def __init__(self, folder: Path, split: str, vocab_size: int, names: Names, grouped: bool) -> None:
         self.folder, self.split, self.names, self.grouped = folder, split, names, grouped
-        self.dtype = token_dtype(vocab_size)
-        self.tokens = self.documents = self.bytes = self.uncounted = 0
-        self.genres: dict[str, tuple[int, int]] = {}  # genre: (bytes, tokens without end of text)
+        self.tokens = self.documents = self.bytes = self.uncounted = self.missing = 0
+        self.genres: dict[str, tuple[int, int]] = {}  # genre: (bytes, tokens without those that stand before documents)
+        self.begins: set[int] = set()  # what stands before documents
         self.used = np.zeros(vocab_size, dtype=bool)  # which tokens have occurred
         self._opened = 0
         self._open: dict[tuple[int, int] | None, _Shard] = {}
@@ -54,9 +54,11 @@ class TokenWriter:
                 shard = self._open[kind] = self._next(kind, shard)
             shard.add(document, source, genre)
             self.used[document.tokens] = True
+            self.begins.add(int(document.tokens[0]))
             self.tokens += len(document.tokens)
             self.documents += 1
             self.bytes += document.bytes
+            self.missing += document.missing
             self.uncounted += 0 if document.counted is None else int((~document.counted).sum())
             seen = self.genres.get(document.genre, (0, 0))
             self.genres[document.genre] = (seen[0] + document.bytes, seen[1] + len(document.tokens) - 1)
@@ -69,7 +71,7 @@ class TokenWriter:
         label = {} if kind is None else {"source": kind[0], "genre": kind[1]}
         name = f"{self.split}-{self._opened:05d}"
         self._opened += 1
-        return _Shard(self.folder, name, self.dtype, label, before.ended_counted if before else True)
+        return _Shard(self.folder, name, token_dtype(len(self.used)), label, before.ended_counted if before else True)
 
     def close(self) -> None:
         """End the last shards."""
@@ -107,7 +109,7 @@ class _Shard:
             self._uncounted.append(np.array([self.tokens]))
         if document.counted is not None:
             self._uncounted.append(np.flatnonzero(~document.counted) + self.tokens)
-        self.ended_counted = document.counted is None or bool(document.counted[-1])
+        self.ended_counted = document.end_counted
         self._rows.append((self.tokens, len(document.tokens), document.bytes, source, genre))
         self.tokens += len(document.tokens)
 

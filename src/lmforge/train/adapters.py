@@ -11,9 +11,11 @@ their ranks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
-from lmforge.formats.native import TENSORS, load_model, model_tensors
+from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.native import TENSORS, load_model, load_tokenizer, model_name, model_tensors, read_config
+from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Lora
-from lmforge.record import atomic_directory, read_manifest, verify_directory, write_atomic
+from lmforge.record import atomic_directory, content_hash, read_manifest, verify_directory, write_atomic
 
 ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
+MOST_PARENTS = 4  # adapter, model, run and the folder of runs: whose folders are searched for a base that was moved
 Weights = dict[str, Tensor]
 
 
@@ -73,10 +78,10 @@ def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
 
 
-def adapter_tensors(model: nn.Module) -> Weights:
-    """A and B of each adapter; empty where there is none."""
+def adapter_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> Weights:
+    """A and B of each adapter, of the model or of a whole state of it; empty where there is none."""
     return {
-        f"{name}.{part}": getattr(layer, part).detach()
+        f"{name}.{part}": getattr(layer, part).detach() if state is None else state[f"{name}.{part}"]
         for name, layer in adapted_layers(model).items()
         for part in ("adapter_a", "adapter_b")
     }
@@ -99,14 +104,16 @@ def load_adapters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def merged(model: GPT, adapters: Mapping[str, Tensor] | None = None) -> Weights:
+def merged(
+    model: GPT, adapters: Mapping[str, Tensor] | None = None, state: Mapping[str, Tensor] | None = None
+) -> Weights:
     """The weights of an ordinary model that computes the same: adapters (its own, or those given) added to what they
-    stand beside."""
-    tensors, layers = model_tensors(model), adapted_layers(model)
-    found = adapter_tensors(model) if adapters is None else adapters
+    stand beside. `state`: the whole tensors of the model, where it does not hold them itself."""
+    tensors, layers = model_tensors(model) if state is None else dict(state), adapted_layers(model)
+    parts = adapter_tensors(model, state) if adapters is None else adapters
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(("adapter_a", "adapter_b"))}
     for name, layer in layers.items():
-        a, b = (found[f"{name}.{part}"].cpu() for part in ("adapter_a", "adapter_b"))
+        a, b = (parts[f"{name}.{part}"].cpu() for part in ("adapter_a", "adapter_b"))
         tensors[f"{name}.weight"] = _added(tensors[f"{name}.weight"], a, b, layer.scale)
     return tensors
 
@@ -118,11 +125,18 @@ def _added(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def hold(model: GPT, weights: Mapping[str, Tensor]) -> None:
     """Put the weights of an ordinary model into one that may have adapters, which then add nothing."""
+    model.load_state_dict(holding(model, weights), strict=False)
+
+
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Weights:
+    """The state of a model that may have adapters, in which it computes what an ordinary model with `weights` does."""
+    state = {}
     for name, parameter in model.state_dict().items():
         if name in weights:
-            parameter.copy_(weights[name])
+            state[name] = weights[name]
         elif name.endswith("adapter_b"):
-            parameter.zero_()
+            state[name] = torch.zeros_like(parameter)
+    return state
 
 
 def averaged(members: Sequence[Mapping[str, Tensor]]) -> Weights:
@@ -147,7 +161,7 @@ def fingerprint(base: Path) -> str:
 
 
 def write_adapter(directory: Path, adapters: Mapping[str, Tensor], base: Path, lora: Lora) -> None:
-    """Save adapters alone, with the hash of the model that they belong to.
+    """Save adapters alone, with the hash of the model that they belong to, and where that is, also as seen from here.
 
     Raises:
         LmforgeError: the disk is full.
@@ -158,27 +172,57 @@ def write_adapter(directory: Path, adapters: Mapping[str, Tensor], base: Path, l
             "format": 1,
             "scale": lora.scale,
             "targets": list(lora.targets),
-            "base": {"path": str(base), "sha256": fingerprint(base)},
+            "base": {
+                "path": str(base),
+                "relative": os.path.relpath(base.resolve(), directory.resolve()),
+                "sha256": fingerprint(base),
+            },
         }
         write_atomic(temporary / ADAPTER_CONFIG, json.dumps(content, indent=1) + "\n")
 
 
 def base_of(directory: Path) -> Path:
-    """The folder of the model that a saved adapter belongs to.
+    """The folder of the model that a saved adapter belongs to: the recorded one, or any beside the adapter or its run
+    whose weights have the recorded hash.
 
     Raises:
-        InputError: the adapter is not readable, or its base is not there, or other weights are (names both hashes).
+        InputError: the adapter is not readable, or no such model is there (names the hash and where it was looked for).
     """
     verify_directory(directory)
     base = _config(directory)["base"]
-    path = Path(base["path"])
-    found = fingerprint(path)
-    if found != base["sha256"]:
-        raise InputError(
-            f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, but {path} is {found[:12]}…; "
-            "restore it, or train the adapter on this one"
-        )
-    return path
+    other = None
+    for folder in _places(directory.resolve(), base):
+        present = _hash_of(folder)
+        if present == base["sha256"]:
+            return folder
+        other = other or (f"; {folder} has {present[:12]}…" if present and folder == Path(base["path"]) else None)
+    whole = directory.resolve().parent
+    served = f"; {whole} holds both merged, and needs no base" if (whole / TENSORS).is_file() else ""
+    raise InputError(
+        f"{directory}: an adapter of a model with SHA-256 {base['sha256'][:12]}…, which is neither in {base['path']} "
+        f"nor beside the adapter or its run{other or ''}; put it back, or into {directory / 'base'}{served}"
+    )
+
+
+def _places(directory: Path, base: Mapping[str, Any]) -> Iterator[Path]:
+    """Where an adapter's base may be: where it was, there as seen from the adapter, with it, and in what stands beside
+    it, its model, its run."""
+    yield Path(base["path"])
+    if "relative" in base:
+        yield Path(os.path.normpath(directory / base["relative"]))
+    yield directory / "base"
+    for parent in list(directory.parents)[:MOST_PARENTS]:
+        with contextlib.suppress(OSError):
+            for beside in sorted(each for each in parent.iterdir() if each.is_dir()):
+                yield from (beside, beside / "model")
+
+
+def _hash_of(folder: Path) -> str | None:
+    """The hash of the weights of a saved model, None where there is none."""
+    try:
+        return fingerprint(folder) if (folder / TENSORS).is_file() else None
+    except (InputError, OSError):
+        return None
 
 
 def load_with_adapter(directory: Path) -> GPT:
@@ -208,3 +252,30 @@ def _config(directory: Path) -> dict[str, Any]:
         return content
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{directory}: no readable {ADAPTER_CONFIG}; give the folder of an adapter") from error
+
+
+class Adapter(Format):
+    """The folder of an adapter: read with its base, merged into it."""
+
+    name = "adapter"
+
+    def detect(self, path: Path) -> bool:
+        """A folder with adapter.json."""
+        return (path / ADAPTER_CONFIG).is_file()
+
+    def read(self, path: Path, verify: bool = True) -> LoadedModel:
+        """As `load_with_adapter`, with the base's tokenizer; base and adapter are verified in any case."""
+        base = base_of(path)
+        config = read_config(base)
+        return LoadedModel(
+            tokenizer=load_tokenizer(base, config),
+            model=load_with_adapter(path),
+            name=model_name(path.resolve()),
+            directory=path,
+            compression=tuple(config["compression"]),
+            notes=config.get("notes", {}),
+            fingerprint=(content_hash(path) or "")[:12],
+        )
+
+
+FORMATS.register(Adapter.name, Adapter())

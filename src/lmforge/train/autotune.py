@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import statistics
 import time
@@ -21,12 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmforge import machine
 from lmforge.errors import LmforgeError
+from lmforge.machine import cores
 from lmforge.model.gpt import GPT
 from lmforge.parallel.thread_replicas import Replicas
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe
-from lmforge.record import cache_directory, hash_json, machine, write_atomic
+from lmforge.record import cache_directory, hash_json, write_atomic
 from lmforge.train.precision import PROMISING, autocast, bfloat16_gain, safest_on_gpu
 
 CHOICE_FORMAT = 5  # of the kept choice
@@ -46,11 +47,6 @@ class ExecutionPlan:
     reason: str
     precision: str = "fp32"  # or bf16, fp16
     graphs: bool = False  # compiled code replayed as CUDA graphs
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache_file() -> Path:
@@ -96,7 +92,9 @@ def choose(recipe: Recipe, model: GPT, device: torch.device, rows: int, steps: i
         return ExecutionPlan(
             replicas, train.threads, train.micro_batch_tokens, train.compile == "on", "stated in the recipe", precision
         )
-    key = hash_json([CHOICE_FORMAT, machine(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated])
+    key = hash_json(
+        [CHOICE_FORMAT, machine.describe(), cores(), dataclasses.asdict(model.config), context, rows, steps, stated]
+    )
     cached = _read_cache().get(key)
     if cached:
         return ExecutionPlan(**{**cached, "reason": f"measured here before ({cached['reason']})"})
@@ -124,16 +122,16 @@ def _read_cache() -> dict[str, Any]:
 def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> ExecutionPlan:
     train, context = recipe.train, recipe.tokens.context
     precision = "fp32" if train.precision == "auto" else train.precision
-    # Replicas first: a later way must be 3% faster to be taken, so that noise decides nothing.
+    # Replicas first: a later one must be 3% faster to be taken, so that noise decides nothing.
     threads = train.threads or cores()
-    ways = (
+    candidates = (
         [(min(threads, rows), threads), (1, threads)]
         if min(threads, rows) > 1 and train.compile != "on"
         else [(1, threads)]
     )
     best: tuple[float, int, int] | None = None
-    found = []
-    for replicas, count in ways:
+    notes = []
+    for replicas, count in candidates:
         share = math.ceil(rows / replicas)
         sizes = (
             [train.micro_batch_tokens]
@@ -142,7 +140,7 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> ExecutionPlan
         )
         for size in sizes:
             seconds = _per_token(model, replicas, count, size, context, precision)
-            found.append(f"{replicas} replicas on {count} threads × {size} tokens {1 / seconds:,.0f} tok/s")
+            notes.append(f"{replicas} replicas on {count} threads × {size} tokens {1 / seconds:,.0f} tok/s")
             if best is None or seconds < best[0] * 0.97:
                 best = (seconds, replicas, size)
     assert best is not None
@@ -150,7 +148,7 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> ExecutionPlan
     if train.precision == "auto":
         half, why = _is_bfloat16_faster(model, replicas, threads, size, context, seconds)
         precision, seconds = ("bf16", half) if half else (precision, seconds)
-        found.append(f"precision: {why}")
+        notes.append(f"precision: {why}")
     total = seconds * rows * context * steps
     compiled, words = train.compile == "on", "asked for"
     if train.compile == "off":
@@ -158,7 +156,7 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> ExecutionPlan
     elif train.compile == "auto":
         compiled, words = _is_compiling_worth_it(model, threads, size, context, precision, seconds, total)
     return ExecutionPlan(
-        1 if compiled else replicas, threads, size, compiled, "; ".join([*found, f"compile: {words}"]), precision
+        1 if compiled else replicas, threads, size, compiled, "; ".join([*notes, f"compile: {words}"]), precision
     )
 
 
@@ -172,7 +170,7 @@ def _measure_on_gpu(
         _per_token(model, 1, cores(), size, context, kind),
         _gradient_norm(model, size, context, kind, None),
     )
-    best, found = (eager * total, False, False), [f"eager {1 / eager:,.0f} tok/s"]
+    best, notes = (eager * total, False, False), [f"eager {1 / eager:,.0f} tok/s"]
     for graphs in (False, True):
         name = "CUDA graphs" if graphs else "compiled"
         started = time.perf_counter()
@@ -180,15 +178,15 @@ def _measure_on_gpu(
             seconds = _per_token(model, 1, cores(), size, context, kind, compiled=True, graphs=graphs)
             norm = _gradient_norm(model, size, context, kind, _compiled(model, graphs))
         except Exception as error:  # whatever the compiler stack raises, eager still works
-            found.append(f"{name}: failed here ({type(error).__name__})")
+            notes.append(f"{name}: failed here ({type(error).__name__})")
             continue
         cost = time.perf_counter() - started
-        found.append(f"{name} {1 / seconds:,.0f} tok/s after {cost:.0f} s")
+        notes.append(f"{name} {1 / seconds:,.0f} tok/s after {cost:.0f} s")
         if not math.isclose(norm, expected, rel_tol=0.02):
-            found[-1] += f", with another gradient ({norm:.4g}, eager {expected:.4g})"
+            notes[-1] += f", with another gradient ({norm:.4g}, eager {expected:.4g})"
         elif seconds * total + cost < best[0]:
             best = (seconds * total + cost, True, graphs)
-    return ExecutionPlan(1, cores(), size, best[1], "; ".join([*found, precision]), kind, best[2])
+    return ExecutionPlan(1, cores(), size, best[1], "; ".join([*notes, precision]), kind, best[2])
 
 
 def _gradient_norm(model: GPT, size: int, context: int, precision: str, compiled: Any) -> float:
@@ -223,9 +221,9 @@ def _compiled(model: GPT, graphs: bool) -> Any:
     return replayed
 
 
-def compiled_loss(model: GPT, way: ExecutionPlan) -> Any:
-    """`model.loss` as `way` runs it where it is compiled."""
-    return _compiled(model, way.graphs)
+def compiled_loss(model: GPT, plan: ExecutionPlan) -> Any:
+    """`model.loss` as `plan` runs it where it is compiled."""
+    return _compiled(model, plan.graphs)
 
 
 def _is_bfloat16_faster(

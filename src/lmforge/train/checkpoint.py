@@ -1,11 +1,12 @@
 """Checkpoints: everything that a run needs to go on exactly as if it had never stopped. Atomic, checksummed, no pickle.
 
-train/checkpoints/step-00000500/{model.safetensors, optimizer.safetensors, average.safetensors, state.json,
-config.json, tokenizer.json,
-                                 manifest.json}        average: the moving average of the weights, once it has begun
-train/snapshots/step-00000476/{model.safetensors, config.json, tokenizer.json, manifest.json}        weights alone,
-to average Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them
-apart.
+    train/checkpoints/step-00000500/   model.safetensors, optimizer.safetensors, state.json, config.json,
+                                       tokenizer.json, manifest.json
+                                       average.safetensors: the moving average of the weights, once it has begun
+    train/snapshots/step-00000476/     model.safetensors, config.json, tokenizer.json, manifest.json: weights alone, to
+                                       average
+
+Where adapters are trained, model.safetensors has them merged, and adapter.safetensors beside it has them apart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.formats.native import write_model
@@ -35,28 +36,61 @@ from lmforge.train.remote_checkpoints import fetch_newest, put, remove
 
 Weights = dict[str, Tensor]
 AVERAGE = "average.safetensors"
+_LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum", "momentum_buffer")  # fields in the shape of their parameter
 _NAME = re.compile(r"step-(\d{8})$")
 
 
-def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of all optimizers as named tensors: `OPTIMIZER/INDEX/FIELD`."""
+def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of an optimizer's parameters in the order in which it numbers them."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of all optimizers as named tensors: `OPTIMIZER/PARAMETER/FIELD`, where PARAMETER is its name in
+    `model`, so that another grouping or order of the parameters, on other devices, finds its own."""
     tensors = {}
-    for name, optimizer in optimizers.items():
+    for owner, optimizer in optimizers.items():
+        names = _names_in_order(model, optimizer)
         for index, fields in optimizer.state_dict()["state"].items():
             for field, value in fields.items():
-                tensors[f"{name}/{index}/{field}"] = torch.as_tensor(value).detach().contiguous().cpu()
+                tensors[f"{owner}/{names[index]}/{field}"] = torch.as_tensor(value).detach().contiguous().cpu()
     return tensors
 
 
-def restore_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put the state of `optimizer_tensors` back."""
-    for name, optimizer in optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            owner, index, field = path.split("/")
-            if owner == name:
-                state.setdefault(int(index), {})[field] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def restore_optimizers(
+    model: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
+    where: str = "optimizer.safetensors",
+) -> None:
+    """Put the state of `optimizer_tensors` back. Where earlier versions wrote a parameter's number in its optimizer
+    instead of its name, that number is taken.
+
+    Raises:
+        InputError: state of an optimizer or a parameter that is not there, or of another shape (`where` names the
+            file).
+    """
+    states: dict[str, dict[int, dict[str, Tensor]]] = {owner: {} for owner in optimizers}
+    numbers = {
+        owner: {name: number for number, name in enumerate(_names_in_order(model, optimizer))}
+        for owner, optimizer in optimizers.items()
+    }
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for path, value in tensors.items():
+        owner, name, field = path.split("/")
+        known = numbers.get(owner, {})
+        names = list(known)
+        if name.isdigit() and int(name) < len(names):
+            name = names[int(name)]
+        if name not in known or (field in _LIKE_PARAMETER and value.shape != shapes[name]):
+            raise InputError(
+                f"{where}: it has state of {path} {tuple(value.shape)}, which no parameter of this recipe's {owner} "
+                "has; run with --fresh or another name"
+            )
+        states[owner].setdefault(known[name], {})[field] = value
+    for owner, optimizer in optimizers.items():
+        optimizer.load_state_dict({"state": states[owner], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextlib.contextmanager
@@ -68,15 +102,18 @@ def full_disk_as_os_error() -> Iterator[None]:
         raise OSError(errno.ENOSPC, str(error)) from error
 
 
-def write_snapshot(directory: Path, model: GPT, step: int, tokenizer: Path) -> None:
-    """The weights of a step alone, loadable on their own.
+def write_snapshot(
+    directory: Path, model: GPT, step: int, tokenizer: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """The weights of a step alone, loadable on their own. `weights`: the whole tensors of the model, where it does not
+    hold them itself.
 
     Raises:
         LmforgeError: the disk is full.
     """
     with atomic_directory(directory) as temporary, full_disk_as_os_error():
-        write_model(temporary, model.config, merged(model), tokenizer, notes={"step": step})
-        if adapters := adapter_tensors(model):
+        write_model(temporary, model.config, merged(model, state=weights), tokenizer, notes={"step": step})
+        if adapters := adapter_tensors(model, weights):
             save_file({name: tensor.cpu() for name, tensor in adapters.items()}, temporary / ADAPTER)
 
 
@@ -89,8 +126,14 @@ class Checkpoints:
         self.directory, self.keep, self.store = directory, keep, store
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lmforge-checkpoint")
         self._writing: Future[None] | None = None
-        if directory.exists():
-            sweep_temporaries(directory)
+
+    def sweep(self) -> None:
+        """Remove what a killed run left half written, of checkpoints and of what stands beside them. For the rank that
+        writes, before anything is written: what another rank is writing now looks the same."""
+        run = self.directory.parent
+        for folder in (self.directory, run, *(path for path in run.glob("*") if path.is_dir())):
+            if folder.exists():
+                sweep_temporaries(folder)
 
     def resolve(self) -> None:
         """Until what `save` began is written.
@@ -113,8 +156,8 @@ class Checkpoints:
         """Steps that have a complete checkpoint, ascending."""
         if not self.directory.exists():
             return []
-        found = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _NAME.match(path.name))]
-        return sorted(step for step, path in found if content_hash(path))
+        named = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _NAME.match(path.name))]
+        return sorted(step for step, path in named if content_hash(path))
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of `step` is."""
@@ -129,21 +172,22 @@ class Checkpoints:
         tokenizer: Path,
         average: Mapping[str, Tensor] | None = None,
         wait: bool = True,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
         Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `resolve`
-        waits for it.
+        waits for it. `weights`: the whole tensors of the model, where it does not hold them itself.
 
         Raises:
             LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay
                 usable.
         """
         self.resolve()
-        tensors, moments = merged(model), optimizer_tensors(optimizers)
+        tensors, moments = merged(model, state=weights), optimizer_tensors(model, optimizers)
         averaged, adapters = (
             {name: weight.detach().cpu() for name, weight in each.items()}
-            for each in (average or {}, adapter_tensors(model))
+            for each in (average or {}, adapter_tensors(model, weights))
         )
         content = json.dumps(dict(state), indent=1) + "\n"
         if not wait:
@@ -196,8 +240,14 @@ class Checkpoints:
         if self.store and not self.steps():
             fetch_newest(self.store, self.directory)
 
-    def load_newest(self, model: GPT, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Restore the newest complete checkpoint in place and return its state; None when there is none.
+    def load_newest(
+        self,
+        model: GPT,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        load_state: Callable[[GPT, Mapping[str, Tensor]], None] | None = None,
+    ) -> dict[str, Any] | None:
+        """Restore the newest complete checkpoint in place and return its state; None when there is none. `load_state`
+        puts whole tensors into what a process holds of the model (default: it holds the whole).
 
         Raises:
             InputError: its bytes were changed (names the file), or it does not fit this recipe.
@@ -223,10 +273,9 @@ class Checkpoints:
         if adapter_tensors(model):
             load_adapters(model, load_file(path / ADAPTER) if (path / ADAPTER).exists() else {})
         else:
-            model.load_state_dict(
-                {**tensors, **({"head.weight": tensors["embed.weight"]} if "head.weight" not in tensors else {})}
-            )
-        restore_optimizers(optimizers, load_file(path / "optimizer.safetensors"))
+            (load_state or (lambda model, whole: model.load_state_dict(whole, strict=False)))(model, tensors)
+        moments = path / "optimizer.safetensors"
+        restore_optimizers(model, optimizers, load_file(moments), str(moments))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         log(f"train: going on from step {state['step']} ({path})")
         return state

@@ -58,7 +58,11 @@ class MovingAverage:
         share = 1 / min(step - self.begins, self.horizon)
         torch._foreach_lerp_(list(self.weights.values()), [parameters[name] for name in self.weights], share)
 
-    def restore(self, weights: Mapping[str, Tensor]) -> None:
+    def state_dict(self) -> Weights:
+        """The average, for the checkpoint; empty where it has not begun."""
+        return self.weights
+
+    def load_state_dict(self, weights: Mapping[str, Tensor], /) -> None:
         """Put the average of a checkpoint back."""
         devices = {name: parameter.device for name, parameter in self.model.named_parameters()}
         self.weights = {name: weights[name].to(devices[name]) for name in devices if name in weights}
@@ -66,7 +70,7 @@ class MovingAverage:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to make one model of a run: from the weights after which steps, and its bits per byte on validation
+    """One model that a run can give: from the weights after which steps, and its bits per byte on validation
     text."""
 
     name: str
@@ -91,12 +95,14 @@ class Choice:
         self.nats: dict[tuple[int, ...], Tensor] = {}  # of averages scored so far, by their members
         self.table: list[Candidate] = []
 
-    def choose(self, steps: Sequence[int], moving: Weights | None = None) -> tuple[Candidate, Weights]:
+    def choose(
+        self, steps: Sequence[int], moving: Weights | None = None, tell: bool = True
+    ) -> tuple[Candidate, Weights]:
         """The best candidate made from the weights after `steps`, and from their moving average where there is one; and
         its weights.
 
         `table` then holds all of them, the best first. Networks that only predict together (`networks` > 1) are scored,
-        not chosen.
+        not chosen. `tell`: say which it is.
         """
         ascending = sorted(steps)
         for step in ascending:
@@ -116,10 +122,11 @@ class Choice:
             self._enter("moving average", (), self.score(moving))
         self.table.sort(key=lambda candidate: (candidate.bits_per_byte, len(candidate.members)))
         best = next(candidate for candidate in self.table if candidate.networks == 1)
-        log(
-            f"train: chose {best.name} ({best.bits_per_byte:.4f} bits per byte; best single "
-            f"{singles[0].bits_per_byte:.4f})"
-        )
+        if tell:
+            log(
+                f"train: chose {best.name} ({best.bits_per_byte:.4f} bits per byte; best single "
+                f"{singles[0].bits_per_byte:.4f})"
+            )
         return best, average(self.load, best.members) if best.members else dict(moving or {})
 
     def _enter(self, name: str, members: tuple[int, ...], nats: Tensor | None = None, networks: int = 1) -> None:

@@ -10,7 +10,7 @@ from lmforge.errors import InputError
 from lmforge.formats.native import load_model, model_tensors
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Finetune
-from lmforge.tokens.loader import Loader
+from lmforge.tokens.loader import Loader, whole_tokens
 from lmforge.tokens.shards import Shards
 from lmforge.train.adapters import adapt
 
@@ -36,11 +36,14 @@ def start_from(model: GPT, settings: Finetune, seed: int) -> None:
 
 
 def example_rows(shards: Shards, context: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Validation rows of whole examples, packed: inputs, targets (−1 where a token does not count) and documents, each
-    (R, context)."""
-    rows = max(1, min((shards.tokens - 1) // context, tokens // context))
-    batch = Loader(shards, context, rows, seed, "best_fit").batch(0)
+    """Validation rows of whole examples: inputs, targets (−1 where a token does not count in training; an answer's end
+    does) and documents, each (R, context); R = tokens/context or as many as there are.
+
+    Raises:
+        InputError: every example is longer than a row.
+    """
+    rows = max(1, min(whole_tokens(shards, context) // context, tokens // context))
+    batch = Loader(shards, context, rows, seed, "whole").batch(0)
     assert batch.documents is not None
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
-    targets[targets == 0] = -1  # which example comes next cannot be known
     return inputs, targets, torch.from_numpy(batch.documents)

@@ -95,7 +95,7 @@ class Linear8(nn.Linear):
 def use_fp8(model: nn.Module) -> int:
     """Let the products of a model's blocks be 8-bit, in place, where their sides are multiples of `UNIT`; gives back
     how many matrices that are."""
-    found = [
+    matrices = [
         (name, module)
         for name, module in model.named_modules()
         if name.startswith("blocks.")
@@ -103,7 +103,7 @@ def use_fp8(model: nn.Module) -> int:
         and module.in_features % UNIT == 0
         and module.out_features % UNIT == 0
     ]
-    for name, module in found:
+    for name, module in matrices:
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, Linear8(module))
-    return len(found)
+    return len(matrices)

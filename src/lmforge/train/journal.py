@@ -4,7 +4,7 @@ machine a step used."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +13,9 @@ import psutil
 import torch
 
 from lmforge.plan.hardware import matrix_speed
+from lmforge.progress import Bar
+from lmforge.train.profile import Profile
+from lmforge.train.schedule import TrainingSchedule
 from lmforge.train.tensorboard import EventFile
 
 
@@ -79,3 +82,29 @@ class Meter:
         )
         share = self.flops(context) * tokens_per_second / (matrix_peak() * self.devices)
         return {"tokens_per_second": round(tokens_per_second), "utilization": round(share, 4), "memory_bytes": memory}
+
+
+class Observers:
+    """What is told of each step: bar, journal with the machine's figures, profile."""
+
+    def __init__(
+        self, schedule: TrainingSchedule, bar: Bar, journal: Journal | None, meter: Meter, profile: Profile
+    ) -> None:
+        """`journal`: of the rank that writes."""
+        self.schedule, self.bar, self.journal, self.meter, self.profile = schedule, bar, journal, meter, profile
+
+    def step_ended(self, step: int, seconds: float, figures: Mapping[str, Any]) -> None:
+        """After `step` (from 0), `seconds` into the run, with what it gave."""
+        schedule = self.schedule
+        note = f"bits/byte {figures['bits_per_byte']:.3f}" if "bits_per_byte" in figures else "skipped"
+        amount = schedule.tokens(step + 1) - schedule.tokens(step)
+        self.bar.step(amount, f"step {step + 1}/{schedule.steps} {note}")
+        if self.journal:
+            self.journal.write(
+                step=step + 1,
+                tokens=schedule.tokens(step + 1),
+                seconds=round(seconds, 3),
+                **self.meter.read(self.bar.rate, schedule.context_at(step)),
+                **figures,
+            )
+        self.profile.step_ended(step + 1)

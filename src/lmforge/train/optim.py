@@ -149,19 +149,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     groups[0]["lr"], groups[-1]["lr"] = settings.peak_lr * ratio, settings.peak_lr * ratio * settings.output_multiplier
     groups = [group for group in groups if group["params"]]
     packed = settings.optimizer_state == "8bit"
-    optimizers: dict[str, torch.optim.Optimizer]
-    if settings.optimizer == "sgd":
-        optimizers = {
-            "sgd": torch.optim.SGD(
-                groups, lr=settings.peak_lr, momentum=settings.betas[0], nesterov=settings.betas[0] > 0
-            )
-        }
-    elif packed:
-        optimizers = {"adamw": AdamW8bit(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10)}
-    else:
-        optimizers = {
-            "adamw": torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)
-        }
+    optimizers = _of_groups(groups, settings, packed)
     if matrices:
         stacks = [
             {"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
@@ -172,6 +160,16 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
         for group in optimizer.param_groups:
             group["peak"], group["peak_decay"] = group["lr"], group["weight_decay"]
     return optimizers
+
+
+def _of_groups(groups: list[dict[str, Any]], settings: Train, packed: bool) -> dict[str, torch.optim.Optimizer]:
+    """The optimizer of all that Muon does not take, by its name."""
+    if settings.optimizer == "sgd":
+        momentum = settings.betas[0]
+        return {"sgd": torch.optim.SGD(groups, lr=settings.peak_lr, momentum=momentum, nesterov=momentum > 0)}
+    if packed:
+        return {"adamw": AdamW8bit(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10)}
+    return {"adamw": torch.optim.AdamW(groups, lr=settings.peak_lr, betas=settings.betas, eps=1e-10, fused=True)}
 
 
 def rate(step: int, steps: int, warmup: int, final: float, schedule: str = "cosine") -> float:

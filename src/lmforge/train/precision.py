@@ -75,14 +75,17 @@ class LossScaler:
 
     FLOOR, CEILING, DOUBLE_AFTER = 1.0, 2.0**24, 500  # steps without overflow
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self.scale: float = (state or {}).get("scale", 2.0**16)
-        self.calm: int = (state or {}).get("calm", 0)
+    def __init__(self) -> None:
+        self.load_state_dict({})
 
-    @property
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
         return {"scale": self.scale, "calm": self.calm}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """As it was at a checkpoint; with an empty state, before the first step."""
+        self.scale: float = state.get("scale", 2.0**16)
+        self.calm: int = state.get("calm", 0)  # steps since it last changed
 
     def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divide the gradients by the scale."""

@@ -67,10 +67,10 @@ def fetch_newest(store: str, directory: Path) -> None:
     """
     system, root = _open(store)
     try:
-        found = system.ls(root, detail=False) if system.exists(root) else []
+        entries = system.ls(root, detail=False) if system.exists(root) else []
         whole = sorted(
             name
-            for path in found
+            for path in entries
             if _NAME.match(name := str(path).rstrip("/").rsplit("/", 1)[-1])
             and system.exists(f"{root}/{name}/{MANIFEST}")
         )

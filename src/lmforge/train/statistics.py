@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def layer_of(parameter: str) -> str:
@@ -42,7 +42,7 @@ class Activations:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.found: dict[str, dict[str, float]] = {}
+        self.by_layer: dict[str, dict[str, float]] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Activations:
@@ -57,9 +57,10 @@ class Activations:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def _note(self, name: str, _module: nn.Module, _inputs: object, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # of reversible blocks the first stream
         values = output.detach().float()
-        self.found[name] = {"rms": float(values.square().mean().sqrt()), "largest": float(values.abs().max())}
+        self.by_layer[name] = {"rms": float(values.square().mean().sqrt()), "largest": float(values.abs().max())}
 
 
 class NoiseScale:
@@ -72,14 +73,17 @@ class NoiseScale:
 
     KEPT = 0.9  # of the earlier average, at each measurement
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self.noise: float | None = (state or {}).get("noise")
-        self.signal: float | None = (state or {}).get("signal")
+    def __init__(self) -> None:
+        self.load_state_dict({})
 
-    @property
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
         return {"noise": self.noise, "signal": self.signal}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """As it was at a checkpoint; with an empty state, before the first step."""
+        self.noise: float | None = state.get("noise")
+        self.signal: float | None = state.get("signal")
 
     def add(self, few: float, few_square: float, many: float, many_square: float) -> None:
         """A measurement: |g|² of the mean gradient over `few` and over `many` tokens (eq. A.2)."""

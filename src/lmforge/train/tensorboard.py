@@ -33,13 +33,13 @@ class EventFile:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """The finite numbers among `values`; those of nested mappings as NAME/INNER."""
-        found = [
+        summaries = [
             _bytes(1, _bytes(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
             for tag, value in _numbers(values)
             if tag != "step"
         ]
-        if found:
-            self._write(step, _bytes(5, b"".join(found)))
+        if summaries:
+            self._write(step, _bytes(5, b"".join(summaries)))
             self.file.flush()
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Personal data: what is masked, what looks like it and is not, and that masking ends."""
 
+import random
 import time
 from collections import Counter
 
@@ -59,6 +60,15 @@ def test_what_is_masked(text: str, kind: str, result: str) -> None:
         "0000 0000 0000 0000",
         "1234567890123456",
         "in 1914-1918",
+        "Version 4.6.1.2 replaces version 4.6.1.1",
+        "v12.0.255.1",
+        "版本4.6.1.2已发布",
+        "see section 140.33.2.1",
+        "4.3.2.1 Scope of the act",
+        "nginx/1.2.3.4",
+        "use A::B and dead::beef",
+        "order 4539578763621486 was sent",
+        "row 1 2 3 4111 1111 1111 1111 5 6",
         "3.14159265358979",
         "isbn 978-3-16-148410-0",
         "2020-01-02",
@@ -74,6 +84,28 @@ def test_what_is_masked(text: str, kind: str, result: str) -> None:
 )
 def test_what_is_not(text: str) -> None:
     assert masked(text) == (text, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("请发邮件至wang@post.example联系我们。", "请发邮件至[email]联系我们。"),
+        ("連絡先はsato@post.exampleです。", "連絡先は[email]です。"),
+        ("ติดต่อab@c.coที่นี่", "ติดต่อ[email]ที่นี่"),
+        ("문의: kim@a.kr로", "문의: [email]로"),
+        ("IP地址81.2.69.160。", "IP地址[ip address]。"),
+        ("http://81.2.69.160/x", "http://[ip address]/x"),
+        ("カード4111 1111 1111 1111です", "カード[card number]です"),
+    ],
+)
+def test_signs_without_spaces_part_what_is_masked(text: str, result: str) -> None:
+    assert masked(text)[0] == result
+
+
+def test_numbers_of_sixteen_digits_are_no_cards() -> None:
+    rng = random.Random(1)
+    numbers = ["".join(rng.choices("0123456789", k=16)) for _ in range(2000)]
+    assert masked("\n".join(f"order {number} was sent" for number in numbers))[1].get("masked: card", 0) == 0
 
 
 def test_only_the_kinds_asked_for() -> None:

@@ -72,6 +72,21 @@ def test_fewer_letters_are_not_enough() -> None:
     assert found("0 " * 200, "0 " * 100) is None  # tells nothing
 
 
+@pytest.mark.parametrize(
+    ("phrase", "rest"),
+    [
+        ("Столица Российской Федерации", " стоит на реке, которая впадает в Оку. Как называется эта река?"),
+        ("भारत के राष्ट्रपति का चुनाव", " संसद के दोनों सदनों के सदस्य करते हैं और उनका कार्यकाल पाँच वर्ष का होता है।"),
+        ("中华人民共和国全国人民代表大会常务委员会", "的说法，哪一项是正确的？请从四个选项中选出一个最合适的答案。"),
+        ("ประเทศไทยมีเมืองหลวงชื่อ", "กรุงเทพมหานครซึ่งตั้งอยู่บนแม่น้ำเจ้าพระยาและมีประชากรมากที่สุดในประเทศ"),
+        ("대한민국의 수도인 서울특별시는", " 한강을 끼고 있으며 인구가 가장 많은 도시이다. 이 도시의 이름은 무엇인가?"),
+    ],
+)
+def test_letters_are_counted_not_bytes(phrase: str, rest: str) -> None:
+    assert found(f"{phrase}. {phrase}!", phrase + rest) is None
+    assert found(f"x {phrase}{rest} y", phrase + rest) == "quiz"
+
+
 def test_a_very_short_text_counts_as_a_line_only() -> None:
     assert found(f"Examples:\n  {SHORTER.upper()}\nEnd.", SHORTER) == "short texts"
     assert found(SHORTER, SHORTER) == "short texts"

@@ -157,7 +157,7 @@ def test_texts_of_the_same_few_words_are_not_duplicates(tmp_path: Path) -> None:
 
 def test_repeated_lines_are_counted_over_distinct_documents() -> None:
     words = read_words("Subscribe to our newsletter for more!\nshort\nSUBSCRIBE to our newsletter: for more\n")
-    hashes = line_hashes(words.prefix, words.lines)
+    hashes = line_hashes(words)
     assert hashes[0] == hashes[2] > 0 == hashes[1] == hashes[3]
     line, other = hashes[0], np.uint64(5)
     records = np.array([[line, line, line, other, other], [1, 2, 3, 1, 2]], np.uint64)

@@ -38,10 +38,10 @@ def test_gradients_of_extras_arrive_where_autograd_brings_them(length: int, step
     )
     ways = {with_strided: strided, with_means: means} if length >= step else {with_strided: strided}
     for way, plain in ways.items():
-        same, found = way(x, step)
-        torch.testing.assert_close(found, plain)
+        same, means = way(x, step)
+        torch.testing.assert_close(means, plain)
         weights = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
-        (ours,) = torch.autograd.grad((same * 1.5).square().sum() + (found * weights).sum(), x)
+        (ours,) = torch.autograd.grad((same * 1.5).square().sum() + (means * weights).sum(), x)
         (theirs,) = torch.autograd.grad((x * 1.5).square().sum() + (plain * weights).sum(), x, retain_graph=True)
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 

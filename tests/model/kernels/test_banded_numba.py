@@ -18,10 +18,10 @@ def rooms(length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_powers_of_two_are_numpys() -> None:
     x = np.linspace(-124, 0, 20_001, dtype=np.float32)
-    found = x.copy()
-    total = banded_numba._powers_of_two(found, np.float32(0), rooms(len(x)))
+    powers = x.copy()
+    total = banded_numba._powers_of_two(powers, np.float32(0), rooms(len(x)))
     exact = np.exp2(x.astype(np.float64))
-    np.testing.assert_allclose(found, exact, rtol=3e-7)
+    np.testing.assert_allclose(powers, exact, rtol=3e-7)
     assert total == pytest.approx(exact.sum(), rel=1e-6)
 
 
@@ -48,14 +48,14 @@ def test_a_rows_softmax_leaves_nothing_outside(dtype: type) -> None:
 
 def test_threads_change_no_bit() -> None:
     q, k, v, extra_k, extra_v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (300, 300, 300, 5, 5))
-    seen, found = torch.tensor([64, 70, 128, 200, 299]), []
+    seen, results = torch.tensor([64, 70, 128, 200, 299]), []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             y = banded_attention(q, k, v, 64, extra_k, extra_v, seen)
-            found.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v, extra_k, extra_v))])
+            results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v, extra_k, extra_v))])
     finally:
         torch.set_num_threads(before)
-    for one, two in zip(*found, strict=True):
+    for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)

@@ -23,12 +23,12 @@ def test_value_and_gradients_are_those_of_softmax_attention(
     whole = torch.randn(3, rows, length, heads, width).bfloat16().requires_grad_()
     y = causal_bf16.causal_attention(*whole)
     gradient = torch.randn_like(y)
-    (found,) = torch.autograd.grad(y, whole, gradient)
+    (grad,) = torch.autograd.grad(y, whole, gradient)
     exact = whole.detach().float().requires_grad_()
     expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in exact), is_causal=True).transpose(1, 2)
     (wanted,) = torch.autograd.grad(expected, exact, gradient.float())
     assert (y - expected).abs().max() < 0.02 * expected.abs().max()
-    assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert (grad - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
 def test_no_query_sees_a_later_key() -> None:

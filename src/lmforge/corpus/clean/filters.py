@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmforge.corpus.clean.classify import Classifier, classifier, load
+from lmforge.corpus.clean.forms import SHORT_OF, Form, form_of
 from lmforge.corpus.clean.language import language_of
 from lmforge.corpus.clean.perplexity import Unlikeness, unlikeness
 from lmforge.corpus.clean.private import NEVER_MASKED, mask_private
 from lmforge.corpus.clean.quality import (
-    FEWEST_STOP_WORDS,
     PROSE,
     WRAPPED,
-    broken_rule,
+    broken_rules,
     has_lorem_ipsum,
     has_toxic_words,
     toxic_words,
@@ -27,6 +27,7 @@ from lmforge.corpus.clean.quality import (
 )
 from lmforge.corpus.clean.scan import scan
 from lmforge.corpus.normalise import clean, layout
+from lmforge.corpus.scripts import characters, pieces
 from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document
 from lmforge.corpus.sources.examples import examples_hash
@@ -37,9 +38,11 @@ _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 _NOT_TEXT = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement characters and private use
 _LETTERS, _SPACES = string.ascii_letters.encode(), string.whitespace.encode()
 
+SIGNS = 16  # of a script without spaces that are about as much as `NGRAM` words
 NGRAM = 10  # words; Rae et al. 2021 (Gopher) uses 5 to 10
 SHORTEST_JUDGED = 20  # lines or words below which repetition says nothing
 LEAST_LETTERS = 0.2  # share of the visible characters
+MOST_REFRAIN = 0.8  # of verse: the share of its lines or words that may repeat earlier ones
 MOST_UNREADABLE = 0.05  # share of all characters
 
 
@@ -93,23 +96,37 @@ def prepare(
     if genre == "web" and "boilerplate" in settings.rules:
         text = layout(without_boilerplate(text, "punctuation" in settings.rules, notices))
     if settings.mask_private and genre not in NEVER_MASKED:
-        text = mask_private(text, settings.mask_private, notices)
+        text = _masked(text, genre, settings, notices)
     document = {**document, "text": text}
     if settings.languages and genre != "code" and len(text) >= settings.min_chars:
         document["meta"] = {**document["meta"], "language": language_of(text)}
     return document, _why_left_out(document, settings, trained)
 
 
+def _masked(text: str, genre: str, settings: Corpus, notices: Counter[str] | None) -> str:
+    """Personal data masked, but in a text of unknown genre that is a program."""
+    counts: Counter[str] = Counter()
+    masked = mask_private(text, settings.mask_private, counts)
+    if counts and genre == "unknown" and form_of(text) in NEVER_MASKED:
+        return text
+    if notices is not None:
+        notices.update(counts)
+    return masked
+
+
 def _why_left_out(document: Document, settings: Corpus, trained: Trained | None) -> str | None:
     genre, text = document["genre"], document["text"]
     prose = genre in PROSE and bool(settings.rules)
-    reason = _unfit(text, settings) if prose and "repetition" in settings.rules else why_dropped(text, settings)
+    form = _Form(text, "messages" in document["meta"])
+    reason = _unfit(text, settings, form)
+    if reason is None and not (prose and "repetition" in settings.rules):
+        reason = _repetitive(text, settings, form)
     if reason is None and settings.languages and document["meta"].get("language") not in (None, *settings.languages):
         reason = "other_language"
     if reason is None and settings.toxic_words and has_toxic_words(text, *_listed(settings.toxic_words)):
         reason = "toxic_words"
     if reason is None and prose:
-        reason = _broken_rule(text, genre, settings, document["meta"].get("language"))
+        reason = _broken_rule(text, genre, settings, document["meta"].get("language"), form)
     if reason is None and (settings.perplexity or settings.quality):
         unlike, judge = trained or Trained.of(settings)
         if unlike and unlike.is_unlike(text):
@@ -119,15 +136,33 @@ def _why_left_out(document: Document, settings: Corpus, trained: Trained | None)
     return reason
 
 
-def _broken_rule(text: str, genre: str, settings: Corpus, language: Any) -> str | None:
-    if genre == "web" and "c4" in settings.rules and has_lorem_ipsum(text):
+class _Form:
+    """The form of a text, looked at when it is first asked for."""
+
+    def __init__(self, text: str, conversation: bool = False) -> None:
+        self._text = text
+        self._form: Form | None = "dialogue" if conversation else None
+
+    def __call__(self) -> Form:
+        if self._form is None:
+            self._form = form_of(self._text)
+        return self._form
+
+
+def _broken_rule(text: str, genre: str, settings: Corpus, language: Any, form: _Form) -> str | None:
+    if (
+        genre == "web"
+        and "c4" in settings.rules
+        and "c4_lorem_ipsum" not in settings.rules_off
+        and has_lorem_ipsum(text)
+    ):
         return "c4_lorem_ipsum"
-    found = scan(text, wrapped=genre in WRAPPED)
-    if reason := broken_rule(found, genre, settings.rules):
+    scanned = scan(text, wrapped=genre in WRAPPED)
+    broken = broken_rules(scanned, genre, settings.rules, lambda: (language or language_of(text)) == "en")
+    reason = next((reason for reason in broken if reason not in settings.rules_off), None)
+    if reason is None or form() == "prose":
         return reason
-    if "gopher" in settings.rules and found.stop_words < FEWEST_STOP_WORDS and (language or language_of(text)) == "en":
-        return "gopher_stop_words"
-    return None
+    return _repetitive(text, settings, form) if "repetition" in settings.rules else None
 
 
 @functools.lru_cache(maxsize=4)
@@ -171,35 +206,51 @@ def filters_fingerprint(settings: Corpus) -> dict[str, str]:
 def why_dropped(text: str, settings: Corpus) -> str | None:
     """The reason to leave a cleaned text out, or None to keep it.
 
-    `too_short`, `too_long`: characters outside [min_chars, max_chars]. `mostly_not_text`: letters are under a fifth of
-    the visible characters, or unreadable characters over a twentieth of all. `duplicate_lines`, `duplicate_ngrams`: as
-    the functions below say.
+    `too_short`, `too_long`: characters outside [min_chars, max_chars], those of Chinese, Japanese and Korean counted
+    double; verse, tables and other forms than prose may be a quarter as long. `mostly_not_text`: letters are under a
+    fifth of the visible characters, unless the form of the text is one of numbers or signs, or unreadable characters
+    over a twentieth of all. `duplicate_lines`, `duplicate_ngrams`: as the functions below say.
     """
-    if reason := _unfit(text, settings):
-        return reason
-    if duplicate_line_share(text) > settings.max_duplicate_lines:
-        return "duplicate_lines"
-    if duplicate_ngram_share(text) > settings.max_duplicate_ngrams:
-        return "duplicate_ngrams"
+    form = _Form(text)
+    return _unfit(text, settings, form) or _repetitive(text, settings, form)
+
+
+def _unfit(text: str, settings: Corpus, form: _Form) -> str | None:
+    off = settings.rules_off
+    if len(text) < settings.min_chars and "too_short" not in off:
+        size = characters(text)
+        if size < settings.min_chars and (size < settings.min_chars / SHORT_OF or form() == "prose"):
+            return "too_short"
+    if len(text) > settings.max_chars and "too_long" not in off:
+        return "too_long"
+    if "mostly_not_text" not in off and ((_few_letters(text) and form() == "prose") or _unreadable(text)):
+        return "mostly_not_text"
     return None
 
 
-def _unfit(text: str, settings: Corpus) -> str | None:
-    if len(text) < settings.min_chars:
-        return "too_short"
-    if len(text) > settings.max_chars:
-        return "too_long"
-    return "mostly_not_text" if _mostly_not_text(text) else None
+def _repetitive(text: str, settings: Corpus, form: _Form) -> str | None:
+    for reason, share, most in (
+        ("duplicate_lines", duplicate_line_share, settings.max_duplicate_lines),
+        ("duplicate_ngrams", duplicate_ngram_share, settings.max_duplicate_ngrams),
+    ):
+        value = 0.0 if reason in settings.rules_off else share(text)
+        if value > most and (value > MOST_REFRAIN or form() != "verse"):
+            return reason
+    return None
 
 
-def _mostly_not_text(text: str) -> bool:
+def _few_letters(text: str) -> bool:
     if text.isascii():  # translate() is 50 times as fast as asking each character
         data = text.encode()
         return len(data.translate(None, _LETTERS + _SPACES)) > (1 - LEAST_LETTERS) * len(data.translate(None, _SPACES))
     data, others = text.encode("ascii", "ignore"), "".join(_BEYOND_ASCII.findall(text))
     visible = len(data.translate(None, _SPACES)) + len(others) - sum(map(str.isspace, others))
     letters = len(data) - len(data.translate(None, _LETTERS)) + sum(map(str.isalpha, others))
-    return letters < LEAST_LETTERS * visible or len(_NOT_TEXT.findall(others)) > MOST_UNREADABLE * len(text)
+    return letters < LEAST_LETTERS * visible
+
+
+def _unreadable(text: str) -> bool:
+    return not text.isascii() and len(_NOT_TEXT.findall(text)) > MOST_UNREADABLE * len(text)
 
 
 def duplicate_line_share(text: str) -> float:
@@ -215,12 +266,15 @@ def duplicate_ngram_share(text: str) -> float:
     Each character counts once (Rae et al. 2021). Words are compared by their 64-bit hashes: a false match within one
     text has a chance near 1e-9 even at a million words.
     """
-    words = text.split()
+    words, between = pieces(text)
+    ngram = NGRAM
+    if not between:  # a script without spaces
+        words, ngram = list("".join(text.split())), SIGNS
     if len(words) < SHORTEST_JUDGED:
         return 0.0
     hashes = np.fromiter(map(hash, words), dtype=np.int64, count=len(words)).view(np.uint64)
-    runs = np.zeros(len(words) - NGRAM + 1, dtype=np.uint64)
-    for offset in range(NGRAM):  # polynomial hash modulo 2^64, the multiplier odd
+    runs = np.zeros(len(words) - ngram + 1, dtype=np.uint64)
+    for offset in range(ngram):  # polynomial hash modulo 2^64, the multiplier odd
         runs = runs * np.uint64(0x9E3779B97F4A7C15) + hashes[offset : offset + runs.size]
     ordered = np.sort(runs)
     if not (ordered[1:] == ordered[:-1]).any():  # the common case, at a tenth of the cost of the next line
@@ -229,7 +283,7 @@ def duplicate_ngram_share(text: str) -> float:
     repeats = order[1:][runs[order[1:]] == runs[order[:-1]]]
     edges = np.zeros(len(words) + 1, dtype=np.int64)
     np.add.at(edges, repeats, 1)
-    np.add.at(edges, repeats + NGRAM, -1)
+    np.add.at(edges, repeats + ngram, -1)
     inside = np.cumsum(edges[:-1]) > 0
     lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
     return float(lengths[inside].sum() / lengths.sum())

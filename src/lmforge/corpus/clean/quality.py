@@ -10,7 +10,8 @@
 
 They were made for web pages, where a line is a paragraph. In books, news, encyclopedias and stories, whose lines may be
 broken at a width, the rules see what stands between blank lines as a line. Code, technical text with its markup and
-text of unknown genre are never judged by them.
+text of unknown genre are never judged by them; nor is a text that is no prose (see forms.py), whatever its genre.
+Counts of words and lengths are scaled by script (see corpus/scripts.py).
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ _PHRASES = ("javascript", *POLICY)
 
 
 class Rule(NamedTuple):
-    """Documents for which `breaks` holds are left out under `reason`. `genres`: those it judges; None: all prose."""
+    """Documents for which `breaks` holds are left out under `reason`. `genres`: those it judges; `elsewhere`: what must
+    hold too if the text is in another language than English, for which the bounds were made."""
 
     reason: str
     family: RuleFamily
     breaks: Callable[[Scan], bool]
     genres: frozenset[str] = PROSE
+    elsewhere: Callable[[Scan], bool] | None = None
 
 
 _WEB = frozenset(("web",))
@@ -56,13 +59,30 @@ def _inside(number: int, most: float) -> Callable[[Scan], bool]:
     return lambda scan: scan.repeated_ngrams[number - 5] > most
 
 
+def _word_length(scan: Scan) -> float:
+    """Characters of a word between spaces; 5 for a text that is mostly in a script without spaces."""
+    return scan.spaced_characters / scan.spaced_words if scan.spaced_words > 0.5 * scan.worth else 5.0
+
+
+def _few_sentences(scan: Scan) -> bool:
+    """Fewer than five, unless they are long and stand in paragraphs."""
+    parts = max(scan.sentences, scan.lines if scan.lines >= 4 else 0)
+    paragraphs = parts >= 2 and scan.worth >= max(80, 12 * scan.lines) and scan.worth <= 100 * parts
+    return scan.sentences < 5 and not paragraphs
+
+
+def _marks_sentences(scan: Scan) -> bool:
+    """Whether its script ends sentences with a mark: Thai and Lao do not."""
+    return scan.unmarked_words < 0.5 * scan.words
+
+
 RULES = (
-    Rule("gopher_too_few_words", "gopher", lambda s: s.text_words < 50),
-    Rule("gopher_too_many_words", "gopher", lambda s: s.text_words > 100_000, frozenset(("web",))),  # novels have more
-    Rule("gopher_short_words", "gopher", lambda s: s.text_word_characters < 3 * s.text_words),
-    Rule("gopher_long_words", "gopher", lambda s: s.text_word_characters > 10 * s.text_words),
-    Rule("gopher_hash_signs", "gopher", lambda s: s.hash_signs > 0.1 * s.words),
-    Rule("gopher_ellipses", "gopher", lambda s: s.ellipses > 0.1 * s.words),
+    Rule("gopher_too_few_words", "gopher", lambda s: s.worth < 50 and s.text_words < 50 * s.words / max(1, s.worth)),
+    Rule("gopher_too_many_words", "gopher", lambda s: s.worth > 100_000, frozenset(("web",))),  # novels have more
+    Rule("gopher_short_words", "gopher", lambda s: _word_length(s) < 3, elsewhere=lambda s: _word_length(s) < 2),
+    Rule("gopher_long_words", "gopher", lambda s: _word_length(s) > 10, elsewhere=lambda s: _word_length(s) > 16),
+    Rule("gopher_hash_signs", "gopher", lambda s: s.hash_signs > 0.1 * s.worth),
+    Rule("gopher_ellipses", "gopher", lambda s: s.ellipses > 0.1 * s.worth),
     Rule("gopher_bullet_lines", "gopher", lambda s: s.bullet_lines > 0.9 * s.lines),
     Rule("gopher_ellipsis_lines", "gopher", lambda s: s.ellipsis_lines > 0.3 * s.lines),
     Rule("gopher_few_letters", "gopher", lambda s: s.letter_words < 0.8 * s.words),
@@ -73,9 +93,12 @@ RULES = (
     *(Rule(f"top_{number}gram", "repetition", _top(number, most)) for number, most in _TOP),
     *(Rule(f"repeated_{number}grams", "repetition", _inside(number, most)) for number, most in _REPEATED),
     Rule("c4_curly_bracket", "c4", lambda s: s.braces > 0, _WEB),
-    Rule("c4_too_few_sentences", "c4", lambda s: s.sentences < 5, _WEB),
+    Rule("c4_too_few_sentences", "c4", lambda s: _few_sentences(s) and _marks_sentences(s), _WEB),
     Rule(
-        "fineweb_unpunctuated_lines", "fineweb", lambda s: s.terminal_lines + s.ellipsis_lines <= 0.12 * s.lines, _WEB
+        "fineweb_unpunctuated_lines",
+        "fineweb",
+        lambda s: s.terminal_lines + s.ellipsis_lines <= 0.12 * s.lines and _marks_sentences(s),
+        _WEB,
     ),
     Rule("fineweb_short_lines", "fineweb", lambda s: s.short_lines >= 0.67 * s.lines, _WEB),
     Rule(
@@ -84,17 +107,22 @@ RULES = (
         lambda s: s.repeated_line_characters >= 0.1 * s.line_characters,
         _WEB,
     ),
-    Rule("fineweb_list", "fineweb", lambda s: s.line_ends > 0.3 * s.words, _WEB),
+    Rule("fineweb_list", "fineweb", lambda s: s.line_ends > 0.3 * s.worth, _WEB),
 )
-FEWEST_STOP_WORDS = 2  # distinct English ones; asked of English text only, by `clean.prepare`
+FEWEST_STOP_WORDS = 2  # distinct English ones; asked of English text only
 
 
-def broken_rule(scan: Scan, genre: str, families: tuple[RuleFamily, ...]) -> str | None:
-    """The reason of the first rule that a text of this genre breaks, or None."""
+def broken_rules(
+    scan: Scan, genre: str, families: tuple[RuleFamily, ...], is_english: Callable[[], bool] = lambda: True
+) -> Iterator[str]:
+    """The reasons of the rules that a text of this genre breaks, in order. `is_english` is asked only where a rule
+    depends on it."""
     for rule in RULES:
-        if rule.family in families and genre in rule.genres and rule.breaks(scan):
-            return rule.reason
-    return None
+        broken = rule.family in families and genre in rule.genres and rule.breaks(scan)
+        if broken and (rule.elsewhere is None or rule.elsewhere(scan) or is_english()):
+            yield rule.reason
+    if "gopher" in families and scan.stop_words < FEWEST_STOP_WORDS and is_english():
+        yield "gopher_stop_words"
 
 
 def has_lorem_ipsum(text: str) -> bool:
@@ -165,9 +193,9 @@ def toxic_words(lines: Iterator[str]) -> tuple[frozenset[str], dict[str, list[st
 
 def has_toxic_words(text: str, words: frozenset[str], phrases: dict[str, list[str]]) -> bool:
     """Whether a word or phrase of the list is in the text as such, never as a part of a longer word (C4)."""
-    found = re.findall(r"\w+", text.lower())
-    if not words.isdisjoint(found):
+    present = re.findall(r"\w+", text.lower())
+    if not words.isdisjoint(present):
         return True
-    possible = phrases.keys() & set(found)
-    joined = f" {' '.join(found)} " if possible else ""
+    possible = phrases.keys() & set(present)
+    joined = f" {' '.join(present)} " if possible else ""
     return any(f" {phrase} " in joined for first in possible for phrase in phrases[first])

@@ -2,13 +2,14 @@
 
 A benchmark text and a document are compared as their letters alone (see words.py), so line breaks, case, spaces and
 punctuation make no difference. Every run of `WINDOW` letters of a benchmark text that starts at a word, about 12 words,
-is indexed; a document that holds any of them is contaminated (OpenAI 2023, "GPT-4 technical report", appendix C,
-compares the same runs, but three of each text only). A shorter text must be found whole: of `SHORT` letters or more
-anywhere, of `SHORTEST` or more as a line or document by itself.
+is indexed (letters of English: 25 signs of Chinese say as much); a document that holds any of them is contaminated
+(OpenAI 2023, "GPT-4 technical report", appendix C, compares the same runs, but three of each text only). A shorter text
+must be found whole: of `SHORT` letters or more anywhere, of `SHORTEST` or more as a line or document by itself.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import random
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from lmforge.compiled import compiled
 from lmforge.corpus.overlap.words import I64, MULTIPLIER, U64, Words, mixed, power, read_words, run_hash
+from lmforge.corpus.scripts import characters, pieces
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.sources.files import File, files_of
 from lmforge.errors import InputError
@@ -74,15 +76,17 @@ def build_index(benchmarks: Mapping[str, Iterable[str]]) -> Index:
     for number, (_, each) in enumerate(sorted(benchmarks.items())):
         for text in each:
             words = read_words(text)
-            size = words.prefix.size - 1
+            size = int(words.amounts[-1])
             texts[0 if size >= WINDOW else 1 if size >= SHORT else 2 if size >= SHORTEST else 3] += 1
             if size >= WINDOW:
-                windows.append(_windows(words.prefix, words.starts, WINDOW))
+                windows.append(_windows(words.prefix, words.starts, words.amounts, _powers()))
                 owners.append(np.full(windows[-1].size, number, np.uint16))
             elif size >= SHORT:
-                short.add((int(run_hash(words.prefix, 0, SHORT)), int(run_hash(words.prefix, 0, size)), size))
+                letters = words.prefix.size - 1
+                head = run_hash(words.prefix, 0, int(np.searchsorted(words.amounts, SHORT)))
+                short.add((int(head), int(run_hash(words.prefix, 0, letters)), letters))
             elif size >= SHORTEST:
-                lines.add(int(run_hash(words.prefix, 0, size)))
+                lines.add(int(run_hash(words.prefix, 0, words.prefix.size - 1)))
     hashes = np.concatenate(windows) if windows else np.empty(0, np.uint64)
     table, whose, bits = _fill(
         hashes, np.concatenate(owners) if owners else np.empty(0, np.uint16), _places(hashes.size)
@@ -100,15 +104,23 @@ def _places(count: int) -> int:
     return 1 << max(4, (2 * count).bit_length())
 
 
+@functools.cache
+def _powers() -> U64:
+    """(WINDOW + 1): the multiplier to the power of 0, 1, …"""
+    return np.array([power(exponent) for exponent in range(WINDOW + 1)], np.uint64)
+
+
 @compiled
-def _windows(prefix: Any, starts: Any, window: Any) -> Any:
-    """The hashes of the runs of `window` letters at the starts of words, and of the text's last one."""
-    found, count, last = np.empty(len(starts) + 1, np.uint64), 0, len(prefix) - 1 - window
-    factor = power(window)
-    letters = np.empty(256, np.uint64)
+def _windows(prefix: Any, starts: Any, amounts: Any, powers: Any) -> Any:
+    """The hashes of the runs worth `WINDOW` letters at the starts of words, and of the text's last one."""
+    hashes, count, size = np.empty(len(starts) + 1, np.uint64), 0, len(prefix) - 1
+    last = np.searchsorted(amounts, amounts[size] - WINDOW + 1) - 1
+    letters, end = np.empty(256, np.uint64), 0
     for at in np.append(starts[starts < last], last):
+        while amounts[end] - amounts[at] < WINDOW:
+            end += 1
         distinct = 0
-        for offset in range(at, at + window):
+        for offset in range(at, end):
             letter = prefix[offset + 1] - prefix[offset] * MULTIPLIER
             known = False
             for index in range(distinct):
@@ -117,9 +129,9 @@ def _windows(prefix: Any, starts: Any, window: Any) -> Any:
                 letters[distinct] = letter
                 distinct += 1
         if distinct >= LEAST_DISTINCT:
-            found[count] = mixed(prefix[at + window] - prefix[at] * factor) | np.uint64(1)
+            hashes[count] = mixed(prefix[end] - prefix[at] * powers[end - at]) | np.uint64(1)
             count += 1
-    return found[:count]
+    return hashes[:count]
 
 
 @compiled
@@ -141,28 +153,21 @@ def _fill(hashes: Any, owners: Any, places: Any) -> Any:
 def contamination(words: Words, index: Index) -> str | None:
     """The name of the benchmark that a document holds a text of ("short texts" where that is all that is known), or
     None."""
-    found = _find(*words, index.table, index.filter, index.owners, index.short, index.lengths, index.lines)
-    return None if found < 0 else index.names[found] if found < len(index.names) else "short texts"
+    owner = _owner(*words, _powers(), index.table, index.filter, index.owners, index.short, index.lengths, index.lines)
+    return None if owner < 0 else index.names[owner] if owner < len(index.names) else "short texts"
 
 
 @compiled
-def _find(
-    prefix: Any,
-    starts: Any,
-    hashes: Any,
-    ends: Any,
-    table: Any,
-    bits: Any,
-    owners: Any,
-    short: Any,
-    lengths: Any,
-    lines: Any,
-) -> Any:
-    size, places = len(prefix) - 1, np.uint64(len(table) - 1)
-    long_power, short_power = power(WINDOW), power(SHORT)
+def _owner(
+    prefix: Any, starts: Any, hashes: Any, ends: Any, amounts: Any, powers: Any, table: Any, bits: Any, owners: Any,
+    short: Any, lengths: Any, lines: Any,
+) -> Any:  # fmt: skip
+    size, places, far, near = len(prefix) - 1, np.uint64(len(table) - 1), 0, 0
     for start in starts:
-        if start + WINDOW <= size:
-            key = mixed(prefix[start + WINDOW] - prefix[start] * long_power) | np.uint64(1)
+        while far <= size and amounts[far] - amounts[start] < WINDOW:
+            far += 1
+        if far <= size:
+            key = mixed(prefix[far] - prefix[start] * powers[far - start]) | np.uint64(1)
             top = key >> np.uint64(64 - _FILTER_BITS)
             if bits[top >> np.uint64(6)] >> (top & np.uint64(63)) & np.uint64(1):
                 place = key & places
@@ -170,23 +175,33 @@ def _find(
                     if table[place] == key:
                         return np.int64(owners[place])
                     place = (place + np.uint64(1)) & places
-        if len(lengths) and start + SHORT <= size:
-            key = mixed(prefix[start + SHORT] - prefix[start] * short_power) | np.uint64(1)
-            at = np.searchsorted(short[0], key)
-            while at < len(lengths) and short[0, at] == key:
-                stop = start + lengths[at]
-                if stop <= size and short[1, at] == run_hash(prefix, start, stop):
-                    return np.int64(1 << 20)
-                at += 1
+        if len(lengths):
+            while near <= size and amounts[near] - amounts[start] < SHORT:
+                near += 1
+            if near <= size and _is_short(prefix, start, near, powers, short, lengths):
+                return np.int64(1 << 20)
     if len(lines):
-        if SHORTEST <= size < SHORT and _in(lines, run_hash(prefix, 0, size)):
+        if SHORTEST <= amounts[size] < SHORT and _in(lines, run_hash(prefix, 0, size)):
             return np.int64(1 << 20)
         start = 0
         for end in ends:
-            if SHORTEST <= end - start < SHORT and _in(lines, run_hash(prefix, start, end)):
+            if SHORTEST <= amounts[end] - amounts[start] < SHORT and _in(lines, run_hash(prefix, start, end)):
                 return np.int64(1 << 20)
             start = end
     return np.int64(-1)
+
+
+@compiled
+def _is_short(prefix: Any, start: Any, near: Any, powers: Any, short: Any, lengths: Any) -> Any:
+    """Whether one of the short texts begins at a letter; `near`: where its first `SHORT` letters end."""
+    key = mixed(prefix[near] - prefix[start] * powers[near - start]) | np.uint64(1)
+    at = np.searchsorted(short[0], key)
+    while at < len(lengths) and short[0, at] == key:
+        stop = start + lengths[at]
+        if stop < len(prefix) and short[1, at] == run_hash(prefix, start, stop):
+            return True
+        at += 1
+    return False
 
 
 @compiled
@@ -232,7 +247,7 @@ def _texts(path: Path) -> Iterable[str]:
                 raise InputError(f"{path}:{number}: not valid JSON ({error}); correct or remove this line") from error
             longest = max(leaves, key=len, default="")
             yield longest
-            yield from (leaf for leaf in leaves if leaf is not longest and len(leaf) >= WINDOW)
+            yield from (leaf for leaf in leaves if leaf is not longest and characters(leaf) >= WINDOW)
             if len(leaves) > 1:
                 yield " ".join(leaves)
 
@@ -258,49 +273,50 @@ def measure_recall(benchmarks: Mapping[str, Iterable[str]], index: Index, carrie
     Returns {kind: {items, found, recall, precision, definition}}; the embedded ones lie within `carriers`, texts of the
     corpus.
     """
-    texts = (text for each in benchmarks.values() for text in each if len(text) >= SHORT)
+    texts = (text for each in benchmarks.values() for text in each if characters(text) >= SHORT)
     chosen = heapq.nsmallest(
         2 * ITEMS,
         {hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(): text for text in texts}.items(),
     )
-    items = [text for _, text in chosen if read_words(text).prefix.size > SHORT][:ITEMS]
+    items = [text for _, text in chosen if read_words(text).amounts[-1] >= SHORT][:ITEMS]
     rng = random.Random(0)
     result: dict[str, Any] = {}
     for kind, (plant, definition) in PLANTED.items():
-        found = wrong = 0
+        hits = wrong = 0
         for number, item in enumerate(items):
             carrier = carriers[number % len(carriers)] if carriers else ""
-            shuffled = item.split()
-            rng.shuffle(shuffled)
-            found += contamination(read_words(plant(item, carrier, rng)), index) is not None
-            wrong += contamination(read_words(plant(" ".join(shuffled), carrier, rng)), index) is not None
+            words, between = pieces(item)
+            rng.shuffle(words)
+            hits += contamination(read_words(plant(item, carrier, rng)), index) is not None
+            wrong += contamination(read_words(plant(between.join(words), carrier, rng)), index) is not None
         result[kind] = {
             "items": len(items),
-            "found": found,
-            "recall": found / len(items) if items else None,
-            "precision": found / (found + wrong) if found + wrong else None,
+            "found": hits,
+            "recall": hits / len(items) if items else None,
+            "precision": hits / (hits + wrong) if hits + wrong else None,
             "definition": definition,
         }
     return result
 
 
 def _rewrapped(text: str, carrier: str, rng: random.Random) -> str:
-    words = text.split()
-    return "\n".join(" ".join(words[at : at + 8]) for at in range(0, len(words), 8))
+    words, between = pieces(text)
+    return "\n".join(between.join(words[at : at + 8]) for at in range(0, len(words), 8))
 
 
 def _repunctuated(text: str, carrier: str, rng: random.Random) -> str:
     if rng.random() < 0.5:
         return text.translate(str.maketrans("", "", string.punctuation))
-    return " ".join(
-        word.rstrip(string.punctuation) + rng.choice(("", "", ",", ";", " -", "!", "...")) for word in text.split()
+    words, between = pieces(text)
+    return between.join(
+        word.rstrip(string.punctuation) + rng.choice(("", "", ",", ";", " -", "!", "...")) for word in words
     )
 
 
 def _embedded(text: str, carrier: str, rng: random.Random) -> str:
-    words = carrier.split(" ")
+    words, between = pieces(carrier)
     at = rng.randrange(len(words) + 1)
-    return " ".join([*words[:at], text, *words[at:]])
+    return between.join([*words[:at], text, *words[at:]])
 
 
 PLANTED: dict[str, tuple[Callable[[str, str, random.Random], str], str]] = {

@@ -9,11 +9,13 @@ in all `ROWS` minima of at least one of `BANDS` bands with probability 1 - (1 - 
 compared by their pairs of words and by their runs of `SKETCHED` words (`in_common`): pairs alone would take long texts
 of the same few words for copies, either alone texts that share a passage. A sketch holds the low bytes of the minima of
 the pairs (b-bit MinHash, Li & König 2010) and the smallest hashes of the runs (bottom-k, Cohen & Kaplan 2007: exact for
-texts of up to `SKETCH` words). Words are compared as they stand, numbers too.
+texts of up to `SKETCH` words). Words are compared as they stand, numbers too. Runs that a large share of all documents
+have (a preamble, a licence, a form) do not count where the rest of two texts can be compared (`shared.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.compiled import compiled
+from lmforge.corpus.overlap.shared import SAMPLE, common_runs
 from lmforge.corpus.overlap.words import MULTIPLIER, U64, Words, mixed, run_hash
 from lmforge.corpus.spool import rows_of
 
@@ -33,10 +36,13 @@ PERMUTATIONS = ROWS * BANDS
 SHINGLE = 2  # words; longer runs break too often: a word replaced breaks as many shingles as a shingle has words
 SKETCHED = 4  # words: enough that texts of the same few words differ
 SKETCH = 256  # hashes of runs; standard error of their Jaccard similarity √(J (1 - J) / SKETCH), at most 0.031
+LEAST_OWN = 8  # runs that are not common, of two texts together, by which they can be judged
 SKETCH_WIDTH = SKETCH + PERMUTATIONS // 4  # 32-bit numbers: the runs' hashes, then the pairs' minima, a byte each
 _NONE = np.uint32(0xFFFFFFFF)  # fills the sketch of a shorter text
 ROW_BITS = 32  # a document's number: its task above these bits, its row in the task below
-LINE_LETTERS = 24  # a shorter line ("return None", "* * *") is repeated without being a copy
+LINE_LETTERS = (
+    24  # of English, or what is worth as much; a shorter line ("return None", "* * *") is repeated without being a copy
+)
 BATCH = 2048  # sketches, 1.3 KB each, held at once
 LEADERS = 1000  # kept documents of one cluster that a member is compared with
 _random = np.random.default_rng(0x0E1A)
@@ -118,13 +124,13 @@ def _sketch(words: Any) -> Any:
     sketch = np.full(SKETCH, _NONE, np.uint32)
     limit = 4.0 * SKETCH / max(count, 1) * 2.0**32  # about four times as many as are needed lie below it
     while True:
-        below, found = np.empty(count, np.uint32), 0
+        below, size = np.empty(count, np.uint32), 0
         for first in range(count):
             value = _shingle(words, first, SKETCHED)
             if value < limit and value != _NONE:
-                below[found] = value
-                found += 1
-        distinct = np.unique(below[:found])
+                below[size] = value
+                size += 1
+        distinct = np.unique(below[:size])
         if len(distinct) >= SKETCH or limit >= 2.0**32:
             sketch[: min(len(distinct), SKETCH)] = distinct[:SKETCH]
             return sketch
@@ -149,33 +155,61 @@ def _bands(words: Any, factors: Any, offsets: Any) -> Any:
     return keys, (minima & np.uint32(255)).astype(np.uint8)
 
 
-def similarities(ones: NDArray[np.uint32], others: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """(pairs) estimated share of words in common, in order, of texts by their (pairs, SKETCH_WIDTH) sketches."""
+_NO_RUNS = np.empty(0, np.uint32)
+
+
+def similarities(
+    ones: NDArray[np.uint32], others: NDArray[np.uint32], common: NDArray[np.uint32] = _NO_RUNS
+) -> NDArray[np.float64]:
+    """(pairs) estimated share of words in common, in order, of texts by their (pairs, SKETCH_WIDTH) sketches.
+
+    `common` (ascending) are runs that a large share of all documents have. Where two texts differ in passages, not in
+    words here and there, they are judged by what they have besides these.
+    """
     result: NDArray[np.float64] = _similarities(
-        ones, others, ones[:, SKETCH:].copy().view(np.uint8), others[:, SKETCH:].copy().view(np.uint8)
+        ones, others, ones[:, SKETCH:].copy().view(np.uint8), others[:, SKETCH:].copy().view(np.uint8), common
     )
     return result
 
 
 @compiled
-def _similarities(ones: Any, others: Any, minima: Any, other_minima: Any) -> Any:
+def _similarities(ones: Any, others: Any, minima: Any, other_minima: Any, common: Any) -> Any:
     result = np.zeros(len(ones))
     for pair in range(len(ones)):
         one, other = ones[pair], others[pair]
-        i = j = union = both = 0
+        i = j = union = both = own_union = own_both = 0
         while union < SKETCH and i < SKETCH and j < SKETCH and (one[i] != _NONE or other[j] != _NONE):
             left, right = one[i], other[j]
             both += left == right
             i += left <= right
             j += right <= left
             union += 1
+            if len(common):
+                least = min(left, right)
+                at = np.searchsorted(common, least)
+                if at == len(common) or common[at] != least:
+                    own_union += 1
+                    own_both += left == right
         equal = 0
         for index in range(PERMUTATIONS):
             equal += minima[pair, index] == other_minima[pair, index]
         # unequal minima have equal low bytes once in 256
         paired = max((equal / PERMUTATIONS - 1 / 256) / (1 - 1 / 256), 0)
-        result[pair] = in_common(paired, both / max(union, 1))
+        runs = both / max(union, 1)
+        result[pair] = in_common(paired, runs)
+        if LEAST_OWN <= own_union < union and in_passages(paired, runs, result[pair]):
+            result[pair] = min(result[pair], similarity_for(own_both / own_union, SKETCHED))
     return result
+
+
+@compiled
+def in_passages(pairs: Any, runs: Any, similarity: Any) -> Any:
+    """Whether what two texts do not have in common lies together, as r of `in_common` says: 1 - r is the chance that a
+    word is the first of such a passage, so far below the share of those words."""
+    if pairs <= 0 or runs <= 0:
+        return False
+    q, p = 2 * pairs / (1 + pairs), 2 * runs / (1 + runs)
+    return 1 - (p / q) ** (1 / (SKETCHED - SHINGLE)) < 0.5 * (1 - similarity)
 
 
 def exact_pairs(records: U64) -> U64:
@@ -214,34 +248,50 @@ class Sketches:
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
 
+    @functools.cached_property
+    def common(self) -> NDArray[np.uint32]:
+        """Runs that a large share of the documents have, by a sample of them spread over all files."""
+        most = SAMPLE // max(1, len(self.files)) + 1
+        parts = []
+        for file in self.files:
+            rows = rows_of(file, np.dtype(np.uint32), SKETCH_WIDTH)
+            parts.append(np.array(rows[:: max(1, len(rows) // most), :SKETCH]))
+        return common_runs(np.concatenate(parts), int(_NONE)) if parts else _NO_RUNS
+
     def __getitem__(self, documents: U64) -> NDArray[np.uint32]:
         """Those of some documents: (documents, SKETCH_WIDTH)."""
-        found = np.empty((documents.size, SKETCH_WIDTH), np.uint32)
+        sketches = np.empty((documents.size, SKETCH_WIDTH), np.uint32)
         tasks, rows = documents >> np.uint64(ROW_BITS), documents & np.uint64((1 << ROW_BITS) - 1)
         for task in np.unique(tasks):
             here = tasks == task
-            found[here] = rows_of(self.files[int(task)], np.dtype(np.uint32), SKETCH_WIDTH)[rows[here].astype(np.int64)]
-        return found
+            file = rows_of(self.files[int(task)], np.dtype(np.uint32), SKETCH_WIDTH)
+            sketches[here] = file[rows[here].astype(np.int64)]
+        return sketches
 
 
 def verified_pairs(pairs: U64, sketches: Sketches, least: float, batch: int = BATCH) -> U64:
     """Those of the pairs whose estimated similarity is at least `least`."""
     kept = [
-        part[:, similarities(sketches[part[0]], sketches[part[1]]) >= least]
+        part[:, similarities(sketches[part[0]], sketches[part[1]], sketches.common) >= least]
         for start in range(0, pairs.shape[1], batch) if (part := pairs[:, start : start + batch]).size
     ]  # fmt: skip
     return np.concatenate(kept, axis=1) if kept else np.empty((2, 0), np.uint64)
 
 
-@compiled
-def line_hashes(prefix: Any, ends: Any) -> Any:
+def line_hashes(words: Words) -> U64:
     """(lines) hash of each line's letters; 0 for a line of fewer than `LINE_LETTERS`."""
-    found, start = np.zeros(len(ends), np.uint64), 0
+    hashes: U64 = _line_hashes(words.prefix, words.lines, words.amounts)
+    return hashes
+
+
+@compiled
+def _line_hashes(prefix: Any, ends: Any, amounts: Any) -> Any:
+    hashes, start = np.zeros(len(ends), np.uint64), 0
     for line in range(len(ends)):
-        if ends[line] - start >= LINE_LETTERS:
-            found[line] = run_hash(prefix, start, ends[line])
+        if amounts[ends[line]] - amounts[start] >= LINE_LETTERS:
+            hashes[line] = run_hash(prefix, start, ends[line])
         start = ends[line]
-    return found
+    return hashes
 
 
 def repeated_lines(records: U64, dropped: U64, least: int) -> U64:
@@ -321,7 +371,7 @@ def _lead(cluster: U64, sketches: Sketches, least: float) -> tuple[NDArray[np.in
     for start in range(0, cluster.size, BATCH):
         for row, sketch in enumerate(sketches[cluster[start : start + BATCH]], start):
             ahead = leading[: len(staying)]
-            similar = similarities(ahead, np.broadcast_to(sketch, ahead.shape))
+            similar = similarities(ahead, np.broadcast_to(sketch, ahead.shape), sketches.common)
             if staying and similar.max() >= least:
                 nearest = int(similar.argmax())
                 leaders[row], best[row] = staying[nearest], similar[nearest]

@@ -38,9 +38,9 @@ _N, _T = ord("N"), ord("T")
 def _library() -> ctypes.CDLL | None:
     """The library that holds PyTorch's matrix products, where it lets them be called."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
-        found = Path(torch.__file__).parent / "lib" / name
-        if found.exists():
-            library = ctypes.CDLL(str(found))
+        library_file = Path(torch.__file__).parent / "lib" / name
+        if library_file.exists():
+            library = ctypes.CDLL(str(library_file))
             return library if hasattr(library, "sgemm_") and hasattr(library, "dgemm_") else None
     return None
 

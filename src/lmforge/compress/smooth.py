@@ -1,0 +1,133 @@
+"""Before rounding: channels evened out between producer and consumer, and how far each layer's inputs reach.
+
+Xiao et al. 2023 (SmoothQuant), eq. 4; Nagel et al. 2019, section 4.1.
+
+Calibration looks at every token that the network reads. Those that the loss leaves out (questions, instructions) are
+rounded and cut like the others, and what counts is computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lmforge.compress.int8 import TINY
+from lmforge.compress.method import CalibrationBatch
+from lmforge.model.feed_forward import FeedForward
+from lmforge.model.gpt import GPT, Block
+
+# rounding a layer's calibration inputs with one clip_range may cost this much of their norm; else each token gets its
+# own
+COARSE = 0.02
+
+
+def signed_input(model: GPT, name: str) -> bool:
+    """Whether the input of layer `name` may be negative."""
+    return not (name.endswith("ff.down") and model.config.activation in ("relu", "relu2"))
+
+
+def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float = 0.5) -> None:
+    """Move scale between layers so that no input channel towers above the rest; the model computes the same function.
+
+    s_j = max|x_j|^strength / max|w_j|^(1 − strength) for input channel j; the producer is divided by s_j, the
+    consumer's column j multiplied by it.
+    """
+    largest = _largest_inputs(model, calibration)
+    for name, divide in _pairs(model):
+        consumer = model.get_submodule(name)
+        assert isinstance(consumer, nn.Linear)
+        scale = largest[name].clamp(min=1e-5) ** strength / consumer.weight.abs().amax(0).clamp(min=1e-5) ** (
+            1 - strength
+        )
+        consumer.weight.mul_(divide(scale / scale.log().mean().exp()))
+
+
+def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, Tensor]:
+    """max|x_j| of every input channel of each linear layer, over the calibration tokens: (I,) each."""
+    seen: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        largest = x.abs().amax(0)
+        seen[name] = torch.maximum(seen[name], largest) if name in seen else largest
+
+    _watch(model, calibration, see)
+    return seen
+
+
+def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, float]:
+    """Per linear layer its largest calibration input; 0 where rounding with that one clip_range costs more than
+    COARSE."""
+    clip_ranges = {name: float(channels.amax()) for name, channels in _largest_inputs(model, calibration).items()}
+    error, energy = dict.fromkeys(clip_ranges, 0.0), dict.fromkeys(clip_ranges, 0.0)
+
+    def see(name: str, x: Tensor) -> None:
+        step = max(clip_ranges[name], TINY) / (63 if signed_input(model, name) else 127)
+        error[name] += float(((x / step).round_().mul_(step) - x).square().sum())
+        energy[name] += float(x.square().sum())
+
+    _watch(model, calibration, see)
+    return {
+        name: clip_range if error[name] <= COARSE**2 * energy[name] else 0.0 for name, clip_range in clip_ranges.items()
+    }
+
+
+def _watch(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
+    """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: see(name, inputs[0].flatten(0, -2))
+
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
+    try:
+        for batch in calibration:
+            model(batch.inputs, documents=batch.documents)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """(consumer, divide): `divide(s)` divides what makes the consumer's input by s (I,) and returns the factors
+    applied."""
+    config = model.config
+
+    def rows(*parameters: Tensor | None) -> Callable[[Tensor], Tensor]:
+        def divide(scale: Tensor) -> Tensor:
+            for parameter in parameters:
+                if parameter is not None:
+                    parameter.div_(scale if parameter.ndim == 1 else scale[:, None])
+            return scale
+
+        return divide
+
+    def values(qkv: nn.Linear) -> Callable[[Tensor], Tensor]:
+        def divide(scale: Tensor) -> Tensor:
+            heads = len(scale) // config.head_width
+            kv_heads = (qkv.out_features // config.head_width - heads) // 2
+            group = scale.view(kv_heads, -1, config.head_width).amax(1)  # heads of a group share their values
+            kv_width = group.numel()
+            rows(qkv.weight[-kv_width:], None if qkv.bias is None else qkv.bias[-kv_width:])(group.flatten())
+            return group[:, None].expand(-1, heads // kv_heads, -1).flatten()
+
+        return divide
+
+    for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        name = f"blocks.{index}."
+        # a part that is not there, or that a step replaced, is passed over
+        attention, attention_norm, ff, ff_norm = block.attention, block.attention_norm, block.ff, block.ff_norm
+        if attention is not None and attention_norm is not None and isinstance(attention.qkv, nn.Linear):
+            yield name + "attention.qkv", rows(attention_norm.weight, attention_norm.bias)
+            if isinstance(attention.out, nn.Linear):
+                yield name + "attention.out", values(attention.qkv)
+        if not isinstance(ff, FeedForward) or ff_norm is None or not isinstance(ff.up, nn.Linear):
+            continue  # experts share one input with their router
+        yield name + "ff.up", rows(ff_norm.weight, ff_norm.bias)
+        # max(0, x/s) = max(0, x)/s, so the scale passes through
+        if config.activation in ("relu", "relu2") and isinstance(ff.down, nn.Linear):
+            power = 0.5 if config.activation == "relu2" else 1.0
+            up = rows(ff.up.weight, ff.up.bias)
+            yield name + "ff.down", lambda scale, up=up, power=power: up(scale**power) ** (1 / power)  # type: ignore[misc]

@@ -1,0 +1,80 @@
+"""What one pass knows beside its tokens: where they stand, and what each layer kept of those before them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lmforge.model.packing import Packing
+
+
+class LayerCache(Protocol):
+    """What one layer keeps of the tokens seen so far: keys and values of some, or sums over all."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
+class KVCache:
+    """What each layer keeps of the tokens seen so far, by its kind of attention; rows may be of different lengths.
+
+    A layer makes its part itself when it first runs, from the keys and values that it has then: a stage of a pipeline
+    keeps its own layers only, and a layer the heads that it holds. `layers` are those parts, by layer number.
+    `lengths` (B,) counts the tokens each row holds, `extent` is the longest row's count, kept on the host so that
+    decoding never waits for the device. `recent` (B,2) are the last two token ids of each row, which the n-gram
+    embedding of the next token needs.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.capacity, self.dtype = capacity, dtype
+        self.layers: dict[int, LayerCache] = {}
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.recent = torch.zeros(rows, 2, dtype=torch.long, device=device)
+        self.extent = 0
+
+    def advance(self, tokens: Tensor | None, lengths: Tensor) -> None:
+        """Count `lengths` (B,) tokens as seen; tokens (B,T), on the right of which may be padding, where their ids are
+        known."""
+        self.lengths = self.lengths + lengths
+        if tokens is not None:
+            padded = torch.cat((self.recent, tokens), 1)
+            self.recent = padded.gather(1, lengths[:, None] + torch.arange(2, device=tokens.device))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; the others are forgotten."""
+        for layer in self.layers.values():
+            layer.select(rows)
+        self.lengths, self.recent = self.lengths[rows], self.recent[rows]
+        self.extent = int(self.lengths.max())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+
+@dataclasses.dataclass
+class ForwardContext:
+    """Where the tokens of one pass stand; the same for all layers.
+
+    table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with
+    `packing`: of a row's first T positions). With a cache: positions (B,T) in the text, and lengths (B,): how many of
+    the T tokens are real, the rest is padding. loads (X,) by layer: how many tokens each expert took. `scale` is the
+    loss's own gradient, left here by the backward pass for the losses of routers (`experts`).
+    """
+
+    table: Tensor | None = None
+    rotations: Tensor | None = None
+    packing: Packing | None = None
+    cache: KVCache | None = None
+    positions: Tensor | None = None
+    lengths: Tensor | None = None
+    loads: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    scale: Tensor | None = None

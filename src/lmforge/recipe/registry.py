@@ -1,0 +1,15 @@
+"""Sections of a recipe that parts of the program bring along: which names a recipe may use, and their settings.
+
+A part registers its section where it is written (see `lmforge.registry`); the modules listed here are imported when a
+recipe names a part that is not known yet.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from lmforge.registry import Registry
+
+# where the package's own compression methods register themselves: one line a method
+COMPRESSION_METHODS = ("lmforge.compress.quantize",)
+COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)

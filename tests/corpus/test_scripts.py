@@ -1,0 +1,43 @@
+"""What a sign is worth by script, and that nothing is lost when a text is cut into pieces."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmforge.corpus import scripts
+
+
+@pytest.mark.parametrize(
+    ("sign", "alone", "wide"),
+    [("a", 0, 0), ("é", 0, 0), ("я", 0, 0), ("中", 1, 1), ("の", 1, 1), ("ー", 1, 1), ("한", 0, 1), ("ก", 1, 0),
+     ("ກ", 1, 0), ("ក", 1, 0), ("က", 1, 0), ("ཀ", 1, 0), ("अ", 0, 0), ("！", 0, 0), ("。", 0, 0), ("،", 0, 0)],
+)  # fmt: skip
+def test_scripts_without_spaces_and_wide_ones(sign: str, alone: int, wide: int) -> None:
+    flags = scripts.table()[ord(sign)]
+    assert bool(flags & scripts.ALONE) == bool(alone)
+    assert bool(flags & scripts.WIDE) == bool(wide)
+    assert (scripts.worth()[ord(sign)] > 0) >= bool(alone)
+
+
+@pytest.mark.parametrize("mark", ".!?。！？।۔።။།។")
+def test_every_script_ends_its_sentences(mark: str) -> None:
+    assert mark in scripts.terminal()
+
+
+def test_letters_are_characters_and_punctuation_is_none() -> None:
+    for mark in "，。！？：；、（）《》「」—…،؛؟।":
+        assert not scripts.table()[ord(mark)] & scripts.TEXT
+    assert scripts.characters("Москва") == 6
+    assert scripts.characters("北京") == 4
+    assert scripts.width("हिन्दी") < len("हिन्दी")
+
+
+@given(st.text(st.sampled_from("ab 中文กษัไ한 \n")))
+def test_pieces_hold_every_letter(text: str) -> None:
+    words, between = scripts.pieces(text)
+    assert "".join(between.join(words).split()) == "".join(text.split())
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_any_text_has_as_many_codes_as_characters(text: str) -> None:
+    assert len(scripts.codes(text)) == len(text)
