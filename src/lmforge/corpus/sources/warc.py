@@ -6,8 +6,6 @@ ISO 28500 (WARC 1.0, 1.1); RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4
 by its length, and what follows it must be another record or the end: if not, its head lies, and reading goes on with
 the next line that a record begins with. A gzip member that begins with a record ends the one before it. Headers that
 claim chunks or a compression which the body does not have are passed over: crawlers store bodies already decoded.
-
-(fastwarc's iterator ends at the first record that it cannot decode and does not say so; hence the framing here.)
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _SPACE = b"\r\n"
 
 
 class Damage(NamedTuple):
-    """A record, or a part of the archive, that cannot be read; `ends`: the file ends within it."""
+    """A record, or a part of the archive, that cannot be read."""
 
     cause: str
 
@@ -145,14 +143,10 @@ class _Archive:
     def find(self) -> bool:
         """Go to the next place where a record begins; False where there is none before the end or a gap."""
         while True:
-            # a match behind `place` only, but the line end before it may be the byte at `place`
-            match = _START.search(self.held, self.place) if self.place else _START.match(self.held)
-            match = match or _START.search(self.held, self.place)
-            if match:
+            if match := _START.search(self.held, self.place):
                 self.place = match.end()
                 return True
-            keep = max(self.place, len(self.held) - 32)
-            self.place = keep
+            self.place = max(self.place, len(self.held) - 32)
             self.forget()
             if not self.more():
                 self.place = len(self.held)
