@@ -151,10 +151,8 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
         print("next:")
         print(f"  lmforge chat {directory}      # talk to it in the terminal")
         print(f"  lmforge serve {directory}     # OpenAI-compatible API and a chat page on http://127.0.0.1:8000")
-        print(
-            f"  lmforge report {directory}    # writes and names the page that shows all of it: "
-            f"{directory / 'report.html'}"
-        )
+        page = directory / "report.html"
+        print(f"  lmforge report {directory}    # writes and names the page that shows all of it: {page}")
 
 
 def _stage_command(name: str, description: str) -> None:
@@ -187,8 +185,7 @@ def compress(
 
     loaded = _read(recipe, overrides)
     results = run_stages(loaded, loaded.directory, only="compress", fresh=fresh)
-    if ablate:
-        results = {"compress": ablation(loaded, loaded.directory)}  # which tells its rows as they are measured
+    results = {"compress": ablation(loaded, loaded.directory)} if ablate else results
     if as_json or not ablate:
         _print_results(results, loaded.directory, as_json, stage="compress")
 

@@ -43,7 +43,7 @@ def tokens(rows: int = 4, length: int = 24, seed: int = 0) -> Tensor:
 
 
 def relative(reached: Tensor, true: Tensor) -> float:
-    return float((reached - true).norm() / true.norm())
+    return float((reached - true).detach().norm() / true.detach().norm())
 
 
 def rows(count: int = 4, length: int = 24, seed: int = 0) -> CalibrationBatch:

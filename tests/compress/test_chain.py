@@ -3,7 +3,6 @@ fails."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lmforge.compress import budget, chain, int8, measure, quantize
-from lmforge.compress.method import CalibrationBatch, Context
+from lmforge.compress import chain, int8, measure, quantize
+from lmforge.compress.method import CalibrationBatch
 from lmforge.errors import InputError, LmforgeError
 from lmforge.formats.native import CONFIG, TENSORS, load_model, load_network, model_tensors, write_model
 from lmforge.generate.decode import Sampling, decode
 from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.recipe import QuantizeStep, Recipe, parse_recipe
+from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import atomic_directory, read_manifest, write_manifest
 from lmforge.tokens.loader import Batch
 
@@ -172,39 +171,6 @@ def test_a_budget_gives_back_the_fewest_layers_that_meet_it(tmp_path: Path, caps
     again = load_network(tmp_path / "compressed")
     assert isinstance(again.get_submodule("blocks.0.ff.up"), torch.nn.Linear)
     assert len(ranking) == len(quantize.plain_layers(load_network(model_dir)))
-
-
-def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_network(saved(tmp_path / "model", TINY))
-    pack = int8.QuantizedLinear.pack
-
-    def badly(self: int8.QuantizedLinear, weight: Tensor, scale: Tensor) -> None:
-        wide = self.in_features == TINY.d_ff and not torch.equal(weight[:1], first)
-        pack(self, weight // 32 * 32 if wide else weight, scale)
-
-    first = int8.round_rows(model.get_parameter("blocks.0.ff.down.weight"))[0][:1]
-    monkeypatch.setattr(quantize, "smooth", lambda model, batches: None)
-    monkeypatch.setattr(int8.QuantizedLinear, "pack", badly)
-    rows = CalibrationBatch.of_tokens(text(TINY, 4))
-    context = Context([rows], lambda number: rows, bits, 0, tmp_path / "work", model)
-    method, step = quantize.Quantize(), QuantizeStep()
-    ranking = budget.sensitivity(method, model, method.apply(model, step, context), step, context)
-    assert next(iter(ranking)) == "blocks.1.ff.down"
-    assert list(ranking.values()) == sorted(ranking.values(), reverse=True)
-
-
-@torch.inference_mode()
-def test_sensitivity_counts_the_predictions_that_the_loss_counts(tmp_path: Path) -> None:
-    model, method, step = load_network(saved(tmp_path / "model", TINY)), quantize.Quantize(), QuantizeStep()
-    masked = CalibrationBatch.of_rows(batch(TINY, 4, counting=slice(20, 27)))
-    context = Context([masked], lambda number: masked, bits, 0, tmp_path / "work", model)
-    ranking = budget.sensitivity(method, model, method.apply(model, step, context), step, context)
-    name, nats = next(iter(ranking.items()))
-    alone, _ = quantize.quantize(model, [masked], [other for other in ranking if other != name])
-    true, smaller = (each(masked.inputs).log_softmax(-1)[:, 20:27] for each in (model, alone))
-    assert nats == pytest.approx(float((true.exp() * (true - smaller)).sum(-1).mean()), rel=1e-4)
-    everywhere = dataclasses.replace(context, calibration=[CalibrationBatch.of_rows(batch(TINY, 4))])
-    assert budget.sensitivity(method, model, method.apply(model, step, context), step, everywhere)[name] != nats
 
 
 def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from lmforge.compress.calibration import grams_by_block, input_grams
-from lmforge.compress.grouped import GroupedEmbedding, GroupedLinear, TiedGroupedHead
+from lmforge.compress.grouped import GroupedLinear
 from lmforge.compress.importance import divergence
 from lmforge.compress.masks import masked
 from lmforge.compress.measure import bit_operations, macs_per_token, resident_bytes
@@ -20,7 +19,7 @@ from lmforge.compress.weight_only import channel_scale, plain_layers
 from lmforge.errors import InputError, LmforgeError
 from lmforge.formats.native import model_tensors
 from lmforge.recipe import QuantizeStep, parse_recipe
-from tests.compress.conftest import context_of, relative, rows, saved_and_loaded, small_model, tokens
+from tests.compress.conftest import context_of, rows, saved_and_loaded, small_model, tokens
 
 
 def step_of(**settings: object) -> QuantizeStep:
@@ -69,33 +68,6 @@ def test_more_bits_and_feedback_are_nearer(tmp_path: Path) -> None:
     by_bits = [far(bits=bits) for bits in (3, 4, 5, 6, 8)]
     assert by_bits == sorted(by_bits, reverse=True)
     assert far(bits=3, rounding="feedback") < far(bits=3, rounding="nearest")
-
-
-@torch.no_grad()
-def test_gram_matrices_block_by_block_are_those_of_a_whole_pass(tmp_path: Path) -> None:
-    model = small_model()
-    context = context_of(model, tmp_path)
-    whole = input_grams(model, context.calibration)
-    parts = list(grams_by_block(model, context.calibration))
-    assert [sorted(part)[0].split(".")[0] for part in parts] == ["blocks", "blocks", "embed"]
-    for part in parts:
-        for name, gram in part.items():
-            assert relative(gram, whole["head" if name == "embed" else name]) < 1e-5
-    changing = grams_by_block(model, context.calibration)
-    next(changing)
-    model.blocks[0].ff.down.weight.mul_(2)  # type: ignore[union-attr]
-    name = "blocks.1.ff.up"
-    assert relative(next(changing)[name], whole[name]) > 1e-3
-
-
-def test_the_tied_head_shares_the_table(tmp_path: Path) -> None:
-    model = small_model()
-    result = Quantize().apply(model, step_of(bits=4), context_of(model, tmp_path)).model
-    assert isinstance(result.embed, GroupedEmbedding)
-    assert isinstance(result.head, TiedGroupedHead)
-    assert sum(name.startswith("head") for name in result.state_dict()) == 0
-    x = torch.randn(3, 64)
-    assert torch.allclose(result.head(x), x @ result.embed.dense().t(), atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.16, 0.2, 0.27])
