@@ -25,7 +25,7 @@ import torch
 from lmforge import machine
 from lmforge.compress.budget import check_size, within_budget
 from lmforge.compress.measure import decode_rate, measure
-from lmforge.compress.method import METHODS, CalibrationBatch, Context, Evaluate
+from lmforge.compress.method import CalibrationBatch, Context, Evaluate, inputs_of
 from lmforge.formats.native import TENSORS, TOKENIZER, load_network, model_tensors, read_config, write_model
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
@@ -73,7 +73,7 @@ def compress(
     done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist(), budget.loss]
     entries = list(read_config(model_dir)["compression"])
     for step in recipe.compress.steps:
-        done.append([step.model_dump(mode="json"), *map(content_hash, METHODS[step.method].inputs(step))])
+        done.append([step.model_dump(mode="json"), inputs_of([step])])
         context = Context(
             calibration=rows.of_which_some_count().split(4),
             draw=lambda number: CalibrationBatch.of_rows(draw(number)),
@@ -158,7 +158,7 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
     first, last = steps[0], steps[-1]
     return {
         "steps": steps,
-        "verdicts": verdicts(first, last),
+        "verdicts": verdicts(first, last) + [f"{step['name']}: {step['note']}" for step in steps if "note" in step],
         "file_ratio": last["file_bytes"] / first["file_bytes"],
         "file_ratio_to_bf16": 2 * last["file_bytes"] / first["file_bytes"],
         "bits_per_byte_rise": last["bits_per_byte"] / first["bits_per_byte"] - 1,

@@ -23,6 +23,7 @@ from lmforge.formats.registry import RESTORERS
 from lmforge.model.gpt import GPT
 from lmforge.recipe import CompressStep
 from lmforge.recipe.registry import COMPRESSION_METHODS, COMPRESSION_STEPS
+from lmforge.record import content_hash, hash_file
 from lmforge.registry import Registry
 from lmforge.tokens.loader import Batch
 
@@ -128,7 +129,7 @@ class Method(abc.ABC, Generic[S]):
         return model
 
     def inputs(self, settings: S) -> Sequence[Path]:
-        """The files and folders that the settings name; another content of them makes another model."""
+        """The models that the settings name; other ones make another result."""
         return ()
 
     def units(self, model: GPT, settings: S) -> Sequence[str]:
@@ -141,6 +142,21 @@ class Method(abc.ABC, Generic[S]):
         """`result`, which `apply` made of `before`, with `units` as they were before. By default the method is applied
         anew without them; one for which that is dear puts them back in a copy of `result.model`."""
         return self.apply(before, settings, context, units)
+
+
+def inputs_of(steps: Sequence[CompressStep]) -> dict[str, str]:
+    """The models that steps name, {name: fingerprint}, "gone" where one is not there."""
+    prints = {}
+    for number, step in enumerate(steps):
+        for path in METHODS[step.method].inputs(step):
+            prints[f"step {number + 1}: {path}"] = _fingerprint(path)
+    return prints
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a model's folder by its manifest, of a file by its bytes."""
+    known = content_hash(path) if path.is_dir() else hash_file(path) if path.is_file() else None
+    return known or "gone"
 
 
 METHODS: Registry[Method[Any]] = Registry("compression method", COMPRESSION_METHODS)

@@ -226,7 +226,7 @@ def sparsity(model: GPT) -> dict[str, float]:
 
 def _note(settings: PruneStep) -> str:
     if settings.kind == "structured":
-        return "the parts are gone: fewer multiplications, dense matrices"
+        return "the parts are gone: fewer multiplications, in dense matrices"
     return "no gain in speed on this machine: no kernel skips zeros; the file has the weights left and a bit a place"
 
 

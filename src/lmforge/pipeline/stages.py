@@ -13,7 +13,7 @@ from typing import Any
 from lmforge.aside import drop
 from lmforge.compress.ablate import ablate
 from lmforge.compress.chain import compress
-from lmforge.compress.method import Evaluate
+from lmforge.compress.method import Evaluate, inputs_of
 from lmforge.corpus.build import build_corpus, work_folder
 from lmforge.corpus.clean.filters import filters_fingerprint
 from lmforge.corpus.labelled import build_examples
@@ -277,6 +277,7 @@ STAGES = (
         needs=("tokens", "model"),
         makes=("compressed",),
         run=_compress,
+        inputs=lambda recipe: inputs_of(recipe.compress.steps),
         key_figure=compress_summary,
     ),
     Stage(
