@@ -44,7 +44,7 @@ WAYS = (
     "litgpt-bf16",
     "trainer-bf16",
 )
-# in fp32; slower than eager at all sizes here (docs/log.md), so only on request
+# in fp32; slower than eager at all sizes here (docs/internals/log.md), so only on request
 OTHERS = ("ours-compiled", "nanogpt-compiled")
 
 
