@@ -9,9 +9,9 @@ left as it is:
     <!-- figures: NAME --> … <!-- /figures -->                                  a block that a function here makes
 
 A value's path goes through the rows of bench/results/FILE.json and then through the figures of that row; `@machine` or
-`@processor` after a row's name gives the machine that it was measured on, or what its processor has (AVX2, AVX-512, AMX).
-After `|` stands a format of Python, which `×100`, `÷1e6` or `1÷` may follow. A block whose results do not exist yet says
-nothing. `--check` writes nothing and fails when a place differs from its file.
+`@processor` after a row's name gives the machine that it was measured on, or what its processor has (AVX2, AVX-512,
+AMX). After `|` stands a format of Python, which `×100`, `÷1e6` or `1÷` may follow. A block whose results do not exist
+yet says nothing. `--check` writes nothing and fails when a place differs from its file.
 """
 
 from __future__ import annotations
@@ -123,28 +123,28 @@ def ratios() -> str:
     seconds = {each["trainer"]: each["seconds"] for each in value("bpe", "1x 32768/trainers")}
     rows = [
         (
-            f"a training step at widths {', '.join(name.split()[0][1:] for name in widths)}, each in its fastest precision",
+            f"a training step, width {', '.join(name.split()[0][1:] for name in widths)}, in the fastest precision",
             "the fastest of nanoGPT, litgpt and transformers' Trainer",
             ", ".join(f"{ratio:.1f}×" for ratio in steps) + " its tokens a second",
             "[training step](docs/benchmarks.md#training-step-beside-nanogpt-litgpt-and-transformers-trainer)",
-            value("train_cpu", f"{widths[0]} @machine"),
+            value("train_cpu", f"{widths[0]} @processor"),
         ),
         (
             "cleaning a corpus, with near duplicates",
             "datatrove's stock pipeline",
             f"{corpus:.1f}× its documents a second and core",
             "[corpus](docs/benchmarks.md#corpus-stage-beside-datatroves-stock-pipeline)",
-            value("corpus", "run @machine"),
+            value("corpus", "run @processor"),
         ),
         (
             "learning a vocabulary of 32,768 tokens",
             "`tokenizers`, the same merges",
             f"{1 / merges:.1f}× its speed; rustbpe's is {seconds['ours'] / seconds['rustbpe']:.1f}× ours",
             "[vocabulary](docs/benchmarks.md#learning-a-vocabulary-beside-tokenizers-and-rustbpe)",
-            value("bpe", "1x 32768 @machine"),
+            value("bpe", "1x 32768 @processor"),
         ),
     ]
-    return markdown(("work", "beside", "ratio", "all figures", "measured on"), rows)
+    return markdown(("work", "beside", "ratio", "all figures", "processor with"), rows)
 
 
 def main() -> None:
