@@ -20,6 +20,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,15 @@ def ratios() -> str:
             value("bpe", "1x 32768 @processor"),
         ),
     ]
-    return markdown(("work", "beside", "ratio", "all figures", "processor with"), rows)
+    alone = [f"{train.figures()[name]['same_precision']['nanogpt-fp32']['ratio']:.2f}" for name in widths]
+    note = (
+        f"Measured side by side on {value('train_cpu', f'{widths[0]} @machine')}, which multiplies bfloat16 too (AMX). "
+        f"A processor that does not trains in fp32, where the ratios to nanoGPT's step are {', '.join(alone)}. "
+        "[All benchmarks](docs/benchmarks.md) say where lmforge is slower, too."
+    )
+    return (
+        markdown(("work", "beside", "ratio", "all figures", "processor with"), rows) + "\n" + textwrap.fill(note, 120)
+    )
 
 
 def main() -> None:

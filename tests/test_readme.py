@@ -150,6 +150,7 @@ def test_benchmarks_explain_themselves(command: str) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )
     assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout, f"{command}: --help measures instead of telling what it would do"
     unknown = [
         word for word in shlex.split(command)[1:] if word.startswith("--") and word.split("=")[0] not in result.stdout
     ]

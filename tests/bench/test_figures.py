@@ -26,8 +26,8 @@ ALLOWED = (
 
 
 def unmarked(page: Path) -> list[str]:
-    """Measured figures outside of every marker and block, with what stands around them, also where a sentence goes on in
-    the next line."""
+    """Measured figures outside of every marker and block, with what stands around them; a sentence may go on in the
+    next line."""
     text = VALUE.sub("", BLOCK.sub("", page.read_text(encoding="utf-8")))
     text = re.sub(r"\n(?=\S)(?![|#\-`])", " ", text)
     for name, part in ALLOWED:
