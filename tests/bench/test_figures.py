@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from bench.figures import BLOCK, VALUE, filled, pages, right, value
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from bench import figures, harness
 
@@ -75,6 +77,12 @@ def test_the_list_of_exceptions_is_needed() -> None:
     for name, part in ALLOWED:
         assert part in texts[name]
         assert any(pattern.search(part) for pattern in MEASURED.values()), f"{name}: {part}"
+
+
+@given(st.text())
+def test_text_without_places_stays(text: str) -> None:
+    assume("<!--" not in text)
+    assert filled(text) == text
 
 
 def test_a_changed_digit_is_noticed() -> None:
