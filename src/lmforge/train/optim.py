@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Train
-from lmforge.train.eightbit import AdamW8bit, Packed, State
+from lmforge.train.eightbit import AdamW8bit, Packed, QuantizedState
 
 FALLS_FROM = 0.8  # share of a run at which the rate of "wsd" begins to fall
 
@@ -90,7 +90,7 @@ class Muon(Packed):
             momentum, pieces = group["momentum"], group["pieces"]
             directions = []
             for parameter in parameters:
-                state = State(self.state[parameter], parameter, self.packed)
+                state = QuantizedState(self.state[parameter], parameter, self.packed)
                 average = state.read("momentum").lerp_(parameter.grad, 1 - momentum)
                 state.write("momentum", average)
                 directions.append(parameter.grad.lerp(average, momentum))  # Nesterov
