@@ -17,7 +17,7 @@ def _load_index_if_readable(self: Any) -> Any:
     """numba's index of what it compiled before, or none where it names a class that has another name by now: an
     upgrade in place must not fail on what the version before it left."""
     try:
-        return _load_index(self)
+        return _load_index(self)  # type: ignore[no-untyped-call]
     except (AttributeError, ImportError):
         return {}
 
