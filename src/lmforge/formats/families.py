@@ -3,195 +3,40 @@
     config.json ─Family.shape─▶ GPTConfig          GPTConfig ─Family.settings─▶ config.json
     their tensors ─Place.fill─▶ one of ours        one of ours ─Place.split─▶ their tensors
 
-A `Family` has rules for its configuration (`Key`: one of theirs is one of ours; others in `families_rules`) and rows
-for its tensors (`Row`). What differs between layouts: stacked matrices (queries, keys and values; gate and input),
-matrices transposed, and the channels that RoPE turns together: j and j + R/2 of the R that turn, where ours are 2j and
-2j + 1. All of it is an order of rows, so the way back is the inverse order and loses no bit.
+A `Family` has rules for its configuration (`families_keys`, `families_rules`) and rows for its tensors
+(`families_rows`). What differs between layouts: stacked matrices (queries, keys and values; gate and input), matrices
+transposed, and the channels that RoPE turns together: j and j + R/2 of the R that turn, where ours are 2j and 2j + 1.
+All of it is an order of rows, so the way back is the inverse order and loses no bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from lmforge.errors import InputError
+from lmforge.formats.families_keys import REQUIRED, Key, Rule, Settings
+from lmforge.formats.families_rows import Place, Row
 from lmforge.model.config import GPTConfig
 from lmforge.registry import Registry
 
-REQUIRED: Any = object()
-Settings = Mapping[str, Any]
-
-
-class Rule(Protocol):
-    """What some keys of theirs mean."""
-
-    def read(self, settings: Settings, context: int) -> dict[str, Any]:
-        """Fields of a GPTConfig that reads `context` tokens.
-
-        Raises:
-            InputError: a key is missing, or says what ours does not compute.
-        """
-
-    def write(self, config: GPTConfig) -> dict[str, Any]:
-        """Their keys. What they cannot say is found by reading them again (`Family.settings`)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One key of theirs that is one field of ours. `default`: what theirs means where it is missing or null (REQUIRED:
-    it has to be there); `names`: values that are called otherwise there."""
-
-    ours: str
-    theirs: str
-    default: Any = REQUIRED
-    names: Mapping[Any, Any] | None = None
-
-    def read(self, settings: Settings, context: int) -> dict[str, Any]:
-        """See `Rule`."""
-        value = settings.get(self.theirs)
-        if value is None:
-            value = self.default
-        if value is REQUIRED:
-            raise InputError(f"config.json: {self.theirs} is missing; save the checkpoint with transformers again")
-        if self.names is not None:
-            if value not in self.names:
-                known = ", ".join(map(str, self.names))
-                raise InputError(f"config.json: {self.theirs} = {value!r}: ours computes {known} there")
-            value = self.names[value]
-        return {self.ours: value}
-
-    def write(self, config: GPTConfig) -> dict[str, Any]:
-        """See `Rule`."""
-        value = getattr(config, self.ours)
-        if self.names is not None:
-            value = next((name for name, own in self.names.items() if own == value), None)
-        return {self.theirs: value}
-
-
-@dataclasses.dataclass(frozen=True)
-class Always:
-    """Fields of ours that are the same in all networks of a family."""
-
-    fields: Mapping[str, Any]
-
-    def read(self, settings: Settings, context: int) -> dict[str, Any]:
-        """See `Rule`."""
-        return dict(self.fields)
-
-    def write(self, config: GPTConfig) -> dict[str, Any]:
-        """See `Rule`."""
-        return {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Only:
-    """Keys of theirs of which ours computes some values alone; the first is the one that a missing key means."""
-
-    values: Mapping[str, tuple[Any, ...]]
-
-    def read(self, settings: Settings, context: int) -> dict[str, Any]:
-        """See `Rule`."""
-        for key, allowed in self.values.items():
-            if settings.get(key, allowed[0]) not in allowed:
-                raise InputError(
-                    f"config.json: {key} = {settings[key]!r}: this network cannot be imported, ours does not compute "
-                    "that"
-                )
-        return {}
-
-    def write(self, config: GPTConfig) -> dict[str, Any]:
-        """See `Rule`."""
-        return {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """How the rows of one tensor of ours lie in theirs. `order` (config, layer) → for each row of ours, its place among
-    the rows of theirs, one tensor after the other; `sizes` → how many rows each of theirs has. None: as they are."""
-
-    order: Callable[[GPTConfig, int], Tensor] | None = None
-    sizes: Callable[[GPTConfig, int], tuple[int, ...]] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of a table of tensors: names without `.weight` and `.bias`, of a layer without what all of the layer
-    have in front. Which of both there are, ours says. `skipped`: rows of theirs that come first and have no meaning."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    rows: Rows = Rows()
-    transposed: bool = False
-    skipped: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where one tensor of ours stands among theirs: `theirs` are whole names, stacked in this order."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    order: Tensor | None
-    sizes: tuple[int, ...] | None
-    transposed: bool
-    skipped: int
-
-    def fill(self, target: Tensor, take: Callable[[str], Tensor]) -> None:
-        """Write theirs into `target`, of ours' shape and type, one tensor at a time. Rows of theirs beyond those of a
-        table of tokens are left out.
-
-        Raises:
-            InputError: shapes that do not fit.
-        """
-        back = None if self.order is None else self.order.argsort()
-        begin = 0
-        for name in self.theirs:
-            rows = self._ours_from(take(name))
-            if self.ours in TOKEN_TABLES:
-                rows = rows[: len(target)]
-            end = begin + len(rows)
-            if rows.shape[1:] != target.shape[1:] or end > len(target):
-                raise InputError(f"{self.ours} would be {(end, *rows.shape[1:])} from {name}, {_said(target)}")
-            if back is None:
-                target[begin:end] = rows.to(target.dtype)
-            else:
-                target.index_copy_(0, back[begin:end], rows.to(target.dtype))
-            begin = end
-        if begin != len(target):
-            raise InputError(f"{self.ours} would be {(begin, *target.shape[1:])}, {_said(target)}")
-
-    def _ours_from(self, tensor: Tensor) -> Tensor:
-        return (tensor.t() if self.transposed and tensor.ndim == 2 else tensor)[self.skipped :]
-
-    def split(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """One of ours → each of theirs with its name, contiguous; rows without a meaning are zeros."""
-        rows = tensor if self.order is None else tensor[self.order.argsort()]
-        for name, part in zip(self.theirs, (rows,) if self.sizes is None else rows.split(self.sizes), strict=True):
-            if self.skipped:
-                part = torch.cat((part.new_zeros(self.skipped, *part.shape[1:]), part))
-            yield name, (part.t() if self.transposed and part.ndim == 2 else part).contiguous()
-
-
-TOKEN_TABLES = ("embed.weight", "head.weight")
-
-
-def _said(target: Tensor) -> str:
-    return f"and config.json says {tuple(target.shape)}"
+FAMILIES: Registry[Family] = Registry("family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt"))
+# Fields that change nothing of what a trained network computes.
+NOT_COMPUTED = frozenset({"recompute", "z_loss", "ahead", "balance"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One architecture of `transformers`.
 
-    `model_type` and `architecture` as config.json has them; `context` is the key of the longest text; `rules` and
-    `rows` as above, `layer` what stands before the names of a layer ("model.layers.{}."), `layer_rows` their table.
-    `prefixes`: what published checkpoints have in the place of the first part of a name, the usual one first.
-    `ignored`: ends of names of tensors that are no weights. `section`: the key that holds the settings of the text
-    model, where config.json describes more than that. `aliases`: other values of model_type.
+    `model_type` and `architecture` as config.json has them; `context` is the key of the longest text, `reach` what it
+    means where it is missing; `rules` and `rows` as above, `layer` what stands before the names of a layer
+    ("model.layers.{}."), `layer_rows` their table. `prefixes`: what published checkpoints have in the place of the
+    first part of a name, the usual one first. `ignored`: expressions that find names of tensors that are not the text
+    network's weights. `section`: the key that holds the settings of the text model, where config.json describes more
+    than that. `aliases`: other values of model_type.
     """
 
     model_type: str
@@ -201,6 +46,7 @@ class Family:
     layer: str
     layer_rows: tuple[Row, ...]
     context: str = "max_position_embeddings"
+    reach: int = 0
     prefixes: tuple[str, ...] = ("",)
     ignored: tuple[str, ...] = ()
     section: str = ""
@@ -215,7 +61,7 @@ class Family:
         """
         if self.section and isinstance(settings.get(self.section), Mapping):
             settings = settings[self.section]
-        reach = Key("context", self.context).read(settings, 0)["context"]
+        reach = Key("context", self.context, self.reach or REQUIRED).read(settings, 0)["context"]
         if context is not None and not 0 < context <= reach:
             raise InputError(f"--context {context}: this checkpoint reads 1 to {reach} tokens")
         fields: dict[str, Any] = {"vocab_size": vocabulary, "context": context or reach}
@@ -237,13 +83,13 @@ class Family:
             "vocab_size": config.vocab_size,
             self.context: config.context,
         }
+        resolved = computed(config)
         for rule in self.rules:
-            written |= rule.write(config)
-        again = self.shape(written, config.vocab_size).to_json()
-        own = config.to_json()
-        other = [f"{key} = {own[key]!r}" for key in own if own[key] != again[key] and key not in NOT_COMPUTED]
+            written |= rule.write(resolved)
+        other = differences(config, self.shape(written, config.vocab_size))
         if other:
-            raise InputError(f"{self.architecture} does not compute {', '.join(f'model.{each}' for each in other)}")
+            said = ", ".join(f"model.{name} = {own!r}" for name, (own, _) in other.items())
+            raise InputError(f"{self.architecture} does not compute {said}")
         return written
 
     def places(self, config: GPTConfig, names: Iterable[str]) -> Iterator[Place]:
@@ -272,12 +118,52 @@ class Family:
             )
 
 
-# Fields of ours that change nothing of what a network computes once it is trained, or have no meaning in the others.
-NOT_COMPUTED = frozenset(
-    {"recompute", "z_loss", "ahead", "balance", "stride", "pool", "pooling", "lsh_span", "lsh_rounds", "feature_map"}
-    | {"experts_active", "image_patch", "image_channels", "norm_eps", "rope_base", "window"}
-)
-FAMILIES: Registry[Family] = Registry("family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt"))
+def computed(config: GPTConfig) -> GPTConfig:
+    """The same network with every field resolved: what follows from others is written out, what has no meaning beside
+    others is as by default. Two networks compute the same where these are equal."""
+    plain = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
+    kinds = tuple(config.kind_of(layer) for layer in range(config.layers))
+    local = config.rope_local_base or (config.rope_base if config.rope_scaling == "none" else 0.0)
+    if local == config.rope_base and config.rope_scaling == "none" and not config.rope_divisors:
+        kinds = tuple("full" if each == "window" and config.window >= config.context else each for each in kinds)
+    used = set(kinds)
+    idle = set(NOT_COMPUTED)
+    idle |= {"window"} if not used & {"window", "strided", "sparse"} else set()
+    idle |= {"stride"} if not used & {"strided", "sparse"} else set()
+    idle |= {"pool", "pooling"} if not used & {"pooled", "sparse"} else set()
+    idle |= {"lsh_span", "lsh_rounds"} if "lsh" not in used else set()
+    idle |= {"feature_map"} if "linear" not in used else set()
+    idle |= {"experts_active", "experts_shared"} if not config.has_experts else set()
+    idle |= {"image_patch", "image_channels"} if not config.image_size else set()
+    if config.positions != "rope":
+        idle |= {name for name in plain if name.startswith("rope_") or name == "rotary_fraction"}
+    idle |= {"rope_local_base"} if "window" not in used else set()
+    idle |= {"rope_low", "rope_high"} if config.rope_scaling != "llama3" else set()
+    idle |= {"rope_trained"} if config.rope_scaling not in ("llama3", "yarn") else set()
+    resolved = {
+        "attention": kinds,
+        "head_dim": config.head_width,
+        "norm_eps": config.norm_eps or (1e-5 if config.norm == "layernorm" else 1e-6),
+        "attention_scale": config.attention_scale or (0.0 if "linear" in used else config.head_width**-0.5),
+        "qkv_biases": config.has_qkv_biases,
+        "out_biases": config.has_out_biases,
+        "norm_biases": config.has_norm_biases and config.norm == "layernorm",
+        "rotary_fraction": config.rotary_width / config.head_width,
+        "rope_factor": config.rope_stretch if config.rope_scaling != "none" else 0.0,
+        "rope_local_base": local,
+        "layer_shapes": tuple(config.shape_of(layer) for layer in range(config.layers)),
+    }
+    return dataclasses.replace(config, **(resolved | {name: plain[name] for name in idle}))
+
+
+def differences(one: GPTConfig, other: GPTConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two networks compute something else: {name: values of both}."""
+    pairs = zip(dataclasses.fields(one), *map(dataclasses.astuple, map(computed, (one, other))), strict=True)
+    return {field.name: (a, b) for field, a, b in pairs if not _equal(a, b)}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return math.isclose(a, b, rel_tol=1e-9) if isinstance(a, float) and isinstance(b, float) else bool(a == b)
 
 
 def family_of(settings: Settings) -> Family:
@@ -291,52 +177,4 @@ def family_of(settings: Settings) -> Family:
         if kind in (family.model_type, *family.aliases):
             return family
     known = ", ".join(family.model_type for family in FAMILIES.values())
-    raise InputError(f"config.json: model_type {kind!r}; {known} can be imported")
-
-
-def pairs(config: GPTConfig) -> Tensor:
-    """For each channel of a head of ours, which of theirs it is (E,): 2j is j and 2j + 1 is j + R/2 of the R channels
-    that RoPE turns."""
-    channels = torch.arange(config.head_width)
-    if config.positions == "rope":
-        half = config.rotary_width // 2
-        channels[: 2 * half] = torch.stack((torch.arange(half), torch.arange(half) + half), 1).flatten()
-    return channels
-
-
-def _heads(config: GPTConfig, heads: int, begin: int = 0, step: int = 0) -> Tensor:
-    """The rows of heads, each turned by `pairs`; heads begin `step` rows apart."""
-    starts = begin + torch.arange(heads) * (step or config.head_width)
-    return (starts[:, None] + pairs(config)).flatten()
-
-
-def _qkv(config: GPTConfig, layer: int) -> Tensor:
-    shape, width = config.shape_of(layer), config.head_width
-    queries, keys = shape.heads * width, shape.kv_heads * width
-    values = queries + keys + torch.arange(keys)
-    return torch.cat((_heads(config, shape.heads), _heads(config, shape.kv_heads, queries), values))
-
-
-def _qkv_sizes(config: GPTConfig, layer: int) -> tuple[int, ...]:
-    shape = config.shape_of(layer)
-    return tuple(heads * config.head_width for heads in (shape.heads, shape.kv_heads, shape.kv_heads))
-
-
-def _qkv_by_head(config: GPTConfig, layer: int) -> Tensor:
-    heads, width = config.shape_of(layer).heads, config.head_width
-    values = (2 * width + torch.arange(heads)[:, None] * 3 * width + torch.arange(width)).flatten()
-    return torch.cat((_heads(config, heads, 0, 3 * width), _heads(config, heads, width, 3 * width), values))
-
-
-def _halves(config: GPTConfig, layer: int) -> tuple[int, ...]:
-    return (config.shape_of(layer).d_ff,) * 2
-
-
-AS_THEY_ARE = Rows()
-QKV = Rows(_qkv, _qkv_sizes)  # queries, keys and values apart
-QKV_STACKED = Rows(_qkv)  # in one matrix, in this order
-QKV_BY_HEAD = Rows(_qkv_by_head)  # in one matrix, the three of each head together
-GATE_AND_INPUT = Rows(sizes=_halves)  # apart
-ONE_HEAD = Rows(lambda config, layer: pairs(config))  # the channels of one head
-QUERIES = Rows(lambda config, layer: _heads(config, config.shape_of(layer).heads))  # those of all heads
-KEYS = Rows(lambda config, layer: _heads(config, config.shape_of(layer).kv_heads))
+    raise InputError(f"config.json: model_type {kind!r} is no architecture that is known; {known} can be imported")

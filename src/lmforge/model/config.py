@@ -284,6 +284,11 @@ class GPTConfig:
         return int(self.head_width * self.rotary_fraction)
 
     @property
+    def rope_stretch(self) -> float:
+        """How many times longer than those of RoPE's training texts are: `rope_factor`, or context / rope_trained."""
+        return self.rope_factor or self.context / max(1, self.rope_trained)
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward part multiplies its activation with a second product."""
         return self.activation in ("swiglu", "geglu")
