@@ -283,7 +283,7 @@ def serve(
 @app.command("import")
 def import_(
     checkpoint: Annotated[
-        Path, typer.Argument(help="a folder of transformers: config.json, safetensors, tokenizer.json")
+        Path, typer.Argument(help="a folder of transformers: config.json, weights, tokenizer.json")
     ],
     model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
     context: Annotated[
@@ -291,7 +291,7 @@ def import_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or
+    """Make a model of a checkpoint of transformers (Llama, Mistral, Qwen, Gemma, GPT-2 and more): to chat, score, compress, or
     fine-tune from."""
     from lmforge.formats.transformers import import_model
 
