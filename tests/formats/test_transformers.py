@@ -20,7 +20,6 @@ from lmforge.formats.native import load_model, model_tensors, read_config
 from lmforge.formats.transformers import import_model, read_checkpoint
 from lmforge.formats.weight_files import WeightFiles
 from lmforge.model.measure import weight_bytes
-from lmforge.record import hash_file
 from tests.conftest import lmforge
 from tests.tokens.test_tokenizer_json import END, vocabulary
 
@@ -234,52 +233,6 @@ def test_weights_that_do_not_do_are_named(tmp_path: Path) -> None:
         assert str(refused.value).startswith(str(folder))
         assert "\n" not in str(refused.value)
         assert not (tmp_path / "model").exists()
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_weights_are_the_same(tmp_path: Path, parts: int, zipped: bool) -> None:
-    folder = checkpoint(tmp_path / "theirs", "llama")
-    import_model(folder, tmp_path / "model")
-    tensors = {name.removeprefix("model."): each for name, each in load_file(folder / "model.safetensors").items()}
-    (folder / "model.safetensors").unlink()
-    files = {name: f"pytorch_model-{place % parts}.bin" for place, name in enumerate(tensors)}
-    if parts == 1:
-        files = dict.fromkeys(tensors, "pytorch_model.bin")
-    else:
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
-    for file in set(files.values()):
-        some = {name: each for name, each in tensors.items() if files[name] == file}
-        torch.save(some, folder / file, _use_new_zipfile_serialization=zipped)
-    import_model(folder, tmp_path / "again")
-    assert hash_file(tmp_path / "again" / "model.safetensors") == hash_file(tmp_path / "model" / "model.safetensors")
-
-
-class Harmful:
-    """What a pickle can do."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("harmed"),))
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("content", [Harmful(), [1, 2], {"a": 1}, b"no pickle"], ids=lambda each: type(each).__name__)
-def test_a_pickle_that_is_not_weights_is_refused_and_not_run(
-    tmp_path: Path, content: Any, zipped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = checkpoint(tmp_path / "theirs", "llama")
-    (folder / "model.safetensors").unlink()
-    if isinstance(content, bytes):
-        (folder / "pytorch_model.bin").write_bytes(content)
-    else:
-        torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        InputError, match=r"pytorch_model\.bin: (not weights alone|a pickle that holds no tensors)"
-    ) as no:
-        import_model(folder, tmp_path / "model")
-    assert "\n" not in str(no.value)
-    assert not (tmp_path / "harmed").exists()
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
