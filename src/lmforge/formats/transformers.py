@@ -11,7 +11,7 @@ their numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,27 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
     if kind not in ("gpt2", *LLAMAS):
         raise InputError(f"{source / CONFIG}: model_type {kind!r}; gpt2, {', '.join(LLAMAS)} can be imported")
     tokenizer = Tokenizer(import_tokenizer(source), str(source / TOKENIZER))
-    vocabulary = tokenizer.vocab_size
+    model = network_of_checkpoint(settings, _tensors(source), tokenizer.vocab_size, context, source)
+    notes = {"imported_from": source.name, "model_type": kind}
+    return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
+
+
+def network_of_checkpoint(
+    settings: dict[str, Any], tensors: MutableMapping[str, Tensor], vocabulary: int, context: int | None, source: Path
+) -> GPT:
+    """The network of a checkpoint: `settings` as config.json has them, `tensors` by name, each taken once."""
+    kind = settings.get("model_type")
     try:
         config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
-        weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(_tensors(source), source), config)
+        weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(tensors, source), config)
     except KeyError as error:
-        raise InputError(
-            f"{source / CONFIG}: {error} is missing; save the checkpoint with transformers again"
-        ) from error
+        raise InputError(f"{source}: {error} is missing; save the checkpoint with transformers again") from error
     model = GPT(config)
     for name in ("embed.weight", "head.weight"):
         if name in weights:
             weights[name] = _rows_of_tokens(weights[name], vocabulary, name)
     _fill(model, weights, source)
-    notes = {"imported_from": source.name, "model_type": kind}
-    return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
+    return model
 
 
 class Transformers(Format):
@@ -104,7 +110,7 @@ class Transformers(Format):
 class _Given:
     """The tensors of a checkpoint, each asked for once."""
 
-    def __init__(self, tensors: Tensors, source: Path) -> None:
+    def __init__(self, tensors: MutableMapping[str, Tensor], source: Path) -> None:
         self.tensors, self.source = tensors, source
 
     def take(self, name: str) -> Tensor:
