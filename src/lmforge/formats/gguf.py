@@ -22,7 +22,8 @@ from lmforge.formats.gguf_file import GgufFile, is_gguf, string_of
 from lmforge.formats.gguf_names import ROPE_TENSORS, checkpoint_name, laid_out, settings_of
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.registry import FORMATS, Format
-from lmforge.formats.transformers import network_of_checkpoint
+from lmforge.formats.transformers import config_of_checkpoint, network_of_checkpoint
+from lmforge.model.config import GPTConfig
 from lmforge.tokens.ggml import tokenizer_from
 from lmforge.tokens.tokenizer import Tokenizer
 
@@ -49,7 +50,7 @@ def read_gguf(path: Path, context: int | None = None) -> LoadedModel:
             hold what is no number, or vocabulary and embedding are of different size.
     """
     file = GgufFile(path)
-    settings = settings_of(file)
+    settings, finer = _settings(file)
     tokenizer = Tokenizer(tokenizer_from(file.metadata, str(path)), str(path))
     rows = file.tensors[EMBEDDING].shape[0]
     if rows < tokenizer.vocab_size:
@@ -58,15 +59,30 @@ def read_gguf(path: Path, context: int | None = None) -> LoadedModel:
             "belong together: convert the model again"
         )
     notes = notes_of(file)
-    finer = _finer_copy(file)
     if finer:
-        settings["tie_word_embeddings"] = True
         coarser = EMBEDDING if finer == OUTPUT else OUTPUT
         kept, left = f"{finer} ({file.tensors[finer].type})", f"{coarser} ({file.tensors[coarser].type})"
         notes["tied"] = f"{kept} is embedding and output; {left}, the same matrix in another precision, is left out"
     tensors = CheckpointTensors(file, settings, finer)
     model = network_of_checkpoint(settings, tensors, tokenizer.vocab_size, context, path)
     return LoadedModel(model.eval(), tokenizer, path.stem, path, notes=notes)
+
+
+def _settings(file: GgufFile) -> tuple[dict[str, Any], str | None]:
+    """(the file's config.json; which of embedding and output is kept for both, see `_finer_copy`)."""
+    settings, finer = settings_of(file), _finer_copy(file)
+    return ({**settings, "tie_word_embeddings": True} if finer else settings), finer
+
+
+def config_of(file: GgufFile, context: int | None = None) -> GPTConfig:
+    """The shape of the network in a file, without its weights.
+
+    Raises:
+        InputError: of an architecture that is not known, or of one that does what ours does not.
+    """
+    vocabulary = file.metadata.get("tokenizer.ggml.tokens") or ()
+    settings, _ = _settings(file)
+    return config_of_checkpoint(settings, len(vocabulary) or settings["vocab_size"], context, file.path)
 
 
 def notes_of(file: GgufFile) -> dict[str, Any]:

@@ -72,13 +72,21 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
 
 
+def config_of_checkpoint(settings: dict[str, Any], vocabulary: int, context: int | None, source: Path) -> GPTConfig:
+    """The shape of the network that `settings`, as config.json has them, describe."""
+    try:
+        return (_gpt2_shape if settings.get("model_type") == "gpt2" else _llama_shape)(settings, vocabulary, context)
+    except KeyError as error:
+        raise InputError(f"{source}: {error} is missing; save the checkpoint with transformers again") from error
+
+
 def network_of_checkpoint(
     settings: dict[str, Any], tensors: MutableMapping[str, Tensor], vocabulary: int, context: int | None, source: Path
 ) -> GPT:
     """The network of a checkpoint: `settings` as config.json has them, `tensors` by name, each taken once."""
     kind = settings.get("model_type")
+    config = config_of_checkpoint(settings, vocabulary, context, source)
     try:
-        config = (_gpt2_shape if kind == "gpt2" else _llama_shape)(settings, vocabulary, context)
         weights = (_from_gpt2 if kind == "gpt2" else _from_llama)(_Given(tensors, source), config)
     except KeyError as error:
         raise InputError(f"{source}: {error} is missing; save the checkpoint with transformers again") from error
