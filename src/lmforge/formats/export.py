@@ -125,6 +125,11 @@ def export(loaded: LoadedModel, path: Path, to: str, **options: Any) -> dict[str
     return report
 
 
+def final_place(product: Path) -> Path:
+    """Where `export` will put what it writes to `product` meanwhile."""
+    return product.parent.parent / product.name
+
+
 @torch.inference_mode()
 def compare(loaded: LoadedModel, product: Product, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """How far the logits of `product` are from ours over some tokens, and how many greedy tokens are the same.

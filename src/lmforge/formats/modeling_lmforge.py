@@ -122,12 +122,13 @@ class Place:
     later."""
 
     def __init__(self, mask: Tensor, length: int, shape: Shape) -> None:
-        self.shape, before = shape, mask.shape[1] - length
+        self.shape = shape
         self.k_at = (mask.long().cumsum(1) - 1).clamp(min=0)
-        self.q_at = self.k_at[:, before:]
         index = torch.arange(mask.shape[1], device=mask.device)
-        own = index[before:, None] == index  # a padded query sees itself, so that no row of scores is empty
-        self.seen = ((index[before:, None] >= index) & (mask[:, None] > 0)) | own
+        query = torch.arange(length, device=mask.device) + (mask.shape[1] - length)
+        self.q_at = self.k_at.gather(1, query.expand(mask.shape[0], -1))
+        own = query[:, None] == index  # a padded query sees itself, so that no row of scores is empty
+        self.seen = ((query[:, None] >= index) & (mask[:, None] > 0)) | own
 
     def turns(self, at: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rotations of positions (B,T)."""
