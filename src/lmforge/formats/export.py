@@ -1,7 +1,7 @@
 """A model of ours → a file or a folder that another program runs, which has proved that it says the same.
 
-    LoadedModel ─plain─▶ weights as numbers ─Exporter.write─▶ a file or folder beside DIR ─Exporter.open─▶ the product in
-    its own library ─compare─▶ equal logits, equal greedy tokens ─rename─▶ DIR
+    LoadedModel ─plain─▶ weights as numbers ─Exporter.write─▶ a file or folder beside DIR ─Exporter.open─▶ the product
+    in its own library ─compare─▶ equal logits, equal greedy tokens ─rename─▶ DIR
 
 A target is one class in one file, registered in one line: `EXPORTERS.register("toy", Toy())`.
 """

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from lmforge.formats.native import CONFIG
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
 
-MODELING = Path(__file__).with_name("modeling_lmforge.py")
+MODELING = "modeling_lmforge.py"
 OWN = "lmforge"  # the key of config.json with the shape as we write it, and the model_type of our own kind
 NOT_COMPUTED = "does not compute"  # how a family's refusal to say a network reads
 
@@ -144,12 +143,14 @@ class TransformersExport(Exporter):
         settings, how = config_json(loaded)
         path.mkdir()
         if isinstance(how, str):
-            shutil.copyfile(MODELING, path / MODELING.name)
+            (path / MODELING).write_text(modeling_source(), encoding="utf-8")
             tensors = our_tensors(loaded, dataclasses.replace(loaded.config, ahead=0))
-            report = {"architecture": f"{MODELING.name} (trust_remote_code)", "not_standard": how}
+            report = {"architecture": f"{MODELING} (trust_remote_code)", "not_standard": how}
             write_tokenizer(loaded, path, use_cache=False)
         else:
-            tensors = their_tensors(how, our_tensors(loaded, how.config)) | zeros(how, next(loaded.model.parameters()).dtype)
+            tensors = their_tensors(how, our_tensors(loaded, how.config)) | zeros(
+                how, next(loaded.model.parameters()).dtype
+            )
             report = {"architecture": how.family.architecture}
             if how.config.biases != loaded.config.biases:
                 report["biases"] = "zeros, which the architecture has and the network has not"
@@ -186,8 +187,16 @@ def zeros(how: Standard, dtype: torch.dtype) -> dict[str, LazyTensor]:
     return {layer + name: bias for layer in layers for name in PERSIMMON_ZEROS}
 
 
+def modeling_source() -> str:
+    """The modelling file: the layers, and the model without its import of them."""
+    folder = Path(__file__).parent
+    layers, model = ((folder / name).read_text(encoding="utf-8") for name in ("modeling_layers.py", MODELING))
+    own = [line for line in model.splitlines() if not line.startswith("from lmforge.")]
+    return layers + "\n\n" + "\n".join(own) + "\n"
+
+
 def network_of_modeling_file(loaded: LoadedModel) -> Any:
-    """The network in the code of `modeling_lmforge`, with our weights, not copied."""
+    """The network in the code of the modelling file, with our weights, not copied."""
     from lmforge.formats.modeling_lmforge import LmforgeConfig, LmforgeForCausalLM
 
     config = dataclasses.replace(loaded.config, ahead=0)

@@ -21,7 +21,6 @@ from lmforge.formats.families_rules import Heads, Rope, stretching
 from lmforge.model.config import GPTConfig
 
 
-
 @dataclasses.dataclass(frozen=True)
 class StatedRope(Rope):
     """RoPE that config.json has to state, as `transformers` 5 writes it: left out, it is one of published checkpoints

@@ -26,6 +26,7 @@ from lmforge.formats.export import EXPORTERS, Exporter
 from lmforge.formats.export_tokenizer import write_tokenizer
 from lmforge.formats.export_transformers import config_json
 from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.modeling_layers import MASKABLE
 from lmforge.formats.native import CONFIG
 
 MODEL = "model.onnx"
@@ -33,8 +34,6 @@ MODEL = "model.onnx"
 
 def refusal(loaded: LoadedModel) -> str | None:
     """The key of a network that this target cannot say; None where it can say all."""
-    from lmforge.formats.modeling_lmforge import MASKABLE
-
     config = loaded.config
     kinds = {config.kind_of(layer) for layer in range(config.layers) if config.shape_of(layer).heads}
     if others := sorted(kinds - MASKABLE):

@@ -53,7 +53,9 @@ class Peft(Exporter):
     def write(self, loaded: LoadedModel, path: Path, base: Path | None = None, **options: Any) -> dict[str, Any]:
         """A folder with the adapter and, unless `base` is the folder of an exported one, its base."""
         if not FORMATS["adapter"].detect(loaded.directory):
-            raise InputError(f"{loaded.directory}: no adapter, so --to peft has nothing to write; use --to transformers")
+            raise InputError(
+                f"{loaded.directory}: no adapter, so --to peft has nothing to write; use --to transformers"
+            )
         parts = cast(_AdapterFormat, FORMATS["adapter"]).parts(loaded.directory)
         whole = FORMATS["native"].read(parts.base)
         path.mkdir()
@@ -80,7 +82,12 @@ class Peft(Exporter):
         (path / CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         write_shard(path / TENSORS, {PREFIX + name: LazyTensor.of(tensor) for name, tensor in tensors.items()})
         write_tokenizer(loaded, path)
-        return {**report, "rank": rank, "targets": settings["target_modules"], "base": settings["base_model_name_or_path"]}
+        return {
+            **report,
+            "rank": rank,
+            "targets": settings["target_modules"],
+            "base": settings["base_model_name_or_path"],
+        }
 
     def open(self, path: Path, loaded: LoadedModel) -> Running:
         """In transformers, with the adapter that peft puts in."""

@@ -1,7 +1,7 @@
 """Any model → the same network with its weights as floating-point numbers, which is what other programs take.
 
-Layers that hold their matrix in another form (8-bit numbers with a scale for each row) give it as it is multiplied; what
-they do to activations is left behind.
+Layers that hold their matrix in another form (8-bit numbers with a scale for each row) give it as it is multiplied;
+what they do to activations is left behind.
 """
 
 from __future__ import annotations
