@@ -67,7 +67,8 @@ class ForwardContext:
     table (N,E/2) complex: the rotation of each position; rotations (T,E/2) or (B,T,E/2): those of these tokens (with
     `packing`: of a row's first T positions). With a cache: positions (B,T) in the text, and lengths (B,): how many of
     the T tokens are real, the rest is padding. loads (X,) by layer: how many tokens each expert took. `scale` is the
-    loss's own gradient, left here by the backward pass for the losses of routers (`experts`).
+    loss's own gradient, left here by the backward pass for the losses of routers (`experts`). `local`: the same for
+    window layers, where their RoPE is another one.
     """
 
     table: Tensor | None = None
@@ -78,3 +79,4 @@ class ForwardContext:
     lengths: Tensor | None = None
     loads: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     scale: Tensor | None = None
+    local: ForwardContext | None = None
