@@ -25,8 +25,6 @@ from lmforge.registry import Registry
 FAMILIES: Registry[Family] = Registry(
     "family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt", "lmforge.formats.families_ungated")
 )
-    "family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt", "lmforge.formats.families_ungated")
-)
 # Fields that change nothing of what a trained network computes.
 NOT_COMPUTED = frozenset({"recompute", "z_loss", "ahead", "balance"})
 
@@ -95,6 +93,10 @@ class Family:
             said = ", ".join(f"model.{name} = {own!r}" for name, (own, _) in other.items())
             raise InputError(f"{self.architecture} does not compute {said}")
         return written
+
+    def row(self, ours: str) -> tuple[str, ...]:
+        """What they call a tensor that stands outside of the layers."""
+        return next(row.theirs for row in self.rows if row.ours == ours)
 
     def places(self, config: GPTConfig, names: Iterable[str]) -> Iterator[Place]:
         """Where tensors of ours (their names in the network's state) stand in a checkpoint.

@@ -11,19 +11,20 @@ so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lmforge.errors import InputError
+from lmforge.formats.families import family_of
 from lmforge.formats.gguf_file import GgufFile, is_gguf, string_of
 from lmforge.formats.gguf_names import ROPE_TENSORS, checkpoint_name, laid_out, settings_of
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.registry import FORMATS, Format
-from lmforge.formats.transformers import config_of_checkpoint, network_of_checkpoint
+from lmforge.formats.transformers import fill
 from lmforge.model.config import GPTConfig
+from lmforge.model.room import with_room
 from lmforge.tokens.ggml import tokenizer_from
 from lmforge.tokens.tokenizer import Tokenizer
 
@@ -63,8 +64,9 @@ def read_gguf(path: Path, context: int | None = None) -> LoadedModel:
         coarser = EMBEDDING if finer == OUTPUT else OUTPUT
         kept, left = f"{finer} ({file.tensors[finer].type})", f"{coarser} ({file.tensors[coarser].type})"
         notes["tied"] = f"{kept} is embedding and output; {left}, the same matrix in another precision, is left out"
-    tensors = CheckpointTensors(file, settings, finer)
-    model = network_of_checkpoint(settings, tensors, tokenizer.vocab_size, context, path)
+    family = family_of(settings)
+    model = with_room(config_of(file, context))
+    fill(model, family, CheckpointTensors(file, settings, finer))
     return LoadedModel(model.eval(), tokenizer, path.stem, path, notes=notes)
 
 
@@ -82,7 +84,11 @@ def config_of(file: GgufFile, context: int | None = None) -> GPTConfig:
     """
     vocabulary = file.metadata.get("tokenizer.ggml.tokens") or ()
     settings, _ = _settings(file)
-    return config_of_checkpoint(settings, len(vocabulary) or settings["vocab_size"], context, file.path)
+    try:
+        return family_of(settings).shape(settings, len(vocabulary) or settings["vocab_size"], context)
+    except InputError as error:
+        said = str(error)
+        raise InputError(said if said.startswith("--") else f"{file.path}: {said}") from error
 
 
 def notes_of(file: GgufFile) -> dict[str, Any]:
@@ -120,40 +126,28 @@ def _finer_copy(file: GgufFile) -> str | None:
     return max(sizes, key=lambda name: sizes[name])
 
 
-class CheckpointTensors(MutableMapping[str, Tensor]):
-    """The tensors of a file under the names of a checkpoint, each dequantised when it is asked for."""
+class CheckpointTensors:
+    """The tensors of a file under the names of a checkpoint, each dequantised when it is read."""
 
     def __init__(self, file: GgufFile, settings: dict[str, Any], finer: str | None) -> None:
         """`finer`: which of embedding and output is both (`_finer_copy`)."""
-        self._file, self._settings = file, settings
+        self.source, self._file, self._settings = file.path, file, settings
         self._names: dict[str, str] = {}
         for name in file.tensors:
-            if name in ROPE_TENSORS or (finer is not None and name == OUTPUT):
-                continue
-            self._names[checkpoint_name(file, name) or name] = name
+            if name not in ROPE_TENSORS and not (finer is not None and name in (EMBEDDING, OUTPUT)):
+                self._names[checkpoint_name(file.architecture, name) or name] = name
         if finer is not None:
-            embedding = checkpoint_name(file, EMBEDDING)
-            assert embedding is not None
-            self._names[embedding] = finer
+            self._names[checkpoint_name(file.architecture, EMBEDDING) or EMBEDDING] = finer
 
-    def __getitem__(self, name: str) -> Tensor:
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+        return frozenset(self._names)
+
+    def read(self, name: str) -> Tensor:
+        """One of them."""
         inside = self._names[name]
-        return laid_out(self._file, self._settings, inside)(self._file.tensor(inside))
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        raise TypeError("the tensors of a file are only read")
-
-    def __delitem__(self, name: str) -> None:
-        del self._names[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._names))
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return laid_out(self._file.architecture, self._settings, inside)(self._file.tensor(inside))
 
 
 class Gguf(Format):

@@ -79,6 +79,7 @@ ARCHITECTURES: dict[str, tuple[str, str, Mapping[str, str]]] = {
     "gemma3": ("gemma3_text", "model.layers", {**_LLAMA, **_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}),
     "olmo2": ("olmo2", "model.layers", {**_LLAMA, **_POST_NORMS}),
 }
+_OUTSIDE = ("token_embd", "position_embd", "output_norm", "output")
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 # no weights: what rotations are scaled by, which the settings say
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -168,6 +169,7 @@ def _gptneox(given: _Keys) -> dict[str, Any]:
     head_dim = given.number("embedding_length") // given.number("attention.head_count")
     return {
         "layer_norm_eps": given.real("attention.layer_norm_epsilon"),
+        "rotary_emb_base": float(given.optional("rope.freq_base") or 10_000.0),
         "rotary_pct": given.number("rope.dimension_count", head_dim) / head_dim,
         "use_parallel_residual": bool(given.metadata.get("gptneox.use_parallel_residual", True)),
         "hidden_act": "gelu",
@@ -252,9 +254,9 @@ class _Keys:
         return InputError(f"{self.path}: no {self.architecture}.{key} in the metadata; convert the model again")
 
 
-def checkpoint_name(file: GgufFile, name: str) -> str | None:
-    """What a checkpoint calls a tensor of the file; None where this architecture has none such."""
-    _, layers, names = ARCHITECTURES[file.architecture]
+def checkpoint_name(architecture: str, name: str) -> str | None:
+    """What a checkpoint calls a tensor of a file; None where this architecture has none such."""
+    _, layers, names = ARCHITECTURES[architecture]
     inside = _IN_LAYER.fullmatch(name)
     if inside:
         part = names.get(inside[2])
@@ -263,20 +265,42 @@ def checkpoint_name(file: GgufFile, name: str) -> str | None:
     return f"{names[stem]}.{kind}" if stem in names and kind in ("weight", "bias") else None
 
 
-def laid_out(file: GgufFile, settings: Mapping[str, Any], name: str) -> Callable[[Tensor], Tensor]:
-    """What turns a tensor of the file into that of a checkpoint."""
+def gguf_name(architecture: str, name: str) -> str:
+    """What a file calls a tensor of a checkpoint.
+
+    Raises:
+        InputError: this architecture has none such.
+    """
+    _, layers, names = ARCHITECTURES[architecture]
+    stem, _, kind = name.rpartition(".")
+    number, layer = "", ""
+    if stem.startswith(f"{layers}."):
+        number, _, stem = stem.removeprefix(f"{layers}.").partition(".")
+        layer = f"blk.{number}."
+    for ours, theirs in names.items():
+        if theirs == stem and (ours in _OUTSIDE) != bool(layer):
+            return f"{layer}{ours}.{kind}"
+    raise InputError(f"GGUF's architecture {architecture} has no tensor for {name}")
+
+
+def laid_out(
+    architecture: str, settings: Mapping[str, Any], name: str, back: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """What turns a tensor of the file into that of a checkpoint; with `back`, that of a checkpoint into the file's."""
     inside = _IN_LAYER.fullmatch(name)
     part = inside[2] if inside else ""
-    if file.architecture == "llama" and part in ("attn_q", "attn_k"):
+    if architecture == "llama" and part in ("attn_q", "attn_k"):
         heads = settings["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
-        return lambda tensor: halves_from_pairs(tensor, heads)
-    if file.architecture == "gpt2" and part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
+        turn = pairs_from_halves if back else halves_from_pairs
+        return lambda tensor: turn(tensor, heads)
+    if architecture == "gpt2" and part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
         return lambda tensor: tensor.t() if tensor.ndim == 2 else tensor
-    if file.architecture == "gptneox" and part == "attn_qkv":
+    if architecture == "gptneox" and part == "attn_qkv":
         heads = settings["num_attention_heads"]
-        return lambda tensor: tensor.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
-    if file.architecture == "gemma3" and name.endswith("norm.weight"):
-        return lambda tensor: tensor - 1
+        sizes = (heads, 3, -1) if back else (3, heads, -1)
+        return lambda tensor: tensor.unflatten(0, sizes).transpose(0, 1).flatten(0, 2)
+    if architecture == "gemma3" and name.endswith("norm.weight"):
+        return lambda tensor: tensor + (1 if back else -1)
     return lambda tensor: tensor
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lmforge.errors import InputError
+from lmforge.formats.families import family_of
 from lmforge.formats.gguf import config_of, gguf_in, notes_of
 from lmforge.formats.gguf_file import GgufFile
 from lmforge.formats.load import resolve
 from lmforge.formats.native import CONFIG, TOKENIZER, read_config
-from lmforge.formats.transformers import config_of_checkpoint
 from lmforge.machine import memory_bytes
 from lmforge.model.config import GPTConfig
 from lmforge.tokens.ggml import tokenizer_from
@@ -111,7 +111,7 @@ def _checkpoint(path: Path) -> Content:
 
     def build() -> GPTConfig:
         tokenizer = Tokenizer(import_tokenizer(path), str(path / TOKENIZER))
-        return config_of_checkpoint(settings, tokenizer.vocab_size, None, path)
+        return family_of(settings).shape(settings, tokenizer.vocab_size)
 
     return content | _importable(build)
 
