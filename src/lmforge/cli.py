@@ -307,6 +307,28 @@ def _inline(value: Any) -> str:
     return _figure(value)
 
 
+@app.command("export")
+def export_(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(help="the folder or the file to write")],
+    to: Annotated[str, typer.Option(help="transformers, gguf (llama.cpp), onnx, or peft (an adapter)")],
+    type: Annotated[str, typer.Option(help="of gguf: F32, F16, Q8_0, Q4_0 or Q4_1")] = "F32",
+    which: Which = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another program, and say done when it gives the same there."""
+    from lmforge.formats.export import export
+    from lmforge.formats.load import load_any
+
+    options = {"type": type} if to == "gguf" else {}
+    report = export(load_any(model, which=_one_of(which)), out, to, **options)
+    if as_json:
+        _print_json(report)
+        return
+    for name, value in report.items():
+        print(f"{name}: {_figure(value)}")
+
+
 @app.command("import")
 def import_(
     checkpoint: Annotated[

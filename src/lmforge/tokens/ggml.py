@@ -23,6 +23,7 @@ from lmforge.progress import log
 from lmforge.tokens.ggml_pre import ADD_BOS, IGNORE_MERGES, NAMES, pre_tokenizer
 from lmforge.tokens.library import BLANK
 from lmforge.tokens.special_tokens import SETTINGS
+from lmforge.tokens.tokenizer import is_own
 from lmforge.tokens.tokenizer_json import described
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
@@ -91,8 +92,9 @@ def _whole(metadata: Metadata, tokens: int) -> str | None:
         return None
     try:
         file = orjson.loads(content)
-        own = SETTINGS in file or len(file["model"]["vocab"]) == tokens
-    except (ValueError, KeyError, TypeError):
+        ids = [*(int(token["id"]) for token in file["added_tokens"]), *file["model"]["vocab"].values()]
+        own = 1 + max(ids) == tokens and (SETTINGS in file or is_own(file))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
     return content if own else None
 

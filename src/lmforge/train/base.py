@@ -9,6 +9,7 @@ from typing import Any
 from lmforge.formats.base import continued, load_base
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import model_tensors, origin_of, write_model
+from lmforge.machine import cores
 from lmforge.parallel.layout import join_layout
 from lmforge.progress import log
 from lmforge.recipe import Recipe
@@ -40,9 +41,10 @@ def take_base(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> d
     with contextlib.closing(layout):
         base, data = base_of(recipe), TrainingData(tokens_dir)
         rows = data.validation(recipe)
-        validator = Validator(layout, base.model, rows, rows.text_bytes(data.token_bytes), "fp32")
+        model, tensors = layout.apply(base.model), model_tensors(base.model)
+        layout.prepare(1, recipe.train.threads or cores())
+        validator = Validator(layout, model, rows, rows.text_bytes(data.token_bytes), "fp32")
         bits, _ = validator.bits_per_byte()
-        tensors = model_tensors(base.model)
 
         def write() -> None:
             with atomic_directory(model_out) as folder:
