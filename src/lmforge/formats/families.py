@@ -22,7 +22,9 @@ from lmforge.formats.families_rows import Place, Row
 from lmforge.model.config import GPTConfig
 from lmforge.registry import Registry
 
-FAMILIES: Registry[Family] = Registry("family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt"))
+FAMILIES: Registry[Family] = Registry(
+    "family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt", "lmforge.formats.families_ungated")
+)
 # Fields that change nothing of what a trained network computes.
 NOT_COMPUTED = frozenset({"recompute", "z_loss", "ahead", "balance"})
 

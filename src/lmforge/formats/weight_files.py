@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import KeysView
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,19 @@ from lmforge.errors import InputError
 
 ONE_FILE = ("model.safetensors", "pytorch_model.bin")
 READ_AT_ONCE = 1 << 26  # bytes
+
+
+class Weights(Protocol):
+    """Tensors by name, from wherever they are; `source` is what an error names."""
+
+    source: Path
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
 
 
 class WeightFiles:

@@ -15,7 +15,8 @@ from lmforge.recipe.types import Curriculum, Positive, Section, Share, check_wei
 class Train(Section):
     """Shards + network → checkpoints."""
 
-    steps: Positive | None = None  # updates; default: what `tokens` gives
+    # updates; default: what `tokens` gives; 0, with model.base: the base is the model, as it is
+    steps: Annotated[int, Field(ge=0)] | None = None
     tokens: Positive | None = None  # length in tokens, instead of steps; default: 20 million
     batch_tokens: Positive = 8192  # tokens of one update, over all processes
     # [share of training, batch_tokens] pairs, where it is not one size throughout
