@@ -377,7 +377,7 @@ def test_a_full_queue_answers_503(client: openai.OpenAI, monkeypatch: pytest.Mon
 def test_a_failing_model_answers_500_and_goes_on(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    def fail(*_: object) -> Any:
+    def fail(*_: object, **__: object) -> Any:
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patch:

@@ -127,8 +127,8 @@ def test_a_row_that_ended_does_not_hold_its_batch(served: LoadedModel, monkeypat
     """A stop string ends one row while the other goes on; both are right, and no more is drawn for the first."""
     drawn = [0, 0]
 
-    def counting(*arguments: Any) -> Iterator[list[SampledToken]]:
-        for step in decode(*arguments):
+    def counting(*arguments: Any, **options: Any) -> Iterator[list[SampledToken]]:
+        for step in decode(*arguments, **options):
             for one in step:
                 drawn[one.row] += 1
             yield step
