@@ -269,6 +269,13 @@ def serve(
         str | None, typer.Option(help="address to listen on (default: the run's recipe, else 127.0.0.1)")
     ] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on (default: the run's recipe, else 8000)")] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="a name by which browsers may call it, beside localhost (repeatable)")
+    ] = None,
+    batch_invariant: Annotated[
+        bool | None,
+        typer.Option(help="answers that do not depend on requests answered together (default: the recipe's, else so)"),
+    ] = None,
     which: Which = "auto",
 ) -> None:
     """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
@@ -277,7 +284,13 @@ def serve(
     from lmforge.serve.terminal import serve as listen
 
     settings = (find_recipe(model) if (model / "recipe.toml").is_file() else Recipe()).serve
-    listen(load_any(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
+    listen(
+        load_any(model, which=_one_of(which)),
+        host or settings.host,
+        settings.port if port is None else port,
+        (*settings.hosts, *(host_name or ())),
+        settings.batch_invariant if batch_invariant is None else batch_invariant,
+    )
 
 
 @app.command("import")

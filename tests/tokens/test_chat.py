@@ -54,7 +54,7 @@ def test_a_conversation_is_a_transcript_after_one_end_of_text() -> None:
 
 def test_the_assistants_own_last_words_are_gone_on_from() -> None:
     messages = [message("user", "Count."), message("assistant", "One, ")]
-    assert transcript(messages) == "User: Count.\n\nAssistant: One,"
+    assert transcript(messages) == "User: Count.\n\nAssistant: One, "
     assert render_chat(messages, WITH_CHAT)[-5:] == WITH_CHAT.encode("One, ")
 
 

@@ -1,7 +1,7 @@
 """Rows of tokens being continued: how they share the passes of the network.
 
-    Continuation          all rows in one padded batch: the fastest, and each number is right to its last bits but one
-    InvariantContinuation no number of a row depends on which other rows there are: the same bits alone or in company
+Continuation          all rows in one padded batch: the fastest, and each number is right to its last bits but one
+InvariantContinuation no number of a row depends on which other rows there are: the same bits alone or in company
 """
 
 from __future__ import annotations

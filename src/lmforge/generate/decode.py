@@ -30,8 +30,8 @@ class TokenBytes(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 (or below 1e-5) takes the likeliest; `top_k` 0 and `top_p` 1 keep every
-    token; a seed is taken modulo 2^64."""
+    """How the next token is drawn. Temperature 0 (or below 1e-5) takes the likeliest; `top_k` 0 and `top_p` 1 keep
+    every token; a seed is taken modulo 2^64."""
 
     max_tokens: int = 128
     temperature: float = 0.8
@@ -88,9 +88,7 @@ def decode(
     if len(prompts) != len(samplings) or not all(len(prompt) for prompt in prompts):
         raise InputError("prompt: empty; give at least one token (for instance the end-of-text token)")
     context = model.config.context
-    live = {
-        row: list(prompt)[-(context - 1) :] for row, prompt in enumerate(prompts) if samplings[row].max_tokens > 0
-    }
+    live = {row: list(prompt)[-(context - 1) :] for row, prompt in enumerate(prompts) if samplings[row].max_tokens > 0}
     generators = {row: _generator(samplings[row].seed) for row in live}
     made = dict.fromkeys(live, 0)
     kind = InvariantContinuation if batch_invariant else Rows

@@ -322,11 +322,13 @@ class SoftmaxCache:
     def each_alone(self, q: Tensor, before: Sequence[int]) -> Tensor:
         """One query a row, q (B,H,1,E), of which row i stands after `before[i]` tokens → (B,H,1,E): each row in a call
         of its own over what it sees, as if there were no other."""
-        shared, answers = q.shape[1] > self.store.shape[2], []
-        for row, tokens in enumerate(before):
-            own = slice(row, row + 1)
-            keys, values = self.store[:, own, :, : self._count(tokens + 1)].to(q.dtype)
-            answers.append(F.scaled_dot_product_attention(q[own], keys, values, enable_gqa=shared))
+        shared = q.shape[1] > self.store.shape[2]
+        keys, values = (each.split(1) for each in self.store.unbind(0))
+        answers = []
+        for own, key, value, tokens in zip(q.split(1), keys, values, before, strict=True):
+            count = self._count(tokens + 1)
+            key, value = key.narrow(2, 0, count).to(q.dtype), value.narrow(2, 0, count).to(q.dtype)
+            answers.append(F.scaled_dot_product_attention(own, key, value, enable_gqa=shared))
         return torch.cat(answers)
 
     def beside(self, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:

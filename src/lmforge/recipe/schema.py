@@ -133,6 +133,8 @@ class Serve(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^/:\s]+$")], ...] = ()  # names it is called by, beside local ones
+    batch_invariant: bool = True  # the same request gets the same answer in any company
 
 
 class Recipe(Section):

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -18,6 +18,7 @@ from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Piece, Sampling, stream_text
 from lmforge.progress import log
 from lmforge.serve.api import create_app
+from lmforge.serve.hosts import ANSWER_ANY, is_local
 
 Messages = list[dict[str, str]]
 GRACE_SECONDS = 5  # how long running answers may take to end when the server is told to stop
@@ -125,8 +126,11 @@ def trim(served: LoadedModel, history: Messages, answer: int) -> tuple[Messages,
     return history, prompt
 
 
-def serve(served: LoadedModel, host: str, port: int) -> None:
+def serve(served: LoadedModel, host: str, port: int, hosts: Sequence[str] = (), batch_invariant: bool = True) -> None:
     """Answer on `host`:`port` (0: a free one) until Ctrl-C or SIGTERM; names the address on stderr.
+
+    `hosts`: names by which it may be called beside local ones. Without any, one that listens to other machines answers
+    to every name.
 
     Raises:
         InputError: the port is taken, or the address is not this machine's.
@@ -137,9 +141,12 @@ def serve(served: LoadedModel, host: str, port: int) -> None:
     how = f" ({', '.join(served.methods)})" if served.methods else ""
     log(f"serve: {served.name}{how} from {served.directory}")
     log(f"serve: chat page {address}/   OpenAI-compatible API {address}/v1   model '{served.name}'   Ctrl-C stops")
-    if host not in ("127.0.0.1", "::1", "localhost"):
+    if not is_local(host):
+        hosts = hosts or tuple(ANSWER_ANY)
         log(f"serve: listening on {host or 'every address'}: whoever reaches it may use it, there is no password")
-    config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
+    config = uvicorn.Config(
+        create_app(served, hosts, batch_invariant), log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS
+    )
     # uvicorn ends on a signal and then raises it again for the handler that was there before; ours makes that a clean
     # end.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
