@@ -1,7 +1,7 @@
 """The commands: one verb per stage, thin. `lmforge --help` lists them.
 
 Every command prints for people, or one JSON object on stdout with --json; progress and logs go to stderr.
-Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine.
+Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from rich.table import Table
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.errors import InputError, LmforgeError
+from lmforge.interrupted import INTERRUPTED, Commands
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -232,7 +234,13 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not as_json:
         print(text, end="", flush=True)
-    result = generate_text(served, text, sampling, None if as_json else lambda piece: print(piece, end="", flush=True))
+    try:
+        show = None if as_json else lambda piece: print(piece, end="", flush=True)
+        result = generate_text(served, text, sampling, show)
+    except KeyboardInterrupt:
+        if not as_json:
+            print(flush=True)  # the line that says so stands alone
+        raise
     if as_json:
         _print_json(result)
         return
@@ -254,10 +262,10 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
     which: Which = "auto",
 ) -> None:
-    """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
+    """Talk to a model in the terminal (/help lists commands, /quit leaves)."""
     from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.terminal import chat as talk
+    from lmforge.serve.chat import chat as talk
 
     talk(load_any(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
 
@@ -372,8 +380,8 @@ def main() -> None:
         log(f"lmforge: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        log("lmforge: stopped; what was finished is kept, the same command goes on from there")
-        sys.exit(1)
+        log("lmforge: stopped")
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
