@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -15,16 +14,12 @@ from lmforge.serve.api import create_app
 from lmforge.serve.hosts import ANSWER_ANY, Guard, is_local
 
 
-@pytest.mark.parametrize(
-    "name", ["localhost", "LOCALHOST.", "chat.localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]"]
-)
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST.", "chat.localhost", "127.0.0.1", "127.9.9.9", "::1"])
 def test_names_of_this_machine_alone_are_local(name: str) -> None:
     assert is_local(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "", "0.0.0.0"]
-)
+@pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", ""])
 def test_other_names_are_not(name: str) -> None:
     assert not is_local(name)
 
@@ -96,12 +91,9 @@ def test_the_address_listened_on_decides(
     assert given == [(expected, False)]
 
 
-@pytest.fixture
-def plain() -> Iterator[Guard]:
-    yield Guard(PlainTextResponse("Too much", 413, headers={"Retry-After": "9"}), ())
+def test_a_librarys_plain_error_gets_openais_shape() -> None:
+    plain = Guard(PlainTextResponse("Too much", 413, headers={"Retry-After": "9"}), ())
 
-
-def test_a_librarys_plain_error_gets_openais_shape(plain: Guard) -> None:
     async def one() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(plain), base_url="http://localhost") as client:
             return await client.get("/")

@@ -23,6 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from lmforge.errors import InputError
 from lmforge.formats.loaded import LoadedModel
@@ -252,6 +253,17 @@ def _fold(shapes: Completions | Chat, whole: dict[str, Any], chunk: dict[str, An
             choices[choice["index"]] = choice
 
 
+class _GuardedApp(FastAPI):
+    """FastAPI behind a `Guard`, which stands before the library's own limit of bodies, too."""
+
+    def __init__(self, hosts: Collection[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.guard = Guard(super().__call__, hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.guard(scope, receive, send)
+
+
 def create_app(served: LoadedModel, hosts: Collection[str] = (), batch_invariant: bool = True) -> FastAPI:
     """The application that answers for one model. Its engine thread lives as long as the application.
 
@@ -265,8 +277,9 @@ def create_app(served: LoadedModel, hosts: Collection[str] = (), batch_invariant
             yield
 
     # FastAPI's own documentation pages load scripts from another host, so they are off.
-    app = FastAPI(title="lmforge", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
-    app.add_middleware(Guard, hosts=hosts)
+    app = _GuardedApp(
+        hosts, title="lmforge", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES
+    )
     app.state.served = served
     created = (
         int((served.directory / "config.json").stat().st_mtime) if (served.directory / "config.json").exists() else 0

@@ -71,7 +71,7 @@ class Guard:
             )
         if method in _READS or origin is None:
             return None
-        if urlsplit(origin).netloc.lower() == (host or "").lower() or self._known(_host_of(origin)):
+        if origin.lower().partition("://")[2] == (host or "").lower() or self._known(_host_of(origin)):
             return None
         return ApiError(
             403,
