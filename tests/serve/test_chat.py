@@ -191,6 +191,7 @@ def test_at_a_real_terminal(model_dir: Path, tmp_path: Path) -> None:
     master, slave = pty.openpty()
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
     command = [sys.executable, "-m", "lmforge.cli", "chat", str(model_dir), "--max-tokens", "100000000"]
+    command += ["--temperature", "0"]
     with subprocess.Popen(
         command,
         stdin=slave,
@@ -212,7 +213,7 @@ def test_at_a_real_terminal(model_dir: Path, tmp_path: Path) -> None:
                 screen.read(0.02)
             os.write(master, b"\x1b[201~\r")
             screen.wait_for("long message:")
-            time.sleep(0.5)
+            screen.read(0.5)
             os.write(master, b"\x03")
             screen.wait_for("(stopped)")
             os.write(master, f"/save {tmp_path / 'talk.json'}\r".encode())
@@ -241,8 +242,12 @@ class _Screen:
         self.master, self.text = master, ""
 
     def read(self, seconds: float) -> None:
-        while select.select([self.master], [], [], seconds)[0]:
-            piece = os.read(self.master, 65536).decode("utf-8", "replace")
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and select.select([self.master], [], [], left)[0]:
+            try:
+                piece = os.read(self.master, 65536).decode("utf-8", "replace")
+            except OSError as error:  # the program has ended
+                raise AssertionError(f"ended after {self.text[-500:]!r}") from error
             if "\x1b[6n" in piece:
                 os.write(self.master, b"\x1b[1;1R")
             self.text += piece

@@ -39,7 +39,8 @@ LARGEST_PAGE = 4 << 20  # bytes; Common Crawl cuts pages at 5 MiB, nearly all ar
 DEEPEST = 256  # elements inside one another; browsers allow 512, written pages stay below 30
 MOST_ATTRIBUTES = 1000  # of one tag; the parser compares each with those before it
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
-# What is not the page's own text, by a part of the class name; found to matter on labelled pages (docs/log.md).
+# What is not the page's own text, by a part of the class name; found to matter on labelled pages
+# (docs/internals/log.md).
 _ASIDE = (
     "comment",
     "gallery",
@@ -59,18 +60,9 @@ _ASIDE = (
 )
 SKIPPED = [f'{element}[class*="{part}"]' for element in ("div", "section", "aside", "ul") for part in _ASIDE]
 # marks of footnotes, which the elements tell from what else stands in brackets, such as an index in a program
-_FOOTNOTES = [
-    "sup.reference",
-    "sup.footnote-ref",
-    'sup[id^="cite_ref"]',
-    'sup[id^="fnref"]',
-    "a.footnote-ref",
-    "a.footnote-backref",
-    'a[href^="#cite_note"]',
-    'a[href^="#fn"]',
-    'a[role="doc-noteref"]',
-    "span.mw-editsection",
-]
+_FOOTNOTES = ["sup.reference", "sup.footnote-ref", 'sup[id^="cite_ref"]', 'sup[id^="fnref"]', "a.footnote-ref"]
+_FOOTNOTES += ["a.footnote-backref", 'a[href^="#cite_note"]', 'a[href^="#fn"]', 'a[role="doc-noteref"]']
+_FOOTNOTES += ["span.mw-editsection"]
 SHALLOW = 5  # elements below the root within which resiliparse takes a list for navigation, with some to spare
 MOST_LISTS = 500  # of a page that are looked after
 _BESIDE = frozenset(("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "blockquote", "pre", "table", "figure"))
