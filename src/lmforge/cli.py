@@ -18,7 +18,7 @@ from rich.table import Table
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.errors import InputError, LmforgeError
-from lmforge.interrupted import INTERRUPTED, Commands
+from lmforge.interrupted import Commands
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
@@ -387,16 +387,10 @@ def main() -> None:
     except LmforgeError as error:
         log(f"lmforge: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        log("lmforge: stopped")
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        log(
-            "lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each "
-            "part)"
-        )
+        log("lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows both)")
         sys.exit(3)
 
 

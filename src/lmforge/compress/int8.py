@@ -6,8 +6,9 @@
 Weights: symmetric, one scale per output row. Activations: a clip_range (the largest magnitude kept) per layer, learned
 from calibration text, so that a layer is one call; where that rounds too coarsely, or without calibration, the
 clip_range is each token's own largest magnitude, found as it passes. Either way no token's result depends on its
-neighbours in the batch: sums of integers are exact in any order. Activations use 7 of their 8 bits (reduced range): without VNNI the kernels add pairs of
-products in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there).
+neighbours in the batch: sums of integers are exact in any order. Activations use 7 of their 8 bits (reduced range):
+without VNNI the kernels add pairs of products in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full
+range measured 10-17% wrong there).
 """
 
 from __future__ import annotations
