@@ -253,6 +253,21 @@ def _fold(shapes: Completions | Chat, whole: dict[str, Any], chunk: dict[str, An
             choices[choice["index"]] = choice
 
 
+def _card(served: LoadedModel) -> dict[str, Any]:
+    """What /v1/models says of the model."""
+    created = (
+        int((served.directory / "config.json").stat().st_mtime) if (served.directory / "config.json").exists() else 0
+    )
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "lmforge",
+        "max_model_len": served.context,
+        "compression": list(served.methods),
+    }
+
+
 class _GuardedApp(FastAPI):
     """FastAPI behind a `Guard`, which stands before the library's own limit of bodies, too."""
 
@@ -281,17 +296,7 @@ def create_app(served: LoadedModel, hosts: Collection[str] = (), batch_invariant
         hosts, title="lmforge", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES
     )
     app.state.served = served
-    created = (
-        int((served.directory / "config.json").stat().st_mtime) if (served.directory / "config.json").exists() else 0
-    )
-    card = {
-        "id": served.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "lmforge",
-        "max_model_len": served.context,
-        "compression": list(served.methods),
-    }
+    card = _card(served)
 
     def known(model: str | None) -> None:
         if model is not None and model != served.name:
