@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmforge.generate.decode import prefill
+from lmforge.generate.continuation import prefill
 from lmforge.model.gpt import GPT
 
 BATCHES = (1, 16)

@@ -159,6 +159,8 @@ class Serve(Section):
 
     host: str = "127.0.0.1"  # address that the server listens on
     port: Annotated[int, Field(ge=0, le=65535)] = 8000  # its port; 0: any that is free
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^/:\s]+$")], ...] = ()  # names it answers to, beside local ones
+    batch_invariant: bool = True  # the same request gets the same answer whoever shares its batch
 
 
 class Recipe(Section):
