@@ -25,8 +25,6 @@ from lmforge.registry import Registry
 FAMILIES: Registry[Family] = Registry(
     "family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt", "lmforge.formats.families_ungated")
 )
-    "family", ("lmforge.formats.families_llama", "lmforge.formats.families_gpt", "lmforge.formats.families_ungated")
-)
 # Fields that change nothing of what a trained network computes.
 NOT_COMPUTED = frozenset({"recompute", "z_loss", "ahead", "balance"})
 

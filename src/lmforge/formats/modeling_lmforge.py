@@ -3,8 +3,8 @@
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 An export carries one file, `modeling_layers` and this one, which needs torch and transformers alone. Tensors have
-lmforge's own names. The text before a new token is read again at each step; `run` takes and gives keys and values, where
-a mask says what every layer sees.
+lmforge's own names. The text before a new token is read again at each step; `run` takes and gives keys and values,
+where a mask says what every layer sees.
 """
 
 from typing import Any
