@@ -94,6 +94,10 @@ class Family:
             raise InputError(f"{self.architecture} does not compute {said}")
         return written
 
+    def row(self, ours: str) -> tuple[str, ...]:
+        """What they call a tensor that stands outside of the layers."""
+        return next(row.theirs for row in self.rows if row.ours == ours)
+
     def places(self, config: GPTConfig, names: Iterable[str]) -> Iterator[Place]:
         """Where tensors of ours (their names in the network's state) stand in a checkpoint.
 

@@ -1,0 +1,102 @@
+"""The weights of a checkpoint of `transformers`: safetensors or pickled tensors, in one file or many with an index."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lmforge.errors import InputError
+
+ONE_FILE = ("model.safetensors", "pytorch_model.bin")
+
+
+class WeightFiles:
+    """Tensors by name, read when they are asked for; files stay open as long as the context lasts.
+
+    Of pickles only tensors are read (`weights_only`): a file that holds code to run is refused. Each is mapped into
+    memory, not copied, where its format allows.
+    """
+
+    def __init__(self, source: Path) -> None:
+        """The files in the folder `source`: safetensors if there are any.
+
+        Raises:
+            InputError: there are none, or an index is damaged.
+        """
+        self.source = source
+        self.files = _files(source)
+        self._stack = contextlib.ExitStack()
+        self._readers: dict[str, Any] = {}  # name of a tensor → what gives it
+
+    def __enter__(self) -> WeightFiles:
+        """Open all files.
+
+        Raises:
+            InputError: one is missing, damaged, or holds something else.
+        """
+        for file in self.files:
+            path = self.source / file
+            reader = self._safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+            self._readers |= dict.fromkeys(reader.keys(), reader)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close them."""
+        self._readers.clear()
+        self._stack.close()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+        return frozenset(self._readers)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, as it was saved."""
+        reader = self._readers[name]
+        tensor: Tensor = reader[name] if isinstance(reader, dict) else reader.get_tensor(name)
+        return tensor
+
+    def _safetensors(self, path: Path) -> Any:
+        try:
+            return self._stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path}: not readable as safetensors ({error}); convert the weights with save_pretrained"
+            ) from error
+
+
+def _files(source: Path) -> list[str]:
+    for name in ONE_FILE:
+        index = source / f"{name}.index.json"
+        if index.is_file():
+            try:
+                return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{index}: not an index of weights ({error!r}); get the file again") from error
+        if (source / name).is_file():
+            return [name]
+    raise InputError(f"{source}: no weights; {' or '.join(ONE_FILE)}, or an index of several, should be there")
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # of before torch 1.6, which cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path}: not weights alone, and nothing else is read from a pickle ({said[:120]}); get the model as "
+            "safetensors"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: a pickle that holds no tensors by name; get the model as safetensors")
+    return content
