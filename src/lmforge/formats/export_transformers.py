@@ -65,7 +65,7 @@ def standard(config: GPTConfig, first: str | None = None) -> Standard | str:
     return min(told, key=lambda reason: (reason.count("model."), len(reason)))
 
 
-def _wanted(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+def texts_state(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a network that texts go through, each once, without their numbers."""
     with torch.device("meta"):
         network = GPT(dataclasses.replace(config, ahead=0, image_size=0))
@@ -81,7 +81,11 @@ def config_json(loaded: LoadedModel) -> tuple[dict[str, Any], Standard | str]:
             f"model.image_size = {loaded.config.image_size}: the export reads text alone; export a network without"
         )
     how = standard(loaded.config, first=loaded.notes.get("model_type"))
-    kept = {"architecture": loaded.config.to_json(), "tokenizer_sha256": loaded.tokenizer.sha256}
+    kept = {
+        "architecture": loaded.config.to_json(),
+        "tokenizer_sha256": loaded.tokenizer.sha256,
+        "notes": dict(loaded.notes),
+    }
     if isinstance(how, str):
         settings: dict[str, Any] = {
             "model_type": OWN,
@@ -112,7 +116,7 @@ def our_tensors(loaded: LoadedModel, config: GPTConfig) -> dict[str, LazyTensor]
             return LazyTensor.of(own[name].detach())
         return LazyTensor(tuple(tensor.shape), dtype, lambda: torch.zeros(tensor.shape, dtype=dtype))
 
-    return {name: of(name, tensor) for name, tensor in _wanted(config)}
+    return {name: of(name, tensor) for name, tensor in texts_state(config)}
 
 
 def their_tensors(how: Standard, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

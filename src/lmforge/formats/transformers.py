@@ -41,11 +41,12 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
     """
     if out.exists():
         raise InputError(f"{out}: exists already; name another folder, or remove it")
-    loaded = read_checkpoint(source, context)
+    again = context is None and FORMATS["exported"].detect(source)
+    loaded = FORMATS["exported"].read(source) if again else read_checkpoint(source, context)
     FORMATS["native"].write(loaded, out)
     return {
         "model": str(out),
-        "model_type": loaded.notes["model_type"],
+        "model_type": loaded.notes.get("model_type", "lmforge"),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "vocab_size": loaded.tokenizer.vocab_size,
         "context": loaded.context,
