@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from lmforge.errors import InputError
-from lmforge.formats.export_transformers import OWN, Standard, standard, texts_state, zeros
+from lmforge.formats.export_transformers import KIND, Standard, standard, texts_state, zeros
 from lmforge.formats.families_rows import Place
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import CONFIG, TOKENIZER
 from lmforge.formats.registry import FORMATS, Format
-from lmforge.formats.transformers import read_checkpoint, read_json
+from lmforge.formats.transformers import OWN, read_checkpoint, read_json
 from lmforge.formats.weight_files import WeightFiles
 from lmforge.model.config import GPTConfig
 from lmforge.model.room import with_room
@@ -54,10 +54,11 @@ class Exported(Format):
         except (KeyError, TypeError) as error:
             raise InputError(f"{path / CONFIG}: {OWN}: not a network this version reads ({error})") from error
         how = None
-        if settings["model_type"] != OWN:
-            how = standard(config, first=settings["model_type"])
-            if isinstance(how, str) or how.family.model_type != settings["model_type"]:
+        if settings["model_type"] != KIND:
+            written = standard(config, first=settings["model_type"])
+            if isinstance(written, str) or written.family.model_type != settings["model_type"]:
                 return read_checkpoint(path)
+            how = written
         model = with_room(config)
         there = model.state_dict()
         state = {name: there[name] for name, _ in texts_state(config)}

@@ -26,6 +26,8 @@ from lmforge.model.room import with_room
 from lmforge.tokens.tokenizer import Tokenizer
 from lmforge.tokens.tokenizer_json import import_tokenizer
 
+OWN = "lmforge"  # the key of config.json under which our exports keep the shape of their network
+
 
 def import_model(source: Path, out: Path, context: int | None = None) -> dict[str, Any]:
     """Write the model that the checkpoint in `source` is to the folder `out`; its figures: architecture, parameters,
@@ -130,9 +132,10 @@ class Transformers(Format):
     name = "transformers"
 
     def detect(self, path: Path) -> bool:
-        """A folder with a config.json that has a `model_type`."""
+        """A folder with a config.json that has a `model_type`, and was not written by us (`formats.exported`)."""
         try:
-            return "model_type" in read_json(path / CONFIG)
+            settings = read_json(path / CONFIG)
+            return "model_type" in settings and OWN not in settings
         except InputError:
             return False
 
