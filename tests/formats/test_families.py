@@ -19,7 +19,13 @@ from tests.tokens.test_tokenizer_json import END, vocabulary
 
 LENGTH = 320
 TOKENS = END + 1
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 40,
+}
 COMMON = {
     "vocab_size": TOKENS,
     "max_position_embeddings": LENGTH,
@@ -43,7 +49,7 @@ GEMMA = {**KIN, "head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 2
 FACTORS = [1.0, 1.5, 2.0, 4.0]
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-2": ("Llama", {**KIN, "num_key_value_heads": 4, "rope_theta": 5000.0}),
-    "llama-3": ("Llama", {**KIN, "rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 40}}),
+    "llama-3": ("Llama", {**KIN, "rope_theta": 5e5, "rope_scaling": LLAMA3}),
     "llama-tied-biases": ("Llama", {**KIN, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama-attention-biases": ("Llama", {**KIN, "attention_bias": True, "head_dim": 20}),
     "llama-linear": ("Llama", {**KIN, "rope_scaling": {"rope_type": "linear", "factor": 4.0}, "mlp_bias": True}),
@@ -73,7 +79,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_scaling": {"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS[::-1]},
         },
     ),
-    "gemma3": ("Gemma3", {**GEMMA, "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3": ("Gemma3", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "gemma3-scaled": (
         "Gemma3",
         {
@@ -163,7 +169,7 @@ def test_what_a_family_cannot_say_is_named() -> None:
             family.settings(plain)
     llama = GPTConfig(**{**plain.to_json(), "activation": "swiglu"})
     assert FAMILIES["llama"].settings(llama)["num_key_value_heads"] == 2
-    with pytest.raises(InputError, match="model.qk_norm = True"):
+    with pytest.raises(InputError, match=r"model\.qk_norm = True"):
         FAMILIES["llama"].settings(GPTConfig(**{**llama.to_json(), "qk_norm": True}))
     with pytest.raises(InputError, match="rope_scaling = 'yarn'"):
         FAMILIES["llama"].settings(GPTConfig(**{**llama.to_json(), "rope_scaling": "yarn", "rope_trained": 16}))

@@ -64,8 +64,9 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
         tokenizer = Tokenizer(import_tokenizer(source), str(source / TOKENIZER))
         config = family.shape(settings, tokenizer.vocab_size, context)
     except InputError as error:
-        said = str(error)
-        raise InputError(f"{source}/{said}" if said.startswith(f"{CONFIG}:") else said) from error
+        said = str(error).removeprefix(f"{CONFIG}: ")
+        about = said != str(error) or said.startswith("model.")
+        raise InputError(f"{source / CONFIG}: {said}" if about else said) from error
     model = with_room(config)
     with WeightFiles(source) as files:
         fill(model, family, files)

@@ -47,9 +47,10 @@ class Model(Section):
     d_model: Positive = 256
     heads: Positive = 4
     kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
+    head_dim: Annotated[int, Field(ge=0)] = 0  # channels of a head; 0: d_model / heads
     d_ff: Positive | None = None  # default: 4 × d_model
-    # gelu_tanh: GPT-2's approximation of it
-    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu"] = "relu"
+    # gelu_tanh: GPT-2's approximation of it; swiglu and geglu multiply it with a second product
+    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu", "geglu"] = "relu"
     # one kind, or a pattern of kinds repeated over the layers
     attention: AttentionKind | tuple[AttentionKind, ...] = "full"
     window: Positive = 256  # tokens: the band of window, strided and sparse
@@ -62,13 +63,28 @@ class Model(Section):
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
     norm_eps: Annotated[float, Field(gt=0)] | None = None
+    norm_placement: Literal["pre", "post", "both"] = "pre"  # of what enters a branch, of what it adds, of both
+    parallel_residual: bool = False  # both branches of a block read what enters it
+    attention_scale: Annotated[float, Field(ge=0)] = 0.0  # of scores; 0: 1/√(channels of a head)
+    embedding_scale: Annotated[float, Field(gt=0)] = 1.0  # times the embedding of tokens
     positions: Literal["rope", "learned", "none"] = "rope"
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
     # how RoPE reaches beyond the context it was trained at …
-    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    rope_scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
     rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
+    rope_factor: Annotated[float, Field(ge=0)] = 0.0  # how much it is stretched; 0: context / rope_trained
+    # of llama3: pairs that turn less often in the trained context are stretched whole, those that turn more often not
+    rope_low: Annotated[float, Field(gt=0)] = 1.0
+    rope_high: Annotated[float, Field(gt=0)] = 4.0
+    rope_local_base: Annotated[float, Field(ge=0)] = 0.0  # of window layers, which are then not stretched; 0: the same
+    rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the channels of a head, that RoPE turns
     biases: bool = False
-    qk_norm: bool = False
+    # of queries, keys and values; of attention's output; of layernorm; default: as biases
+    qkv_biases: bool | None = None
+    out_biases: bool | None = None
+    norm_biases: bool | None = None
+    qk_norm: bool = False  # a norm of queries and keys, each head by itself …
+    qk_norm_full: bool = False  # … or all heads together
     ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
     tied: bool = True  # the output matrix is the embedding
     # reversible: activations are made again from the last ones, whatever the depth
@@ -86,12 +102,16 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:
-        if self.d_model % self.heads:
-            raise ValueError(f"d_model {self.d_model} is not divisible by heads {self.heads}")
+        if self.d_model % self.heads and not self.head_dim:
+            raise ValueError(f"d_model {self.d_model} is not divisible by heads {self.heads}; give head_dim")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
-        if self.positions == "rope" and (self.d_model // self.heads) % 2:
-            raise ValueError(f"rope needs an even head width; d_model/heads is {self.d_model // self.heads}")
+        width = self.head_dim or self.d_model // self.heads
+        turned = int(width * self.rotary_fraction)
+        if self.positions == "rope" and turned % 2:
+            raise ValueError(
+                f"rope needs an even head width; d_model/heads is {width}, of which {turned} channels turn"
+            )
         return self
 
 
