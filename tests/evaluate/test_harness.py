@@ -127,4 +127,4 @@ def test_a_file_that_a_task_scores_is_an_input_and_kept_out_of_the_corpus(base: 
     (tmp_path / "wiki.jsonl").write_text('{"text": "Other."}\n')
     assert task_inputs(recipe) != before
     (tmp_path / "wiki.jsonl").unlink()
-    assert task_inputs(recipe) == {"task wiki (data)": "missing"}
+    assert task_inputs(recipe) == {"task wiki (data)": "gone"}

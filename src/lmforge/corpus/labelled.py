@@ -25,6 +25,7 @@ from typing import Any
 import orjson
 
 from lmforge.corpus.shuffle import ShardWriter
+from lmforge.corpus.sources.conversation import NotMessages, conversation_of, messages_of
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.splits import SPLITS, split_at, unit
 from lmforge.errors import InputError
@@ -251,17 +252,12 @@ def _asked(settings: Finetune, text: str) -> Messages:
 
 def _chat(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Example]:
     """A conversation; what follows the assistant's last turn is left out."""
-    turns = _field(record, "messages", where, "")
-    for number, turn in enumerate(turns if isinstance(turns, list) else [None]):
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("role"), str)
-            or not isinstance(turn.get("content"), str)
-        ):
-            raise InputError(
-                f'{where}: messages[{number}] is no message like {{"role": "user", "content": "Hello"}}; correct or '
-                "remove it"
-            )
+    try:
+        turns = conversation_of(record, "messages")
+        if turns is None:
+            turns = messages_of(_field(record, "messages", where, ""), "messages")
+    except NotMessages as error:
+        raise InputError(f"{where}: {error}") from error
     ends = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not ends or not ends[-1]:
         raise InputError(

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from lmforge.corpus.clean.filters import why_dropped
 from lmforge.corpus.normalise import clean
 from lmforge.corpus.overlap.duplicates import text_digest
-from lmforge.corpus.sources.decode import lines_of, unreadable
-from lmforge.corpus.sources.files import NOT_TEXTS
+from lmforge.corpus.sources.decode import lines_of
+from lmforge.corpus.sources.files import NOT_TEXTS, walk
 from lmforge.corpus.sources.kinds import iter_documents
-from lmforge.corpus.sources.records import JSONL, PARQUET
+from lmforge.corpus.sources.records import JSONL, PARQUET, text_field_of
 from lmforge.corpus.sources.texts import CODE, MARKUP, PROSE
+from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.corpus.splits import split_at, split_bounds, unit
 from lmforge.errors import InputError
 from lmforge.recipe import Corpus, Source, SourceKind
@@ -32,7 +32,6 @@ from lmforge.tokens.bpe import train_tokenizer
 LOOKED_AT = 2_000_000  # bytes of text read; a smaller corpus is read whole and measured exactly
 LARGEST_BYTES_PER_TOKEN = 6  # of usual text with a small vocabulary; a split must hold a row even then
 LEAST_VOCABULARY = 257  # every byte and the end of text
-FIELDS = ("text", "content", "body", "article", "document", "raw_content", "code", "story")
 SUFFIXES: dict[SourceKind, tuple[str, ...]] = {
     "folder": tuple(PROSE | MARKUP | CODE),
     "jsonl": JSONL,
@@ -105,11 +104,11 @@ def _kind_of(texts: Path) -> tuple[SourceKind, str, int, bool]:
         raise InputError(f"{texts}: does not exist; give a folder of texts, a text, .jsonl or .parquet file")
     for path in [texts] if texts.is_file() else _walk(texts):
         fallback: SourceKind | None = "folder" if texts.is_file() else None
-        kind = next((kind for kind, suffixes in SUFFIXES.items() if path.name.endswith(suffixes)), fallback)
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if path.name.lower().endswith(suffixes)), fallback)
         if kind is not None and (path.exists() or not path.is_symlink()):
             size = path.stat().st_size
             sizes[kind] += size
-            packed[kind] += size * path.name.endswith((".gz", ".zst", *PARQUET))
+            packed[kind] += size * path.name.lower().endswith((*COMPRESSED, *PARQUET))
     if not sum(sizes.values()):
         raise InputError(
             f"{texts}: no text in it; expected files ending in .txt .md .py … (text and source code), .jsonl or "
@@ -121,26 +120,18 @@ def _kind_of(texts: Path) -> tuple[SourceKind, str, int, bool]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise unreadable(Path(error.filename or folder), error) from error
-
-    files = []
-    for here, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if name not in NOT_TEXTS and not name.startswith(".")]
-        files += [Path(here, name) for name in names if not name.startswith(".")]
-    return files
+    return [file.path for file in walk(folder, folder, ("",), Counter(), NOT_TEXTS)]
 
 
 def _text_field(kind: SourceKind, path: Path) -> str:
-    """The field that holds the text: "text" where there is one, else a usual name, else the longest string of the first
-    record."""
+    """The field that holds the text or the conversation, by the first record."""
     if kind == "folder":
         return "text"
-    files = [path] if path.is_file() else sorted(file for file in _walk(path) if file.name.endswith(SUFFIXES[kind]))
+    files = (
+        [path] if path.is_file() else sorted(file for file in _walk(path) if file.name.lower().endswith(SUFFIXES[kind]))
+    )
     record = _first_record(kind, files[0])
-    strings = {name: value for name, value in record.items() if isinstance(value, str)}
-    usual = next((name for name in FIELDS if name in strings), None)
-    return usual or max(strings, key=lambda name: len(strings[name]), default="text")
+    return text_field_of(record)
 
 
 def _first_record(kind: SourceKind, file: Path) -> dict[str, Any]:

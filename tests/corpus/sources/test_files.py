@@ -1,12 +1,14 @@
 """Files → parts: gathered, cut, never lost or doubled."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmforge.corpus.sources.files import PART_BYTES, SPLIT_ABOVE, File, byte_ranges, cut, gathered
+from lmforge.corpus.sources.files import PART_BYTES, SPLIT_ABOVE, File, byte_ranges, cut, files_of, gathered
+from lmforge.recipe import Source
 
 
 def file(name: str, size: int) -> File:
@@ -38,3 +40,23 @@ def test_a_large_file_is_cut_where_it_stands() -> None:
         ("c", 0, None),
     ]
     assert sum(part.bytes for part in found) == small.size + large.size + last.size
+
+
+def names_in(path: Path) -> list[str]:
+    return [file.name for file in files_of(Source(kind="folder", path=path), (".txt",), Counter())]
+
+
+def test_links_capitals_and_patterns_give_each_file_once(tmp_path: Path) -> None:
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("texts/a.txt", "texts/B.TXT", "texts/sub/c.txt", "texts/picture.png", "elsewhere/d.Txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "texts" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "texts" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "texts")
+    (tmp_path / "texts" / "alias.txt").symlink_to(tmp_path / "texts" / "a.txt")
+    wanted = ["B.TXT", "a.txt", "again/d.Txt", "sub/c.txt"]
+    assert names_in(tmp_path / "texts") == wanted
+    assert len(names_in(tmp_path / "texts" / "**")) == 4
+    assert len(names_in(tmp_path / "texts" / "*")) == 4
+    assert names_in(tmp_path / "texts" / "*.png") == ["picture.png"]  # a pattern that names a suffix decides itself

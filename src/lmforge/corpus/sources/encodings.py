@@ -43,7 +43,7 @@ _SUPERSET = {
 # encodings of the same letters, which detectors take for each other: tried beside their answer
 _NEIGHBOURS = (
     ("cp1252", "mac_roman", "cp850", "iso8859_15"),
-    ("cp1250", "iso8859_2", "mac_latin2", "cp852"),
+    ("cp1250", "iso8859_2", "mac_latin2", "cp852", "mac_roman"),
     ("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic"),
     ("gb18030", "cp950", "big5hkscs", "cp949", "cp932", "euc_jp"),
     ("cp1253", "iso8859_7"),

@@ -29,6 +29,10 @@ _LONGEST_META = 200  # characters of a string field kept beside the text
 _BATCH = 256  # Parquet rows read at once
 
 
+# fields that hold a text, in the order in which they are looked for
+_TEXTS = ("text", "content", "body", "article", "document", "raw_content", "code", "story")
+
+
 class BrokenRecord(Exception):
     """A record that holds no document; the message says why and how to mend it."""
 
@@ -65,6 +69,18 @@ def document_of(record: dict[str, Any], reading: Reading, fallback_id: str) -> D
     if messages:
         meta["messages"] = messages
     return reading.document(str(given) if _is_name(given) else fallback_id, text or "", None, meta)
+
+
+def text_field_of(record: dict[str, Any]) -> str:
+    """The `text_field` that fits records like this one: a conversation's, so that its answers are learned as answers
+    (of a question and answer in two fields it is left at "text", which such a record does not have); else "text" or
+    another usual name; else the longest string's."""
+    shape = shape_of(record)
+    if shape is not None and (len(shape) == 1 or not isinstance(record.get("text"), str)):
+        return shape[0] if len(shape) == 1 else "text"
+    strings = {name: value for name, value in record.items() if isinstance(value, str)}
+    usual = next((name for name in _TEXTS if name in strings), None)
+    return usual or max(strings, key=lambda name: len(strings[name]), default="text")
 
 
 def _is_name(value: Any) -> bool:

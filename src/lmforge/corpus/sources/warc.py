@@ -6,8 +6,6 @@ ISO 28500 (WARC 1.0, 1.1); RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4
 by its length, and what follows it must be another record or the end: if not, its head lies, and reading goes on with
 the next line that a record begins with. A gzip member that begins with a record ends the one before it. Headers that
 claim chunks or a compression which the body does not have are passed over: crawlers store bodies already decoded.
-
-(fastwarc's iterator ends at the first record that it cannot decode and does not say so; hence the framing here.)
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _SPACE = b"\r\n"
 
 
 class Damage(NamedTuple):
-    """A record, or a part of the archive, that cannot be read; `ends`: the file ends within it."""
+    """A record, or a part of the archive, that cannot be read."""
 
     cause: str
 
@@ -145,14 +143,10 @@ class _Archive:
     def find(self) -> bool:
         """Go to the next place where a record begins; False where there is none before the end or a gap."""
         while True:
-            # a match behind `place` only, but the line end before it may be the byte at `place`
-            match = _START.search(self.held, self.place) if self.place else _START.match(self.held)
-            match = match or _START.search(self.held, self.place)
-            if match:
+            if match := _START.search(self.held, self.place):
                 self.place = match.end()
                 return True
-            keep = max(self.place, len(self.held) - 32)
-            self.place = keep
+            self.place = max(self.place, len(self.held) - 32)
             self.forget()
             if not self.more():
                 self.place = len(self.held)
@@ -310,7 +304,7 @@ def body_of(response: Response, most: int) -> bytes:
 
 def _joined(body: bytes) -> bytes:
     """Chunks joined; a body that is not in chunks as it is."""
-    pieces, place = [], 0
+    pieces, place = list[bytes](), 0
     while place < len(body):
         match = _CHUNK.match(body, place)
         end = match.end() + int(match[1], 16) if match else 0
@@ -364,7 +358,7 @@ def _as_it_is(body: bytes, coding: bytes) -> bytes:
 
 
 def _inflated(body: bytes, window: int, most: int) -> bytes:
-    pieces, size = [], 0
+    pieces, size = list[bytes](), 0
     while body:
         reader = zlib.decompressobj(window)
         pieces.append(reader.decompress(body, most + 1 - size))
@@ -390,7 +384,7 @@ def _brotli(body: bytes, most: int) -> bytes:
 
 
 def _zstd(body: bytes, most: int) -> bytes:
-    pieces, size = [], 0
+    pieces, size = list[bytes](), 0
     while body:
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
         for start in range(0, len(body), 1 << 12):  # a block may unfold to 128 KiB for few bytes

@@ -59,18 +59,9 @@ _ASIDE = (
 )
 SKIPPED = [f'{element}[class*="{part}"]' for element in ("div", "section", "aside", "ul") for part in _ASIDE]
 # marks of footnotes, which the elements tell from what else stands in brackets, such as an index in a program
-_FOOTNOTES = [
-    "sup.reference",
-    "sup.footnote-ref",
-    'sup[id^="cite_ref"]',
-    'sup[id^="fnref"]',
-    "a.footnote-ref",
-    "a.footnote-backref",
-    'a[href^="#cite_note"]',
-    'a[href^="#fn"]',
-    'a[role="doc-noteref"]',
-    "span.mw-editsection",
-]
+_FOOTNOTES = ["sup.reference", "sup.footnote-ref", 'sup[id^="cite_ref"]', 'sup[id^="fnref"]', "a.footnote-ref"]
+_FOOTNOTES += ["a.footnote-backref", 'a[href^="#cite_note"]', 'a[href^="#fn"]', 'a[role="doc-noteref"]']
+_FOOTNOTES += ["span.mw-editsection"]
 SHALLOW = 5  # elements below the root within which resiliparse takes a list for navigation, with some to spare
 MOST_LISTS = 500  # of a page that are looked after
 _BESIDE = frozenset(("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "blockquote", "pre", "table", "figure"))

@@ -268,7 +268,8 @@ _HANDLERS: dict[str, Callable[[_Call], str]] = {
         ("convert|cvt", _converted),
         ("height", _height),
         (
-            "birth date|birth date and age|death date|death date and age|start date|start date and age|end date|dts|film date|bda",
+            "birth date|birth date and age|death date|death date and age|start date|start date and age|end date|dts|"
+            "film date|bda",
             _date,
         ),
         ("as of", _as_of),

@@ -70,16 +70,22 @@ _LANGUAGES = _names(
 )
 # Names of the two namespaces in the languages of the large Wikipedias; a dump names its own besides
 _NAMESPACES = {
-    FILE: "file image datei bild fichier image archivo imagen ficheiro arquivo imagem immagine bestand afbeelding plik grafika "
-    "файл изображение зображення выява слика датотека ფაილი պատկեր ファイル 画像 文件 檔案 档案 图像 圖像 图片 파일 그림 "
-    "ملف صورة پرونده تصویر קובץ תמונה चित्र छवि ചിത്രം চিত্র படிமம் దస్త్రం ไฟล์ ภาพ fil tập_tin hình berkas gambar dosya resim soubor "
-    "súbor fájl kép fișier imagine tiedosto kuva bilde slika datoteka vaizdas attēls pilt αρχείο εικόνα skedar fitxer imatge "
-    "fitxategi dosiero mynd delwedd ፋይል փաստաթուղթ fail lêer talaksan larawan",
-    CATEGORY: "category kategorie catégorie categoría categoria kategoria категория категорія катэгорыя категорија カテゴリ "
-    "カテゴリー 分类 分類 분류 تصنيف رده קטגוריה श्रेणी বিষয়শ্রেণী பகுப்பு వర్గం หมวดหมู่ kategori thể_loại kategória kategoriya "
-    "luokka kategorija categorie kategoria κατηγορία kategooria kategorio flokkur categori "
-    "կատեգորիա კატეგორია санат төркем kategoriler categorías catégories",
-}  # fmt: skip
+    FILE: (
+        "file image datei bild fichier archivo imagen ficheiro arquivo imagem immagine bestand "
+        "afbeelding plik grafika файл изображение зображення выява слика датотека ფაილი պատկեր ファイル "
+        "画像 文件 檔案 档案 图像 圖像 图片 파일 그림 ملف صورة پرونده تصویر קובץ תמונה चित्र छवि ചിത്രം "
+        "চিত্র படிமம் దస్త్రం ไฟล์ ภาพ fil tập_tin hình berkas gambar dosya resim soubor súbor fájl kép "
+        "fișier imagine tiedosto kuva bilde slika datoteka vaizdas attēls pilt αρχείο εικόνα skedar "
+        "fitxer imatge fitxategi dosiero mynd delwedd ፋይል փաստաթուղթ fail lêer talaksan larawan"
+    ),
+    CATEGORY: (
+        "category kategorie catégorie categoría categoria kategoria категория категорія катэгорыя "
+        "категорија カテゴリ カテゴリー 分类 分類 분류 تصنيف رده קטגוריה श्रेणी বিষয়শ্রেণী பகுப்பு "
+        "వర్గం หมวดหมู่ kategori thể_loại kategória kategoriya luokka kategorija categorie κατηγορία "
+        "kategooria kategorio flokkur categori կատեգորիա კატეგორია санат төркем kategoriler categorías "
+        "catégories"
+    ),
+}
 
 
 def namespaces_of(named: Mapping[int, str]) -> dict[str, int]:
@@ -117,8 +123,8 @@ def _literal(text: str) -> str:
 
 
 def _spans(text: str, element: re.Pattern[str]) -> Iterator[tuple[int, int, int, int, str]]:
-    """(start, begin and end of the contents, stop, name) of the elements that are closed, outermost only; of one that is
-    empty or never closed the tag alone."""
+    """(start, begin and end of the contents, stop, name) of the elements that are closed, outermost only; of one
+    that is empty or never closed the tag alone."""
     last_close = {match[2].lower(): match.start() for match in element.finditer(text) if match[1]}
     opened: re.Match[str] | None = None
     for match in element.finditer(text):

@@ -1,0 +1,74 @@
+"""Conversations: every published shape becomes the one form; what is none is refused."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lmforge.corpus.sources.conversation import NotMessages, conversation_of, messages_of
+from lmforge.corpus.sources.document import Reading
+from lmforge.corpus.sources.kinds import iter_documents
+from lmforge.corpus.sources.records import document_of, text_field_of
+from lmforge.recipe import Source
+
+ASKED, SAID = {"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Say"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [ASKED, SAID]},
+        {"prompt": "Ask", "prompt_id": "f0", "messages": [ASKED, SAID], "id": 4},
+        {"conversations": [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Say"}]},
+        {
+            "conversation": [
+                {"role": "User", "content": "Ask"},
+                {"role": "Bot", "content": [{"type": "text", "text": "Say"}]},
+            ]
+        },
+        {"instruction": "Ask", "input": "", "output": "Say"},
+        {"prompt": "Ask", "completion": "Say"},
+        {"prompt": [ASKED], "completion": [SAID]},
+        {"prompt": "Ask", "chosen": [ASKED, SAID], "rejected": [ASKED]},
+        {"question": "Ask", "answer": "Say"},
+    ],
+)
+def test_shapes(record: dict[str, Any], tmp_path: Path) -> None:
+    assert conversation_of(record, "text") == [ASKED, SAID]
+    source = Source(kind="jsonl", path=tmp_path, text_field=text_field_of(record))
+    document = document_of(record, Reading(source, Counter()), "f:1")
+    assert (document["text"], document["meta"]["messages"]) == ("Ask\n\nSay", [ASKED, SAID])
+
+
+def test_tools_speak_and_calls_are_written_out() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "weigh", "arguments": '{"n": 1}'}}
+    messages = [ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "5"}]
+    assert messages_of(messages, "messages")[1:] == [
+        {"role": "assistant", "content": '<tool_call>\n{"name": "weigh", "arguments": {"n": 1}}\n</tool_call>'},
+        {"role": "tool", "content": "5"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "message", [{"role": "nobody", "content": "x"}, {"role": "user", "content": [{"type": "image"}]}]
+)
+def test_what_cannot_be_said_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(NotMessages, match=r"messages\[0\]"):
+        messages_of([message], "messages")
+
+
+def test_the_users_columns_steer_nothing(tmp_path: Path) -> None:
+    names = ("synthetic", "language", "genre", "source", "split_key", "loss_spans", "encoding", "title", "columns")
+    record: dict[str, Any] = {"text": "words", **dict.fromkeys(names, "code"), "meta": {"synthetic": 1}}
+    document = document_of(record, Reading(Source(kind="jsonl", path=tmp_path), Counter()), "f:1")
+    assert (document["genre"], document["source"]) == ("unknown", f"jsonl:{tmp_path.name}")
+    assert document["meta"] == {"columns": {**dict.fromkeys(names, "code"), "meta": {"synthetic": 1}}}
+
+
+def test_messages_in_parquet(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1], "messages": [[ASKED, SAID]]}), tmp_path / "a.parquet")
+    [document] = iter_documents(Source(kind="parquet", path=tmp_path))
+    assert document["meta"]["messages"] == [ASKED, SAID]
