@@ -218,7 +218,8 @@ class Attention(nn.Module):
         pool = self.shape.pool
         blocks = x[:, :, : x.shape[2] // pool * pool].unflatten(2, (-1, pool))
         if self.shape.pooling == "conv":
-            return (blocks * getattr(self.mixer, name).transpose(0, 1)[:, None]).sum(3)
+            weights: Tensor = getattr(self.mixer, name).transpose(0, 1)[:, None]
+            return (blocks * weights).sum(3)
         return blocks.amax(3) if self.shape.pooling == "max" else blocks.mean(3)
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
