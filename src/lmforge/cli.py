@@ -288,6 +288,55 @@ def serve(
     listen(load_any(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
 
 
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="a model, a run, a checkpoint, a folder of transformers, a GGUF file")],
+    as_json: AsJson = False,
+) -> None:
+    """What a model file or folder is: family, shape, types of tensors, tokenizer, licence; whether it fits here."""
+    from lmforge.formats.inspect import inspect as look_at
+
+    content = look_at(path)
+    if as_json:
+        _print_json(content)
+        return
+    table = Table("", "", title=str(path), show_header=False)
+    for name, value in content.items():
+        shown = "\n".join(f"{k}: {_inline(v)}" for k, v in value.items()) if isinstance(value, dict) else _inline(value)
+        table.add_row(name, shown)
+    Console().print(table)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        named = (f"{key} {_figure(each)}" if isinstance(value, dict) else _figure(each) for key, each in parts)
+        return ", ".join(named)
+    return _figure(value)
+
+
+@app.command("export")
+def export_(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(help="the folder or the file to write")],
+    to: Annotated[str, typer.Option(help="transformers, gguf (llama.cpp), onnx, or peft (an adapter)")],
+    type: Annotated[str, typer.Option(help="of gguf: F32, F16, Q8_0, Q4_0 or Q4_1")] = "F32",
+    which: Which = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another program, and say done when it gives the same there."""
+    from lmforge.formats.export import export
+    from lmforge.formats.load import load_any
+
+    options = {"type": type} if to == "gguf" else {}
+    report = export(load_any(model, which=_one_of(which)), out, to, **options)
+    if as_json:
+        _print_json(report)
+        return
+    for name, value in report.items():
+        print(f"{name}: {_figure(value)}")
+
+
 @app.command("import")
 def import_(
     checkpoint: Annotated[

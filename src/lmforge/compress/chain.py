@@ -27,7 +27,15 @@ from lmforge import machine
 from lmforge.compress.measure import decode_rate, measure
 from lmforge.compress.method import METHODS, CalibrationBatch, Compressed, Context, Evaluate, Method
 from lmforge.errors import LmforgeError
-from lmforge.formats.native import TENSORS, TOKENIZER, load_network, model_tensors, read_config, write_model
+from lmforge.formats.native import (
+    TENSORS,
+    TOKENIZER,
+    load_network,
+    model_tensors,
+    origin_of,
+    read_config,
+    write_model,
+)
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import CompressStep, Recipe
@@ -65,7 +73,8 @@ def compress(
         LmforgeError: `compress.budget` cannot be met (names the layers that cost most), or nothing can be written.
     """
     model = load_network(model_dir)
-    previous = list(read_config(model_dir)["compression"])
+    config = read_config(model_dir)
+    previous, notes = list(config["compression"]), origin_of(config.get("notes", {}))
     work = out.with_name(f".{out.name}.work")
     stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
     rows = CalibrationBatch.of_rows(draw(0))
@@ -91,7 +100,9 @@ def compress(
             stage.file_bytes = (directory / TENSORS).stat().st_size
         entries = previous + [stage.entry for stage in stages[1:]]
         last = stages[-1].model
-        write_model(directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries)
+        write_model(
+            directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries, notes=notes
+        )
         report = _report(stages, model_dir, directory)
         write_atomic(directory / REPORT, json.dumps(report, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)

@@ -79,7 +79,12 @@ class Exporter(abc.ABC):
 
 EXPORTERS: Registry[Exporter] = Registry(
     "export target",
-    ("lmforge.formats.export_transformers", "lmforge.formats.onnx", "lmforge.formats.peft"),
+    (
+        "lmforge.formats.export_transformers",
+        "lmforge.formats.onnx",
+        "lmforge.formats.peft",
+        "lmforge.formats.gguf_write",
+    ),
 )
 
 

@@ -20,7 +20,7 @@ from lmforge.formats.families import Family, family_of
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import CONFIG, TOKENIZER
 from lmforge.formats.registry import FORMATS, Format
-from lmforge.formats.weight_files import WeightFiles
+from lmforge.formats.weight_files import WeightFiles, Weights
 from lmforge.model.gpt import GPT
 from lmforge.model.room import with_room
 from lmforge.tokens.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
 
 
-def fill(model: GPT, family: Family, files: WeightFiles) -> None:
+def fill(model: GPT, family: Family, files: Weights) -> None:
     """Read every weight of a network from the files of its family, one tensor at a time.
 
     Raises:
@@ -111,7 +111,7 @@ def own_tensors(model: GPT) -> dict[str, Tensor]:
     return {name: parameter.data for name, parameter in model.named_parameters()}
 
 
-def _prefix(family: Family, files: WeightFiles, embedding: str) -> str:
+def _prefix(family: Family, files: Weights, embedding: str) -> str:
     """What the names in these files have in the place of the usual first part."""
     usual = family.prefixes[0]
     rest = embedding.removeprefix(usual)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,19 @@ from torch import Tensor
 from lmforge.errors import InputError
 
 ONE_FILE = ("model.safetensors", "pytorch_model.bin")
+
+
+class Weights(Protocol):
+    """Tensors by name, from wherever they are; `source` is what an error names."""
+
+    source: Path
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
 
 
 class WeightFiles:

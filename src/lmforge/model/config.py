@@ -342,7 +342,7 @@ def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
         InputError: values that do not fit together.
     """
     m = recipe.model
-    shape = {name: value for name, value in m.model_dump().items() if value is not None}
+    shape = {name: value for name, value in m.model_dump(exclude={"base"}).items() if value is not None}
     derived = {
         "kv_heads": m.kv_heads or m.heads,
         "d_ff": m.d_ff or 4 * m.d_model,

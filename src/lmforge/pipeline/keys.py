@@ -45,7 +45,10 @@ HOW_SECTIONS = {
 }
 
 # Keys whose value is a path that is known by its content: see the stages' `inputs`.
-BY_CONTENT: dict[str, frozenset[str]] = {"finetune": frozenset({"base", "train", "test"})}
+BY_CONTENT: dict[str, frozenset[str]] = {
+    "finetune": frozenset({"base", "train", "test"}),
+    "model": frozenset({"base"}),
+}
 
 # Of what is made, keys that change nothing of the course of the training: which weights of a run are chosen at its
 # end. Checkpoints made with another value are gone on from.

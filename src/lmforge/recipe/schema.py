@@ -43,6 +43,9 @@ class Tokens(Section):
 class Model(Section):
     """The network. See `lmforge.model.gpt`."""
 
+    # a model to go on from, with its network and vocabulary: a path, or PACKAGE:FILE of an installed package
+    base: Annotated[str, Field(min_length=1)] | None = None
+
     layers: Positive = 6
     d_model: Positive = 256
     heads: Positive = 4
@@ -180,6 +183,14 @@ class Recipe(Section):
                     f"train.context_schedule: {context} does not divide tokens.context {whole}, of whose rows it cuts "
                     "parts"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _no_steps_with_a_base_alone(self) -> Recipe:
+        if self.train.steps == 0 and self.model.base is None:
+            raise ValueError("train.steps: 0 leaves a network untrained; only a model of model.base is one without")
+        if self.model.base is not None and self.finetune is not None:
+            raise ValueError("model.base: a recipe with [finetune] goes on from finetune.base; leave model.base out")
         return self
 
     @field_validator("run_dir")

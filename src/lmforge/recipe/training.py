@@ -15,7 +15,8 @@ from lmforge.recipe.types import Curriculum, Positive, Section, Share, check_wei
 class Train(Section):
     """Shards + network → checkpoints."""
 
-    steps: Positive | None = None
+    # 0, with model.base: the base is the model, as it is
+    steps: Annotated[int, Field(ge=0)] | None = None
     tokens: Positive | None = None  # instead of steps
     batch_tokens: Positive = 8192
     # [share of training, batch_tokens] pairs, where it is not one size throughout
