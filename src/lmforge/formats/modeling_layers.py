@@ -215,8 +215,8 @@ class Attention(nn.Module):
 
     def pooled(self, x: Tensor, name: str) -> Tensor:
         """(B,H,T,E) → one for each complete block (B,H,T//pool,E)."""
-        pool = self.shape.pool
-        blocks = x[:, :, : x.shape[2] // pool * pool].unflatten(2, (-1, pool))
+        pool = int(self.shape.pool)
+        blocks: Tensor = x[:, :, : x.shape[2] // pool * pool].unflatten(2, (-1, pool))
         if self.shape.pooling == "conv":
             weights: Tensor = getattr(self.mixer, name).transpose(0, 1)[:, None]
             return (blocks * weights).sum(3)
