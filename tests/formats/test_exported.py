@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lmforge.compress.quantize import quantize
@@ -66,6 +68,37 @@ def test_the_same_weights_and_shape_come_back(tmp_path: Path, name: str) -> None
     assert again.config == loaded.config
     assert again.tokenizer.sha256 == loaded.tokenizer.sha256
     assert again.notes == {"licence": "CC0"}
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_network_comes_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Whatever it is exported as, its shape and every number."""
+    options: dict[str, list[Any]] = {
+        "norm": ["layernorm", "rmsnorm"],
+        "activation": ["relu", "relu2", "gelu", "gelu_tanh", "swiglu", "geglu"],
+        "positions": ["rope", "learned", "none"],
+        "biases": [False, True],
+        "qkv_biases": [None, True],
+        "qk_norm": [False, True],
+        "tied": [True, False],
+        "kv_heads": [1, 4],
+        "attention": [("full",), ("window", "full"), ("strided",), ("linear",)],
+        "window": [6, 100],
+        "norm_eps": [None, 1e-5],
+        "norm_placement": ["pre", "post", "both"],
+        "parallel_residual": [False, True],
+        "head_dim": [0, 16],
+        "rotary_fraction": [1.0, 0.5],
+        "experts": [0, 2],
+    }
+    changes = {name: data.draw(st.sampled_from(values), name) for name, values in options.items()}
+    loaded = small(**changes)
+    again = load_any(written(loaded, tmp_path_factory.mktemp("any") / "exported"))
+    assert again.config == loaded.config
+    ours, theirs = loaded.model.state_dict(), again.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_run_comes_back(tmp_path: Path, tiny_run: Path) -> None:
