@@ -339,17 +339,15 @@ def export_(
 
 @app.command("import")
 def import_(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="a folder of transformers: config.json, safetensors, tokenizer.json")
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="a folder of transformers: config.json, weights, tokenizer.json")],
     model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
     context: Annotated[
         int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or
-    fine-tune from."""
+    """Make a model of a checkpoint of transformers (Llama, Mistral, Qwen, Gemma, GPT-2 and more): to chat, score,
+    compress, or fine-tune from."""
     from lmforge.formats.transformers import import_model
 
     figures = import_model(checkpoint, model, context)

@@ -298,7 +298,7 @@ def test_importing_takes_one_tensor_more_than_the_network(tmp_path: Path) -> Non
     """The network is made with room for what is read, which is never held as a whole beside it."""
     folder = checkpoint(tmp_path / "theirs", "llama")
     model = read_checkpoint(folder).model
-    mapped = peak_bytes(lambda: WeightFiles(folder).__enter__())  # files, which take no memory of ours
+    mapped = peak_bytes(lambda: WeightFiles(folder))  # files, which take no memory of ours
     whole, largest = weight_bytes(model), max(parameter.nbytes for parameter in model.parameters())
     most = peak_bytes(lambda: read_checkpoint(folder)) - mapped
     assert 2 * largest < whole

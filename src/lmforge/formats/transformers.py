@@ -68,8 +68,7 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
         about = said != str(error) or said.startswith("model.")
         raise InputError(f"{source / CONFIG}: {said}" if about else said) from error
     model = with_room(config)
-    with WeightFiles(source) as files:
-        fill(model, family, files)
+    fill(model, family, WeightFiles(source))
     notes = {"imported_from": source.name, "model_type": settings["model_type"]}
     return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
 

@@ -51,7 +51,7 @@ def shape_of(config: GPTConfig) -> Shape:
         config.vocab_size,
         config.kv_heads,
         config.head_width,
-        gated=config.activation in ("swiglu", "geglu"),
+        gated=config.gated,
         experts=experts,
         active=config.experts_active if experts else 0,
         shared=config.experts_shared if experts else 0,
