@@ -339,16 +339,18 @@ def export_(
 
 @app.command("import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="a folder of transformers: config.json, weights, tokenizer.json")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="a folder of transformers, a GGUF file, or PACKAGE:FILE of an installed package")
+    ],
     model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
     context: Annotated[
         int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers (Llama, Mistral, Qwen, Gemma, GPT-2 and more): to chat, score,
-    compress, or fine-tune from."""
-    from lmforge.formats.transformers import import_model
+    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others): to
+    chat, score, compress, or fine-tune from."""
+    from lmforge.formats.importing import import_model
 
     figures = import_model(checkpoint, model, context)
     if as_json:

@@ -77,7 +77,11 @@ ARCHITECTURES: dict[str, tuple[str, str, Mapping[str, str]]] = {
         {**_LLAMA, "attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
     ),
     "gemma3": ("gemma3_text", "model.layers", {**_LLAMA, **_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}),
-    "olmo2": ("olmo2", "model.layers", {**_LLAMA, **_POST_NORMS}),
+    "olmo2": (
+        "olmo2",
+        "model.layers",
+        {**{ours: theirs for ours, theirs in _LLAMA.items() if ours not in ("attn_norm", "ffn_norm")}, **_POST_NORMS},
+    ),
 }
 _OUTSIDE = ("token_embd", "position_embd", "output_norm", "output")
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
