@@ -26,6 +26,8 @@ from lmforge.model.room import with_room
 from lmforge.tokens.tokenizer import Tokenizer
 from lmforge.tokens.tokenizer_json import import_tokenizer
 
+OWN = "lmforge"  # the key of config.json under which our exports keep the shape of their network
+
 
 def import_model(source: Path, out: Path, context: int | None = None) -> dict[str, Any]:
     """Write the model that the checkpoint in `source` is to the folder `out`; its figures: architecture, parameters,
@@ -41,11 +43,12 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
     """
     if out.exists():
         raise InputError(f"{out}: exists already; name another folder, or remove it")
-    loaded = read_checkpoint(source, context)
+    again = context is None and FORMATS["exported"].detect(source)
+    loaded = FORMATS["exported"].read(source) if again else read_checkpoint(source, context)
     FORMATS["native"].write(loaded, out)
     return {
         "model": str(out),
-        "model_type": loaded.notes["model_type"],
+        "model_type": loaded.notes.get("model_type", "lmforge"),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "vocab_size": loaded.tokenizer.vocab_size,
         "context": loaded.context,
@@ -129,9 +132,10 @@ class Transformers(Format):
     name = "transformers"
 
     def detect(self, path: Path) -> bool:
-        """A folder with a config.json that has a `model_type`."""
+        """A folder with a config.json that has a `model_type`, and was not written by us (`formats.exported`)."""
         try:
-            return "model_type" in read_json(path / CONFIG)
+            settings = read_json(path / CONFIG)
+            return "model_type" in settings and OWN not in settings
         except InputError:
             return False
 
