@@ -194,10 +194,10 @@ def test_jsonl_plain_and_packed_give_the_same(tmp_path: Path, suffix: str) -> No
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(pack(data[:half]) + pack(data[half:]))
     for place in (path, tmp_path, tmp_path / "*.jsonl*"):
-        found = [
+        documents = [
             (document["id"], document["text"], document["genre"], document["meta"]) for document in read("jsonl", place)
         ]
-        assert found == [
+        assert documents == [
             ("7", "one", "unknown", {"columns": {"url": "u"}}),
             (f"{path.name}:3", "two", "unknown", {"columns": {"genre": "news", "meta": {"k": 1}}}),
             (f"{path.name}:5", "", "unknown", {}),
@@ -298,8 +298,8 @@ def test_fingerprint_sees_content_changes_and_no_others(tmp_path: Path) -> None:
 def read_in_parts(source: Source) -> list[Document]:
     """Each part on its own, as another process would: through pickle, in any order."""
     pieces = [pickle.loads(pickle.dumps(part)) for part in parts(source)]
-    found = {number: list(read_part(source, piece)) for number, piece in reversed(list(enumerate(pieces)))}
-    return [document for number in sorted(found) for document in found[number]]
+    by_part = {number: list(read_part(source, piece)) for number, piece in reversed(list(enumerate(pieces)))}
+    return [document for number in sorted(by_part) for document in by_part[number]]
 
 
 def test_parts_gather_small_files_and_give_every_document_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +335,9 @@ def test_a_large_jsonl_is_read_in_byte_ranges(tmp_path: Path, monkeypatch: pytes
     for module in (files, records):
         monkeypatch.setattr(module, "SPLIT_ABOVE", size)
     assert len(parts(source)) == -(-path.stat().st_size // size)
-    found = read_in_parts(source)
-    assert [document["text"] for document in found] == whole
-    assert len({document["id"] for document in found}) == len(found)
+    documents = read_in_parts(source)
+    assert [document["text"] for document in documents] == whole
+    assert len({document["id"] for document in documents}) == len(documents)
     with path.open("ab") as file:
         file.write(b"\nbroken\n")
     assert refusal("jsonl", path).startswith(f"{path}:56: not valid JSON")
