@@ -17,19 +17,9 @@ from typing import Any
 from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.response import Response, TooLong, Undecodable, body_of, media_type, response_of
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
-from lmforge.corpus.sources.warc import (
-    MOST_HELD,
-    Damage,
-    Record,
-    Response,
-    TooLong,
-    Undecodable,
-    body_of,
-    media_type,
-    records_of,
-    response_of,
-)
+from lmforge.corpus.sources.warc import MOST_HELD, Damage, Record, records_of
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
@@ -250,6 +240,8 @@ def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator
     response: Response | None = Response(200, {"content-type": content_type}, record.block)
     if record.kind == "response" or media_type(content_type)[0] == "application/http":
         response = response_of(record.block)
+        if response is None and _is_page(record.block):  # HTTP/0.9: no head
+            response = Response(200, {}, record.block)
     kind, charset = media_type(response.fields.get("content-type", "")) if response else ("", None)
     if reason := _passed_over(response, kind):
         reading.notices[f"ignored: {reason}"] += 1
@@ -280,7 +272,7 @@ def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator
 def _passed_over(response: Response | None, kind: str) -> str | None:
     if response is None:
         return "response without HTTP headers"
-    if response.status != 200:
+    if response.status not in (200, 203):  # 203: a proxy changed something on the way
         return "page whose status is not 200"
     return None if kind in (*PAGE_TYPES, "text/plain", "") else "response that is no page"
 
