@@ -246,7 +246,7 @@ def _detected(blocks: Blocks) -> Encoding:
         raise Binary(f"not UTF-8, and {controls} of its {size} bytes are control characters")
     sample = _sampled(blocks, lambda line: not line.isascii() and not _is_utf8(line))
     unicode = _sampled(blocks, lambda line: not line.isascii() and _is_utf8(line))
-    if not sample or _mostly_utf8(sample) or _ends_early(sample):
+    if not sample or mostly_utf8(sample) or _ends_early(sample):
         return Encoding("utf-8", broken=1)
     mixed = len(_BEYOND_ASCII.findall(unicode.decode("utf-8", "ignore"))) >= 3
     judged = sorted((round(strangeness(sample, name), 2), place, name) for place, name in enumerate(_proposed(sample)))
@@ -346,7 +346,7 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _mostly_utf8(data: bytes) -> bool:
+def mostly_utf8(data: bytes) -> bool:
     """Whether far more of the characters beyond ASCII are UTF-8 than are not."""
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
@@ -382,6 +382,6 @@ def _line_by_line(blocks: Iterable[bytes], name: str) -> Iterator[list[str]]:
 
 
 def _line(line: bytes, name: str) -> str:
-    if _is_utf8(line) or _mostly_utf8(line):
+    if _is_utf8(line) or mostly_utf8(line):
         return line.decode("utf-8", "stray")
     return line.decode(name, "replace")
