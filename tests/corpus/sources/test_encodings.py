@@ -54,10 +54,17 @@ def test_a_stray_byte_or_a_cut_character_does_not_change_the_encoding() -> None:
     assert encoding.broken
     assert text.startswith(RU * 9 + "’s")
     assert "\ufffd" not in text
-    data = bytearray((ZH * 400).encode("gbk"))
-    data[50_000 // 2 * 2 :] = data[50_000:]
+    data = bytearray(((ZH + "\n") * 400).encode("gbk"))
     data[1000:1001] = b"\xff"
-    assert text_in(bytes(data))[1].name == "gb18030"
+    text, encoding = text_in(bytes(data))
+    assert (encoding.name, text.count(ZH)) == ("gb18030", 399)
+
+
+def test_bytes_that_lost_their_places_are_not_taken_for_another_encoding() -> None:
+    data = bytearray((ZH * 400).encode("gbk"))
+    data[1000:1001] = b"\xff"  # all after it is read from the second byte of each character, if as GBK
+    with pytest.raises(UnknownEncoding):
+        text_in(bytes(data))
 
 
 @pytest.mark.parametrize("data", [bytes(range(1, 256)) * 4, b"\x7fELF\0\1\2\3" * 99, b"text\0text", bytes(99)])

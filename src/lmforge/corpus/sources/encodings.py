@@ -25,6 +25,7 @@ SAMPLE = 1 << 16  # bytes of lines beyond ASCII that detectors see
 FEW = 4  # bytes beyond ASCII below which nothing speaks against the encoding of most old files
 MOST_STRANGE = 0.2  # share of the characters beyond ASCII that may look out of place
 MOST_BROKEN = 0.001  # share of the characters beyond ASCII that may not decode in an encoding that fits otherwise
+LONGEST_UNMARKED = 200  # characters of running text among which a blank or a mark stands
 _MOST_CONTROLS = 0.02  # share of control bytes above which bytes that are not UTF-8 are data, not an old 8-bit text
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b")) + b"\x7f"
 _MARKS = (
@@ -226,7 +227,10 @@ def _wide(blocks: Blocks) -> Encoding | None:
         if len(text) < 2 or _ODD.search(text):
             continue
         likely = len(_LIKELY.findall(text)) + max(len(script.findall(text)) for script in _SCRIPTS)
-        share = (likely + len(_SPACE_OR_MARK.findall(text))) / len(text)  # these twice: they tell the byte order
+        marks = len(_SPACE_OR_MARK.findall(text))
+        share = (likely + marks) / len(text)  # these twice: they tell the byte order
+        if marks < len(text) // LONGEST_UNMARKED:  # the bytes of GBK are syllables of Korean here, but no marks
+            continue
         if likely > 0.9 * len(text) and (best is None or share > best[0]):
             best = share, name
     if best is None or _broken(blocks, best[1], 0) is None:
@@ -323,16 +327,17 @@ def _is_common(character: str, name: str) -> bool:
 def _sampled(blocks: Blocks, wanted: Callable[[bytes], bool]) -> bytes:
     """Up to `SAMPLE` bytes of the lines that are wanted, a share of each block."""
     pieces: list[bytes] = []
-    size = 0
-    for block in blocks():
-        taken = 0
-        for line in block.splitlines(keepends=True):
-            if wanted(line):
-                line = line[: SAMPLE // 4]
-                pieces.append(line)
-                size, taken = size + len(line), taken + len(line)
-                if taken > SAMPLE // 4:
-                    break
+    size, held = 0, b""
+    for block in _with_end(blocks()):
+        lines, taken = (held + block).splitlines(keepends=True), 0
+        # a line that goes on in the next block is looked at with it
+        held = lines.pop() if block and lines and len(lines[-1]) < SAMPLE else b""
+        for line in filter(wanted, lines):
+            pieces.append(line[: SAMPLE // 4])
+            taken += len(pieces[-1])
+            if taken > SAMPLE // 4:
+                break
+        size += taken
         if size >= SAMPLE:
             break
     return b"".join(pieces)
