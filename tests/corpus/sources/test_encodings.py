@@ -42,6 +42,13 @@ def test_text_in_an_old_encoding_is_read_as_what_it_is(text: str, name: str, tim
         assert text_in(data, 100)[0] == text  # whatever the blocks
 
 
+def test_korean_is_not_taken_for_chinese() -> None:
+    """Every Korean syllable of EUC-KR is a common character of Chinese too."""
+    for markup in ("", "<p class='x'>", "title: "):
+        text = f"{markup}안녕하세요 오늘은 날씨가 참 좋네요 그래서 친구와 함께 공원에 다녀왔습니다\n" * 9
+        assert text_in(text.encode("euc_kr"))[0] == text
+
+
 def test_parts_in_two_encodings_are_read_line_by_line() -> None:
     text, encoding = text_in((RU + "\n").encode() * 5 + (RU + "\n").encode("cp1251") * 5)
     assert text == (RU + "\n") * 10

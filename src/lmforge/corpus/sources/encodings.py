@@ -253,7 +253,10 @@ def _detected(blocks: Blocks) -> Encoding:
     if not sample or mostly_utf8(sample) or _ends_early(sample):
         return Encoding("utf-8", broken=1)
     mixed = len(_BEYOND_ASCII.findall(unicode.decode("utf-8", "ignore"))) >= 3
-    judged = sorted((round(strangeness(sample, name), 2), place, name) for place, name in enumerate(_proposed(sample)))
+    judged = sorted(
+        (-1.0 if name == "cp949" and _is_korean(sample) else round(strangeness(sample, name), 2), place, name)
+        for place, name in enumerate(_proposed(sample))
+    )
     for strange, _, name in judged:
         if strange > MOST_STRANGE:
             break
@@ -312,22 +315,27 @@ def strangeness(sample: bytes, name: str) -> float:
     return min(1.0, strange / beyond)
 
 
+def _is_korean(sample: bytes) -> bool:
+    """Whether nearly all is syllables of Korean when read so: in GBK each is a common character of Chinese."""
+    text = sample.decode("cp949", "replace")
+    return len(regex.findall(r"[\uac00-\ud7a3]", text)) > 0.9 * len(_BEYOND_ASCII.findall(text))
+
+
 def _is_common(character: str, name: str) -> bool:
     """Whether a Chinese character stands among the common ones of its encoding (the first level of the standard)."""
     code = character.encode({"cp932": "euc_jp", "big5hkscs": "cp950"}.get(name, name), "ignore")
     if len(code) != 2:
         return False
-    if name in ("cp950", "big5hkscs"):
-        return code[0] <= 0xC6
     if name in ("cp932", "euc_jp"):
         return 0xB0 <= code[0] <= 0xCF
+    if name in ("cp950", "big5hkscs"):
+        return code[0] <= 0xC6
     return name == "cp949" or (0xB0 <= code[0] <= 0xD7 and code[1] >= 0xA1)
 
 
 def _sampled(blocks: Blocks, wanted: Callable[[bytes], bool]) -> bytes:
     """Up to `SAMPLE` bytes of the lines that are wanted, a share of each block."""
-    pieces: list[bytes] = []
-    size, held = 0, b""
+    pieces, size, held = list[bytes](), 0, b""
     for block in _with_end(blocks()):
         lines, taken = (held + block).splitlines(keepends=True), 0
         # a line that goes on in the next block is looked at with it
