@@ -29,6 +29,7 @@ WRAPPED = PROSE - {"web"}  # genres whose lines may be broken at a width
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 LONGEST_WORD = 1000  # characters; C4 drops lines with a longer one
 FEWEST_WORDS = 3  # of a line that C4 keeps
+LONGEST_UNMARKED = 40  # words of running text within which a sentence ends, though its line may not end with it
 _PASSES = 10
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1}}}")
 # marks of an encyclopedia, behind a sentence or a part of one (its closing quote included) and before a blank or the
@@ -105,6 +106,7 @@ RULES = (
         "fineweb",
         lambda s: s.terminal_lines + s.ellipsis_lines <= 0.12 * s.lines and _marks_sentences(s),
         _WEB,
+        lambda s: s.sentences <= s.worth / LONGEST_UNMARKED,
     ),
     Rule("fineweb_short_lines", "fineweb", lambda s: s.short_lines >= 0.67 * s.lines, _WEB),
     Rule(
