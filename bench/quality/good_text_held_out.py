@@ -12,8 +12,8 @@ FOLDER holds packages as their indexes publish them, unpacked, for the natural t
 None of it is committed. "natural" are these texts as they are: articles, ghazals line by line, and posts that are
 running text (worth 80 words and more, of 5 sentences and more, and not cut short with an ellipsis by the feed), each as
 unknown, web and books; the share of each genre is given. "forms" are the forms of bench/quality/good_text.py, made of
-the sentences of all of these in the languages that have 60 of them. Writes the row "held out" of
-bench/results/good_text.json.
+the sentences of all of these (without markup, programs and addresses) in the languages that have 60 of them. Writes the
+row "held out" of bench/results/good_text.json.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ CODECS = {
     "KOI8-R": "ru",
 }
 _ITEM = re.compile(r"<(?:description|content:encoded|content)\b[^>]*>(.*?)</(?:description|content)", re.DOTALL)
+_MARKUP = re.compile(r"[<>{}\[\]$@_=|/\\^*#~━─★●■]|\d.*\d.*\d")  # programs, addresses and rules among the posts
 _BREAK, _TAG = re.compile(r"<(?:br|/?p|/?div|/?li|/h\d)\b[^>]*>", re.IGNORECASE), re.compile(r"<[^>]*>")
 
 
@@ -128,11 +129,13 @@ def main() -> None:
     for language, kind, text in dict.fromkeys(natural):
         texts[language, kind].append(text)
         pieces = re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n", text)
-        parts[language] += [piece.strip() for piece in pieces if 20 <= characters(piece.strip()) <= 400]
+        parts[language] += [
+            piece.strip() for piece in pieces if 20 <= characters(piece.strip()) <= 400 and not _MARKUP.search(piece)
+        ]
     rows = {f"{language} {kind}": dropped(each) for (language, kind), each in sorted(texts.items())}
     cells = {
         language: {form: cell([*dict.fromkeys(each)], language, form) for form in FORMS}
-        for language, each in sorted(parts.items()) if len(set(each)) >= PARAGRAPHS
+        for language, each in sorted(parts.items()) if len(set(each)) >= PARAGRAPHS and language != "xx"
     }  # fmt: skip
     whole = sum(row["documents"] for row in rows.values())
     figures = {

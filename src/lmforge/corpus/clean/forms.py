@@ -185,7 +185,8 @@ def _is_verse(lines: Sequence[str], text: str) -> bool:
     widths = [width(line) for line in lines]
     if len(lines) < 3 or max(widths) > LONGEST_VERSE or sum(each <= VERSE_LINE for each in widths) < 0.85 * len(lines):
         return False
-    if sum(map(characters, lines)) < 9 * len(lines) or _share(_HAS_DIGIT, lines) > 0.2:
+    digits = sum(_HAS_DIGIT.match(line) is not None for line in lines)
+    if sum(map(characters, lines)) < 9 * len(lines) or digits > max(1, 0.2 * len(lines)):
         return False
     words = [word for line in lines for word in line.split()[1:] if _CASED.match(word)]
     small = sum(word[0].islower() for word in words)
