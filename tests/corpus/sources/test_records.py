@@ -191,3 +191,13 @@ def test_a_large_parquet_is_read_in_row_groups(tmp_path: Path, monkeypatch: pyte
     assert read_in_parts(source) == whole
     path.write_bytes(path.read_bytes()[:-9])
     assert "truncated, damaged or not Parquet" in refusal("parquet", path)
+
+
+def test_a_mark_before_any_member_and_ids_of_any_type(tmp_path: Path) -> None:
+    mark, path = b"\xef\xbb\xbf", tmp_path / "a.jsonl.gz"
+    ids = [7, "seven", "", None, True, 7.5, [1]]
+    path.write_bytes(
+        b"".join(gzip.compress(mark + json.dumps({"text": "x", "id": each}).encode() + b"\n") for each in ids)
+    )
+    names = [document["id"] for document in read("jsonl", path)]
+    assert names == ["7", "seven", *(f"a.jsonl.gz:{number}" for number in range(3, 8))]

@@ -34,10 +34,12 @@ _PASSES = 10
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1}}}")
 # marks of an encyclopedia, behind a sentence or a part of one (its closing quote included) and before a blank or the
 # end; the number of an element, as in row[0] or f(x)[1], stands behind a name or a bracket, and stays
+# (each looks back from the bracket, which is what is searched for)
 _CITATION = re.compile(
-    r"""(?:(?<=[^\W\d_][.!?…。！？])|(?<=[^\W\d_]{3}[,;])|(?<=[^\W\d_][，；、])|(?<=[.!?…。！？]["”’»」)]))"""
-    r"""(?:\[\d{1,3}\])+(?=\s|$|[^\x00-\x7f])"""
-    r"""|(?<=[\w.,;!?…。，！？"”’»)])\[(?:citation|clarification|verification) needed\]|(?<=\w)\[edit\]$"""
+    r"""\[(?:(?:(?<=[^\W\d_][.!?…。！？]\[)|(?<=[^\W\d_]{3}[,;]\[)|(?<=[^\W\d_][，；、]\[)"""
+    r"""|(?<=[.!?…。！？]["”’»」)]\[))"""
+    r"""\d{1,3}\](?:\[\d{1,3}\])*(?=\s|$|[^\x00-\x7f])"""
+    r"""|(?<=[\w.,;!?…。，！？"”’»)]\[)(?:citation|clarification|verification) needed\]|(?<=\w\[)edit\]$)"""
 )
 _PHRASES = ("javascript", *POLICY)
 
