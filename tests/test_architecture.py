@@ -119,3 +119,33 @@ def test_tests_mirror_the_source() -> None:
         and not (Path(__file__).parent / path.parent.relative_to(SOURCE) / f"test_{path.stem}.py").exists()
     ]
     assert not missing, f"no test file for: {missing}"
+
+
+MOST_LINES, MOST_FUNCTION_LINES, MOST_ATTRIBUTES = 400, 60, 15
+
+
+def too_long(path: Path) -> list[str]:
+    """What of a file is longer than the house allows, and has no comment `# long: why` above it."""
+    text = path.read_text()
+    lines = text.split("\n")
+    wrong = [path.name] if len(lines) - 1 > MOST_LINES and "# long:" not in text[:2000] else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            if (node.end_lineno or 0) - node.lineno >= MOST_FUNCTION_LINES and "# long:" not in lines[first - 2]:
+                wrong.append(f"{path.name}: {node.name}")
+            names = {
+                each.attr
+                for each in ast.walk(node)
+                if isinstance(each, ast.Attribute)
+                and isinstance(each.ctx, ast.Store)
+                and ast.unparse(each.value) == "self"
+            }
+            if node.name == "__init__" and len(names) > MOST_ATTRIBUTES:
+                wrong.append(f"{path.name}: {len(names)} attributes")
+    return wrong
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted(BENCH.rglob("*.py"))], ids=lambda path: path.stem)
+def test_files_functions_and_classes_are_of_a_size_to_be_read(path: Path) -> None:
+    assert not too_long(path)

@@ -35,6 +35,7 @@ RESULTS = Results("experts")
 CONTEXT, ROWS, UNITS = 256, 16, 512
 
 
+# long: one experiment, told from its data to its figures
 def main() -> None:
     """Train both, alternating; evaluate both; write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

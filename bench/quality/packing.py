@@ -98,6 +98,7 @@ def cut_share(loader: Any) -> dict[str, float]:
     }
 
 
+# long: one training, told in its order
 def child(way: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     """Train one network and judge it, on one thread."""
     import torch

@@ -141,6 +141,7 @@ def sharpen(model: GPT, by: float) -> None:
                 parameter *= by
 
 
+# long: one loop over lengths, told in its order
 def train(
     model: GPT, makes: Passkeys, minutes: float, lengths: list[int], seed: int, save: Callable[[GPT], None]
 ) -> list[dict[str, Any]]:
@@ -231,6 +232,7 @@ def score_file(recipe: Recipe, run: Path, kind: str, tokenizer: Tokenizer) -> Pa
     return run / "kinds" / kind / "passkey.json"
 
 
+# long: one experiment, told from its data to its figures
 def main() -> None:
     """Train one kind, test it at every length and depth, add it to the results and to the run's report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

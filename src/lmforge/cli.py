@@ -36,6 +36,9 @@ ModelPath = Annotated[Path, typer.Argument(help="a run, a checkpoint or a (compr
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
+OnHardware = Annotated[
+    str | None, typer.Option("--hardware", help="a cluster: NAMExCOUNT such as h100x64, or description; default: here")
+]
 Dial = Annotated[
     str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")
 ]
@@ -77,11 +80,16 @@ def new(
 
 
 @app.command()
-def plan(recipe: RecipePath, dial: Dial = None, overrides: Set = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipePath, dial: Dial = None, hardware: OnHardware = None, overrides: Set = None, as_json: AsJson = False
+) -> None:
     """Parameters, FLOPs, memory, hours of a recipe; fits or not. Nothing is run."""
+    from lmforge.plan.accelerators import cluster_of
+    from lmforge.plan.clusters import plan_for
     from lmforge.plan.simulate import plan as make_plan
 
-    figures = make_plan(_read(recipe, overrides, dial))
+    read = _read(recipe, overrides, dial)
+    figures = plan_for(read, cluster_of(hardware)) if hardware else make_plan(read)
     if as_json:
         _print_json(figures)
         return

@@ -180,7 +180,7 @@ def choose(
     leaked: set[int] = set()
     splits: dict[int, str] = {}
     for _ in range(ROUNDS):
-        splits = _filled([group for group in groups if not set(group) & leaked], places, sizes, wanted)
+        splits = filled([group for group in groups if not set(group) & leaked], places, sizes, wanted)
         training = [number for number in range(len(places)) if number not in splits]
         marks = marked_by(windows, outside, training)
         shares = {number: windows.share(number, marks) for number in splits}
@@ -220,7 +220,7 @@ def marked_by(windows: Windows, outside: NDArray[np.uint8], training: list[int])
     return marks
 
 
-def _filled(
+def filled(
     groups: list[list[int]], places: NDArray[np.float64], sizes: NDArray[np.int64], wanted: dict[str, Wanted]
 ) -> dict[int, str]:
     """Groups in order, each whole: valid up to its bound, and on until it has what it needs at least; then test.

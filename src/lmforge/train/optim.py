@@ -30,7 +30,7 @@ _POLAR_STEPS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 # The same with the safety factor 1.02, for bfloat16: rounding lets singular values pass 1, which the rows above throw
-# out to 2 and more, and these keep below 1.15 (docs/log.md). As in nanochat (num_iters=5, safety_factor=2e-2,
+# out to 2 and more, and these keep below 1.15 (docs/internals/log.md). As in nanochat (num_iters=5, safety_factor=2e-2,
 # cushion=2).
 _POLAR_STEPS_ROUNDED = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),

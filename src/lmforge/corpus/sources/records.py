@@ -231,8 +231,8 @@ def read_parquet(reading: Reading, part: Part) -> Iterator[Document]:
                     except (pyarrow.ArrowException, OSError) as error:
                         cause = _cause_of_damage(error, file.path)
                     if cause:
-                        error = _not_parquet(file.path, row[0], cause)
-                        reading.damaged("row in a damaged part of a Parquet file", error, end - row[0])
+                        refusal = _not_parquet(file.path, row[0], cause)
+                        reading.damaged("row in a damaged part of a Parquet file", refusal, end - row[0])
                     row[0] = end
         except (pyarrow.ArrowException, OSError) as error:
             cause = _cause_of_damage(error, file.path)

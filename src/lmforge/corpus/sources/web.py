@@ -30,7 +30,8 @@ LARGEST_PAGE = 4 << 20  # bytes; Common Crawl cuts pages at 5 MiB, nearly all ar
 DEEPEST = 256  # elements inside one another; browsers allow 512, written pages stay below 30
 MOST_ATTRIBUTES = 1000  # of one tag; the parser compares each with those before it
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
-# What is not the page's own text, by a part of the class name; found to matter on labelled pages (docs/log.md).
+# What is not the page's own text, by a part of the class name; found to matter on labelled pages
+# (docs/internals/log.md).
 _ASIDE = (
     "comment",
     "gallery",

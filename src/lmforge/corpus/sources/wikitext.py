@@ -4,7 +4,7 @@
              ─▶ lines
 
 Every step passes once over the text, so that no page, however malformed, takes longer than its length warrants.
-docs/decisions.md says why the structure is not parsed with mwparserfromhell, with the figures.
+docs/internals/decisions.md says why the structure is not parsed with mwparserfromhell, with the figures.
 """
 
 from __future__ import annotations
