@@ -29,8 +29,8 @@ def test_order_is_the_keys_whatever_the_runs(
             for entry in entries[task::2]:
                 scatter.add(shards.part("train", entry.key), entry)
             scatter.close()
-    found = [entry for shard in range(count) for entry in gathered([folder / "0", folder / "1"], shard)]
-    assert found == sorted(entries)
+    entries_read = [entry for shard in range(count) for entry in gathered([folder / "0", folder / "1"], shard)]
+    assert entries_read == sorted(entries)
 
 
 def test_shards_are_numbered_split_after_split() -> None:

@@ -116,5 +116,5 @@ def test_benchmark_texts_are_kept_out(tmp_path: Path) -> None:
 def test_pairs_of_many_parts_stand_once(parts: list[list[tuple[int, int]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "PAIRS_WAITING", 3)
-        found = steps._distinct(np.array(part, np.uint64).reshape(-1, 2).T for part in parts)
-    assert found.T.tolist() == sorted(map(list, {pair for part in parts for pair in part}))
+        distinct = steps._distinct(np.array(part, np.uint64).reshape(-1, 2).T for part in parts)
+    assert distinct.T.tolist() == sorted(map(list, {pair for part in parts for pair in part}))

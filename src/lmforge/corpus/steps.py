@@ -153,7 +153,7 @@ class Read(Step):
         trained = load_filters(self.work, (self.work / "plan.json").stat().st_mtime_ns)
         notices: Counter[str] = Counter()
         encodings = Encodings()
-        found: Counter[str] = Counter()
+        leaked: Counter[str] = Counter()
         dropped = Dropped(folder, Samples())
         kept = _Kept(folder, rank, corpus.near_duplicates < 1, corpus.repeated_lines > 0)
         documents = 0
@@ -175,14 +175,14 @@ class Read(Step):
                     and (benchmark := contamination(words, benchmarks)) is not None
                 ):
                     reason, words = "contaminated", None
-                    found[benchmark] += 1
+                    leaked[benchmark] += 1
                 if words is None or reason is not None:
                     dropped.add(document, reason or "", digest)
                 else:
                     kept.add(document, digest, copies, words)
         dropped.writer.close()
         kept.close()
-        counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
+        counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": leaked}
         more = {"samples": dropped.samples.state(), "encodings": encodings.state()}
         (folder / "counts.json").write_text(json.dumps({**counts, **more}), "utf-8", "replace")
         return {"documents": documents, "kept": kept.index.rows, **dropped.counts}

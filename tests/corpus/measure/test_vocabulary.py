@@ -76,9 +76,9 @@ def test_below_the_bound_everything_is_exact() -> None:
 
 def test_growth_is_what_a_random_part_holds() -> None:
     text = zipf_words(64_000, 20_000)
-    found = growth(*counted([text]).spectrum())
-    assert found[-1] == {"words": 64_000, "distinct": len(set(text))}
+    points = growth(*counted([text]).spectrum())
+    assert points[-1] == {"words": 64_000, "distinct": len(set(text))}
     rng = random.Random(0)
-    for point in found[-6:-1]:
+    for point in points[-6:-1]:
         assert len(set(rng.sample(text, point["words"]))) == pytest.approx(point["distinct"], rel=0.02)
     assert growth(*WordCounts().spectrum()) == []

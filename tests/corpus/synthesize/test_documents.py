@@ -182,8 +182,8 @@ def test_a_users_own_mark_of_synthetic_text_is_data(tmp_path: Path) -> None:
 
 @given(st.text(max_size=400), st.integers(1, 80))
 def test_passages_are_the_text_in_order(text: str, chars: int) -> None:
-    found = list(passages(text, chars))
-    joined = "".join(found)
+    cut = list(passages(text, chars))
+    joined = "".join(cut)
     assert text.startswith(joined)
     assert len(text) - len(joined) < max(chars, 1)
-    assert all(len(each) <= chars or len(words(each)) == 1 for each in found)
+    assert all(len(each) <= chars or len(words(each)) == 1 for each in cut)

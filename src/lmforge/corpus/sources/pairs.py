@@ -35,12 +35,12 @@ def _pair(record: dict[str, Any], name: str, reading: Reading) -> list[Document]
 def _side(record: dict[str, Any], language: str) -> str:
     text = record.get(language, "" if language in record else 0)
     if not isinstance(text, str | None):
-        found = (
+        cause = (
             f"field '{language}' is a {type(text).__name__}, not a string"
             if language in record
             else f"no field '{language}'"
         )
-        raise BrokenRecord(f"{found}; set the source's languages to the fields that hold the two sentences")
+        raise BrokenRecord(f"{cause}; set the source's languages to the fields that hold the two sentences")
     return one_line(text or "")
 
 

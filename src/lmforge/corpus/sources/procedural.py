@@ -57,8 +57,8 @@ def check(asked: Problem, reply: str) -> bool:
     """Whether a reply answers: its last number where a number is asked for, else its last line, or all lines a program
     would print, blanks and a leading "The answer is" aside."""
     if re.fullmatch(r"-?\d+", asked.answer):
-        found = re.findall(r"-?\d+", reply.replace(",", ""))
-        return bool(found) and int(found[-1]) == int(asked.answer)
+        numbers = re.findall(r"-?\d+", reply.replace(",", ""))
+        return bool(numbers) and int(numbers[-1]) == int(asked.answer)
     lines = [" ".join(line.split()) for line in reply.strip().split("\n")]
     wanted = [" ".join(line.split()) for line in asked.answer.split("\n")]
     return lines[-len(wanted) :] == wanted or (
@@ -68,8 +68,8 @@ def check(asked: Problem, reply: str) -> bool:
 
 def proved(asked: Problem) -> str | None:
     """The answer as the proof gives it (a list as its items, blanks between them); None for a problem without one."""
-    found = value(asked.proof) if asked.proof else None
-    return None if found is None else _shown(found) if isinstance(found, list) else str(found)
+    answer = value(asked.proof) if asked.proof else None
+    return None if answer is None else _shown(answer) if isinstance(answer, list) else str(answer)
 
 
 def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems: int) -> tuple[str, dict[str, Any]]:

@@ -85,7 +85,7 @@ def text_field_of(record: dict[str, Any]) -> str:
 
 def _is_name(value: Any) -> bool:
     """Whether an `id` can be a document's: a number, or a string that is not too long."""
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
 
 
 def _small(value: Any) -> Any:
@@ -133,8 +133,7 @@ def read_lines(
     for file in part.files:
         whole = part.stop is None
         for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged, _is_record):
-            if not offset:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(b"\xef\xbb\xbf")  # where a file begins, or one that was joined to it
             if not line.strip():
                 continue
             try:
@@ -232,7 +231,8 @@ def read_parquet(reading: Reading, part: SourcePart) -> Iterator[Document]:
                     except (pyarrow.ArrowException, OSError) as error:
                         cause = _cause_of_damage(error, file.path)
                     if cause:
-                        reading.damaged("damaged part of a Parquet file", _not_parquet(file.path, row[0], cause))
+                        refusal = _not_parquet(file.path, row[0], cause)
+                        reading.damaged("row in a damaged part of a Parquet file", refusal, end - row[0])
                     row[0] = end
         except (pyarrow.ArrowException, OSError) as error:
             cause = _cause_of_damage(error, file.path)
