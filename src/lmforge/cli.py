@@ -1,7 +1,7 @@
 """The commands: one verb per stage, thin. `lmforge --help` lists them.
 
 Every command prints for people, or one JSON object on stdout with --json; progress and logs go to stderr.
-Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine.
+Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from rich.table import Table
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.errors import InputError, LmforgeError
+from lmforge.interrupted import Commands
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -257,7 +259,13 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not as_json:
         print(text, end="", flush=True)
-    result = generate_text(served, text, sampling, None if as_json else lambda piece: print(piece, end="", flush=True))
+    try:
+        show = None if as_json else lambda piece: print(piece, end="", flush=True)
+        result = generate_text(served, text, sampling, show)
+    except KeyboardInterrupt:
+        if not as_json:
+            print(flush=True)  # the line that says so stands alone
+        raise
     if as_json:
         _print_json(result)
         return
@@ -279,10 +287,10 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
     which: Which = "auto",
 ) -> None:
-    """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
+    """Talk to a model in the terminal (/help lists commands, /quit leaves)."""
     from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.terminal import chat as talk
+    from lmforge.serve.chat import chat as talk
 
     talk(load_any(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
 
@@ -294,6 +302,13 @@ def serve(
         str | None, typer.Option(help="address to listen on (default: the run's recipe, else 127.0.0.1)")
     ] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on (default: the run's recipe, else 8000)")] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="a name by which browsers may call it, beside localhost (repeatable)")
+    ] = None,
+    batch_invariant: Annotated[
+        bool | None,
+        typer.Option(help="answers that do not depend on requests answered together (default: the recipe's, else so)"),
+    ] = None,
     which: Which = "auto",
 ) -> None:
     """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
@@ -302,13 +317,68 @@ def serve(
     from lmforge.serve.terminal import serve as listen
 
     settings = (find_recipe(model) if (model / "recipe.toml").is_file() else Recipe()).serve
-    listen(load_any(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
+    listen(
+        load_any(model, which=_one_of(which)),
+        host or settings.host,
+        settings.port if port is None else port,
+        (*settings.hosts, *(host_name or ())),
+        settings.batch_invariant if batch_invariant is None else batch_invariant,
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="a model, a run, a checkpoint, a folder of transformers, a GGUF file")],
+    as_json: AsJson = False,
+) -> None:
+    """What a model file or folder is: family, shape, types of tensors, tokenizer, licence; whether it fits here."""
+    from lmforge.formats.inspect import inspect as look_at
+
+    content = look_at(path)
+    if as_json:
+        _print_json(content)
+        return
+    table = Table("", "", title=str(path), show_header=False)
+    for name, value in content.items():
+        shown = "\n".join(f"{k}: {_inline(v)}" for k, v in value.items()) if isinstance(value, dict) else _inline(value)
+        table.add_row(name, shown)
+    Console().print(table)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        named = (f"{key} {_figure(each)}" if isinstance(value, dict) else _figure(each) for key, each in parts)
+        return ", ".join(named)
+    return _figure(value)
+
+
+@app.command("export")
+def export_(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(help="the folder or the file to write")],
+    to: Annotated[str, typer.Option(help="transformers, gguf (llama.cpp), onnx, or peft (an adapter)")],
+    type: Annotated[str, typer.Option(help="of gguf: F32, F16, Q8_0, Q4_0 or Q4_1")] = "F32",
+    which: Which = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another program, and say done when it gives the same there."""
+    from lmforge.formats.export import export
+    from lmforge.formats.load import load_any
+
+    options = {"type": type} if to == "gguf" else {}
+    report = export(load_any(model, which=_one_of(which)), out, to, **options)
+    if as_json:
+        _print_json(report)
+        return
+    for name, value in report.items():
+        print(f"{name}: {_figure(value)}")
 
 
 @app.command("import")
 def import_(
     checkpoint: Annotated[
-        Path, typer.Argument(help="a folder of transformers: config.json, safetensors, tokenizer.json")
+        str, typer.Argument(help="a folder of transformers, a GGUF file, or PACKAGE:FILE of an installed package")
     ],
     model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
     context: Annotated[
@@ -316,9 +386,9 @@ def import_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers (GPT-2, Llama, Mistral, Qwen): to chat, score, compress, or
-    fine-tune from."""
-    from lmforge.formats.transformers import import_model
+    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others): to
+    chat, score, compress, or fine-tune from."""
+    from lmforge.formats.importing import import_model
 
     figures = import_model(checkpoint, model, context)
     if as_json:
@@ -383,16 +453,10 @@ def main() -> None:
     except LmforgeError as error:
         log(f"lmforge: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        log("lmforge: stopped; what was finished is kept, the same command goes on from there")
-        sys.exit(1)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        log(
-            "lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each "
-            "part)"
-        )
+        log("lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows both)")
         sys.exit(3)
 
 

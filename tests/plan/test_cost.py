@@ -33,6 +33,7 @@ def configs(draw: st.DrawFn) -> GPTConfig:
     kv_heads = draw(st.integers(1, 3))
     heads = kv_heads * draw(st.integers(1, 3))
     width = heads * 2 * draw(st.integers(2, 8))
+    normed = draw(st.sampled_from(["", "each", "full"]))
     return GPTConfig(
         vocab_size=draw(st.integers(257, 400)),
         context=draw(st.sampled_from([8, 32, 48])),
@@ -45,7 +46,14 @@ def configs(draw: st.DrawFn) -> GPTConfig:
         norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
         positions=draw(st.sampled_from(["rope", "learned"])),
         biases=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
+        qkv_biases=draw(st.sampled_from([None, True, False])),
+        out_biases=draw(st.sampled_from([None, True, False])),
+        norm_biases=draw(st.sampled_from([None, True, False])),
+        qk_norm=normed == "each",
+        qk_norm_full=normed == "full",
+        norm_placement=draw(st.sampled_from(["pre", "post", "both"])),
+        parallel_residual=draw(st.booleans()),
+        head_dim=draw(st.sampled_from([0, 6])),
         ngram_rows=draw(st.sampled_from([0, 50])),
     )
 
@@ -63,7 +71,7 @@ def any_configs(draw: st.DrawFn) -> GPTConfig:
         feature_map=draw(st.sampled_from(["elu", "learned"])),
         lsh_span=draw(st.integers(1, 9)),
         tied=draw(st.booleans()),
-        activation=draw(st.sampled_from(["relu", "swiglu"])),
+        activation=draw(st.sampled_from(["relu", "swiglu", "geglu"])),
         ahead=draw(st.integers(0, 2)),
         experts=experts,
         d_ff=4 * config.d_ff,
@@ -204,6 +212,10 @@ KIND_CONFIGS = [
             {"residual": "reversible", "recompute": True, "d_model": 32, "heads": 2, "kv_heads": 2},
         ),
         ("sparse", "elu", "relu", 0, {"recompute": True, "d_model": 32, "heads": 2, "kv_heads": 2, "biases": True}),
+        ("full", "elu", "geglu", 0, {"parallel_residual": True, "rotary_fraction": 0.5, "head_dim": 24}),
+        ("window", "elu", "geglu", 0, {"parallel_residual": True, "recompute": True, "qk_norm_full": True}),
+        ("full", "elu", "swiglu", 0, {"norm_placement": "both", "residual": "reversible"}),
+        ("window", "elu", "swiglu", 0, {"norm_placement": "post", "recompute": True, "attention_scale": 0.1}),
     ]
 ]
 

@@ -51,6 +51,12 @@ VARIANTS = [
     {"qk_norm": True},
     {"qk_norm": True, "norm": "layernorm", "positions": "learned", "ngram_rows": 77},
 ]
+PARTS: list[dict[str, object]] = [
+    {"norm_placement": "post", "qk_norm_full": True},
+    {"norm_placement": "both", "qk_norm": True, "activation": "geglu", "norm": "rmsnorm", "norm_offset": 1.0},
+    {"parallel_residual": True, "rotary_fraction": 0.5, "norm": "layernorm"},
+    {"positions": "learned", "attention_scale": 0.1, "head_dim": 32},
+]
 KIND_VARIANTS = [
     {"attention": ("window",)},
     {"attention": ("sparse",), "norm": "layernorm"},
@@ -61,6 +67,7 @@ KIND_VARIANTS = [
     {"attention": ("linear",), "feature_map": "learned", "norm": "layernorm"},
     {"experts": 4, "d_ff": 256},
     {"activation": "swiglu"},
+    *PARTS,
     {"attention": ("sparse", "full"), "experts": 4, "d_ff": 512, "experts_shared": 1, "norm": "layernorm"},
 ]
 
@@ -118,6 +125,10 @@ def peak_bytes(config: GPTConfig, rows: int) -> int:
         {"attention": ("sparse",), "recompute": True, "residual": "reversible"},
         {"attention": ("sparse",), "recompute": True, "residual": "reversible", "qk_norm": True},
         {"attention": ("linear",), "recompute": True},
+        {"parallel_residual": True},
+        {"parallel_residual": True, "recompute": True},
+        {"norm_placement": "both", "norm": "rmsnorm", "activation": "geglu", "recompute": True},
+        {"norm_placement": "post", "qk_norm_full": True, "residual": "reversible"},
     ],
     ids=str,
 )

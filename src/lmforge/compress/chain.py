@@ -26,7 +26,15 @@ from lmforge import machine
 from lmforge.compress.budget import check_size, within_budget
 from lmforge.compress.measure import decode_rate, measure
 from lmforge.compress.method import CalibrationBatch, Context, Evaluate, inputs_of
-from lmforge.formats.native import TENSORS, TOKENIZER, load_network, model_tensors, read_config, write_model
+from lmforge.formats.native import (
+    TENSORS,
+    TOKENIZER,
+    load_network,
+    model_tensors,
+    origin_of,
+    read_config,
+    write_model,
+)
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Budget, CompressStep, Recipe
@@ -39,7 +47,7 @@ MEMORY_FROM_BYTES = 2_000_000  # a smaller model cannot be told from the interpr
 
 
 @dataclasses.dataclass
-class Stage:
+class ChainStage:
     """A model between two steps, with what `evaluate` said of it and the bytes its file takes."""
 
     name: str
@@ -66,12 +74,13 @@ def compress(
         LmforgeError: `compress.budget` cannot be met (names the layers that cost most), or nothing can be written.
     """
     model = load_network(model_dir)
+    config = read_config(model_dir)
+    entries, notes = list(config["compression"]), origin_of(config.get("notes", {}))
     work = out.with_name(f".{out.name}.work")
-    stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
+    stages = [ChainStage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
     rows = CalibrationBatch.of_rows(draw(0))
     budget = recipe.compress.budget or Budget()
     done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist(), budget.loss]
-    entries = list(read_config(model_dir)["compression"])
     for step in recipe.compress.steps:
         done.append([step.model_dump(mode="json"), inputs_of([step])])
         context = Context(
@@ -93,7 +102,9 @@ def compress(
     check_size(stages[-1].model, stages[-1].file_bytes, budget)
     with atomic_directory(out) as directory:
         last = stages[-1].model
-        write_model(directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries)
+        write_model(
+            directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries, notes=notes
+        )
         report = _report(stages, model_dir, directory)
         write_atomic(directory / REPORT, json.dumps(report, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
@@ -109,7 +120,7 @@ def _run(
     original: float,
     loss: float | None,
     entries: Sequence[Mapping[str, Any]],
-) -> Stage:
+) -> ChainStage:
     """Apply a step and keep what it made, whole, in its folder. `entries`: those of the steps before it."""
     result, scores = within_budget(before, step, context, original, loss)
     if result.fresh:
@@ -126,17 +137,17 @@ def _run(
     return stage
 
 
-def _finished(step: CompressStep, directory: Path) -> Stage | None:
+def _finished(step: CompressStep, directory: Path) -> ChainStage | None:
     """What a step made, where it has been finished: the model as it was saved, so that a chain that goes on is the one
     that was not stopped."""
     if not (directory / STEP).is_file():
         return None
     about = json.loads((directory / STEP).read_text())
     model, file_bytes = load_network(directory), (directory / TENSORS).stat().st_size
-    return Stage(step.method, model, about["scores"], file_bytes, about["entry"], about["details"])
+    return ChainStage(step.method, model, about["scores"], file_bytes, about["entry"], about["details"])
 
 
-def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[str, Any]:
+def _report(stages: Sequence[ChainStage], model_dir: Path, directory: Path) -> dict[str, Any]:
     """The figures of all stages, measured in turn, and what they say in words."""
     figures = measure({stage.name: stage.model for stage in stages})
     memory = {}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lmforge.compress.int8 import QuantizedLinear
-from lmforge.generate.decode import prefill
+from lmforge.generate.continuation import prefill
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT
 

@@ -18,6 +18,7 @@ from lmforge.compress.int8 import TINY
 from lmforge.compress.method import CalibrationBatch
 from lmforge.model.feed_forward import FeedForward
 from lmforge.model.gpt import GPT, Block
+from lmforge.model.norms import Norm
 
 # rounding a layer's calibration inputs with one clip_range may cost this much of their norm; else each token gets its
 # own
@@ -112,6 +113,13 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
 
         return divide
 
+    def gains(norm: Norm) -> Callable[[Tensor], Tensor]:
+        def divide(scale: Tensor) -> Tensor:
+            norm.weight.copy_(norm.gain / scale - norm.offset)
+            return rows(norm.bias)(scale)
+
+        return divide
+
     def values(qkv: nn.Linear) -> Callable[[Tensor], Tensor]:
         def divide(scale: Tensor) -> Tensor:
             heads = len(scale) // config.head_width
@@ -129,12 +137,12 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         # a part that is not there, or that a step replaced, is passed over
         attention, attention_norm, ff, ff_norm = block.attention, block.attention_norm, block.ff, block.ff_norm
         if attention is not None and attention_norm is not None and isinstance(attention.qkv, nn.Linear):
-            yield name + "attention.qkv", rows(attention_norm.weight, attention_norm.bias)
+            yield name + "attention.qkv", gains(attention_norm)
             if isinstance(attention.out, nn.Linear):
                 yield name + "attention.out", values(attention.qkv)
         if not isinstance(ff, FeedForward) or ff_norm is None or not isinstance(ff.up, nn.Linear):
             continue  # experts share one input with their router
-        yield name + "ff.up", rows(ff_norm.weight, ff_norm.bias)
+        yield name + "ff.up", gains(ff_norm)
         # max(0, x/s) = max(0, x)/s, so the scale passes through
         if config.activation in ("relu", "relu2") and isinstance(ff.down, nn.Linear):
             power = 0.5 if config.activation == "relu2" else 1.0

@@ -24,6 +24,8 @@ from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.record import atomic_directory, content_hash, hash_file, verify_directory, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 
+# of the notes: where a model is from and what it may be used for, kept through training and compression
+ORIGIN = ("imported_from", "model_type", "license", "source")
 TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 Restore = Callable[[GPT, Mapping[str, Any], dict[str, Tensor]], GPT]
 
@@ -64,6 +66,11 @@ def write_model(
         "notes": dict(notes or {}),
     }
     write_atomic(directory / CONFIG, json.dumps(content, indent=1) + "\n")
+
+
+def origin_of(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's notes say of its origin."""
+    return {key: notes[key] for key in ORIGIN if key in notes}
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ by layer.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -21,7 +22,7 @@ from lmforge.model.config import GPTConfig
 from lmforge.model.linear_attention import Linear
 from lmforge.model.low_rank import linear
 from lmforge.model.lsh import LSH
-from lmforge.model.norms import Norm
+from lmforge.model.norms import Norm, norm_of
 from lmforge.model.softmax_attention import Softmax, saves_attention
 
 __all__ = ["Attention", "ForwardContext", "KVCache", "Mixer", "Softmax"]
@@ -53,12 +54,15 @@ class Attention(nn.Module):
         self.head_width, self.groups = config.head_width, shape.heads // shape.kv_heads
         width, kv_width = shape.heads * self.head_width, shape.kv_heads * self.head_width
         projected = width + (1 if self.shared else 2) * kv_width
-        self.qkv = linear(config.d_model, projected, config.biases, shape.qkv_rank)
-        self.out = linear(width, config.d_model, config.biases, shape.out_rank)
-        self.q_norm = Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm else None
-        self.k_norm = (
-            Norm(config.head_width, config.norm, False, config.norm_eps) if config.qk_norm and not self.shared else None
-        )
+        self.qkv = linear(config.d_model, projected, config.has_qkv_biases, shape.qkv_rank)
+        self.out = linear(width, config.d_model, config.has_out_biases, shape.out_rank)
+        normed, self.whole_norm = config.qk_norm or config.qk_norm_full, config.qk_norm_full
+        q_width, k_width = (width, kv_width) if self.whole_norm else (self.head_width, self.head_width)
+        self.q_norm = norm_of(config, q_width, False) if normed else None
+        self.k_norm = norm_of(config, k_width, False) if normed and not self.shared else None
+        # scores are divided by √E as they are made: queries bring what is to be another scale
+        self.sharper = config.attention_scale * math.sqrt(self.head_width) if config.attention_scale else None
+        self.local = kind == "window"  # RoPE may be another one
         self.mixer: LSH | Linear | Softmax = (
             LSH(config, layer)
             if kind == "lsh"
@@ -75,6 +79,8 @@ class Attention(nn.Module):
     def mixed(self, qkv: Tensor, forward_ctx: ForwardContext, known: Tensor | None = None) -> Tensor:
         """What `out` takes: queries, keys and values (B,T,W+2K) → (B,T,W). `known`: the result, where only its gradient
         is wanted."""
+        if self.local and forward_ctx.local is not None:
+            forward_ctx = forward_ctx.local
         if forward_ctx.packing is None:
             return self._attend(qkv, forward_ctx.rotations, forward_ctx, known)
         parts = forward_ctx.packing.apart(qkv)
@@ -97,8 +103,10 @@ class Attention(nn.Module):
         q, *rest = heads_BTHE.split((self.groups * kv_heads, *[kv_heads] * (1 if self.shared else 2)), dim=2)
         *keys, v = rest
         if self.q_norm is not None:
-            q = self.q_norm(q)
-        k = self.k_norm(keys[0]) if self.k_norm is not None else keys[0] if keys else q
+            q = self._normed(q, self.q_norm)
+        k = self._normed(keys[0], self.k_norm) if self.k_norm is not None else keys[0] if keys else q
+        if self.sharper is not None:
+            q = q * self.sharper
         cache = forward_ctx.cache
         if known is not None and self.q_norm is None and rotations is not None:
             # the gradient needs no more of the projections than this, and a view would keep all of them
@@ -111,3 +119,8 @@ class Attention(nn.Module):
                 cache.layers[self.layer] = self.mixer.new_cache(q, k, cache.capacity, cache.dtype)
             y = self.mixer.decode(q, k, v, forward_ctx, cache.layers[self.layer])
         return y.transpose(1, 2).flatten(2)
+
+    def _normed(self, x: Tensor, norm: Norm) -> Tensor:
+        """Queries or keys (B,T,heads,E), each head by itself or all together → the same shape."""
+        normed: Tensor = norm(x.flatten(2)).view(x.shape) if self.whole_norm else norm(x)
+        return normed

@@ -36,8 +36,24 @@ class GPTConfig:
 
     `attention` is a pattern of kinds repeated over the layers (`attention.py`); window, stride, pool, pooling,
     lsh_span, lsh_rounds and feature_map belong to kinds of it. `rope_trained` is the context that RoPE was trained at
-    where `rope_scaling` stretches it to `context`. `layer_shapes` describes each layer by itself where they differ;
-    empty: all are as heads, kv_heads, d_ff and experts say. The width of a head is d_model / heads in either case.
+    where `rope_scaling` stretches it to `context`, or by `rope_factor`. `layer_shapes` describes each layer by itself
+    where they differ; empty: all are as heads, kv_heads, d_ff and experts say. The width of a head is `head_dim`, by
+    default d_model / heads, in either case.
+
+    Parts that published families differ in (`formats.families` has them by name):
+
+        rotary_fraction        of a head's channels, the first ones, that RoPE turns
+        rope_low, rope_high    turns within the trained context between which scaling "llama3" sets in gradually
+        rope_local_base        RoPE of window layers, which is then not scaled; 0: as everywhere
+        rope_divisors          what each pair's θ is divided by (E/2 of them; none: 1), of longrope's measured kind
+        rope_magnitude         length of the rotations, which scales queries and keys
+        parallel_residual      x + Attention(Norm(x)) + FF(Norm'(x)); one norm for both is two that are equal
+        norm_placement         pre: of what enters a branch; post: of what a branch adds; both
+        norm_offset            added to the gain of every norm; published weights of some are small numbers around 0
+        embedding_scale        times the embedding of tokens
+        attention_scale        of scores; 0: 1/sqrt(E)
+        qk_norm, qk_norm_full  a norm of queries and keys: of each head; of all heads together
+        qkv_biases, out_biases, norm_biases     None: as `biases`, which those of the feed-forward part follow
 
     Raises:
         InputError: values that do not fit together, as keys of the recipe.
@@ -55,6 +71,16 @@ class GPTConfig:
     positions: str = "rope"
     biases: bool = False
     qk_norm: bool = False
+    qk_norm_full: bool = False
+    qkv_biases: bool | None = None
+    out_biases: bool | None = None
+    norm_biases: bool | None = None
+    norm_placement: str = "pre"
+    norm_offset: float = 0.0
+    parallel_residual: bool = False
+    head_dim: int = 0
+    attention_scale: float = 0.0
+    embedding_scale: float = 1.0
     ngram_rows: int = 0
     attention: tuple[str, ...] = ("full",)
     window: int = 256
@@ -70,6 +96,13 @@ class GPTConfig:
     rope_base: float = 10_000.0
     rope_scaling: str = "none"
     rope_trained: int = 0
+    rope_factor: float = 0.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_local_base: float = 0.0
+    rope_divisors: tuple[float, ...] = ()
+    rope_magnitude: float = 1.0
+    rotary_fraction: float = 1.0
     z_loss: float = 0.0
     ahead: int = 0
     experts: int = 0
@@ -86,6 +119,7 @@ class GPTConfig:
         object.__setattr__(
             self, "attention", (self.attention,) if isinstance(self.attention, str) else tuple(self.attention)
         )
+        object.__setattr__(self, "rope_divisors", tuple(self.rope_divisors))
         shapes = (LayerShape(**shape) if isinstance(shape, dict) else shape for shape in self.layer_shapes)
         object.__setattr__(self, "layer_shapes", tuple(shapes))
         for problem in (
@@ -111,7 +145,11 @@ class GPTConfig:
                 f"attention: a pattern of {len(pattern)} kinds does not fit {self.layers} layers; give a number of "
                 "kinds that divides them",
             ),
-            (self.d_model % self.heads != 0, f"heads: {self.heads} heads do not divide d_model {self.d_model}"),
+            (self.head_dim < 0, f"head_dim: {self.head_dim}; give channels of a head, or 0 for d_model / heads"),
+            (
+                not self.head_dim and self.d_model % self.heads != 0,
+                f"heads: {self.heads} heads do not divide d_model {self.d_model}; give model.head_dim",
+            ),
             (self.heads % self.kv_heads != 0, f"kv_heads: {self.kv_heads} do not divide heads {self.heads}"),
             (
                 "lsh" in used and self.kv_heads != self.heads,
@@ -125,34 +163,65 @@ class GPTConfig:
             (bands and self.window < 1, f"window: {self.window}; give at least 1"),
             (pools and self.pool < 1, f"pool: {self.pool}; give at least 1"),
             (bool(used & {"strided", "sparse"}) and self.stride < 1, f"stride: {self.stride}; give at least 1"),
+            (
+                bool(self.attention_scale) and "linear" in used,
+                "attention_scale: linear attention has no scores to scale; leave it out",
+            ),
+            (self.attention_scale < 0, f"attention_scale: {self.attention_scale}; give more than 0"),
+            (self.qk_norm and self.qk_norm_full, "qk_norm_full: norms of each head (qk_norm), or of all; give one"),
         ]
         return [words for wrong, words in checks if wrong]
 
     def _problems_of_positions(self) -> list[str]:
+        scaled, width = self.rope_scaling != "none", self.head_width
         checks = [
             (
-                self.positions == "rope" and self.d_model // self.heads % 2 != 0,
-                f"heads: rope needs an even head width; d_model/heads is {self.d_model // self.heads}",
+                self.positions == "rope" and self.rotary_width % 2 != 0,
+                f"heads: rope needs an even head width; d_model/heads (or head_dim) is {width}, of which "
+                f"{self.rotary_width} channels turn",
             ),
             (
-                self.rope_scaling != "none" and self.positions != "rope",
-                f"rope_scaling: positions are '{self.positions}', not rope",
+                not 0 < self.rotary_fraction <= 1,
+                f"rotary_fraction: {self.rotary_fraction}; give a share above 0 and up to 1",
             ),
+            (scaled and self.positions != "rope", f"rope_scaling: positions are '{self.positions}', not rope"),
             (
-                self.rope_scaling != "none" and not 0 < self.rope_trained <= self.context,
+                scaled and not self.rope_factor and not 0 < self.rope_trained <= self.context,
                 f"rope_trained: {self.rope_trained} with a context of {self.context}; give the (smaller) context that "
                 "RoPE was trained at",
             ),
             (
-                self.rope_scaling == "none" and 0 < self.rope_trained < self.context,
+                self.rope_scaling in ("yarn", "llama3") and self.rope_trained < 1,
+                f"rope_trained: {self.rope_scaling} needs the context that RoPE was trained at",
+            ),
+            (
+                self.rope_scaling == "llama3" and not 0 < self.rope_low < self.rope_high,
+                f"rope_high: {self.rope_high} is not above rope_low {self.rope_low}",
+            ),
+            (
+                not scaled and 0 < self.rope_trained < self.context,
                 f"context: {self.context} tokens are beyond the {self.rope_trained} that RoPE was trained at; set "
                 "model.rope_scaling",
+            ),
+            (
+                bool(self.rope_divisors) and 2 * len(self.rope_divisors) != self.rotary_width,
+                f"rope_divisors: {len(self.rope_divisors)} of them for {self.rotary_width // 2} pairs; give one for "
+                "each",
             ),
         ]
         return [words for wrong, words in checks if wrong]
 
     def _problems_of_parts(self) -> list[str]:
         checks = [
+            (
+                self.norm_placement not in ("pre", "post", "both"),
+                f"norm_placement: {self.norm_placement!r}; there are pre, post and both",
+            ),
+            (
+                self.parallel_residual and self.residual == "reversible",
+                "residual: reversible blocks feed one branch with the other's result, parallel ones do not; give "
+                "residual = 'plain' or parallel_residual = false",
+            ),
             (
                 self.experts > 0 and self.d_ff % max(1, self.experts) != 0,
                 f"experts: {self.experts} experts do not divide d_ff {self.d_ff}",
@@ -206,8 +275,38 @@ class GPTConfig:
 
     @property
     def head_width(self) -> int:
-        """E = D/H."""
-        return self.d_model // self.heads
+        """E: `head_dim`, or D/H."""
+        return self.head_dim or self.d_model // self.heads
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that RoPE turns."""
+        return int(self.head_width * self.rotary_fraction)
+
+    @property
+    def rope_stretch(self) -> float:
+        """How many times longer than those of RoPE's training texts are: `rope_factor`, or context / rope_trained."""
+        return self.rope_factor or self.context / max(1, self.rope_trained)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward part multiplies its activation with a second product."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def has_qkv_biases(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.biases if self.qkv_biases is None else self.qkv_biases
+
+    @property
+    def has_out_biases(self) -> bool:
+        """Whether attention's output matrix has a bias."""
+        return self.biases if self.out_biases is None else self.out_biases
+
+    @property
+    def has_norm_biases(self) -> bool:
+        """Whether norms, if they are LayerNorms, have biases."""
+        return self.biases if self.norm_biases is None else self.norm_biases
 
     @property
     def positions_used(self) -> int:
@@ -243,7 +342,7 @@ def network_of(recipe: Recipe, vocab_size: int) -> GPTConfig:
         InputError: values that do not fit together.
     """
     m = recipe.model
-    shape = {name: value for name, value in m.model_dump().items() if value is not None}
+    shape = {name: value for name, value in m.model_dump(exclude={"base"}).items() if value is not None}
     derived = {
         "kv_heads": m.kv_heads or m.heads,
         "d_ff": m.d_ff or 4 * m.d_model,

@@ -40,12 +40,13 @@ def relu_squared(x: Tensor) -> Tensor:
 
 class FeedForward(nn.Module):
     """FF(x) = act(x W1 + b1) W2 + b2, act = max(0, ·) by default (Vaswani et al. 2017, eq. 2); relu2: So et al. 2021;
-    swiglu, whose W1 makes gate and input side by side: silu(x W_g) · (x W_i) (Shazeer 2020, eq. 6)."""
+    swiglu, whose W1 makes gate and input side by side: silu(x W_g) · (x W_i) (Shazeer 2020, eq. 6); geglu, with the
+    tanh form of gelu in the place of silu (eq. 5)."""
 
     def __init__(self, config: GPTConfig, units: int, up_rank: int = 0, down_rank: int = 0) -> None:
         super().__init__()
         self.activation = config.activation
-        wide = units * (2 if config.activation == "swiglu" else 1)
+        wide = units * (2 if config.gated else 1)
         self.up = linear(config.d_model, wide, config.biases, up_rank)
         self.down = linear(units, config.d_model, config.biases, down_rank)
 
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
         return result
 
     def activated(self, hidden: Tensor) -> Tensor:
-        """What `up` gave → what `down` takes: (…,F), or with swiglu (…,2F), → (…,F)."""
+        """What `up` gave → what `down` takes: (…,F), or where it is gated (…,2F), → (…,F)."""
         if self.activation == "relu":
             return F.relu(hidden)
         if self.activation == "relu2":
@@ -63,4 +64,7 @@ class FeedForward(nn.Module):
         if self.activation == "swiglu":
             gate, hidden = hidden.chunk(2, -1)
             return F.silu(gate) * hidden
+        if self.activation == "geglu":
+            gate, hidden = hidden.chunk(2, -1)
+            return F.gelu(gate, approximate="tanh") * hidden
         return F.gelu(hidden, approximate="tanh" if self.activation == "gelu_tanh" else "none")

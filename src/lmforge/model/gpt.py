@@ -29,7 +29,7 @@ from lmforge.model.feed_forward import FeedForward
 from lmforge.model.loss import CrossEntropy, linear_cross_entropy, loss_chunk
 from lmforge.model.measure import macs_per_token
 from lmforge.model.ngrams import NgramEmbedding
-from lmforge.model.norms import Norm
+from lmforge.model.norms import norm_of
 from lmforge.model.packing import Packing
 from lmforge.model.recompute import recomputed, reversible
 from lmforge.model.rope import rotations
@@ -40,39 +40,48 @@ AHEAD_WEIGHT = 0.3  # of the losses of tokens further ahead, together (DeepSeek-
 
 
 class Block(nn.Module):
-    """x + Attention(Norm(x)), then x + FF(Norm(x)). Either part may be missing (`LayerShape`)."""
+    """x + Attention(Norm(x)), then x + FF(Norm(x)). Either part may be missing (`LayerShape`).
+
+    The norms stand before a branch, after it (Liu et al. 2022, "Swin Transformer V2", section 3.2), or at both places
+    (`norm_placement`). `parallel_residual`: x + Attention(Norm(x)) + FF(Norm'(x)) (Wang and Komatsuzaki 2021, "GPT-J").
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        shape, norm = config.shape_of(layer), (config.d_model, config.norm, config.biases, config.norm_eps)
-        self.attention_norm = Norm(*norm) if shape.heads else None
+        shape = config.shape_of(layer)
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        self.attention_norm = norm_of(config) if shape.heads and before else None
         self.attention = Attention(config, layer) if shape.heads else None
-        self.ff_norm = Norm(*norm) if shape.d_ff else None
+        self.attention_out_norm = norm_of(config) if shape.heads and after else None
+        self.ff_norm = norm_of(config) if shape.d_ff and before else None
         self.ff: FeedForward | Experts | None = None
         if shape.d_ff:
             ranks = (shape.up_rank, shape.down_rank)
             self.ff = Experts(config, layer) if shape.experts else FeedForward(config, shape.d_ff, *ranks)
+        self.ff_out_norm = norm_of(config) if shape.d_ff and after else None
+        self.parallel = config.parallel_residual
 
     def attend(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """The first branch, which has to be there: (B,T,D) → (B,T,D)."""
-        assert self.attention_norm is not None
         assert self.attention is not None
-        result: Tensor = self.attention(self.attention_norm(x), forward_ctx)
-        return result
+        entering = x if self.attention_norm is None else self.attention_norm(x)
+        result: Tensor = self.attention(entering, forward_ctx)
+        return result if self.attention_out_norm is None else self.attention_out_norm(result)
 
     def feed(self, x: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """The second branch, which has to be there: (B,T,D) → (B,T,D)."""
-        assert self.ff_norm is not None
         assert self.ff is not None
-        hidden = self.ff_norm(x)
+        hidden = x if self.ff_norm is None else self.ff_norm(x)
         result: Tensor = self.ff(hidden, forward_ctx) if isinstance(self.ff, Experts) else self.ff(hidden)
-        return result
+        return result if self.ff_out_norm is None else self.ff_out_norm(result)
 
     def forward(self, x: Tensor, forward_ctx: ForwardContext, second: Tensor | None = None) -> Any:
         """(B,T,D) → (B,T,D); with the second stream of `reversible` (B,T,D), both streams → both."""
         if second is not None:
             x = x if self.attention is None else x + self.attend(second, forward_ctx)
             return x, second if self.ff is None else second + self.feed(x, forward_ctx)
+        if self.parallel and self.attention is not None and self.ff is not None:
+            return x + self.attend(x, forward_ctx) + self.feed(x, forward_ctx)
         if self.attention is not None:
             x = x + self.attend(x, forward_ctx)
         return x if self.ff is None else x + self.feed(x, forward_ctx)
@@ -105,8 +114,8 @@ class MultiTokenPrediction(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.hidden_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
-        self.next_norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps)
+        self.hidden_norm = norm_of(config)
+        self.next_norm = norm_of(config)
         self.join = nn.Linear(2 * config.d_model, config.d_model, bias=config.biases)
         self.block = Block(dataclasses.replace(config, experts=0, layer_shapes=()), config.layers - 1)
 
@@ -144,7 +153,7 @@ class GPT(nn.Module):
         self.learned_positions = nn.Embedding(config.context, config.d_model) if learned else None
         self.patches = PatchEmbedding(config) if config.image_size and first else None
         self.blocks = Blocks(config, layers)
-        self.norm = Norm(config.d_model, config.norm, config.biases, config.norm_eps) if last else None
+        self.norm = norm_of(config) if last else None
         self.head: nn.Linear | None = nn.Linear(config.d_model, config.vocab_size, bias=False) if last else None
         if config.tied and self.head is not None and self.embed is not None:
             self.head.weight = self.embed.weight
@@ -152,6 +161,10 @@ class GPT(nn.Module):
         self.cross_entropy: CrossEntropy = linear_cross_entropy
         self.rotations: Tensor
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
+        self.local_rotations: Tensor | None
+        two = config.positions == "rope" and config.rope_local_base and "window" in config.attention
+        local = rotations(config, config.positions_used, local=True) if two else None
+        self.register_buffer("local_rotations", local, persistent=False)
 
     def macs_per_token(self) -> int:
         """Multiplications of a token by the matrices of blocks and head (`measure`); what only training or images use
@@ -163,7 +176,7 @@ class GPT(nn.Module):
 
         A stage of a pipeline begins with the values that it has in the whole network. The experts of a layer begin
         equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never
-        met must add nothing, not noise (docs/log.md).
+        met must add nothing, not noise (docs/internals/log.md).
 
         With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs
         V", table 8): the variance of the blocks' matrices is multiplied by b/D, and the output by `output_multiplier` ·
@@ -191,7 +204,8 @@ class GPT(nn.Module):
             elif name.endswith("bias") or name.startswith("ngrams."):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
-                nn.init.constant_(parameter, ratio * output_multiplier if name == "norm.weight" else 1.0)
+                gain = ratio * output_multiplier if name == "norm.weight" else 1.0
+                nn.init.constant_(parameter, gain - self.config.norm_offset)
             if not own:
                 break
         for block in self.blocks:
@@ -297,16 +311,24 @@ class GPT(nn.Module):
                 f"{reach} tokens: learned positions reach {self.config.context}; shorten the text or use "
                 "model.positions = 'rope'"
             )
-        if cache is None:
-            return ForwardContext(
-                self.rotations, self._rotations_at(None, length), None if documents is None else Packing(documents)
-            )
-        cache.extent = reach
-        positions = cache.lengths[:, None] + torch.arange(length, device=tokens.device)
-        turns = self._rotations_at(positions, length)
-        table = None if turns is None else self.rotations
-        lengths = torch.full((rows,), length, device=tokens.device) if lengths is None else lengths
-        return ForwardContext(table, turns, cache=cache, positions=positions, lengths=lengths)
+        packing = None if documents is None else Packing(documents)
+        positions = None
+        if cache is not None:
+            cache.extent = reach
+            positions = cache.lengths[:, None] + torch.arange(length, device=tokens.device)
+            lengths = torch.full((rows,), length, device=tokens.device) if lengths is None else lengths
+        self._reach_to(length if positions is None or self.rotations.numel() == 0 else int(positions.max()) + 1)
+
+        def context_of(table: Tensor) -> ForwardContext:
+            if table.numel() == 0:
+                return ForwardContext(None, None, packing, cache, positions, lengths)
+            turns = table[:length] if positions is None else table[positions]
+            return ForwardContext(table, turns, packing, cache, positions, lengths)
+
+        forward_ctx = context_of(self.rotations)
+        if self.local_rotations is not None:
+            forward_ctx.local = context_of(self.local_rotations)
+        return forward_ctx
 
     def _layers(self, tokens: Tensor, forward_ctx: ForwardContext, images: Tensor | None) -> Tensor:
         """Embedding and blocks: tokens (B,T) → (B,T,D); of a stage as it says above."""
@@ -331,7 +353,7 @@ class GPT(nn.Module):
         cache, packing = forward_ctx.cache, forward_ctx.packing
         within = packing.positions if packing else forward_ctx.positions
         ids = tokens if images is None else tokens.clamp(min=0)
-        x: Tensor = self.embed(ids)
+        x = self._embedding(ids)
         if images is not None:
             assert self.patches is not None
             x = place_patches(x, tokens, self.patches(images))
@@ -342,6 +364,12 @@ class GPT(nn.Module):
             x = x + self.learned_positions(torch.arange(ids.shape[1], device=ids.device) if within is None else within)
         return x
 
+    def _embedding(self, ids: Tensor) -> Tensor:
+        """ids (B,T) → (B,T,D); a last stage by itself holds the embedding as its head's matrix."""
+        assert self.embed is not None or self.head is not None
+        x: Tensor = self.embed(ids) if self.embed is not None else F.embedding(ids, self.head.weight)  # type: ignore[union-attr]
+        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
+
     def _further(
         self, hidden: Tensor, targets: Tensor, documents: Tensor | None, forward_ctx: ForwardContext, chunk: int
     ) -> Tensor:
@@ -351,10 +379,7 @@ class GPT(nn.Module):
         nats = hidden.new_zeros(())
         following, wanted = targets, targets
         for module in self.ahead:
-            ids = following.clamp(min=0)
-            # a last stage by itself holds the embedding as its head's matrix
-            embedded = F.embedding(ids, self.head.weight) if self.embed is None else self.embed(ids)
-            hidden = module(hidden, embedded, forward_ctx)
+            hidden = module(hidden, self._embedding(following.clamp(min=0)), forward_ctx)
             wanted = F.pad(wanted[:, 1:], (0, 1), value=-1)
             if documents is not None:  # what comes after the last token of a document is another text
                 wanted = wanted.masked_fill(F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True), -1)
@@ -365,12 +390,11 @@ class GPT(nn.Module):
         weighted: Tensor = nats * (AHEAD_WEIGHT / len(self.ahead))
         return weighted
 
-    def _rotations_at(self, positions: Tensor | None, length: int) -> Tensor | None:
-        if self.rotations.numel() == 0:
-            return None
-        last = length if positions is None else int(positions.max()) + 1
+    def _reach_to(self, last: int) -> None:
+        """Rotations of so many positions: where they are more than were trained, the same angles, further on."""
         beyond = self.config.positions_used - self.config.context
-        if last + beyond > len(self.rotations):  # longer than trained: the same angles, further on
-            self.rotations = rotations(self.config, 2 * last + beyond).to(self.rotations.device)
-        table: Tensor = self.rotations
-        return table[:length] if positions is None else table[positions]
+        if 0 < len(self.rotations) < last + beyond:
+            length, device = 2 * last + beyond, self.rotations.device
+            self.rotations = rotations(self.config, length).to(device)
+            if self.local_rotations is not None:
+                self.local_rotations = rotations(self.config, length, local=True).to(device)

@@ -8,7 +8,8 @@
                  that can use it
 
 These ways cut blocks open and read weights. Where that would pass by someone (hooks on modules, weights spread over
-devices: `hooks`), and for blocks that lack a part, each block is called whole, and called again in the backward pass
+devices: `hooks`), and for blocks that lack a part, have norms after their branches or add both branches at once
+(`GPTConfig`), each block is called whole, and called again in the backward pass
 (Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3.1): what enters each is kept.
 
 The feed-forward part looks at one token at a time, so both run it, and its gradient, `TOKENS` at a time (Kitaev et al.
@@ -60,7 +61,8 @@ def reversible(x: Tensor, blocks: list[Any], forward_ctx: Any, begins: bool = Tr
 
 
 def _may_be_cut(block: Any) -> bool:
-    return block.attention is not None and block.ff is not None and weights_may_be_read(block)
+    usual = block.attention_norm is not None and block.ff_norm is not None and not block.parallel
+    return usual and block.attention_out_norm is None and block.ff_out_norm is None and weights_may_be_read(block)
 
 
 def _run(x: Tensor, blocks: list[Any], forward_ctx: Any, begins: bool, ends: bool, again: bool = False) -> Tensor:

@@ -135,6 +135,8 @@ def refuse_what_does_not_fit(recipe: Recipe) -> None:
     """Raises:
     DoesNotFit: training would need more memory than this machine has; says how much.
     """
+    if recipe.train.steps == 0:
+        return  # nothing is trained
     figures = plan(recipe, detect(measure=False))
     if not figures["fits"]:
         need = sum(figures["memory_bytes_per_device"].values()) / 2**30

@@ -23,6 +23,8 @@ from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError
 from lmforge.evaluate.harness import benchmark_texts, evaluate, task_inputs
 from lmforge.evaluate.windows import quick_bits_per_byte
+from lmforge.formats import base as formats_base
+from lmforge.formats.base import base_tokenizer
 from lmforge.generate import translator
 from lmforge.generate.translator import HubTranslator, Translator
 from lmforge.pipeline.checkpoints import keep_or_set_aside
@@ -168,13 +170,19 @@ def _corpus_reset(_recipe: Recipe, run: Path, _state: State, fresh: bool) -> Non
 
 
 def _tokens(recipe: Recipe, run: Path) -> dict[str, Any]:
-    return build_tokens(
-        recipe, run / "corpus", run / "tokens", recipe.finetune.base / TOKENIZER if recipe.finetune else None
-    )
+    known = None
+    if recipe.finetune:
+        known = Tokenizer.load(recipe.finetune.base / TOKENIZER)
+    elif recipe.model.base:
+        known = base_tokenizer(recipe.model.base)
+    return build_tokens(recipe, run / "corpus", run / "tokens", known)
 
 
 def _base(recipe: Recipe) -> Inputs:
-    """The model that is fine-tuned, by its weights."""
+    """The model that training goes on from, by its weights."""
+    if recipe.model.base:
+        given = recipe.model.base
+        return _readable("base", lambda: formats_base.fingerprint(given))
     if not recipe.finetune:
         return {}
     base = recipe.finetune.base

@@ -36,6 +36,8 @@ def tokens_summary(figures: Figures) -> str:
 
 def train_summary(figures: Figures) -> str:
     """How good, and how fast."""
+    if not figures["steps"]:
+        return f"the base as it is: {figures['valid_bits_per_byte']:.3f} bits per byte (validation)"
     bits, speed = figures["valid_bits_per_byte"], figures["tokens_per_second"]
     return f"{bits:.3f} bits per byte (validation), {speed:,} tokens/s"
 

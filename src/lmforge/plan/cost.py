@@ -30,6 +30,7 @@ class Layer:
     shape: LayerShape
     queries: int
     keys: int
+    usual: bool = True  # norms stand before its branches, which follow one another
 
     @property
     def projected(self) -> int:
@@ -38,8 +39,9 @@ class Layer:
 
     @property
     def whole(self) -> bool:
-        """Whether it has both parts: only then do recomputed and reversible blocks go their fast ways (`recompute`)."""
-        return bool(self.shape.heads and self.shape.d_ff)
+        """Whether it has both parts, as they usually are: only then do recomputed and reversible blocks go their fast
+        ways (`recompute`)."""
+        return self.usual and bool(self.shape.heads and self.shape.d_ff)
 
 
 def layers_of(c: GPTConfig) -> list[Layer]:
@@ -50,7 +52,8 @@ def layers_of(c: GPTConfig) -> list[Layer]:
 
 def layer_of(c: GPTConfig, kind: str, shape: LayerShape) -> Layer:
     """A layer of these widths."""
-    return Layer(kind, shape, shape.heads * c.head_width, shape.kv_heads * c.head_width)
+    usual = c.norm_placement == "pre" and not c.parallel_residual
+    return Layer(kind, shape, shape.heads * c.head_width, shape.kv_heads * c.head_width, usual)
 
 
 def _layer_ahead(c: GPTConfig) -> Layer:
@@ -66,18 +69,19 @@ def _matrix(inputs: int, outputs: int, rank: int) -> int:
 def parameters(config: GPTConfig) -> dict[str, int]:
     """Parameters by component; an embedding that is also the output matrix counts once. Their sum is the network's."""
     c, width, layers = config, config.d_model, layers_of(config)
-    of_norm = width * (2 if c.biases and c.norm == "layernorm" else 1)
+    of_norm = width * (2 if c.has_norm_biases and c.norm == "layernorm" else 1)
+    of_branch = 2 if c.norm_placement == "both" else 1
     block = _layer_ahead(c)
     ahead = c.ahead * (
         2 * width * width
         + (width if c.biases else 0)
         + _attention(c, block)
         + _feed_forward(c, block)
-        + 4 * of_norm
+        + (2 + 2 * of_branch) * of_norm
         + _head_norms(c, block)
     )
     side = c.image_size // c.image_patch if c.image_size else 0
-    norms = 1 + sum((layer.shape.heads > 0) + (layer.shape.d_ff > 0) for layer in layers)
+    norms = 1 + of_branch * sum((layer.shape.heads > 0) + (layer.shape.d_ff > 0) for layer in layers)
     return {
         "embedding": c.vocab_size * width,
         "output": 0 if c.tied else c.vocab_size * width,
@@ -96,7 +100,7 @@ def _attention(c: GPTConfig, layer: Layer) -> int:
     shape = layer.shape
     if not shape.heads:
         return 0
-    count = _projections(c, layer) + (layer.projected + c.d_model if c.biases else 0)
+    count = _projections(c, layer) + biases_of_attention(c, layer)
     if layer.kind in ("pooled", "sparse") and c.pooling == "conv":
         count += 2 * c.pool * layer.keys
     if layer.kind == "linear" and c.feature_map == "learned":
@@ -111,20 +115,28 @@ def _projections(c: GPTConfig, layer: Layer) -> int:
     return into + _matrix(layer.queries, c.d_model, shape.out_rank) if shape.heads else 0
 
 
+def biases_of_attention(c: GPTConfig, layer: Layer) -> int:
+    """Parameters of the biases of one layer's attention."""
+    return (layer.projected if c.has_qkv_biases else 0) + (c.d_model if c.has_out_biases else 0)
+
+
 def _head_norms(c: GPTConfig, layer: Layer) -> int:
-    return (1 if layer.kind == "lsh" else 2) * c.head_width if c.qk_norm and layer.shape.heads else 0
+    if not layer.shape.heads or not (c.qk_norm or c.qk_norm_full):
+        return 0
+    queries, keys = (layer.queries, layer.keys) if c.qk_norm_full else (c.head_width, c.head_width)
+    return queries + (0 if layer.kind == "lsh" else keys)
 
 
 def _units(c: GPTConfig, shape: LayerShape, units: int) -> int:
     """Numbers of the two matrices of a feed-forward network."""
-    wide = units * (2 if c.activation == "swiglu" else 1)
+    wide = units * (2 if c.gated else 1)
     return _matrix(c.d_model, wide, shape.up_rank) + _matrix(units, c.d_model, shape.down_rank)
 
 
 def _expert(c: GPTConfig, shape: LayerShape, count: int = 1) -> int:
     """Parameters of one expert as wide as `count`."""
     units = shape.d_ff // shape.experts * count
-    wide = units * (2 if c.activation == "swiglu" else 1)
+    wide = units * (2 if c.gated else 1)
     return _units(c, shape, units) + (wide + c.d_model if c.biases else 0)
 
 
@@ -200,6 +212,8 @@ def _beside_recomputing(c: GPTConfig, layer: Layer, context: int) -> float:
     last = 2.0 * _matrix(shape.d_ff, c.d_model, 0) if not shape.down_rank else 2.0 * shape.down_rank * c.d_model
     reversible = c.residual == "reversible"
     if not layer.whole or (reversible and not all(each.whole for each in layers_of(c))):
+        if c.norm_placement != "pre":  # the norm after the last product keeps what it gave
+            return 0.0
         # called whole: all but the last product, of which nothing is kept
         if shape.d_ff:
             return -last if not shape.experts else 0.0

@@ -13,7 +13,7 @@ from lmforge.model.kernels import causal_bf16
 from lmforge.model.loss import loss_chunk
 from lmforge.model.lsh import bucket_sides
 from lmforge.model.softmax_attention import Softmax, saves_attention
-from lmforge.plan.cost import Layer, layers_of, parameters
+from lmforge.plan.cost import Layer, biases_of_attention, layers_of, parameters
 
 
 def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
@@ -28,8 +28,7 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
     """
     c, width = config, config.d_model
     a = 2 if half else 4  # bytes of a number that goes through matrix products; the residual stream stays float32
-    rms = c.norm == "rmsnorm"
-    norm = 4 * width + (4 * width + 4 if rms else 8) + a * width  # input; normalised input and its scale; output
+    norm = _norm_bytes(c, a)
     ids = 8 * (3 if c.ngram_rows else 1)
     # the last norm's output is replaced by the gradient that the loss makes at once
     last = norm - a * width + 4 * width
@@ -43,9 +42,32 @@ def activation_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
         return round(8 * width + mixed + ids)
     if c.recompute:
         return round(4 * width * c.layers + mixed + ids)
-    attention = sum(norm + _attention_bytes(c, layer, a, half) for layer in layers if layer.shape.heads)
-    fed = sum(norm + _feed_forward_bytes(c, layer.shape, a) for layer in layers if layer.shape.d_ff)
-    return round(attention + fed + last + ids)
+    kept = sum(_attending_bytes(c, layer, a, half) + _feeding_bytes(c, layer, a) for layer in layers)
+    return round(kept + last + ids)
+
+
+def _norm_bytes(c: GPTConfig, a: int) -> int:
+    """Kept of one norm, per token: its input; the normalised input and its scale; its output."""
+    return 4 * c.d_model + (4 * c.d_model + 4 if c.norm == "rmsnorm" else 8) + a * c.d_model
+
+
+def _norms_bytes(c: GPTConfig, a: int) -> int:
+    """Kept of the norms of one branch, what enters it included: a norm after it keeps what the branch gave in the place
+    of what it would have been given; where there are two, that and its own come on top."""
+    return _norm_bytes(c, a) + (_norm_bytes(c, a) - 4 * c.d_model if c.norm_placement == "both" else 0)
+
+
+def _attending_bytes(c: GPTConfig, layer: Layer, a: int, half: bool) -> float:
+    """Kept of one layer's first branch, per token."""
+    return _norms_bytes(c, a) + _attention_bytes(c, layer, a, half) if layer.shape.heads else 0
+
+
+def _feeding_bytes(c: GPTConfig, layer: Layer, a: int) -> float:
+    """Kept of one layer's second branch, per token; parallel branches share what enters them."""
+    if not layer.shape.d_ff:
+        return 0
+    shared = 4 * c.d_model if c.parallel_residual and layer.shape.heads else 0
+    return _norms_bytes(c, a) - shared + _feed_forward_bytes(c, layer.shape, a)
 
 
 def working_bytes_per_token(config: GPTConfig, half: bool = False) -> int:
@@ -78,10 +100,12 @@ def _working_bytes(c: GPTConfig, layer: Layer, a: int, half: bool) -> float:
     streams = 12 * width if c.residual == "reversible" else 8 * width  # their gradients
     # what attention gave is there already; of the projections the values alone are copied
     if c.recompute and layer.whole and saves_attention(c, layer.kind):
-        inside -= a * (queries + layer.keys) if c.positions == "rope" and not c.qk_norm else 0
+        inside -= a * (queries + layer.keys) if c.positions == "rope" and not (c.qk_norm or c.qk_norm_full) else 0
         inside -= a * queries if c.residual != "reversible" else 0
     else:
         inside += a * width  # the branch's result
+    if not layer.usual:  # the block is called whole, so nothing of it goes in pieces
+        inside += _feeding_bytes(c, layer, a)
     return inside + mixing + streams + (a * width if c.residual == "reversible" and not c.recompute else 0)
 
 
@@ -94,7 +118,7 @@ def _units_met(c: GPTConfig, shape: LayerShape) -> int:
 
 def _feed_forward_bytes(c: GPTConfig, shape: LayerShape, a: int) -> float:
     """Kept of one layer's feed-forward part, per token."""
-    kept, units = {"relu": 1, "swiglu": 4}.get(c.activation, 2), _units_met(c, shape)
+    kept, units = {"relu": 1, "swiglu": 4, "geglu": 4}.get(c.activation, 2), _units_met(c, shape)
     thin = a * (shape.up_rank + shape.down_rank) * ((c.experts_active + bool(c.experts_shared)) if shape.experts else 1)
     if not shape.experts:
         return a * units * kept + thin
@@ -113,17 +137,22 @@ def _attention_bytes(c: GPTConfig, layer: Layer, a: int, half: bool) -> float:
         turned = queries + keys
     # queries, keys and values before rotation; the values are used from here
     kept: float = a * (layer.projected + shape.qkv_rank + shape.out_rank)
-    if c.qk_norm:
+    if c.qk_norm_full:
+        heads = 1 if shared else 2  # one scale for all heads together
+    normed = c.qk_norm or c.qk_norm_full
+    if normed:
         # RMSNorm keeps its input normalised, and raised to float32 where it came in half precision.
         kept += (8 if half else 4) * turned + 4 * heads if rms else 8 * heads
-    if c.qk_norm or c.positions == "rope":
+    if normed or c.positions == "rope":
         kept += a * turned
+    elif c.attention_scale:
+        kept += a * queries
     kept += a * queries + 4 * shape.heads  # what attention gives, and its log-sum of exponentials
     if layer.kind == "linear":
-        if not c.qk_norm:  # then nothing of what the projections gave is kept as such
+        if not normed:  # then nothing of what the projections gave is kept as such
             kept -= a * layer.projected
         # nor rotated: the features are all that is needed
-        if c.feature_map == "elu" and (c.qk_norm or c.positions == "rope"):
+        if c.feature_map == "elu" and (normed or c.positions == "rope"):
             kept -= a * turned
         return kept - 4 * shape.heads + _linear_bytes(c, shape, a)
     if shared:
@@ -140,7 +169,7 @@ def _attention_bytes(c: GPTConfig, layer: Layer, a: int, half: bool) -> float:
     copies = queries if shape.heads > shape.kv_heads else keys
     kept += 2 * a * copies * extras
     if shape.heads > shape.kv_heads:  # keys and values are written out for every head
-        kept += 2 * a * queries - (a * keys if c.positions == "rope" or c.qk_norm else 0)
+        kept += 2 * a * queries - (a * keys if c.positions == "rope" or normed else 0)
     return kept
 
 
@@ -185,14 +214,12 @@ def _vectors(c: GPTConfig, layer: Layer) -> int:
     """Parameters of a layer's attention and feed-forward part that stand in no matrix: biases."""
     shape = layer.shape
     vectors = shape.experts if shape.d_ff and c.balance == "bias" else 0
-    if not c.biases:
-        return vectors
     if shape.heads:
-        vectors += layer.projected + c.d_model
-    if shape.d_ff:
+        vectors += biases_of_attention(c, layer)
+    if shape.d_ff and c.biases:
         units = shape.d_ff + (shape.d_ff // shape.experts * c.experts_shared if shape.experts else 0)
         networks = max(1, shape.experts) + bool(shape.experts and c.experts_shared)
-        vectors += units * (2 if c.activation == "swiglu" else 1) + networks * c.d_model
+        vectors += units * (2 if c.gated else 1) + networks * c.d_model
     return vectors
 
 

@@ -32,7 +32,7 @@ FOLDED, BYTES_PER_TOKEN = 3, 3
 def training_length(recipe: Recipe) -> tuple[int, int]:
     """(steps, tokens of each, on the average): whole rows of the context."""
     ramp = ramp_of(recipe)
-    return ramp.steps, round(ramp.before(ramp.steps) * recipe.tokens.context / ramp.steps)
+    return ramp.steps, round(ramp.before(ramp.steps) * recipe.tokens.context / max(1, ramp.steps))
 
 
 def expected_utilization(config: GPTConfig, gpu: bool) -> float:

@@ -16,11 +16,13 @@ from lmforge.recipe.corpus import (
     SynthesisStep,
 )
 from lmforge.recipe.load import load_recipe, parse_recipe
+from lmforge.recipe.registry import BASES
 from lmforge.recipe.schema import AttentionKind, Budget, CompressStep, Model, Parallel, QuantizeStep, Recipe, Tokens
 from lmforge.recipe.training import Finetune, Lora, Train
 from lmforge.recipe.write import to_toml
 
 __all__ = [
+    "BASES",
     "AttentionKind",
     "Augment",
     "BackTranslation",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from lmforge.errors import InputError
+from lmforge.recipe.base import take_model_base
 from lmforge.recipe.corpus import BackTranslation, Source
 from lmforge.recipe.evaluate import TASK_SETTINGS, DataSettings
 from lmforge.recipe.schema import Model, Recipe
@@ -37,6 +38,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _apply(data, override)
     if isinstance(data.get("finetune"), dict) and isinstance(data["finetune"].get("base"), str):
         _take_from_base(data, path.resolve().parent)
+    elif isinstance(data.get("model"), dict) and isinstance(data["model"].get("base"), str):
+        take_model_base(data, path.resolve().parent)
     recipe = parse_recipe(data, where=str(path))
     return _resolve_paths(recipe, path.resolve().parent)
 

@@ -6,6 +6,10 @@ recipe names a part that is not known yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 from pydantic import BaseModel
 
 from lmforge.registry import Registry
@@ -19,3 +23,6 @@ COMPRESSION_METHODS = (
     "lmforge.compress.sparsify",
 )
 COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)
+# "shape" and "name" of the model that `model.base` names, given it and the folder of the recipe: which formats of models
+# there are is known further down (lmforge.formats.base)
+BASES: Registry[Callable[[str, Path], Any]] = Registry("reader of bases", ("lmforge.formats.base",))

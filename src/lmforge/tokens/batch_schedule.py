@@ -61,4 +61,5 @@ def ramp_of(recipe: Recipe) -> Ramp:
     ]
     ends = [*(begin for begin, _ in schedule[1:]), 1.0]
     mean = sum((end - begin) * rows for (begin, rows), end in zip(schedule, ends, strict=True)) * context
-    return Ramp(schedule, train.steps or math.ceil((train.tokens or DEFAULT_TOKENS) / mean))
+    steps = math.ceil((train.tokens or DEFAULT_TOKENS) / mean) if train.steps is None else train.steps
+    return Ramp(schedule, steps)

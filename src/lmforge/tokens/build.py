@@ -8,7 +8,6 @@ corpus/documents ──sample──▶ vocabulary ─┐
 from __future__ import annotations
 
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -34,8 +33,8 @@ from lmforge.tokens.writer import Names, TokenWriter
 WORKER_BYTES = 100_000_000  # of text that make another process worth its start (a few seconds)
 
 
-def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None = None) -> dict[str, Any]:
-    """Learn the vocabulary from the training split alone (or take `known`, a tokenizer's file), encode every split into
+def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Tokenizer | None = None) -> dict[str, Any]:
+    """Learn the vocabulary from the training split alone (or take `known`), encode every split into
     `out`, return the figures.
 
     Figures: vocab_size; tokens_, documents_ and bytes_ of train, valid and test; bytes_per_token of the training text
@@ -58,8 +57,8 @@ def build_tokens(recipe: Recipe, corpus_dir: Path, out: Path, known: Path | None
             tokenizer = _learned(recipe, training, sample)
             tokenizer.save(folder / TOKENIZER)
         else:
-            shutil.copyfile(known, folder / TOKENIZER)
-            tokenizer = Tokenizer.load(folder / TOKENIZER)
+            tokenizer = known
+            tokenizer.save(folder / TOKENIZER)
         workers = recipe.tokens.workers or min(cores(), 1 + train_bytes // WORKER_BYTES)
         names, writers = Names(), {}
         with Bar("tokens", train_bytes / (1 - recipe.corpus.holdout), "B") as bar:

@@ -82,7 +82,7 @@ class Tokenizer:
         """
         try:
             file = orjson.loads(content)
-            if _is_own(file):
+            if is_own(file):
                 names, merges, pattern = _own_vocabulary(file, where)
                 self._make(content, names, merges, pattern, special_tokens(file, where))
                 return
@@ -154,6 +154,11 @@ class Tokenizer:
             LmforgeError: the disk is full.
         """
         write_atomic(path, self._content)
+
+    @property
+    def text(self) -> str:
+        """Its tokenizer.json, byte for byte as it was read or learned."""
+        return self._content
 
     def standard_json(self) -> str:
         """Its tokenizer.json as `tokenizers` and `transformers` read it: without our own key, "lmforge"."""
@@ -258,7 +263,7 @@ class Tokenizer:
         return self._bytes[start : int(self._ends[token])]
 
 
-def _is_own(file: Mapping[str, Any]) -> bool:
+def is_own(file: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json is byte-level BPE cut by one of our patterns, as `lmforge.tokens.bpe` writes it."""
     parts = (file["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
     pattern = parts[0]["pattern"].get("Regex") if parts[0].get("type") == "Split" else None

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lmforge.errors import InputError
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import TENSORS, load_model, load_tokenizer, model_name, model_tensors, read_config
+from lmforge.formats.peft import AdapterParts
 from lmforge.formats.registry import FORMATS, Format
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Lora
@@ -262,6 +263,14 @@ class Adapter(Format):
     def detect(self, path: Path) -> bool:
         """A folder with adapter.json."""
         return (path / ADAPTER_CONFIG).is_file()
+
+    def parts(self, path: Path) -> AdapterParts:
+        """The adapter by itself.
+
+        Raises:
+            InputError: as `base_of`.
+        """
+        return AdapterParts(base_of(path), load_file(path / ADAPTER), float(_config(path)["scale"]))
 
     def read(self, path: Path, verify: bool = True) -> LoadedModel:
         """As `load_with_adapter`, with the base's tokenizer; base and adapter are verified in any case."""

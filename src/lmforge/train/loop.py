@@ -20,7 +20,7 @@ from typing import Any
 
 from lmforge.allocator import memory_for
 from lmforge.errors import InputError, Interrupted, LmforgeError
-from lmforge.formats.native import load_model, model_tensors
+from lmforge.formats.native import load_model, model_tensors, read_config
 from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout, join_layout
@@ -34,6 +34,7 @@ from lmforge.tokens.shards import verify_once
 from lmforge.train import fp8
 from lmforge.train.advice import base_advice, label_advice, length_advice
 from lmforge.train.autotune import ExecutionPlan, choose, compiled_loss, describe
+from lmforge.train.base import base_of, take_base
 from lmforge.train.checkpoint import Checkpoints
 from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.data import TrainingData
@@ -42,6 +43,7 @@ from lmforge.train.finetune import start_from
 from lmforge.train.interrupt import StopRequest, stop_signals
 from lmforge.train.journal import Journal, Meter, Observers
 from lmforge.train.optim import build_optimizers
+from lmforge.train.origin import keep_origin
 from lmforge.train.precision import LossScaler
 from lmforge.train.profile import Profile
 from lmforge.train.schedule import TrainingSchedule
@@ -64,6 +66,8 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
         LmforgeError: skipping bad steps and going back did not help, a loss scale reached its floor, or the disk is
             full.
     """
+    if recipe.model.base and recipe.train.steps == 0:
+        return take_base(recipe, tokens_dir, out, model_out)
     layout = join_layout(recipe.parallel)
     try:
         with (
@@ -88,7 +92,7 @@ class Trainer:
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)
-        self.model = layout.apply(whole_network(recipe, self.data.vocab_size))
+        self.model = layout.apply(whole_network(recipe, self.data.vocab_size, out if layout.is_main else None))
         self.optimizers = build_optimizers(self.model, recipe.train)
         store = recipe.train.store if layout.is_main else None
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.train.keep, store)
@@ -334,10 +338,17 @@ class Trainer:
         }
 
 
-def whole_network(recipe: Recipe, vocab_size: int) -> GPT:
-    """The network before its first step, the same in every process: initialised, or that which is fine-tuned."""
+def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> GPT:
+    """The network before its first step, the same in every process: initialised, or that which is gone on from."""
+    if recipe.model.base:
+        base = base_of(recipe)
+        if out is not None:
+            keep_origin(out, base.notes)
+        return base.model
     model = GPT(network_of(recipe, vocab_size))
     model.initialise(recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
     if recipe.finetune:
+        if out is not None:
+            keep_origin(out, read_config(recipe.finetune.base).get("notes", {}))
         start_from(model, recipe.finetune, recipe.seed)
     return model

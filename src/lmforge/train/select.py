@@ -26,6 +26,7 @@ from lmforge.record import atomic_directory, write_atomic
 from lmforge.train.adapters import ADAPTER, adapter_tensors, averaged, holding, merged, write_adapter
 from lmforge.train.checkpoint import Checkpoints, write_snapshot
 from lmforge.train.ensemble import Candidate, Choice, MovingAverage, snapshot_steps
+from lmforge.train.origin import kept_origin
 from lmforge.train.validate import Validator
 
 
@@ -95,7 +96,7 @@ class Selection:
 
         def write() -> None:
             with atomic_directory(model_out) as temporary:
-                notes = {"made_from": best.row(), "valid_bits_per_byte": best.bits_per_byte}
+                notes = {"made_from": best.row(), "valid_bits_per_byte": best.bits_per_byte, **kept_origin(self.out)}
                 write_model(temporary, self.model.config, weights, self.tokenizer, notes=notes)
                 if self.recipe.finetune and self.recipe.finetune.lora:
                     adapter, base = self.adapter_of(best), self.recipe.finetune.base

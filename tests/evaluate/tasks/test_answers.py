@@ -165,7 +165,12 @@ def test_an_answer_is_scored_as_training_counts_it(base: Path, tmp_path: Path, c
     settings = {"context": CONTEXT, "vocab_size": 275 if chat else 320, "chat": chat}
     recipe = Recipe.model_validate({"finetune": given, "tokens": settings, "corpus": {"sources": [], "holdout": 0.4}})
     build_examples(recipe, tmp_path / "corpus", lambda messages: 1)
-    build_tokens(recipe, tmp_path / "corpus", tmp_path / "tokens", None if chat else base / "tokens/tokenizer.json")
+    build_tokens(
+        recipe,
+        tmp_path / "corpus",
+        tmp_path / "tokens",
+        None if chat else Tokenizer.load(base / "tokens/tokenizer.json"),
+    )
     tokenizer = Tokenizer.load(tmp_path / "tokens" / "tokenizer.json")
     model = GPT(GPTConfig(tokenizer.vocab_size, 64, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=32))
     model.initialise(3)
