@@ -33,6 +33,7 @@ class DistilStep(CompressStep, Healing):
     """A student trained towards a teacher; widths that are not given stay."""
 
     method: Literal["distil"] = "distil"
+    # updates of the weights
     steps: Positive = 1000
     layers: Positive | None = None  # spread evenly over those of the model, the first and the last among them
     d_model: Positive | None = None  # the most important channels of the residual stream

@@ -55,7 +55,9 @@ class PruneStep(CompressStep):
     units: Share = 0.0  # … of feed-forward units, …
     experts: Share = 0.0  # … of experts, …
     layers: Share = 0.0  # … of layers
+    # cuts, each further than the one before, with the healing after each
     rounds: Positive = 1
+    # what begins anew after a cut: the learning rate alone, or the weights that are left too
     rewind: Literal["rate", "weights"] = "rate"
     heal: Healing | None = None  # the training after each round; none: no training
 
