@@ -59,16 +59,22 @@ def new(
     texts: Annotated[Path, typer.Argument(help="a folder of texts, a .jsonl or a .parquet file")],
     recipe: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.toml"),
     dial: Dial = None,
+    base: Annotated[
+        str | None, typer.Option(help="a model to go on from: a run, a model, a GGUF file, PACKAGE:FILE")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a recipe sized to these texts and to this machine, or by a dial."""
+    """Write a recipe sized to these texts and to this machine, or by a dial, or one that goes on from a model."""
     from lmforge.plan.dial import dialled_text
     from lmforge.plan.hardware import detect
+    from lmforge.plan.continued import continued_for
     from lmforge.plan.propose import recipe_for
 
     if recipe.exists():
         raise InputError(f"{recipe}: exists already; name another file, or remove it")
-    text = recipe_for(texts, detect())
+    if base is not None and dial is not None:
+        raise InputError("--dial sizes a new network, and the size of --base is known; leave one of them out")
+    text = recipe_for(texts, detect()) if base is None else continued_for(texts, base, detect())
     text = text if dial is None else dialled_text(text, dial)
     write_atomic(recipe, text)
     _print_json({"recipe": str(recipe)}) if as_json else print(
