@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.plan.accelerators import ACCELERATORS
-from lmforge.plan.step_time import ClusterLayout, Shape, step_time
+from lmforge.plan.step_time import ClusterLayout, DecoderShape, step_time
 
-SHAPE = Shape(32, 4096, 32, 16_384, 50_000)
+SHAPE = DecoderShape(32, 4096, 32, 16_384, 50_000)
 H100 = ACCELERATORS["h100"]
 
 
@@ -38,10 +38,10 @@ def test_more_recomputation_takes_longer_and_interleaving_less() -> None:
 
 
 def test_parameters_of_known_shapes() -> None:
-    assert abs(Shape(96, 12_288, 96, 49_152, 50_257).parameters() / 175e9 - 1) < 0.01
-    llama = Shape(126, 16_384, 128, 53_248, 128_256, 8, gated=True, tied=False)
+    assert abs(DecoderShape(96, 12_288, 96, 49_152, 50_257).parameters() / 175e9 - 1) < 0.01
+    llama = DecoderShape(126, 16_384, 128, 53_248, 128_256, 8, gated=True, tied=False)
     assert abs(llama.parameters() / 405e9 - 1) < 0.01
-    deepseek = Shape(61, 7168, 128, 2048, 129_280, 24, 160, True, 256, 8, 1, 3, 18_432, tied=False)
+    deepseek = DecoderShape(61, 7168, 128, 2048, 129_280, 24, 160, True, 256, 8, 1, 3, 18_432, tied=False)
     assert abs(deepseek.parameters() / 671e9 - 1) < 0.05
     # its compressed keys and queries hold fewer parameters than plain ones of the same products
     assert abs(deepseek.parameters(active=True) / 37e9 - 1) < 0.3

@@ -144,7 +144,7 @@ def test_every_speakers_next_turn_stops_the_model() -> None:
         assert f"\n\n{speaker}:" in STOP
 
 
-@pytest.mark.parametrize("role", ["tool", "User", "", None, 3, ["user"]])
+@pytest.mark.parametrize("role", ["robot", "User", "", None, 3, ["user"]])
 def test_an_unknown_role_is_refused_by_its_index(role: Any) -> None:
     expected = re.escape(f"messages[1].role: {role!r} is not a role; give one of system, developer, user, assistant")
     with pytest.raises(InputError, match=expected):

@@ -39,7 +39,7 @@ MEMORY_FROM_BYTES = 2_000_000  # a smaller model cannot be told from the interpr
 
 
 @dataclasses.dataclass
-class Stage:
+class ChainStage:
     """A model between two steps, with what `evaluate` said of it and the bytes its file takes."""
 
     name: str
@@ -67,7 +67,7 @@ def compress(
     model = load_network(model_dir)
     previous = list(read_config(model_dir)["compression"])
     work = out.with_name(f".{out.name}.work")
-    stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
+    stages = [ChainStage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
     rows = CalibrationBatch.of_rows(draw(0))
     batches = rows.of_which_some_count().split(4)
     done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist()]
@@ -84,7 +84,7 @@ def compress(
         )
         original = stages[0].scores["bits_per_byte"]
         result, scores = _within_budget(stages[-1].model, step, context, original, recipe.compress.budget)
-        stages.append(Stage(step.method, result.model, scores, 0, result.entry, result.details))
+        stages.append(ChainStage(step.method, result.model, scores, 0, result.entry, result.details))
     with atomic_directory(out) as directory:
         for stage in stages[1:]:
             save_file(model_tensors(stage.model), directory / TENSORS)
@@ -165,7 +165,7 @@ def sensitivity(
     return dict(sorted(cost.items(), key=lambda item: -item[1]))
 
 
-def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[str, Any]:
+def _report(stages: Sequence[ChainStage], model_dir: Path, directory: Path) -> dict[str, Any]:
     """The figures of all stages, measured in turn, and what they say in words."""
     figures = measure({stage.name: stage.model for stage in stages})
     memory = {}

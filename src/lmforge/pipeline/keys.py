@@ -68,7 +68,7 @@ WHAT: dict[str, frozenset[str]] = {
     "corpus": _keys("""
         sources holdout leaked_share min_chars max_chars
         max_duplicate_lines max_duplicate_ngrams rules languages mask_private
-        toxic_words perplexity quality analyse_bytes synthesis synthetic_share near_duplicates repeated_lines
+        rules_off toxic_words perplexity quality analyse_bytes synthesis synthetic_share near_duplicates repeated_lines
         decontaminate"""),
     "tokens": _keys("vocab_size context sample_bytes superwords max_ram chat packing"),
     "model": _keys("""

@@ -18,7 +18,7 @@ from lmforge.plan import description
 from lmforge.plan.accelerators import DESCRIPTION, Cluster
 from lmforge.plan.cost import TRAINING, active_parameters, flops_per_token, parameters
 from lmforge.plan.simulate import training_length
-from lmforge.plan.step_time import ClusterLayout, Recompute, Shape, StepTime, step_time
+from lmforge.plan.step_time import ClusterLayout, DecoderShape, Recompute, StepTime, step_time
 from lmforge.recipe import Recipe
 
 USABLE = 0.92  # share of a device's memory; the rest is the runtime's, and lost between blocks
@@ -27,7 +27,7 @@ SHOWN = 4  # layouts that are shown
 MOST_UTILISATION = 0.65  # beyond it no published run of a large network has come
 
 
-class Candidate(NamedTuple):
+class LayoutCandidate(NamedTuple):
     """One layout that fits: what it takes of a device, and how long its step is."""
 
     layout: ClusterLayout
@@ -40,10 +40,10 @@ class Candidate(NamedTuple):
         return self.time.total
 
 
-def shape_of(config: GPTConfig) -> Shape:
+def shape_of(config: GPTConfig) -> DecoderShape:
     """The network as the planner of clusters sees it."""
     experts = config.experts
-    return Shape(
+    return DecoderShape(
         config.layers,
         config.d_model,
         config.heads,
@@ -68,7 +68,7 @@ def _keys(config: GPTConfig) -> float:
     return scores / (4 * config.layers * config.heads * config.head_width)
 
 
-def memory_of(shape: Shape, at: ClusterLayout, sparse_keys: int | None = None) -> dict[str, float]:
+def memory_of(shape: DecoderShape, at: ClusterLayout, sparse_keys: int | None = None) -> dict[str, float]:
     """Bytes on the fullest device, by component: weights and gradients in 16 bits, AdamW's state in 32 (12 bytes a
     parameter), activations of the micro-batches that are under way (Korthikanti et al. 2022, section 4), logits.
 
@@ -104,7 +104,7 @@ def memory_of(shape: Shape, at: ClusterLayout, sparse_keys: int | None = None) -
     }
 
 
-def layouts(shape: Shape, cluster: Cluster, sequence: int, batch: int) -> Iterator[ClusterLayout]:
+def layouts(shape: DecoderShape, cluster: Cluster, sequence: int, batch: int) -> Iterator[ClusterLayout]:
     """Every layout that divides heads and layers; devices that no copy of the network fills stay idle."""
     devices, node = cluster.devices, cluster.accelerator.node
     for tensor in (each for each in _divisors(shape.heads) if each <= min(node, 64, devices)):
@@ -116,7 +116,7 @@ def layouts(shape: Shape, cluster: Cluster, sequence: int, batch: int) -> Iterat
 
 
 def _variants(
-    shape: Shape, node: int, sequence: int, batch: int, tensor: int, pipeline: int, context: int, data: int
+    shape: DecoderShape, node: int, sequence: int, batch: int, tensor: int, pipeline: int, context: int, data: int
 ) -> Iterator[ClusterLayout]:
     parts = [1] if pipeline == 1 else [each for each in (1, 2, 4, 8) if (shape.layers // pipeline) % each == 0]
     expert = 1
@@ -134,17 +134,19 @@ def _variants(
                     )  # fmt: skip
 
 
-def search(shape: Shape, cluster: Cluster, sequence: int, batch: int) -> tuple[list[Candidate], Candidate | None]:
+def search(
+    shape: DecoderShape, cluster: Cluster, sequence: int, batch: int
+) -> tuple[list[LayoutCandidate], LayoutCandidate | None]:
     """The layouts that fit, fastest first; and where none does, the one that comes nearest to fitting."""
     room = USABLE * cluster.accelerator.memory_bytes
-    fitting: list[Candidate] = []
-    nearest: Candidate | None = None
+    fitting: list[LayoutCandidate] = []
+    nearest: LayoutCandidate | None = None
     for layout in layouts(shape, cluster, sequence, batch):
         memory = memory_of(shape, layout)
         if sum(memory.values()) <= room:
-            fitting.append(Candidate(layout, memory, step_time(shape, cluster.accelerator, layout)))
+            fitting.append(LayoutCandidate(layout, memory, step_time(shape, cluster.accelerator, layout)))
         elif nearest is None or sum(memory.values()) < sum(nearest.memory.values()):
-            nearest = Candidate(layout, memory, step_time(shape, cluster.accelerator, layout))
+            nearest = LayoutCandidate(layout, memory, step_time(shape, cluster.accelerator, layout))
     return sorted(fitting, key=lambda each: each.seconds), nearest if not fitting else None
 
 
@@ -203,7 +205,7 @@ def _shown(layout: ClusterLayout) -> dict[str, Any]:
     return {name: getattr(layout, name) for name in names} | {"micro_batches": layout.micro_batches}
 
 
-def _change(nearest: Candidate | None, cluster: Cluster, rows: int) -> str:
+def _change(nearest: LayoutCandidate | None, cluster: Cluster, rows: int) -> str:
     """What would make it fit."""
     if nearest is None:
         return (

@@ -10,15 +10,15 @@ import dataclasses
 from typing import NamedTuple
 
 from lmforge.plan.accelerators import ACCELERATORS, Accelerator
-from lmforge.plan.step_time import ClusterLayout, Shape
+from lmforge.plan.step_time import ClusterLayout, DecoderShape
 
 
-class Run(NamedTuple):
+class PublishedRun(NamedTuple):
     """One published run."""
 
     name: str
     source: str
-    shape: Shape
+    shape: DecoderShape
     accelerator: Accelerator
     layout: ClusterLayout
     seconds: float  # of a step, measured
@@ -42,7 +42,7 @@ PALM = "Chowdhery et al. 2022 (arXiv 2204.02311), section 4: utilisation 46.2% o
 A100, A100_40, H100 = ACCELERATORS["a100"], ACCELERATORS["a100-40gb"], ACCELERATORS["h100"]
 
 
-def _of_flops(shape: Shape, layout: ClusterLayout, flops: float) -> float:
+def _of_flops(shape: DecoderShape, layout: ClusterLayout, flops: float) -> float:
     """Seconds of a step at so many operations a second and device, recomputation counted (Narayanan et al. 2021,
     eq. 3)."""
     s, h, layers, v = layout.sequence, shape.width, shape.layers, shape.vocabulary
@@ -55,7 +55,7 @@ def _of_rate(layout: ClusterLayout, tokens_per_second: float) -> float:
     return layout.batch * layout.sequence / tokens_per_second / layout.devices
 
 
-def _narayanan() -> list[Run]:
+def _narayanan() -> list[PublishedRun]:
     rows = (  # layers, width, heads, tensor, pipeline, interleave, data, micro, batch, TFLOP/s
         (24, 2304, 24, 1, 1, 1, 32, 16, 512, 137),
         (30, 3072, 32, 2, 1, 1, 32, 16, 512, 138),
@@ -70,16 +70,16 @@ def _narayanan() -> list[Run]:
     )
     runs = []
     for layers, width, heads, tensor, pipeline, interleave, data, micro, batch, flops in rows:
-        shape = Shape(layers, width, heads, 4 * width, 51_200)
+        shape = DecoderShape(layers, width, heads, 4 * width, 51_200)
         layout = ClusterLayout(
             2048, batch, micro, tensor, pipeline, interleave, data=data, recompute="full", flash=False, overlap=False
         )
         name = f"Megatron {shape.parameters() / 1e9:.1f}B, {layout.devices} A100"
-        runs.append(Run(name, NARAYANAN, shape, A100, layout, _of_flops(shape, layout, flops * 1e12)))
+        runs.append(PublishedRun(name, NARAYANAN, shape, A100, layout, _of_flops(shape, layout, flops * 1e12)))
     return runs
 
 
-def _korthikanti() -> list[Run]:
+def _korthikanti() -> list[PublishedRun]:
     rows = (  # layers, width, heads, pipeline, interleave, micro, batch, seconds: full, selective recomputation
         (48, 6144, 64, 1, 1, 4, 4, 1.42, 1.10),
         (96, 12288, 96, 8, 3, 1, 64, 18.13, 13.75),
@@ -88,21 +88,21 @@ def _korthikanti() -> list[Run]:
     )
     runs = []
     for layers, width, heads, pipeline, interleave, micro, batch, full, selective in rows:
-        shape = Shape(layers, width, heads, 4 * width, 51_200)
+        shape = DecoderShape(layers, width, heads, 4 * width, 51_200)
         for seconds, recompute in ((full, "full"), (selective, "core")):
             layout = ClusterLayout(
                 2048, batch, micro, 8, pipeline, interleave, recompute=recompute,  # type: ignore[arg-type]
                 sequence_parallel=recompute == "core", flash=False,
             )  # fmt: skip
             name = f"Megatron {shape.parameters() / 1e9:.0f}B, {layout.devices} A100, recompute {recompute}"
-            runs.append(Run(name, KORTHIKANTI, shape, A100, layout, seconds))
+            runs.append(PublishedRun(name, KORTHIKANTI, shape, A100, layout, seconds))
     return runs
 
 
-def _mt_nlg() -> list[Run]:
-    shape = Shape(105, 20480, 128, 4 * 20480, 51_200)
+def _mt_nlg() -> list[PublishedRun]:
+    shape = DecoderShape(105, 20480, 128, 4 * 20480, 51_200)
     return [
-        Run(
+        PublishedRun(
             f"MT-NLG 530B, {280 * data} A100", SMITH, shape, A100,
             ClusterLayout(2048, 1920, 1, 8, 35, data=data, recompute="full", flash=False, overlap=False), seconds,
         )
@@ -114,7 +114,7 @@ MPT = {"1b": (24, 2048, 16), "3b": (32, 2560, 20), "7b": (32, 4096, 32), "13b": 
        "70b": (80, 8192, 64)}  # fmt: skip
 
 
-def _foundry() -> list[Run]:
+def _foundry() -> list[PublishedRun]:
     rows = (  # model, accelerator, devices, sequence, micro, batch, recomputed, tokens/s/device
         ("70b", H100, 64, 2048, 8, 2048, True, 1039),
         ("70b", A100, 64, 2048, 8, 2048, True, 410),
@@ -140,23 +140,23 @@ def _foundry() -> list[Run]:
     runs = []
     for model, accelerator, devices, sequence, micro, batch, recomputed, rate in rows:
         layers, width, heads = MPT[model]
-        shape = Shape(layers, width, heads, 4 * width, 50_368)
+        shape = DecoderShape(layers, width, heads, 4 * width, 50_368)
         layout = ClusterLayout(
             sequence, batch, micro, data=devices, shard=devices, recompute="full" if recomputed else "none"
         )
         name = f"MPT {model} at {sequence}, {devices} {accelerator.name}"
-        runs.append(Run(name, FOUNDRY, shape, accelerator, layout, _of_rate(layout, rate)))
+        runs.append(PublishedRun(name, FOUNDRY, shape, accelerator, layout, _of_rate(layout, rate)))
     return runs
 
 
-LLAMA_8B = Shape(32, 4096, 32, 14_336, 128_256, 8, gated=True, tied=False)
-LLAMA_70B = Shape(80, 8192, 64, 28_672, 128_256, 8, gated=True, tied=False)
-LLAMA_405B = Shape(126, 16_384, 128, 53_248, 128_256, 8, gated=True, tied=False)
-LLAMA2_70B = Shape(80, 8192, 64, 28_672, 32_000, 8, gated=True, tied=False)
+LLAMA_8B = DecoderShape(32, 4096, 32, 14_336, 128_256, 8, gated=True, tied=False)
+LLAMA_70B = DecoderShape(80, 8192, 64, 28_672, 128_256, 8, gated=True, tied=False)
+LLAMA_405B = DecoderShape(126, 16_384, 128, 53_248, 128_256, 8, gated=True, tied=False)
+LLAMA2_70B = DecoderShape(80, 8192, 64, 28_672, 32_000, 8, gated=True, tied=False)
 
 
-def _llama() -> list[Run]:
-    rows: list[tuple[str, str, Shape, ClusterLayout, float]] = []
+def _llama() -> list[PublishedRun]:
+    rows: list[tuple[str, str, DecoderShape, ClusterLayout, float]] = []
     for devices, rates in ((8, (5762, 6667, 8532)), (128, (5605, 6514, 8380))):
         for what, rate in zip(("eager", "compiled", "float8"), rates, strict=True):
             layout = ClusterLayout(
@@ -191,14 +191,14 @@ def _llama() -> list[Run]:
         flops = LLAMA_405B.model_flops(batch * sequence, sequence)
         seconds = flops / (utilisation * H100.flops * layout.devices)
         rows.append((f"Llama 3 405B at {sequence}, {layout.devices} H100", LLAMA3, LLAMA_405B, layout, seconds))
-    return [Run(name, source, shape, H100, layout, seconds) for name, source, shape, layout, seconds in rows]
+    return [PublishedRun(name, source, shape, H100, layout, seconds) for name, source, shape, layout, seconds in rows]
 
 
-def _papers() -> list[Run]:
-    bloom = Shape(70, 14_336, 112, 4 * 14_336, 250_880)
-    opt = Shape(96, 12_288, 96, 4 * 12_288, 50_272)
-    palm = Shape(118, 18_432, 48, 4 * 18_432, 256_000, 1, 256, gated=True)
-    deepseek = Shape(61, 7168, 128, 2048, 129_280, 24, 160, True, 256, 8, 1, 3, 18_432, tied=False)
+def _papers() -> list[PublishedRun]:
+    bloom = DecoderShape(70, 14_336, 112, 4 * 14_336, 250_880)
+    opt = DecoderShape(96, 12_288, 96, 4 * 12_288, 50_272)
+    palm = DecoderShape(118, 18_432, 48, 4 * 18_432, 256_000, 1, 256, gated=True)
+    deepseek = DecoderShape(61, 7168, 128, 2048, 129_280, 24, 160, True, 256, 8, 1, 3, 18_432, tied=False)
     at_bloom = ClusterLayout(2048, 2048, 2, 4, 12, data=8, recompute="full", flash=False)
     at_opt = ClusterLayout(2048, 992, 8, 8, data=124, shard=124, recompute="full", flash=False)
     # how the network lay over devices was not published: tensor parallel in a node, copies beyond
@@ -212,17 +212,18 @@ def _papers() -> list[Run]:
     palm_flops = palm.model_flops(2048 * 2048, 2048)
     tpu = ACCELERATORS["tpu-v4"]
     return [
-        Run("BLOOM 176B, 384 A100", BLOOM, bloom, A100, at_bloom, _of_flops(bloom, at_bloom, 150e12)),
-        Run("OPT 175B, 992 A100", OPT, opt, A100, at_opt, _of_flops(opt, at_opt, 147e12) * 3 / 4 * 4 / 3),
-        Run("Llama 2 70B, 2048 A100", LLAMA2, LLAMA2_70B, A100, at_llama,
+        PublishedRun("BLOOM 176B, 384 A100", BLOOM, bloom, A100, at_bloom, _of_flops(bloom, at_bloom, 150e12)),
+        PublishedRun("OPT 175B, 992 A100", OPT, opt, A100, at_opt, _of_flops(opt, at_opt, 147e12) * 3 / 4 * 4 / 3),
+        PublishedRun("Llama 2 70B, 2048 A100", LLAMA2, LLAMA2_70B, A100, at_llama,
             _of_rate(at_llama, 2e12 / (1_720_320 * 3600))),
-        Run("PaLM 540B, 6144 TPU v4", PALM, palm, tpu, at_palm, palm_flops / (0.462 * tpu.flops * at_palm.devices)),
-        Run("DeepSeek-V3, 2048 H800", DEEPSEEK, deepseek, ACCELERATORS["h800"], at_deepseek,
+        PublishedRun("PaLM 540B, 6144 TPU v4", PALM, palm, tpu, at_palm,
+            palm_flops / (0.462 * tpu.flops * at_palm.devices)),
+        PublishedRun("DeepSeek-V3, 2048 H800", DEEPSEEK, deepseek, ACCELERATORS["h800"], at_deepseek,
             _of_rate(at_deepseek, 1e12 / (180e3 * 3600))),
     ]  # fmt: skip
 
 
-RUNS: tuple[Run, ...] = (*_narayanan(), *_korthikanti(), *_mt_nlg(), *_foundry(), *_llama(), *_papers())
+RUNS: tuple[PublishedRun, ...] = (*_narayanan(), *_korthikanti(), *_mt_nlg(), *_foundry(), *_llama(), *_papers())
 
 
 def fitted(number: int) -> bool:

@@ -19,7 +19,7 @@ Recompute = Literal["none", "core", "half", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """A decoder: layers of width D, heads of width E, kv_heads, feed-forward width F (`gated`: three matrices),
     vocabulary V. With experts: `active` of `experts` each of width F (and `shared` more) serve a token; `dense_layers`
     have none of them but a feed-forward part of width `dense_ff`. keys: how many a query meets on the average where
@@ -161,7 +161,9 @@ class StepTime:
         return seconds
 
 
-def step_time(shape: Shape, device: Accelerator, layout: ClusterLayout, constants: Constants = FITTED) -> StepTime:
+def step_time(
+    shape: DecoderShape, device: Accelerator, layout: ClusterLayout, constants: Constants = FITTED
+) -> StepTime:
     """Seconds of one optimizer step, by part."""
     c, at = constants, layout
     tokens = at.micro * at.sequence / at.context  # of a micro-batch, on one device
@@ -210,7 +212,7 @@ def _product(tokens: float, inner: float, outer: float, device: Accelerator, fp8
     return 2 * tokens * inner * outer / (peak * reached)
 
 
-def _products(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
+def _products(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
     """Seconds of the products of one layer's forward pass."""
     d, e, t = shape.width, shape.e, at.tensor
     kv = shape.kv_heads or shape.heads
@@ -234,7 +236,7 @@ def _products(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants
 
 
 def _attention(
-    shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float
+    shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float
 ) -> tuple[float, float]:
     """Seconds of a layer's attention forward: its products, and the memory traffic of scores that are kept."""
     heads = shape.heads / at.tensor
@@ -245,7 +247,7 @@ def _attention(
     return flops / (device.flops * device.sustained * 0.6), moved
 
 
-def _elementwise(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
+def _elementwise(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
     """Seconds of a layer's norms, residuals, activations and casts forward."""
     split = at.tensor if at.sequence_parallel else 1
     ff = (shape.active + shape.shared if shape.experts else 1) * shape.ff * (1.5 if shape.gated else 1.0)
@@ -254,7 +256,7 @@ def _elementwise(shape: Shape, device: Accelerator, at: ClusterLayout, c: Consta
     return 2 * tokens * wide * times / (c.memory * device.memory_bandwidth)
 
 
-def _tensor(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
+def _tensor(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
     """Seconds of a layer's exchanges between parts of its matrices, forward and backward: two all-reduces each way, or
     as many bytes in gathers and scatters (Korthikanti et al. 2022, section 4.2.2)."""
     if at.tensor == 1:
@@ -264,7 +266,7 @@ def _tensor(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, 
     return 4 * one * (0.35 if at.async_tensor else 1.0)
 
 
-def _context(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
+def _context(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
     """Seconds of passing keys and values around, forward and backward, of which attention hides most."""
     if at.context == 1:
         return 0.0
@@ -273,7 +275,7 @@ def _context(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants,
     return 0.4 * 3 * (at.context - 1) * tokens * kv * 2 / link
 
 
-def _experts(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
+def _experts(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, tokens: float) -> float:
     """Seconds of sending tokens to their experts and back, forward and backward; zero-bubble schedules hide most of it
     (DeepSeek-AI 2024, section 3.2)."""
     if not shape.experts or at.expert == 1:
@@ -284,7 +286,7 @@ def _experts(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants,
     return (0.15 if at.zero_bubble else 1.0) * 4 * sent / link
 
 
-def _data(shape: Shape, device: Accelerator, at: ClusterLayout, c: Constants, m: int, work: float) -> float:
+def _data(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants, m: int, work: float) -> float:
     """Seconds of collectives over copies of the network that computation does not hide."""
     held = shape.parameters() / (at.tensor * at.pipeline)
     if shape.experts:

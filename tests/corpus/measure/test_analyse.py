@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lmforge.corpus.measure.analyse import analyse, entropies, languages
-from lmforge.corpus.measure.sampling import Piece
+from lmforge.corpus.measure.sampling import SampledPiece
 from lmforge.recipe import load_recipe
 
 
@@ -61,6 +61,9 @@ def test_languages_are_told() -> None:
     german = (
         "Der Ausschuss wird sich am Morgen wieder treffen, um zu hören, was die anderen inzwischen gefunden haben. "
     )
-    pieces = [Piece("a", "web", english * 3)] * 3 + [Piece("b", "web", german * 3), Piece("c", "code", "x = 1")]
+    pieces = [SampledPiece("a", "web", english * 3)] * 3 + [
+        SampledPiece("b", "web", german * 3),
+        SampledPiece("c", "code", "x = 1"),
+    ]
     assert languages(pieces)["shares"] == {"en": 0.75, "de": 0.25}
     assert languages(pieces)["sample_pieces"] == 4

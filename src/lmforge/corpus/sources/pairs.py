@@ -9,11 +9,11 @@ from typing import Any
 
 from lmforge.corpus.normalise import clean
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import Part
+from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.records import BrokenRecord, read_lines
 
 
-def read_parallel(reading: Reading, part: Part) -> Iterator[Document]:
+def read_parallel(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """Two documents for each line; a pair with an empty side is passed over and counted."""
     return read_lines(reading, part, lambda record, name: _pair(record, name, reading))
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import Part
+from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.interpreter import value
 from lmforge.corpus.sources.programs import WORDS, program
 from lmforge.corpus.sources.wordproblems import ALGEBRA, ARITHMETIC, Template, problem, templates
@@ -85,15 +85,16 @@ def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems
     return text, {"synthetic": "procedural", "task": task, "level": level, "loss_spans": spans}
 
 
-def procedural_parts(source: Source, _notices: Counter[str]) -> list[Part]:
+def procedural_parts(source: Source, _notices: Counter[str]) -> list[SourcePart]:
     """Ranges of documents, of about 4 MB each."""
     wanted = source.documents or DOCUMENTS
     return [
-        Part(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted)) for start in range(0, wanted, PART_DOCUMENTS)
+        SourcePart(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted))
+        for start in range(0, wanted, PART_DOCUMENTS)
     ]
 
 
-def read_procedural(reading: Reading, part: Part) -> Iterator[Document]:
+def read_procedural(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """The documents of one range."""
     source = reading.source
     for index in range(part.start, part.stop or 0):

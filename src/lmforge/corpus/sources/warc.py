@@ -36,7 +36,7 @@ class Damage(NamedTuple):
     cause: str
 
 
-class Record(NamedTuple):
+class WarcRecord(NamedTuple):
     """A record: its head's fields by lower-case name, its block (cut at `MOST_HELD`) and the block's whole length."""
 
     fields: dict[str, str]
@@ -68,7 +68,7 @@ class TooLong(Exception):
 # Records
 
 
-def records_of(stream: Iterable[bytes | Break]) -> Iterator[Record | Damage]:
+def records_of(stream: Iterable[bytes | Break]) -> Iterator[WarcRecord | Damage]:
     """Every record of an archive, and a `Damage` for each that cannot be read, in order."""
     return iter(_Archive(stream).records())
 
@@ -112,7 +112,7 @@ class _Archive:
             self.starts = [start - self.place for start in self.starts if start >= self.place]
             self.place = 0
 
-    def records(self) -> Iterator[Record | Damage]:
+    def records(self) -> Iterator[WarcRecord | Damage]:
         lost = False  # whether the place where the next record begins is to be looked for
         while True:
             self.forget()
@@ -156,7 +156,7 @@ class _Archive:
         while self.has(1) and self.held[self.place] in _SPACE:
             self.place += 1
 
-    def record(self) -> Record | Damage:
+    def record(self) -> WarcRecord | Damage:
         """The record at `place`, which is left behind it; or within it, where it cannot be read."""
         begin = self.place
         head_end = self.head_end()
@@ -182,7 +182,7 @@ class _Archive:
         if swallowed is not None or (follows and not b"WARC/".startswith(follows[:5])):
             self.place = head_end if swallowed is None else swallowed
             return Damage("a record that is not as long as it says")
-        return Record(fields, bytes(self.held[head_end:end]), length)
+        return WarcRecord(fields, bytes(self.held[head_end:end]), length)
 
     def head_end(self) -> int | None:
         begin = self.place
@@ -219,7 +219,7 @@ class _Archive:
         fits = text.isdecimal() and len(text) < 16 and 0 <= end - head.end() - int(text) <= 4
         return matches[0].end() - 1 if fits else None
 
-    def long_record(self, fields: dict[str, str], length: int) -> Record | Damage:
+    def long_record(self, fields: dict[str, str], length: int) -> WarcRecord | Damage:
         """A record of which only the beginning is held."""
         self.has(MOST_HELD)
         match = _INSIDE.search(self.held, self.place, self.place + length)
@@ -235,7 +235,7 @@ class _Archive:
                 if match is None and left > 0 and not self.more():
                     return Damage("a record that ends before its length")
             if match is None:
-                return Record(fields, block, length)
+                return WarcRecord(fields, block, length)
         self.place = match.end() - 1 if match else len(self.held)
         return Damage("a record that is not as long as it says")
 

@@ -16,15 +16,15 @@ from typing import Any
 
 from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of, gathered
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
 from lmforge.corpus.sources.warc import (
     MOST_HELD,
     Damage,
-    Record,
     Response,
     TooLong,
     Undecodable,
+    WarcRecord,
     body_of,
     media_type,
     records_of,
@@ -39,7 +39,8 @@ LARGEST_PAGE = 4 << 20  # bytes; Common Crawl cuts pages at 5 MiB, nearly all ar
 DEEPEST = 256  # elements inside one another; browsers allow 512, written pages stay below 30
 MOST_ATTRIBUTES = 1000  # of one tag; the parser compares each with those before it
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
-# What is not the page's own text, by a part of the class name; found to matter on labelled pages (docs/log.md).
+# What is not the page's own text, by a part of the class name; found to matter on labelled pages
+# (docs/internals/log.md).
 _ASIDE = (
     "comment",
     "gallery",
@@ -161,12 +162,12 @@ def html_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, HTML, notices)
 
 
-def html_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def html_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered."""
     return gathered(html_files(source, notices))
 
 
-def read_html(reading: Reading, part: Part) -> Iterator[Document]:
+def read_html(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each page that has main content."""
     for file in part.files:
         try:
@@ -201,7 +202,7 @@ def warc_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, WARC, notices)
 
 
-def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def warc_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; crawls come in files of about 1 GB of gzip members, one a record, which are read in ranges."""
     files = warc_files(source, notices)
     return cut(
@@ -210,7 +211,7 @@ def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
     )
 
 
-def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
+def read_warc(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each HTML or plain-text page fetched with status 200 or stored as a resource (WARC), or each
     extracted text (WET)."""
     for file in part.files:
@@ -234,7 +235,7 @@ def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
             raise unreadable(file.path, error) from error
 
 
-def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator[Document]:
+def _stored(reading: Reading, record: WarcRecord, name: str, where: str) -> Iterator[Document]:
     """The document in a record, if there is one."""
     meta = {key: value for key, header in (("url", "warc-target-uri"), ("date", "warc-date"))
             if (value := record.fields.get(header, "").strip("<>"))}  # fmt: skip
