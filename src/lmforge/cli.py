@@ -153,10 +153,8 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
         print("next:")
         print(f"  lmforge chat {directory}      # talk to it in the terminal")
         print(f"  lmforge serve {directory}     # OpenAI-compatible API and a chat page on http://127.0.0.1:8000")
-        print(
-            f"  lmforge report {directory}    # writes and names the page that shows all of it: "
-            f"{directory / 'report.html'}"
-        )
+        page = directory / "report.html"
+        print(f"  lmforge report {directory}    # writes and names the page that shows all of it: {page}")
 
 
 def _stage_command(name: str, description: str) -> None:
@@ -174,7 +172,26 @@ def _stage_command(name: str, description: str) -> None:
 _stage_command("corpus", "Raw text → clean documents.")
 _stage_command("tokens", "Documents → tokenizer and token shards.")
 _stage_command("train", "Token shards → checkpoints and the chosen model. Goes on from the newest checkpoint.")
-_stage_command("compress", "Model → smaller model, with a table of what it cost.")
+
+
+@app.command()
+def compress(
+    recipe: RecipePath,
+    fresh: Fresh = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="then the chain with each step left out in turn")] = False,
+) -> None:
+    """Model → smaller model, with a table of what it cost."""
+    from lmforge.pipeline import ablation, run_stages
+
+    loaded = _read(recipe, overrides)
+    results = run_stages(loaded, loaded.directory, only="compress", fresh=fresh)
+    results = {"compress": ablation(loaded, loaded.directory)} if ablate else results
+    if as_json or not ablate:
+        _print_results(results, loaded.directory, as_json, stage="compress")
+
+
 _stage_command("evaluate", "Models → scores.")
 
 
@@ -369,8 +386,8 @@ def import_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others): to
-    chat, score, compress, or fine-tune from."""
+    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others):
+    to chat, score, compress, or fine-tune from."""
     from lmforge.formats.importing import import_model
 
     figures = import_model(checkpoint, model, context)

@@ -8,6 +8,7 @@ rounded and cut like the others, and what counts is computed from them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -53,7 +54,7 @@ def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict
         largest = x.abs().amax(0)
         seen[name] = torch.maximum(seen[name], largest) if name in seen else largest
 
-    _watch(model, calibration, see)
+    watch_inputs(model, calibration, see)
     return seen
 
 
@@ -68,23 +69,31 @@ def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dic
         error[name] += float(((x / step).round_().mul_(step) - x).square().sum())
         energy[name] += float(x.square().sum())
 
-    _watch(model, calibration, see)
+    watch_inputs(model, calibration, see)
     return {
         name: clip_range if error[name] <= COARSE**2 * energy[name] else 0.0 for name, clip_range in clip_ranges.items()
     }
 
 
-def _watch(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
+def watch_inputs(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
     """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: see(name, inputs[0].flatten(0, -2))
-
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
-    try:
+    with watching(model, see):
         for batch in calibration:
             model(batch.inputs, documents=batch.documents)
+
+
+@contextlib.contextmanager
+def watching(module: nn.Module, see: Callable[[str, Tensor], None], prefix: str = "") -> Iterator[None]:
+    """While it lasts `see(name, x)` gets the input x (N,I) of every linear layer in `module`, its name after
+    `prefix`."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: see(prefix + name, inputs[0].flatten(0, -2))
+
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    handles = [part.register_forward_pre_hook(hook(name)) for name, part in linear]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

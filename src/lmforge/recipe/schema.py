@@ -9,10 +9,11 @@ not exist stops the run and the nearest valid key is named. Every section is one
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lmforge.progress import log
 from lmforge.recipe.corpus import Corpus
 from lmforge.recipe.evaluate import Evaluate
 from lmforge.recipe.registry import COMPRESSION_STEPS
@@ -137,13 +138,50 @@ class CompressStep(Section):
 
 
 class QuantizeStep(CompressStep):
-    """8-bit weights and activations."""
+    """8-bit weights and activations, or weights alone in groups of few bits."""
 
-    method: Literal["quantize"] = "quantize"  # integers of 8 bits
+    method: Literal["quantize"] = "quantize"
+    # w8a8: 8-bit integers multiplied as such; weights: stored in groups, multiplied in floating point
+    kind: Literal["w8a8", "weights"] = "w8a8"
+    # the rest is of kind = "weights"
+    bits: Literal[3, 4, 5, 6, 8] = 4
+    group: Annotated[int, Field(ge=8)] = 32  # neighbours in a row that share a scale
+    # nearest: each by itself; feedback: what rounding a column missed, the next ones make up for
+    rounding: Literal["nearest", "feedback"] = "feedback"
+    damping: Annotated[float, Field(gt=0)] = 0.01  # of feedback: added to the diagonal, as a share of its mean
+    scaled: bool = False  # channels with large inputs are rounded more finely
+    bytes: Size | None = None  # bits layer by layer, so that the file's tensors fit; bits is then not used
+    unpack: Literal["load", "fly"] = "load"  # dense once in memory, or in each product
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> QuantizeStep:
+        if self.kind == "w8a8":
+            names = set(QuantizeStep.model_fields) - {"method", "kind"}
+            for name in sorted(names):
+                if getattr(self, name) != QuantizeStep.model_fields[name].default:
+                    raise ValueError(f"{name} is of kind = 'weights'; add that, or leave {name} out")
+        return self
 
 
 # the default needs it before any method is imported
 COMPRESSION_STEPS.register("quantize", QuantizeStep)
+
+
+class Budget(Section):
+    """What a compressed model may cost."""
+
+    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+    loss: Annotated[float, Field(gt=0)] | None = None
+    bytes: Size | None = None  # of its tensors' file
+    macs: Size | None = None  # multiply-accumulates of a token by matrices; "2M" is two million
+
+
+def _loss_alone(value: Any) -> Any:
+    """A number, as before there were other budgets."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        log(f"compress.budget = {value}: taken as {{loss = {value}}}; write that, the number alone will go")
+        return {"loss": value}
+    return value
 
 
 class Compress(Section):
@@ -153,8 +191,7 @@ class Compress(Section):
     steps: tuple[Annotated[CompressStep, Selected(COMPRESSION_STEPS, "method", default="quantize")], ...] = (
         QuantizeStep(),
     )
-    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
-    budget: Annotated[float, Field(gt=0)] | None = None
+    budget: Annotated[Budget | None, BeforeValidator(_loss_alone)] = None
 
 
 class Serve(Section):
