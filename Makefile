@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo model test test-slow check bench bench-data bench-list figures clean
+.PHONY: help setup demo model test test-slow check bench bench-data bench-list figures docs clean
 
 help:           ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /  — /'
@@ -60,6 +60,10 @@ bench-data: setup  ## the benchmarks that need the public texts (LMFORGE_DATA, o
 
 figures: setup  ## write every measured figure in README and docs from bench/results
 	$(BIN)/python -m bench.figures
+
+docs: setup     ## write docs/reference from the recipe's schema and the commands
+	$(BIN)/python -m lmforge.recipe.reference docs/reference/recipe.md
+	$(BIN)/python -m typer lmforge.cli utils docs --name lmforge --title 'The commands' --output docs/reference/cli.md
 
 bench-list:     ## what each benchmark measures, and its command
 	@for file in bench/*/*.py; do awk 'NR == 1 {sub(/^"""/, "\n"); print} /^    .*python -m bench/ {print} NR > 1 && /"""$$/ {exit}' $$file; done

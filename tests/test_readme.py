@@ -29,20 +29,20 @@ from lmforge.recipe import load_recipe
 from tests.conftest import lmforge, tiny_recipe, tiny_texts
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BIN = Path(sys.executable).parent
 
 
 def commands(page: Path) -> list[str]:
-    """The commands of a page, in order, comments and continuation lines resolved."""
-    found = []
+    """The commands of a page, in order, comments and continuation lines resolved; usage lines are none."""
+    lines = []
     for kind, block in re.findall(r"^ *```(sh|console)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             text = line.strip().removeprefix("$ ") if kind == "sh" or line.strip().startswith("$ ") else ""
             text = re.sub(r"\s+#.*$", "", text).strip()
-            if text and not text.startswith("#"):
-                found.append(text)
-    return found
+            if text and not text.startswith("#") and "[OPTIONS]" not in text:
+                lines.append(text)
+    return lines
 
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]
@@ -150,6 +150,7 @@ def test_benchmarks_explain_themselves(command: str) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )
     assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout, f"{command}: --help measures instead of telling what it would do"
     unknown = [
         word for word in shlex.split(command)[1:] if word.startswith("--") and word.split("=")[0] not in result.stdout
     ]
@@ -160,7 +161,7 @@ def test_benchmarks_explain_themselves(command: str) -> None:
 ELSEWHERE = ("make", "curl", ". ", "git clone", "cd ")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run(
     page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +180,51 @@ def test_commands_run(
             assert result.returncode == 0, f"{command}\n{result.stderr[-2000:]}"
 
 
-def test_every_link_leads_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(there), f"{page.name}: {target} has no heading #{anchor}"
+
+
+def test_every_page_is_linked() -> None:
+    linked = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    }
+    assert not [page for page in PAGES if page.name not in ("README.md",) and page.resolve() not in linked]
+
+
+def test_the_commands_page_is_what_the_program_says() -> None:
+    command = [sys.executable, "-m", "typer", "lmforge.cli", "utils", "docs", "--name", "lmforge", "--title"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    result = subprocess.run([*command, "The commands"], capture_output=True, text=True, timeout=120, env=environment)
+    assert result.returncode == 0, result.stderr
+    page = ROOT / "docs" / "reference" / "cli.md"
+    assert page.read_text().strip() == result.stdout.strip(), "docs/reference/cli.md differs; run: make docs"
+
+
+def test_the_tour_has_every_folder_and_no_other() -> None:
+    tour = (ROOT / "CONTRIBUTING.md").read_text().split("## A tour of the house")[1].split("## Rules")[0]
+    table = [line.split("|")[1] for line in tour.splitlines() if line.startswith("| `")]
+    named = {name for cell in table for name in re.findall(r"`([^`]+)`", cell)}
+    package = ROOT / "src" / "lmforge"
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert {name for name in named if name.endswith("/")} == folders
+    assert {name for name in named if name.endswith(".py")} == {path.name for path in package.glob("[a-z]*.py")}
+    assert set(re.findall(r"`(bench/\w+/)`", tour)) == {
+        f"bench/{path.name}/" for path in (ROOT / "bench").iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
+
+
+def test_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 95

@@ -31,7 +31,7 @@ WAYS = (
 )
 
 
-# in fp32; slower than eager at all sizes here (docs/log.md), so only on request
+# in fp32; slower than eager at all sizes here (docs/internals/log.md), so only on request
 OTHERS = ("ours-compiled", "nanogpt-compiled")
 
 

@@ -12,6 +12,7 @@ order. Writes bench/results/good_text.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -203,6 +204,7 @@ def cell(paragraphs: list[str], language: str, form: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for line in DATA.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         paragraphs = [re.sub(r"\s+", " ", paragraph) for paragraph in entry["paragraphs"]]

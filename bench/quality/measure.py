@@ -39,7 +39,7 @@ from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.measure.entities import Recogniser
 from lmforge.corpus.measure.entropy import chao_shen, grassberger, miller_madow, plug_in
 from lmforge.corpus.measure.genres import genre_figures
-from lmforge.corpus.measure.sampling import PIECE, Piece
+from lmforge.corpus.measure.sampling import PIECE, SampledPiece
 from lmforge.corpus.measure.topics import ITERATIONS, TOKEN, WORDS, coherence, find_topics
 from lmforge.errors import LmforgeError
 from lmforge.intervals import bootstrap_ratio, wilson
@@ -171,17 +171,19 @@ def share(right: int, items: int) -> dict[str, Any]:
     return {"value": right / items if items else None, "low": low, "high": high, "items": items}
 
 
-def pieces(data: Path) -> tuple[list[Piece], list[Piece]]:
+def pieces(data: Path) -> tuple[list[SampledPiece], list[SampledPiece]]:
     """(training, held-out) pieces of the training texts, split by document; a document's genre is its folder."""
-    parts: tuple[list[Piece], list[Piece]] = ([], [])
+    parts: tuple[list[SampledPiece], list[SampledPiece]] = ([], [])
     for folder, genre in GENRES.items():
         for path in sorted((data / "pretrain" / folder).glob("*.jsonl.gz")):
-            found: tuple[list[Piece], list[Piece]] = ([], [])
+            found: tuple[list[SampledPiece], list[SampledPiece]] = ([], [])
             for number, row in enumerate(rows(path)):
                 text = row.get("text") or ""
                 held_out = sha256(f"{path.name} {number}".encode()).digest()[0] < 256 * HELD_OUT
                 starts = [cut for cut in range(0, max(1, len(text)), PIECE) if len(text) - cut >= 200 or not cut]
-                found[held_out].extend(Piece(f"{path.name} {number}", genre, text[cut : cut + PIECE]) for cut in starts)
+                found[held_out].extend(
+                    SampledPiece(f"{path.name} {number}", genre, text[cut : cut + PIECE]) for cut in starts
+                )
             for part, pieces_found in zip(parts, found, strict=True):
                 pieces_found.sort(key=lambda piece: sha256(piece.text.encode()).digest())
                 part += pieces_found[:MOST_OF_A_FILE]

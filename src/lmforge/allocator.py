@@ -2,11 +2,11 @@
 
 A training step frees and allocates the same large blocks over and over. glibc gives blocks above 32 MiB (its largest
 mmap threshold) back to the kernel each time, which must zero every page again: a fifth of the step's time for a small
-network on two cores (docs/log.md).
+network on two cores (docs/internals/log.md).
 
 Learning a vocabulary is the opposite: arrays double and are dropped, and what counts is the most memory held at once.
 So may be training that makes activations again to save memory: on long texts it frees blocks of many sizes, and a heap
-that keeps them all ends twice as large as what is in use (docs/log.md).
+that keeps them all ends twice as large as what is in use (docs/internals/log.md).
 """
 
 from __future__ import annotations

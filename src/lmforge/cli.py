@@ -1,7 +1,7 @@
 """The commands: one verb per stage, thin. `lmforge --help` lists them.
 
 Every command prints for people, or one JSON object on stdout with --json; progress and logs go to stderr.
-Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine.
+Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from rich.table import Table
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.errors import InputError, LmforgeError
+from lmforge.interrupted import Commands
 from lmforge.progress import format_duration, log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,6 +38,9 @@ ModelPath = Annotated[Path, typer.Argument(help="a run, a checkpoint or a (compr
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
+OnHardware = Annotated[
+    str | None, typer.Option("--hardware", help="a cluster: NAMExCOUNT such as h100x64, or description; default: here")
+]
 Dial = Annotated[
     str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")
 ]
@@ -83,11 +88,16 @@ def new(
 
 
 @app.command()
-def plan(recipe: RecipePath, dial: Dial = None, overrides: Set = None, as_json: AsJson = False) -> None:
+def plan(
+    recipe: RecipePath, dial: Dial = None, hardware: OnHardware = None, overrides: Set = None, as_json: AsJson = False
+) -> None:
     """Parameters, FLOPs, memory, hours of a recipe; fits or not. Nothing is run."""
+    from lmforge.plan.accelerators import cluster_of
+    from lmforge.plan.clusters import plan_for
     from lmforge.plan.simulate import plan as make_plan
 
-    figures = make_plan(_read(recipe, overrides, dial))
+    read = _read(recipe, overrides, dial)
+    figures = plan_for(read, cluster_of(hardware)) if hardware else make_plan(read)
     if as_json:
         _print_json(figures)
         return
@@ -149,10 +159,8 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
         print("next:")
         print(f"  lmforge chat {directory}      # talk to it in the terminal")
         print(f"  lmforge serve {directory}     # OpenAI-compatible API and a chat page on http://127.0.0.1:8000")
-        print(
-            f"  lmforge report {directory}    # writes and names the page that shows all of it: "
-            f"{directory / 'report.html'}"
-        )
+        page = directory / "report.html"
+        print(f"  lmforge report {directory}    # writes and names the page that shows all of it: {page}")
 
 
 def _stage_command(name: str, description: str) -> None:
@@ -170,7 +178,26 @@ def _stage_command(name: str, description: str) -> None:
 _stage_command("corpus", "Raw text → clean documents.")
 _stage_command("tokens", "Documents → tokenizer and token shards.")
 _stage_command("train", "Token shards → checkpoints and the chosen model. Goes on from the newest checkpoint.")
-_stage_command("compress", "Model → smaller model, with a table of what it cost.")
+
+
+@app.command()
+def compress(
+    recipe: RecipePath,
+    fresh: Fresh = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="then the chain with each step left out in turn")] = False,
+) -> None:
+    """Model → smaller model, with a table of what it cost."""
+    from lmforge.pipeline import ablation, run_stages
+
+    loaded = _read(recipe, overrides)
+    results = run_stages(loaded, loaded.directory, only="compress", fresh=fresh)
+    results = {"compress": ablation(loaded, loaded.directory)} if ablate else results
+    if as_json or not ablate:
+        _print_results(results, loaded.directory, as_json, stage="compress")
+
+
 _stage_command("evaluate", "Models → scores.")
 
 
@@ -238,7 +265,13 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not as_json:
         print(text, end="", flush=True)
-    result = generate_text(served, text, sampling, None if as_json else lambda piece: print(piece, end="", flush=True))
+    try:
+        show = None if as_json else lambda piece: print(piece, end="", flush=True)
+        result = generate_text(served, text, sampling, show)
+    except KeyboardInterrupt:
+        if not as_json:
+            print(flush=True)  # the line that says so stands alone
+        raise
     if as_json:
         _print_json(result)
         return
@@ -260,10 +293,10 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="the same seed gives the same answers")] = None,
     which: Which = "auto",
 ) -> None:
-    """Talk to a model in the terminal (/reset forgets, /quit leaves)."""
+    """Talk to a model in the terminal (/help lists commands, /quit leaves)."""
     from lmforge.formats.load import load_any
     from lmforge.generate.decode import Sampling
-    from lmforge.serve.terminal import chat as talk
+    from lmforge.serve.chat import chat as talk
 
     talk(load_any(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
 
@@ -275,6 +308,13 @@ def serve(
         str | None, typer.Option(help="address to listen on (default: the run's recipe, else 127.0.0.1)")
     ] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on (default: the run's recipe, else 8000)")] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="a name by which browsers may call it, beside localhost (repeatable)")
+    ] = None,
+    batch_invariant: Annotated[
+        bool | None,
+        typer.Option(help="answers that do not depend on requests answered together (default: the recipe's, else so)"),
+    ] = None,
     which: Which = "auto",
 ) -> None:
     """Serve a model: OpenAI-compatible API under /v1, a chat page at /."""
@@ -283,7 +323,13 @@ def serve(
     from lmforge.serve.terminal import serve as listen
 
     settings = (find_recipe(model) if (model / "recipe.toml").is_file() else Recipe()).serve
-    listen(load_any(model, which=_one_of(which)), host or settings.host, settings.port if port is None else port)
+    listen(
+        load_any(model, which=_one_of(which)),
+        host or settings.host,
+        settings.port if port is None else port,
+        (*settings.hosts, *(host_name or ())),
+        settings.batch_invariant if batch_invariant is None else batch_invariant,
+    )
 
 
 @app.command()
@@ -346,8 +392,8 @@ def import_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others): to
-    chat, score, compress, or fine-tune from."""
+    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others):
+    to chat, score, compress, or fine-tune from."""
     from lmforge.formats.importing import import_model
 
     figures = import_model(checkpoint, model, context)
@@ -413,16 +459,10 @@ def main() -> None:
     except LmforgeError as error:
         log(f"lmforge: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        log("lmforge: stopped; what was finished is kept, the same command goes on from there")
-        sys.exit(1)
     except BrokenPipeError:
         sys.exit(1)
     except MemoryError:
-        log(
-            "lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows each "
-            "part)"
-        )
+        log("lmforge: out of memory; lower train.micro_batch_tokens or the size of the model (lmforge plan shows both)")
         sys.exit(3)
 
 

@@ -7,7 +7,22 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 from numba.core.registry import cpu_target
+
+_load_index = IndexDataCacheFile._load_index
+
+
+def _load_index_if_readable(self: Any) -> Any:
+    """numba's index of what it compiled before, or none where it names a class that has another name by now: an
+    upgrade in place must not fail on what the version before it left."""
+    try:
+        return _load_index(self)  # type: ignore[no-untyped-call]
+    except (AttributeError, ImportError):
+        return {}
+
+
+IndexDataCacheFile._load_index = _load_index_if_readable  # type: ignore[method-assign]
 
 Number = Any  # a number inside compiled code: numba finds its type
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmforge.compress.method import CalibrationBatch
+from lmforge.compress.method import CalibrationBatch, Context
+from lmforge.formats.native import load_network, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.record import atomic_directory
 
 SMALL = GPTConfig(
     vocab_size=300, context=32, layers=2, d_model=64, heads=4, kv_heads=2, d_ff=128, qk_norm=True, ngram_rows=64
@@ -37,9 +43,30 @@ def tokens(rows: int = 4, length: int = 24, seed: int = 0) -> Tensor:
 
 
 def relative(reached: Tensor, true: Tensor) -> float:
-    return float((reached - true).norm() / true.norm())
+    return float((reached - true).detach().norm() / true.detach().norm())
 
 
 def rows(count: int = 4, length: int = 24, seed: int = 0) -> CalibrationBatch:
     """`tokens` as a batch of calibration."""
     return CalibrationBatch.of_tokens(tokens(count, length, seed))
+
+
+def context_of(teacher: GPT, folder: Path, **changes: object) -> Context:
+    """Rows that differ from batch to batch."""
+
+    def draw(number: int) -> CalibrationBatch:
+        return rows(4, 24, number)
+
+    return Context(draw(0).split(2), draw, lambda model: {"bits_per_byte": 1.0}, 1, folder / "step", teacher, **changes)  # type: ignore[arg-type]
+
+
+def saved_and_loaded(model: GPT, folder: Path, *entries: Mapping[str, Any]) -> GPT:
+    """What a model that compression made is when it comes back from disk."""
+    (folder / "tokenizer.json").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text("{}")
+    with atomic_directory(folder / "saved") as directory:
+        tensors = model_tensors(model)
+        write_model(
+            directory, model.config, tensors, folder / "tokenizer.json", compression=json.loads(json.dumps(entries))
+        )
+    return load_network(folder / "saved")

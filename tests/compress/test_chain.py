@@ -3,7 +3,6 @@ fails."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmforge.compress import chain, int8, measure, quantize
-from lmforge.compress.method import CalibrationBatch, Context
+from lmforge.compress.method import CalibrationBatch
 from lmforge.errors import InputError, LmforgeError
 from lmforge.formats.native import CONFIG, TENSORS, load_model, load_network, model_tensors, write_model
 from lmforge.generate.decode import Sampling, decode
 from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.recipe import QuantizeStep, Recipe, parse_recipe
+from lmforge.recipe import Recipe, parse_recipe
 from lmforge.record import atomic_directory, read_manifest, write_manifest
 from lmforge.tokens.loader import Batch
 
@@ -103,7 +102,7 @@ def test_small_file_same_logits_and_a_full_report(tmp_path: Path) -> None:
     assert last["file_bytes"] / first["file_bytes"] == report["file_ratio"] == ratio
     assert report["file_ratio_to_bf16"] == pytest.approx(2 * ratio)
     for step in report["steps"]:
-        assert step["decode_tokens_per_second"].keys() == {"1", "16"}
+        assert step["decode_tokens_per_second"].keys() == {"1", "16", "64"}
         assert (
             min(*step["decode_tokens_per_second"].values(), step["prefill_tokens_per_second"], step["resident_bytes"])
             > 0
@@ -171,47 +170,14 @@ def test_a_budget_gives_back_the_fewest_layers_that_meet_it(tmp_path: Path, caps
     assert "given back" in capsys.readouterr().err
     again = load_network(tmp_path / "compressed")
     assert isinstance(again.get_submodule("blocks.0.ff.up"), torch.nn.Linear)
-    assert len(ranking) == len(quantize.layer_names(load_network(model_dir)))
-
-
-def test_sensitivity_finds_the_layer_that_rounds_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_network(saved(tmp_path / "model", TINY))
-    pack = int8.QuantizedLinear.pack
-
-    def badly(self: int8.QuantizedLinear, weight: Tensor, scale: Tensor) -> None:
-        wide = self.in_features == TINY.d_ff and not torch.equal(weight[:1], first)
-        pack(self, weight // 32 * 32 if wide else weight, scale)
-
-    first = int8.round_rows(model.get_parameter("blocks.0.ff.down.weight"))[0][:1]
-    monkeypatch.setattr(quantize, "smooth", lambda model, batches: None)
-    monkeypatch.setattr(int8.QuantizedLinear, "pack", badly)
-    rows = CalibrationBatch.of_tokens(text(TINY, 4))
-    context = Context([rows], lambda number: rows, bits, 0, tmp_path / "work", model)
-    method, step = quantize.Quantize(), QuantizeStep()
-    ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
-    assert next(iter(ranking)) == "blocks.1.ff.down"
-    assert list(ranking.values()) == sorted(ranking.values(), reverse=True)
-
-
-@torch.inference_mode()
-def test_sensitivity_counts_the_predictions_that_the_loss_counts(tmp_path: Path) -> None:
-    model, method, step = load_network(saved(tmp_path / "model", TINY)), quantize.Quantize(), QuantizeStep()
-    masked = CalibrationBatch.of_rows(batch(TINY, 4, counting=slice(20, 27)))
-    context = Context([masked], lambda number: masked, bits, 0, tmp_path / "work", model)
-    ranking = chain.sensitivity(method, model, method.apply(model, step, context), step, context)
-    name, nats = next(iter(ranking.items()))
-    alone, _ = quantize.quantize(model, [masked], [other for other in ranking if other != name])
-    true, smaller = (each(masked.inputs).log_softmax(-1)[:, 20:27] for each in (model, alone))
-    assert nats == pytest.approx(float((true.exp() * (true - smaller)).sum(-1).mean()), rel=1e-4)
-    everywhere = dataclasses.replace(context, calibration=[CalibrationBatch.of_rows(batch(TINY, 4))])
-    assert chain.sensitivity(method, model, method.apply(model, step, context), step, everywhere)[name] != nats
+    assert len(ranking) == len(quantize.plain_layers(load_network(model_dir)))
 
 
 def test_a_budget_that_cannot_be_met_fails_with_the_ranking_and_leaves_nothing(tmp_path: Path) -> None:
     model_dir = saved(tmp_path / "model", TINY)
 
     def evaluate(model: GPT) -> dict[str, float]:
-        return {"bits_per_byte": 1.0 if len(quantize.layer_names(model)) == 9 else 1.1}
+        return {"bits_per_byte": 1.0 if len(quantize.plain_layers(model)) == 9 else 1.1}
 
     with pytest.raises(LmforgeError, match=r"compress\.budget: 1% .*nats per token: .*raise the budget"):
         chain.compress(recipe(budget=0.01), model_dir, tmp_path / "compressed", drawn(TINY), evaluate)

@@ -30,6 +30,21 @@ def test_a_token_does_not_depend_on_its_neighbours(clip_range: float) -> None:
     assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
 
 
+@pytest.mark.skipif("qnnpack" not in torch.backends.quantized.supported_engines, reason="torch has no qnnpack here")
+@pytest.mark.parametrize("signed", [True, False])
+@torch.inference_mode()
+def test_no_neighbour_changes_the_range_of_a_kernel_that_finds_its_own(
+    signed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "int8_engine", lambda: "qnnpack")
+    layer = small_linear(signed=signed)
+    x = torch.rand(6, 64, generator=torch.Generator().manual_seed(0))  # alone, the first rows have no negative side
+    if signed:
+        x[3:] -= 0.5
+    assert layer.engine == "qnnpack"
+    assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), signed=st.booleans(), rows=st.integers(1, 5), extreme=st.booleans())
 def test_the_kernel_computes_what_the_formula_says(seed: int, signed: bool, rows: int, extreme: bool) -> None:

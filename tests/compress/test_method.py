@@ -168,7 +168,9 @@ def test_settings_are_checked_with_the_recipe() -> None:
         parse_recipe({"compress": {"steps": [{"method": "half", "digits": 0}]}})
     with pytest.raises(InputError, match=r"compress\.steps\.0\.half\.digit: unknown key .* did you mean 'digits'"):
         parse_recipe({"compress": {"steps": [{"method": "half", "digit": 3}]}})
-    with pytest.raises(InputError, match=r"compress\.steps\.0\.method: .*one of: quantize, half.*did you mean 'half'"):
+    with pytest.raises(
+        InputError, match=r"compress\.steps\.0\.method: .*one of: quantize, .*half.*did you mean 'half'"
+    ):
         parse_recipe({"compress": {"steps": [{"method": "halve"}]}})
 
 

@@ -10,7 +10,7 @@ import torch
 from lmforge.compress import int8
 from lmforge.compress import quantize as quantize_module
 from lmforge.compress.int8 import QuantizedEmbedding
-from lmforge.compress.quantize import layer_names, quantize, restore
+from lmforge.compress.quantize import plain_layers, quantize, restore
 from lmforge.errors import InputError
 from lmforge.formats.native import model_tensors
 from lmforge.generate.decode import Sampling, decode
@@ -46,7 +46,7 @@ def test_a_hard_model_stays_close_and_the_input_is_untouched(changes: dict[str, 
     small, details = quantize(model)
     assert relative(small(tokens()), model(tokens())) < 0.04  # 20 seeds: 1.2-3.0%, with relu2 up to 3.3%
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert not layer_names(small)
+    assert not plain_layers(small)
     assert max(details["weight_errors"].values()) < 0.01
 
 

@@ -273,14 +273,14 @@ def check_planted(corpus: Path, ids: dict[str, set[str]]) -> None:
         ("near_duplicate", "near", 0.95, 0.98),
         ("contaminated", "contaminated", 0.99, 0.99),
     ):
-        found = dropped.get(reason, set())
-        hits = len(found & ids[kind])
+        lost = dropped.get(reason, set())
+        hits = len(lost & ids[kind])
         copies = {
-            each for each in found - ids[kind] if reason != "contaminated" and is_copy(each, reason, texts, dropped)
+            each for each in lost - ids[kind] if reason != "contaminated" and is_copy(each, reason, texts, dropped)
         }
-        right = (hits + len(copies)) / max(1, len(found))
+        right = (hits + len(copies)) / max(1, len(lost))
         print(
-            f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {right:.4f}; {len(found) - hits} not planted, "
+            f"{kind}: recall {hits / len(ids[kind]):.4f}, precision {right:.4f}; {len(lost) - hits} not planted, "
             f"{len(copies)} of them copies"
         )
         assert hits / len(ids[kind]) >= recall

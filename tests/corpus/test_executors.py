@@ -15,7 +15,7 @@ import pytest
 
 from lmforge.corpus import build, executors
 from lmforge.corpus.build import build_corpus, work_folder
-from lmforge.corpus.steps import Plan, Step
+from lmforge.corpus.steps import CorpusPlan, Step
 from lmforge.errors import InputError, LmforgeError
 from lmforge.recipe import Recipe, parse_recipe, to_toml
 from lmforge.record import content_hash
@@ -58,14 +58,14 @@ class Dies(Step):
 
     name = "dies"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         if rank == 1 and not (self.work / "mended").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
 
 def test_a_worker_that_dies_is_noticed_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    Plan(parse_recipe({}), ()).save(tmp_path / "plan.json")
+    CorpusPlan(parse_recipe({}), ()).save(tmp_path / "plan.json")
     with pytest.raises(LmforgeError, match="a worker process died"):
         executors.run_tasks("dies", Dies(tmp_path), [1, 1, 1], parse_recipe({}).corpus, tmp_path / "logs", 2)
     (tmp_path / "mended").touch()

@@ -68,10 +68,10 @@ class Reference:
 @settings(max_examples=300, deadline=None)
 @given(texts, few_bytes, orders, st.booleans())
 def test_equals_the_plain_reference(documents: list[bytes], scored: bytes, order: int, modified: bool) -> None:
-    found = KneserNey.train(documents, order, modified).log2_probabilities(scored)
-    assert found.shape == (len(scored),)
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(2**found, Reference(documents, order, modified).probabilities(scored), rtol=1e-9)
+    log2 = KneserNey.train(documents, order, modified).log2_probabilities(scored)
+    assert log2.shape == (len(scored),)
+    assert np.isfinite(log2).all()
+    np.testing.assert_allclose(2**log2, Reference(documents, order, modified).probabilities(scored), rtol=1e-9)
 
 
 @pytest.mark.parametrize("modified", [False, True])
@@ -80,8 +80,8 @@ def test_equals_the_plain_reference_on_every_byte_value(order: int, modified: bo
     random = np.random.default_rng(order)
     documents = [random.permutation(256).astype(np.uint8).tobytes() * 2 for _ in range(3)]
     scored = documents[0][:100] + documents[1][:100] + documents[2][-100:]
-    found = KneserNey.train(documents, order, modified).log2_probabilities(scored)
-    np.testing.assert_allclose(2**found, Reference(documents, order, modified).probabilities(scored), rtol=1e-9)
+    log2 = KneserNey.train(documents, order, modified).log2_probabilities(scored)
+    np.testing.assert_allclose(2**log2, Reference(documents, order, modified).probabilities(scored), rtol=1e-9)
 
 
 @settings(max_examples=100, deadline=None)

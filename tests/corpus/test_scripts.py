@@ -41,3 +41,10 @@ def test_pieces_hold_every_letter(text: str) -> None:
 @given(st.text(st.characters(exclude_categories=[])))
 def test_any_text_has_as_many_codes_as_characters(text: str) -> None:
     assert len(scripts.codes(text)) == len(text)
+
+
+def test_one_search_tells_texts_without_signs() -> None:
+    everything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    signs = [each for each in everything if scripts._SIGN.match(each) or scripts._WIDE_SIGN.match(each)]
+    assert all(map(scripts._has_signs, signs))
+    assert not any(map(scripts._has_signs, "aé’“…—– жγהע€№ấ"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.corpus import shuffle
-from lmforge.corpus.shuffle import Entry, Scatter, Shards, ShardWriter, gathered, write_shard
+from lmforge.corpus.shuffle import Entry, Scatter, ShardCounts, ShardWriter, gathered, write_shard
 from lmforge.corpus.sources.decode import lines_of
 
 
@@ -19,7 +19,7 @@ def test_order_is_the_keys_whatever_the_runs(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], held: int, count: int
 ) -> None:
     folder = tmp_path_factory.mktemp("runs")
-    shards = Shards(("train",), (count,))
+    shards = ShardCounts(("train",), (count,))
     entries = [Entry(sha256(line).digest()[:16], len(line), line) for line in lines]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "RUN_BYTES", held)
@@ -29,12 +29,12 @@ def test_order_is_the_keys_whatever_the_runs(
             for entry in entries[task::2]:
                 scatter.add(shards.part("train", entry.key), entry)
             scatter.close()
-    found = [entry for shard in range(count) for entry in gathered([folder / "0", folder / "1"], shard)]
-    assert found == sorted(entries)
+    entries_read = [entry for shard in range(count) for entry in gathered([folder / "0", folder / "1"], shard)]
+    assert entries_read == sorted(entries)
 
 
 def test_shards_are_numbered_split_after_split() -> None:
-    shards = Shards.holding({"train": 10 * shuffle.SHARD_BYTES, "valid": 5, "test": 2 * shuffle.SHARD_BYTES})
+    shards = ShardCounts.holding({"train": 10 * shuffle.SHARD_BYTES, "valid": 5, "test": 2 * shuffle.SHARD_BYTES})
     assert shards.counts == (10, 1, 2)
     assert [shards.file_name(number) for number in (0, 9, 10, 12)] == [
         "train-00000.jsonl.zst", "train-00009.jsonl.zst", "valid-00000.jsonl.zst", "test-00001.jsonl.zst",

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from lmforge.corpus import build, steps
 from lmforge.corpus.build import build_corpus, read_documents
-from lmforge.corpus.sources.files import File, Part
+from lmforge.corpus.sources.files import File, SourcePart
 from lmforge.corpus.splits import SPLITS
-from lmforge.corpus.steps import Plan, document_line, load_plan
+from lmforge.corpus.steps import CorpusPlan, document_line, load_plan
 from lmforge.recipe import parse_recipe
 from tests.corpus.test_build import dropped_lines, jsonl, recipe, text
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
-    part = Part("a", (File("a\udcff", Path("/x/a\udcff"), 5, 7), File("b", Path("/x/b"), 6, 8)), 3, None, 11)
-    plan = Plan(parse_recipe({"seed": 9}), (((0, part), (1, part)), ((1, part),)))
+    part = SourcePart("a", (File("a\udcff", Path("/x/a\udcff"), 5, 7), File("b", Path("/x/b"), 6, 8)), 3, None, 11)
+    plan = CorpusPlan(parse_recipe({"seed": 9}), (((0, part), (1, part)), ((1, part),)))
     plan.save(tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json", 1) == plan
 
@@ -116,5 +116,5 @@ def test_benchmark_texts_are_kept_out(tmp_path: Path) -> None:
 def test_pairs_of_many_parts_stand_once(parts: list[list[tuple[int, int]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "PAIRS_WAITING", 3)
-        found = steps._distinct(np.array(part, np.uint64).reshape(-1, 2).T for part in parts)
-    assert found.T.tolist() == sorted(map(list, {pair for part in parts for pair in part}))
+        distinct = steps._distinct(np.array(part, np.uint64).reshape(-1, 2).T for part in parts)
+    assert distinct.T.tolist() == sorted(map(list, {pair for part in parts for pair in part}))

@@ -4,6 +4,7 @@ asked again where it is)."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.profiler import ProfilerActivity, profile
 
 from lmforge.errors import InputError
 from lmforge.formats.load import load_any
 from lmforge.formats.native import load_model, model_tensors, read_config
-from lmforge.formats.transformers import import_model
+from lmforge.formats.transformers import import_model, read_checkpoint
+from lmforge.formats.weight_files import WeightFiles
+from lmforge.model.measure import weight_bytes
 from tests.conftest import lmforge
 from tests.tokens.test_tokenizer_json import END, vocabulary
 
@@ -185,8 +189,17 @@ def test_weights_in_several_files_and_in_half_precision(tmp_path: Path) -> None:
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ("gpt2", {"activation_function": "swish"}, "activation_function"),
     ("gpt2", {"model_type": "bloom"}, "model_type 'bloom'"),
-    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "RoPE is stretched by 'llama3'"),
-    ("llama", {"head_dim": 16}, "head_dim"),
+    ("llama", {"model_type": None}, "model_type None is no architecture that is known; llama, mistral"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling 'llama3' without 'low_freq"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type = 'dynamic'"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+    ("llama", {"hidden_act": "mish"}, "hidden_act = 'mish': ours computes silu"),
+    ("llama", {"hidden_size": None}, "hidden_size is missing"),
+    ("llama", {"hidden_size": "wide"}, "not the configuration of a LlamaForCausalLM"),
+    ("llama", {"num_attention_heads": 5}, "config.json: model.heads: 5 heads do not divide"),
+    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ("llama", {"head_dim": 16}, "qkv.weight would be"),
+    ("qwen2", {"layer_types": ["chunked_attention"] * 2}, r"layer_types: \['chunked_attention'\]"),
     ("llama", {"num_hidden_layers": 3}, "no tensor model.layers.2"),
     ("llama", {"num_hidden_layers": 1}, "does not have: model.layers.1"),
     ("llama", {"intermediate_size": 40}, "blocks.0.ff.up.weight would be"),
@@ -197,6 +210,52 @@ def test_what_ours_does_not_compute_is_refused(tmp_path: Path, kind: str, change
     with pytest.raises(InputError, match=words):
         import_model(folder, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_do_not_do_are_named(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "theirs", "llama")
+    whole, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    table = whole["model.embed_tokens.weight"]
+    for changes, words in (
+        ({name: whole[name].index_fill(0, torch.tensor(3), float("nan"))}, f"{name} has weights that are no numbers"),
+        ({name: whole[name].index_fill(0, torch.tensor(3), float("inf"))}, f"{name} has weights that are no numbers"),
+        ({name: whole[name].to(torch.int8)}, f"{name} holds torch.int8"),
+        ({name: None}, f"no tensor {name}"),
+        ({"model.layers.0.extra": torch.ones(2)}, "does not have: model.layers.0.extra"),
+        ({"model.embed_tokens.weight": table[:200]}, f"has 200 rows for {END + 1} tokens of the tokenizer"),
+        ({"model.embed_tokens.weight": table.repeat(6, 1)}, f"has 1,584 rows for {END + 1} tokens of the tokenizer"),
+    ):
+        save_file(
+            {key: each for key, each in (whole | changes).items() if each is not None}, folder / "model.safetensors"
+        )
+        with pytest.raises(InputError, match=words) as refused:
+            import_model(folder, tmp_path / "model")
+        assert str(refused.value).startswith(str(folder))
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / "model").exists()
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most that tensors hold at once while something runs, by the allocator's own account."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        kept = run()
+    held = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    del kept
+    return most
+
+
+def test_importing_takes_one_tensor_more_than_the_network(tmp_path: Path) -> None:
+    """The network is made with room for what is read, which is never held as a whole beside it."""
+    folder = checkpoint(tmp_path / "theirs", "llama")
+    model = read_checkpoint(folder).model
+    mapped = peak_bytes(lambda: WeightFiles(folder))  # files, which take no memory of ours
+    whole, largest = weight_bytes(model), max(parameter.nbytes for parameter in model.parameters())
+    most = peak_bytes(lambda: read_checkpoint(folder)) - mapped
+    assert 2 * largest < whole
+    assert whole <= most <= whole + model.rotations.nbytes + 2 * largest
 
 
 def test_damaged_or_missing_files_are_named(tmp_path: Path) -> None:

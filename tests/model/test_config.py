@@ -23,6 +23,18 @@ def test_json_gives_the_config_back() -> None:
     assert config.shape_of(2) == LayerShape(heads=2, kv_heads=2, d_ff=32)
 
 
+def test_parts_that_are_not_set_follow_from_others() -> None:
+    plain, biased = GPTConfig(**GOOD), GPTConfig(**{**GOOD, "biases": True, "qkv_biases": False})
+    assert (plain.head_width, plain.rotary_width, plain.gated) == (8, 8, False)
+    assert (biased.has_qkv_biases, biased.has_out_biases, biased.has_norm_biases) == (False, True, True)
+    wide = GPTConfig(
+        **{**GOOD, "heads": 3, "kv_heads": 3, "head_dim": 12, "rotary_fraction": 0.5, "activation": "geglu"}
+    )
+    assert (wide.head_width, wide.rotary_width, wide.gated) == (12, 6, True)
+    assert GPTConfig(**{**GOOD, "rope_scaling": "linear", "rope_trained": 6}).rope_stretch == 4
+    assert GPTConfig(**{**GOOD, "rope_scaling": "linear", "rope_factor": 2.0}).rope_stretch == 2
+
+
 def test_layers_that_differ_go_to_json_and_back() -> None:
     shapes = tuple(LayerShape(heads, heads, 8 * heads, experts=heads % 2 * 4, qkv_rank=3) for heads in range(4))
     config = GPTConfig(**{**GOOD, "layer_shapes": shapes})
@@ -57,6 +69,17 @@ def test_a_layer_that_does_not_fit_is_refused_by_its_number(shape: dict[str, int
 @pytest.mark.parametrize(("changes", "words"), [
     ({"attention": ("full", "window", "lsh")}, "a pattern of 3 kinds does not fit 4 layers"),
     ({"attention": ("fulll",)}, "'fulll'.*is not a kind"),
+    ({"head_dim": 7}, "even head width"),
+    ({"rotary_fraction": 0.4}, "of which 3 channels turn"),
+    ({"rotary_fraction": 1.5}, "rotary_fraction: 1.5"),
+    ({"norm_placement": "within"}, "norm_placement: 'within'"),
+    ({"parallel_residual": True, "residual": "reversible"}, "residual: reversible blocks feed"),
+    ({"qk_norm": True, "qk_norm_full": True}, "qk_norm_full: .* give one"),
+    ({"attention": ("linear",), "attention_scale": 0.1}, "attention_scale: linear attention"),
+    ({"attention_scale": -1.0}, "attention_scale: -1.0"),
+    ({"rope_scaling": "llama3", "rope_factor": 8.0}, "llama3 needs the context"),
+    ({"rope_scaling": "llama3", "rope_trained": 12, "rope_low": 4.0}, "rope_high: 4.0 is not above rope_low 4.0"),
+    ({"rope_divisors": (1.0, 2.0)}, "rope_divisors: 2 of them for 4 pairs"),
     ({"heads": 3, "kv_heads": 3}, "3 heads do not divide d_model 16"),
     ({"kv_heads": 3}, "kv_heads: 3 do not divide heads 2"),
     ({"heads": 16, "kv_heads": 16}, "even head width"),

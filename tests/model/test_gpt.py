@@ -25,7 +25,25 @@ SHAPES = [
     dataclasses.replace(PLAIN, heads=4, kv_heads=2, qk_norm=True, activation="relu2", norm="layernorm"),
     dataclasses.replace(PLAIN, positions="learned", activation="gelu", norm="layernorm", biases=True),
     dataclasses.replace(PLAIN, ngram_rows=64),
+    dataclasses.replace(PLAIN, norm_placement="post", qk_norm_full=True, head_dim=6, kv_heads=1, out_biases=True),
+    dataclasses.replace(
+        PLAIN,
+        norm_placement="both",
+        norm_offset=1.0,
+        qk_norm=True,
+        activation="geglu",
+        attention=("window", "full"),
+        window=5,
+        rope_local_base=100.0,
+        rope_scaling="llama3",
+        rope_trained=12,
+        attention_scale=0.3,
+        embedding_scale=4.0,
+    ),
 ]
+PARALLEL = dataclasses.replace(
+    PLAIN, parallel_residual=True, rotary_fraction=0.5, norm="layernorm", norm_biases=True, qkv_biases=True
+)
 WIDER = dataclasses.replace(
     PLAIN, context=48, layers=4, d_model=32, heads=4, kv_heads=2, d_ff=32, window=6, stride=5, pool=4, lsh_span=4
 )
@@ -159,6 +177,7 @@ EXTRAS = [
     dataclasses.replace(PLAIN, residual="reversible"),
     dataclasses.replace(PLAIN, ahead=2),
     dataclasses.replace(PLAIN, experts=4),
+    PARALLEL,
     *DIFFERENT,
 ]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from lmforge.model.gpt import GPTConfig
 from lmforge.model.packing import Packing
-from tests.model.test_gpt import PLAIN, SHAPES, network, tokens
+from tests.model.test_gpt import PARALLEL, PLAIN, SHAPES, network, tokens
 
-LONG = [dataclasses.replace(shape, context=96) for shape in SHAPES] + [
+LONG = [dataclasses.replace(shape, context=96) for shape in (*SHAPES, PARALLEL)] + [
     dataclasses.replace(PLAIN, context=96, attention=("sparse", "window"), window=9, stride=7, pool=4, pooling="conv"),
     dataclasses.replace(PLAIN, context=96, attention=("lsh", "linear"), lsh_span=8),
 ]

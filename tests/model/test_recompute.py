@@ -10,7 +10,7 @@ import torch
 from lmforge.model import recompute as module
 from lmforge.model.gpt import GPT, Blocks, GPTConfig
 from tests.model.test_attention import MIXED
-from tests.model.test_gpt import DIFFERENT, PLAIN, SHAPES, network, tokens
+from tests.model.test_gpt import DIFFERENT, PARALLEL, PLAIN, SHAPES, network, tokens
 from tests.model.test_lsh import shape
 
 
@@ -40,7 +40,7 @@ def test_reversible_gradients_equal_the_stored_ones(
 
 
 @pytest.mark.parametrize(
-    "config", [*SHAPES, *MIXED, shape(experts=4, activation="swiglu")], ids=lambda c: "-".join(c.attention)
+    "config", [*SHAPES, PARALLEL, *MIXED, shape(experts=4, activation="swiglu")], ids=lambda c: "-".join(c.attention)
 )
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("keeps", [False, True])

@@ -212,6 +212,10 @@ KIND_CONFIGS = [
             {"residual": "reversible", "recompute": True, "d_model": 32, "heads": 2, "kv_heads": 2},
         ),
         ("sparse", "elu", "relu", 0, {"recompute": True, "d_model": 32, "heads": 2, "kv_heads": 2, "biases": True}),
+        ("full", "elu", "geglu", 0, {"parallel_residual": True, "rotary_fraction": 0.5, "head_dim": 24}),
+        ("window", "elu", "geglu", 0, {"parallel_residual": True, "recompute": True, "qk_norm_full": True}),
+        ("full", "elu", "swiglu", 0, {"norm_placement": "both", "residual": "reversible"}),
+        ("window", "elu", "swiglu", 0, {"norm_placement": "post", "recompute": True, "attention_scale": 0.1}),
     ]
 ]
 

@@ -125,6 +125,10 @@ def peak_bytes(config: GPTConfig, rows: int) -> int:
         {"attention": ("sparse",), "recompute": True, "residual": "reversible"},
         {"attention": ("sparse",), "recompute": True, "residual": "reversible", "qk_norm": True},
         {"attention": ("linear",), "recompute": True},
+        {"parallel_residual": True},
+        {"parallel_residual": True, "recompute": True},
+        {"norm_placement": "both", "norm": "rmsnorm", "activation": "geglu", "recompute": True},
+        {"norm_placement": "post", "qk_norm_full": True, "residual": "reversible"},
     ],
     ids=str,
 )

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from lmforge.report.corpus import corpus
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 
 
 def test_lengths_are_bars_in_order(finished_run: Path) -> None:
-    page = corpus(Run(finished_run))
+    page = corpus(LoadedRun(finished_run))
     assert page.index(">64 B<") < page.index(">1 KiB<") < page.index(">1 MiB<")
     assert "3.8%" in page  # 188 of 5,012 were too short
 
 
 def test_every_kind_of_figure_is_shown(finished_run: Path) -> None:
-    page = corpus(Run(finished_run))
+    page = corpus(LoadedRun(finished_run))
     for wanted in (
         "words, order 3",
         "bytes, order 5",
@@ -48,9 +48,9 @@ def test_every_kind_of_figure_is_shown(finished_run: Path) -> None:
 
 
 def test_the_models_bits_per_word_follow_from_its_bits_per_byte(finished_run: Path) -> None:
-    assert ">9.948<" in corpus(Run(finished_run))  # 1.658 bits per byte × 6 bytes a word
+    assert ">9.948<" in corpus(LoadedRun(finished_run))  # 1.658 bits per byte × 6 bytes a word
     (finished_run / "scores/bits_per_byte.json").unlink()
-    assert "the trained model" not in corpus(Run(finished_run))
+    assert "the trained model" not in corpus(LoadedRun(finished_run))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_missing_is_left_out(finished_run: Path, lost: str) -> None:
     ):
         found["analysis"][lost] = odd
         path.write_text(json.dumps(found))
-        assert "Split by hash" in corpus(Run(finished_run))
+        assert "Split by hash" in corpus(LoadedRun(finished_run))
 
 
 def test_a_corpus_without_analysis_is_shown_as_before(finished_run: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_corpus_without_analysis_is_shown_as_before(finished_run: Path) -> Non
     for name in ("analysis", "zipf", "vocabulary_growth"):
         del found[name]
     path.write_text(json.dumps(found))
-    page = corpus(Run(finished_run))
+    page = corpus(LoadedRun(finished_run))
     assert "compression bits per byte" in page
     assert "Topics" not in page
     assert "Heaps" not in page

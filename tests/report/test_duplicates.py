@@ -7,11 +7,11 @@ import pytest
 
 from lmforge.report.corpus import corpus
 from lmforge.report.duplicates import contamination, duplicates, synthetic, trained_filters
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 
 
 def test_all_of_it_is_on_the_page(finished_run: Path) -> None:
-    page = corpus(Run(finished_run))
+    page = corpus(LoadedRun(finished_run))
     for wanted in (
         "40 of 2, 9 of 3, 1 of 4 to 9",
         "190 of 2, 1 of 10 to 99",

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 from lmforge.report.scores import cards, entropy, levels, score_rows, scores
 
 
 def test_models_of_a_task_stand_side_by_side(finished_run: Path) -> None:
-    run = Run(finished_run)
+    run = LoadedRun(finished_run)
     rows = score_rows(run.tasks()["bits_per_byte"])
     assert [(name, row["value"]) for name, row in rows] == [("model", 1.658), ("compressed", 1.661)]
     assert levels(run) == [("5-gram Kneser-Ney (test text)", 1.821)]
@@ -19,7 +19,7 @@ def test_models_of_a_task_stand_side_by_side(finished_run: Path) -> None:
 
 
 def test_the_table_says_what_a_score_rests_on(finished_run: Path) -> None:
-    page = scores(Run(finished_run))
+    page = scores(LoadedRun(finished_run))
     for wanted in (
         "1.644 – 1.672",
         "<td>baseline</td>",
@@ -31,7 +31,7 @@ def test_the_table_says_what_a_score_rests_on(finished_run: Path) -> None:
 
 
 def test_only_the_first_items_are_shown(finished_run: Path) -> None:
-    page = scores(Run(finished_run))
+    page = scores(LoadedRun(finished_run))
     assert "number: 5" in page
     assert "number: 6" not in page
     assert "<mark>    return seq" in page
@@ -40,9 +40,9 @@ def test_only_the_first_items_are_shown(finished_run: Path) -> None:
 def test_samples_in_the_score_itself(finished_run: Path) -> None:
     task = {"metric": "m", "value": 1, "samples": ["once upon", {"prompt": "p", "completion": "a time"}]}
     (finished_run / "scores/stories.json").write_text(json.dumps(task))
-    assert "a time" in scores(Run(finished_run))
+    assert "a time" in scores(LoadedRun(finished_run))
     (finished_run / "scores/stories.json").write_text(json.dumps({**task, "samples": ["once upon"]}))
-    assert "once upon" in scores(Run(finished_run))
+    assert "once upon" in scores(LoadedRun(finished_run))
 
 
 def test_keys_found_by_length_and_depth_are_a_map_a_model(finished_run: Path) -> None:
@@ -57,7 +57,7 @@ def test_keys_found_by_length_and_depth_are_a_map_a_model(finished_run: Path) ->
     (finished_run / "scores/passkey.json").write_text(
         json.dumps({**row, "models": {"pooled": row, "broken": {"lengths": 3, "accuracy": [None]}}})
     )
-    page = scores(Run(finished_run))
+    page = scores(LoadedRun(finished_run))
     assert page.count("Keys found, ") == 4  # a caption and a description for each of two models
     assert "<title>1,024, 25%: 50.0%</title>" in page
 
@@ -66,6 +66,6 @@ def test_the_clean_figure_stands_beside_the_whole(finished_run: Path) -> None:
     for name, value, clean in (("bits_per_byte", 1.658, 1.701), ("kneser_ney", 1.821, 1.9)):
         score = {"metric": "bits per byte", "value": value, "clean_value": clean, "leaked_share": 0.24}
         (finished_run / f"scores/{name}.json").write_text(json.dumps(score))
-    run = Run(finished_run)
+    run = LoadedRun(finished_run)
     assert cards(run)[0].note == "5-gram Kneser-Ney (1.821); 1.701 on unleaked bytes against 1.9"
     assert "on unleaked bytes 1.70, leaked share of the bytes 0.240" in scores(run)

@@ -204,6 +204,9 @@ def test_defaults_keep_to_openai(client: openai.OpenAI, served: LoadedModel) -> 
     [
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
+        ({"temperature": True}, "temperature", "invalid_value"),
+        ({"extra_body": {"top_k": -2}}, "top_k", "invalid_value"),
+        ({"stop": "a" * 2000}, "stop", "invalid_value"),
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"prompt": {"a": 1}}, "prompt", "invalid_value"),
@@ -377,7 +380,7 @@ def test_a_full_queue_answers_503(client: openai.OpenAI, monkeypatch: pytest.Mon
 def test_a_failing_model_answers_500_and_goes_on(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    def fail(*_: object) -> Any:
+    def fail(*_: object, **__: object) -> Any:
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patch:
@@ -390,10 +393,115 @@ def test_a_failing_model_answers_500_and_goes_on(
 
 def test_an_enormous_body_is_refused_before_it_is_read(base_url: str) -> None:
     body = b'{"prompt": "' + b"a" * MAX_BODY_BYTES + b'"}'
-    assert (
-        httpx.post(f"{base_url}/v1/completions", content=body, headers={"Content-Type": "application/json"}).status_code
-        == 413
-    )
+    reply = httpx.post(f"{base_url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 413
+    assert_openai_error(reply, "")
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", f"/v1/models/{MODEL}", "/v1/models/none"])
+def test_head_is_answered_wherever_get_is(base_url: str, path: str) -> None:
+    get, head = httpx.get(base_url + path), httpx.head(base_url + path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert head.headers["content-length"] == get.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", {"POST"}),
+        ("PUT", "/v1/chat/completions", {"POST"}),
+        ("POST", "/health", {"GET", "HEAD"}),
+        ("DELETE", "/", {"GET", "HEAD"}),
+        ("OPTIONS", "/v1/models", {"GET", "HEAD"}),
+    ],
+)
+def test_a_method_that_is_not_allowed_says_which_are(base_url: str, method: str, path: str, allowed: set[str]) -> None:
+    reply = httpx.request(method, base_url + path)
+    assert reply.status_code == 405
+    assert {name.strip() for name in reply.headers["allow"].split(",")} == allowed
+    assert_openai_error(reply, "Not allowed")
+
+
+NEUTRAL_EVERYWHERE = {
+    "logit_bias": {},
+    "n": 1,
+    "user": "someone",
+    "store": False,
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "presence_penalty": 0,
+    "frequency_penalty": 0.0,
+    "stream": False,
+    "stream_options": None,
+    "stop": None,
+    "seed": None,
+    "top_p": 1,
+    "temperature": 0,
+}
+NEUTRAL_IN_CHATS = {
+    "function_call": "none",
+    "functions": [],
+    "tool_choice": "auto",
+    "tools": [],
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "reasoning_effort": None,
+    "verbosity": None,
+    "audio": None,
+    "prediction": None,
+    "web_search_options": None,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "max_completion_tokens": None,
+    "safety_identifier": "x",
+    "prompt_cache_key": "x",
+}
+
+
+def test_what_asks_for_nothing_is_accepted(base_url: str) -> None:
+    """All at once and, null, one by one."""
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "the cat", "tool_calls": None}], "max_tokens": 3}
+    for path, plain, neutral in (
+        ("completions", {"prompt": "def f", "max_tokens": 3}, NEUTRAL_EVERYWHERE),
+        ("chat/completions", chat, NEUTRAL_EVERYWHERE | NEUTRAL_IN_CHATS),
+    ):
+        for extra in (neutral, *({name: None} for name in neutral if name != "stream")):
+            reply = httpx.post(f"{base_url}/v1/{path}", json=plain | extra)
+            assert reply.status_code == 200, (extra, reply.text)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"function_call": {"name": "f"}},
+        {"tool_choice": "required"},
+        {"service_tier": "priority"},
+        {"store": True},
+        {"modalities": ["text", "audio"]},
+        {"reasoning_effort": "high"},
+        {"logit_bias": {"5": 1}},
+    ],
+)
+def test_what_is_asked_for_and_missing_is_refused(client: openai.OpenAI, asked: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        talk(client, **asked)
+    assert caught.value.param == next(iter(asked))
+    assert caught.value.code == "unsupported_parameter"
+
+
+@pytest.mark.parametrize("words", ["One, two, ", "  One,", "One\n"])
+def test_an_answer_that_was_begun_goes_on_as_it_stands(client: openai.OpenAI, served: LoadedModel, words: str) -> None:
+    """With the blanks that it has, and those of its continuation."""
+    begun = [*TALK, {"role": "assistant", "content": words}]
+    prompt = served.conversation(begun)
+    assert served.tokenizer.decode(prompt).endswith(words)
+    for seed in range(8):
+        answer = talk(client, messages=begun, seed=seed, max_tokens=4)
+        plain = complete(client, prompt=prompt, seed=seed, max_tokens=4, stop=list(served.chat_stop))
+        assert answer.choices[0].message.content == plain.choices[0].text
 
 
 def test_other_sites_get_no_leave_to_read(base_url: str) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+import lmforge.generate.decode as decoding
 from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import SampledToken, Sampling, decode, stream_text
+from lmforge.serve.api import plan_completion
 from lmforge.serve.engine import Engine, Overloaded, Part, Row, Ticket, prompt_scores, text_offsets
+from lmforge.serve.protocol import ApiError, CompletionRequest
 
 
 class Ear:
@@ -127,8 +131,8 @@ def test_a_row_that_ended_does_not_hold_its_batch(served: LoadedModel, monkeypat
     """A stop string ends one row while the other goes on; both are right, and no more is drawn for the first."""
     drawn = [0, 0]
 
-    def counting(*arguments: Any) -> Iterator[list[SampledToken]]:
-        for step in decode(*arguments):
+    def counting(*arguments: Any, **options: Any) -> Iterator[list[SampledToken]]:
+        for step in decode(*arguments, **options):
             for one in step:
                 drawn[one.row] += 1
             yield step
@@ -157,6 +161,115 @@ def test_a_failing_batch_is_told_and_the_engine_goes_on(served: LoadedModel) -> 
         assert good.ended.wait(60)
     assert isinstance(bad.events[0][1], Exception)
     assert good.text() == alone(served, row(served, "a"))
+
+
+def test_a_row_that_fails_fails_alone(served: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At reading its prompt, at scoring it, at drawing, and at being told."""
+    plain = row(served, "the cat", max_tokens=9)
+    failing = {
+        "prompt": Row((10**6,), Sampling(max_tokens=4)),
+        "score": Row((1, 10**6), Sampling(max_tokens=4), score_from=1),
+        "draw": row(served, "draw", temperature=0.5, top_k=3),
+        "add": Row(tuple(served.document("add")), Sampling(max_tokens=4), stop=("stop", 3)),  # type: ignore[arg-type]
+    }
+    draw = decoding._draw
+
+    def failing_draw(number: int, logits: torch.Tensor, sampling: Sampling, *rest: Any) -> SampledToken:
+        if sampling.top_k == 3:
+            raise RuntimeError("probability tensor contains nan")
+        return draw(number, logits, sampling, *rest)
+
+    monkeypatch.setattr(decoding, "_draw", failing_draw)
+    for bad in failing.values():
+        ear = Ear(4)
+        with Engine(served.model, served.tokenizer) as engine:
+            engine.submit([plain, bad, plain, row(served, "a", seed=2)], ear)
+            assert ear.ended.wait(60)
+        assert [isinstance(event, Exception) for i, event in ear.events if i == 1][-1]
+        assert ear.text(0) == ear.text(2) == alone(served, plain)
+        assert ear.text(3) == alone(served, row(served, "a", seed=2))
+
+
+EXTREMES = [0, -1, 1, 2**63, 2**64, 10**40, -(10**40), 1e-40, 5e-324, 1e308, float("nan"), float("inf"), True, None]
+
+
+def numbers(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(usual, usual, st.sampled_from(EXTREMES), st.integers(), st.floats())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hostile=st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": numbers(st.floats(0, 2)),
+            "top_p": numbers(st.floats(0, 1)),
+            "top_k": numbers(st.integers(-1, 400)),
+            "min_p": numbers(st.just(0)),
+            "presence_penalty": numbers(st.just(0)),
+            "frequency_penalty": numbers(st.just(0.0)),
+            "repetition_penalty": numbers(st.just(1)),
+            "seed": numbers(st.integers()),
+            "max_tokens": numbers(st.integers(0, 20)),
+            "n": numbers(st.integers(1, 3)),
+            "best_of": numbers(st.just(1)),
+            "logprobs": numbers(st.integers(0, 5)),
+            "logit_bias": st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+            "stop": st.one_of(st.text(max_size=3), st.lists(st.text(max_size=3), max_size=3), st.just("a" * 9999)),
+            "echo": st.booleans(),
+        },
+    )
+)
+def test_no_sampling_parameter_of_one_request_touches_another(served: LoadedModel, hostile: dict[str, Any]) -> None:
+    """Whatever one asks for is refused at the door with a 400, or answered; the plain one beside it hears what it hears
+    alone."""
+    plain = row(served, "the cat", max_tokens=6, top_logprobs=1)
+    try:
+        request = CompletionRequest.model_validate({"prompt": "def f", **hostile})
+        beside = plan_completion(served, request).rows[:15]
+    except (ValidationError, ApiError) as refused:
+        status = getattr(refused, "status", 400)
+        event(f"refused with {status}")
+        if status != 400:
+            raise
+        return
+    event("answered")
+    ear, quiet = Ear(len(beside) + 1), Ear()
+    with Engine(served.model, served.tokenizer) as engine:
+        engine.submit([plain, *beside], ear)
+        assert ear.ended.wait(60)
+        engine.submit([plain], quiet)
+        assert quiet.ended.wait(60)
+    assert [part for i, part in ear.events if i == 0] == [part for _, part in quiet.events]
+    assert not [part for _, part in ear.events if isinstance(part, Exception)]
+
+
+def test_tiny_temperatures_take_the_likeliest_and_seeds_count_modulo_2_64(served: LoadedModel) -> None:
+    greedy = alone(served, row(served, "the cat", temperature=0.0))
+    for temperature in (5e-324, 1e-40, 1e-9):
+        assert alone(served, row(served, "the cat", temperature=temperature)) == greedy
+    for seed in (2**64 + 5, 5 - 2**64, 10**40):
+        assert alone(served, row(served, "the cat", seed=seed)) == alone(
+            served, row(served, "the cat", seed=seed % 2**64)
+        )
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_the_engine_decodes_as_it_was_told(
+    served: LoadedModel, monkeypatch: pytest.MonkeyPatch, batch_invariant: bool
+) -> None:
+    asked: list[bool] = []
+
+    def noting(*arguments: Any, **options: Any) -> Iterator[list[SampledToken]]:
+        asked.append(options["batch_invariant"])
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr("lmforge.serve.engine.decode", noting)
+    ear = Ear()
+    with Engine(served.model, served.tokenizer, batch_invariant=batch_invariant) as engine:
+        engine.submit([row(served, "a")], ear)
+        assert ear.ended.wait(60)
+    assert asked == [batch_invariant]
 
 
 def test_closing_tells_those_who_wait(served: LoadedModel) -> None:

@@ -1,8 +1,7 @@
-"""The terminal: continuing a text, talking, and listening on a port."""
+"""The command line: continuing a text, and listening on a port."""
 
 from __future__ import annotations
 
-import io
 import re
 import signal
 import socket
@@ -14,9 +13,9 @@ import httpx
 import pytest
 
 from lmforge.errors import InputError
-from lmforge.formats.loaded import CHAT_STOP, LoadedModel
+from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Sampling
-from lmforge.serve.terminal import chat, generate_text, serve, trim
+from lmforge.serve.terminal import generate_text, serve
 from tests.serve.conftest import CONTEXT
 
 SAMPLING = Sampling(max_tokens=12, temperature=1.0, seed=7)
@@ -35,55 +34,6 @@ def test_generated_text_is_streamed_counted_and_repeatable(served: LoadedModel) 
 @pytest.mark.parametrize("prompt", ["", "the cat sat on the mat " * CONTEXT])
 def test_empty_and_very_long_prompts_are_continued(served: LoadedModel, prompt: str) -> None:
     assert generate_text(served, prompt, SAMPLING)["tokens"] > 0
-
-
-def talk(served: LoadedModel, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    chat(served, SAMPLING)
-
-
-def test_a_piped_conversation(
-    served: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    talk(served, monkeypatch, "the cat\n\n")
-    answer = capsys.readouterr().out
-    assert answer.strip()
-    talk(served, monkeypatch, "the cat\n/reset\nthe cat\n/quit\nnever read\n")
-    captured = capsys.readouterr()
-    assert captured.out == answer * 2, "after /reset the same words get the same answer"
-    assert captured.err == "forgotten\n"
-    talk(served, monkeypatch, "the cat\nthe cat\n")
-    assert capsys.readouterr().out.startswith(answer)
-
-
-def test_the_second_turn_reads_the_first(served: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts: list[str] = []
-
-    def spy(
-        model: object, tokenizer: object, prompt: list[int], sampling: object, stop: tuple[str, ...]
-    ) -> list[object]:
-        prompts.append(served.tokenizer.decode(prompt))
-        assert stop == CHAT_STOP
-        return []
-
-    monkeypatch.setattr("lmforge.serve.terminal.stream_text", spy)
-    talk(served, monkeypatch, "first words\nsecond words\n")
-    assert "first words" in prompts[1]
-    assert "second words" in prompts[1]
-
-
-def test_old_turns_are_dropped_in_pairs(served: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
-    history = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i} the cat"} for i in range(21)]
-    for answer in range(8, 56, 4):
-        kept, prompt = trim(served, history, answer)
-        assert len(prompt) <= CONTEXT - answer
-        assert 1 <= len(kept) < 21
-        assert kept == history[-len(kept) :]
-        assert kept[0]["role"] == "user"
-    one, long = trim(served, [{"role": "user", "content": "the cat " * CONTEXT}], 16)
-    assert len(one) == 1
-    assert len(long) > CONTEXT
-    assert "long message" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_one_clear_line(served: LoadedModel) -> None:
@@ -120,5 +70,22 @@ def test_a_signal_ends_the_server_cleanly(model_dir: Path, number: signal.Signal
                 process.send_signal(number)
             assert process.wait(60) == 0
             assert "serve: stopped" in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_ends_generating_with_one_line(model_dir: Path) -> None:
+    command = [sys.executable, "-m", "lmforge.cli", "generate", str(model_dir), "--prompt", "def f"]
+    command += ["--max-tokens", "10000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stdout.read(20).startswith(b"def f")
+            process.send_signal(signal.SIGINT)
+            rest, said = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert said == b"lmforge: stopped\n"
+            assert rest.endswith(b"\n")
         finally:
             process.kill()

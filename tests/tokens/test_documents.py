@@ -126,5 +126,5 @@ def test_a_conversation_is_rendered(tokenizer: Tokenizer) -> None:
 
 
 def test_messages_that_are_none_are_refused() -> None:
-    with pytest.raises(InputError, match=r"^corpus document 'd7': meta\.messages\[0\]\.role: 'tool' is not a role"):
-        encode_batch([line("x", messages=[{"role": "tool", "content": "x"}])], TOKENIZER)
+    with pytest.raises(InputError, match=r"^corpus document 'd7': meta\.messages\[0\]\.role: 'robot' is not a role"):
+        encode_batch([line("x", messages=[{"role": "robot", "content": "x"}])], TOKENIZER)

@@ -26,7 +26,7 @@ from lmforge.tokens.special_tokens import END_OF_TEXT, guessed
 from lmforge.tokens.tokenizer import Tokenizer
 from lmforge.tokens.tokenizer_json import described
 from lmforge.train.finetune import example_rows
-from lmforge.train.loop import validation_rows
+from lmforge.train.validate import validation_rows
 from tests.tokens.conftest import all_texts, recipe, text, write_corpus, write_documents
 
 PLAIN = train_tokenizer([text(number) for number in range(40)], 300, chat=True)
@@ -126,7 +126,7 @@ def test_shards_rows_and_masks_are_the_same_up_to_the_numbers(
         first, second = make(one), make(two)
         assert (second[0].numpy() == new[first[0].numpy()]).all()
         assert (second[1].numpy() == mapped[first[1].numpy()]).all()
-        assert not (first[1] == PLAIN.end_of_text).any()  # which document comes next is not language
+    assert not (validation_rows(one, 16, 64)[1] == PLAIN.end_of_text).any()  # what comes next is not language
 
 
 def test_answers_stop_where_the_tokenizer_says() -> None:

@@ -41,7 +41,7 @@ def test_a_bad_batch_is_survived_and_its_cause_named(
     clean = train(recipe, tiny_run / "tokens", tmp_path / "a", tmp_path / "am")
     poisoned(monkeypatch, {30}, spoil)
     hurt = train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
-    assert hurt["valid_bits_per_byte"] < 1.01 * clean["valid_bits_per_byte"]
+    assert hurt["valid_bits_per_byte"] < 1.02 * clean["valid_bits_per_byte"]
     (line,) = skipped(tmp_path / "b")
     assert line["step"] == 31
     assert re.match(cause, line["skipped"])
@@ -68,7 +68,7 @@ def test_a_hundredfold_loss_is_survived_and_named(
 
     monkeypatch.setattr(TrainStep, "run", step)
     hurt = train(recipe, tiny_run / "tokens", tmp_path / "b", tmp_path / "bm")
-    assert hurt["valid_bits_per_byte"] < 1.01 * clean["valid_bits_per_byte"]
+    assert hurt["valid_bits_per_byte"] < 1.02 * clean["valid_bits_per_byte"]
     (line,) = skipped(tmp_path / "b")
     assert line["step"] == 31
     assert "times that of the last 30 steps" in line["skipped"]

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from lmforge import machine
+from lmforge.compress.budget import check_size, within_budget
 from lmforge.compress.measure import decode_rate, measure
-from lmforge.compress.method import METHODS, CalibrationBatch, Compressed, Context, Evaluate, Method
-from lmforge.errors import LmforgeError
+from lmforge.compress.method import CalibrationBatch, Context, Evaluate, inputs_of
 from lmforge.formats.native import (
     TENSORS,
     TOKENIZER,
@@ -38,16 +37,17 @@ from lmforge.formats.native import (
 )
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
-from lmforge.recipe import CompressStep, Recipe
+from lmforge.recipe import Budget, CompressStep, Recipe
 from lmforge.record import atomic_directory, content_hash, hash_json, write_atomic
 from lmforge.tokens.loader import Batch
 
-REPORT = "report.json"
+REPORT, STEP = "report.json", "step.json"
+FINISHED = "finished"  # in a step's folder: the model that it made
 MEMORY_FROM_BYTES = 2_000_000  # a smaller model cannot be told from the interpreter around it
 
 
 @dataclasses.dataclass
-class Stage:
+class ChainStage:
     """A model between two steps, with what `evaluate` said of it and the bytes its file takes."""
 
     name: str
@@ -64,9 +64,10 @@ def compress(
     """Run `recipe.compress.steps` on the model in `model_dir`; leave the small model and `report.json` in `out`.
 
     `draw(n)`: batch n of the training split, with the targets that the loss counts; batch 0 is for calibration.
-    `evaluate(model)` gives at least `bits_per_byte`. What a method keeps while it works is in `.OUT.work` beside `out`,
-    until all is done. The result (also in `report.json`) has `steps[]`, the first of them the uncompressed model,
-    "original", and `verdicts` in words.
+    `evaluate(model)` gives at least `bits_per_byte`. Each finished step, and what a method keeps while it works, is in
+    `.OUT.work` beside `out` until all is done: a chain that was stopped goes on behind its last finished step. The
+    result (also in `report.json`) has `steps[]`, the first of them the uncompressed model, "original", and `verdicts`
+    in words.
 
     Raises:
         InputError: `model_dir` holds no intact model.
@@ -74,31 +75,33 @@ def compress(
     """
     model = load_network(model_dir)
     config = read_config(model_dir)
-    previous, notes = list(config["compression"]), origin_of(config.get("notes", {}))
+    notes = origin_of(config.get("notes", {}))
     work = out.with_name(f".{out.name}.work")
-    stages = [Stage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
+    stages = [ChainStage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
     rows = CalibrationBatch.of_rows(draw(0))
-    batches = rows.of_which_some_count().split(4)
-    done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist()]
+    budget = recipe.compress.budget or Budget()
+    done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist(), budget.loss]
+    entries = list(config["compression"])
     for step in recipe.compress.steps:
-        log(f"compress: {step.method}")
-        done.append(step.model_dump(mode="json"))
+        done.append([step.model_dump(mode="json"), inputs_of([step])])
         context = Context(
-            calibration=batches,
+            calibration=rows.of_which_some_count().split(4),
             draw=lambda number: CalibrationBatch.of_rows(draw(number)),
             evaluate=evaluate,
             seed=recipe.seed,
             folder=work / hash_json(done)[:16],
             teacher=stages[0].model,
+            tokenizer=model_dir / TOKENIZER,
         )
-        original = stages[0].scores["bits_per_byte"]
-        result, scores = _within_budget(stages[-1].model, step, context, original, recipe.compress.budget)
-        stages.append(Stage(step.method, result.model, scores, 0, result.entry, result.details))
+        stage = _finished(step, context.folder / FINISHED)
+        if stage is None:
+            log(f"compress: {step.method}")
+            before, original = stages[-1].model, stages[0].scores["bits_per_byte"]
+            stage = _run(before, step, context, original, budget.loss, entries)
+        entries = list(read_config(context.folder / FINISHED)["compression"])
+        stages.append(stage)
+    check_size(stages[-1].model, stages[-1].file_bytes, budget)
     with atomic_directory(out) as directory:
-        for stage in stages[1:]:
-            save_file(model_tensors(stage.model), directory / TENSORS)
-            stage.file_bytes = (directory / TENSORS).stat().st_size
-        entries = previous + [stage.entry for stage in stages[1:]]
         last = stages[-1].model
         write_model(
             directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries, notes=notes
@@ -111,72 +114,41 @@ def compress(
     return report
 
 
-def _within_budget(
-    before: GPT, step: CompressStep, context: Context, original: float, budget: float | None
-) -> tuple[Compressed, dict[str, float]]:
-    """Apply a step; where bits per byte rise beyond `budget`, give the dearest of its units back, as few as will do.
-
-    Raises:
-        LmforgeError: even with all units but one given back the budget is not met.
-    """
-    method = METHODS[step.method]
-    whole = method.apply(before, step, context)
-    scores = context.evaluate(whole.model)
-    rise = scores["bits_per_byte"] / original - 1
-    if budget is None or rise <= budget:
-        return whole, scores
-    log(
-        f"compress: bits per byte rose by {100 * rise:.2f}%, compress.budget allows {100 * budget:.2f}%; ranking the "
-        "layers"
-    )
-    ranking = sensitivity(method, before, whole, step, context)
-    worst = list(ranking)
-    best: tuple[Compressed, dict[str, float], list[str]] | None = None
-    low, high = 1, len(worst) - 1  # the fewest units to give back; more of them are taken to cost fewer bits
-    while low <= high:
-        middle = (low + high) // 2
-        units = worst[:middle]
-        result = method.give_back(before, whole, units, step, context)
-        scores = context.evaluate(result.model)
-        if scores["bits_per_byte"] / original - 1 <= budget:
-            best, high = (result, scores, units), middle - 1
-        else:
-            low = middle + 1
-    if best is None:
-        listed = ", ".join(f"{name} {nats:.2g}" for name, nats in list(ranking.items())[:8])
-        raise LmforgeError(
-            f"compress.budget: {100 * budget:.3g}% is not met even with one layer left to {step.method} (all: "
-            f"{100 * rise:.3g}%); layers by their cost alone, nats per token: {listed or 'none can be given back'}; "
-            "raise the budget or leave out the step"
-        )
-    result, scores, units = best
-    log(f"compress: {step.method}: given back: {', '.join(sorted(units))}")
-    return dataclasses.replace(result, details={**result.details, "sensitivity": ranking}), scores
+def _run(
+    before: GPT,
+    step: CompressStep,
+    context: Context,
+    original: float,
+    loss: float | None,
+    entries: Sequence[Mapping[str, Any]],
+) -> ChainStage:
+    """Apply a step and keep what it made, whole, in its folder. `entries`: those of the steps before it."""
+    result, scores = within_budget(before, step, context, original, loss)
+    if result.fresh:
+        entries = [{**entry, "superseded": True} for entry in entries]
+    assert context.tokenizer is not None
+    with atomic_directory(context.folder / FINISHED) as directory:
+        tensors = model_tensors(result.model)
+        entries = [*entries, result.entry]
+        write_model(directory, result.model.config, tensors, context.tokenizer, compression=entries)
+        about = {"scores": scores, "entry": result.entry, "details": result.details}
+        write_atomic(directory / STEP, json.dumps(about) + "\n")
+    stage = _finished(step, context.folder / FINISHED)
+    assert stage is not None
+    return stage
 
 
-@torch.inference_mode()
-def sensitivity(
-    method: Method[Any], before: GPT, whole: Compressed, step: CompressStep, context: Context
-) -> dict[str, float]:
-    """The cost of each unit of `whole`, which `method` made of `before`, when all others are given back, the dearest
-    first: mean KL divergence from `before` over the predictions that count in one batch of calibration, nats per
-    token."""
-    batch = context.calibration[0]
-    little = dataclasses.replace(context, calibration=context.calibration[:1])
-    names = method.units(before, step)
-    if len(names) < 2:  # with one unit, giving it back undoes the step
-        return {}
-    counts = batch.counts if bool(batch.counts.any()) else torch.ones_like(batch.counts)
-    reference = torch.log_softmax(before(batch.inputs, documents=batch.documents), dim=-1)[counts]
-    cost = {}
-    for name in names:
-        alone = method.give_back(before, whole, [other for other in names if other != name], step, little).model
-        smaller = torch.log_softmax(alone(batch.inputs, documents=batch.documents), dim=-1)[counts]
-        cost[name] = float((reference.exp() * (reference - smaller)).sum(-1).mean())
-    return dict(sorted(cost.items(), key=lambda item: -item[1]))
+def _finished(step: CompressStep, directory: Path) -> ChainStage | None:
+    """What a step made, where it has been finished: the model as it was saved, so that a chain that goes on is the one
+    that was not stopped."""
+    if not (directory / STEP).is_file():
+        return None
+    about = json.loads((directory / STEP).read_text())
+    model, file_bytes = load_network(directory), (directory / TENSORS).stat().st_size
+    return ChainStage(step.method, model, about["scores"], file_bytes, about["entry"], about["details"])
 
 
-def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[str, Any]:
+def _report(stages: Sequence[ChainStage], model_dir: Path, directory: Path) -> dict[str, Any]:
     """The figures of all stages, measured in turn, and what they say in words."""
     figures = measure({stage.name: stage.model for stage in stages})
     memory = {}
@@ -198,7 +170,7 @@ def _report(stages: Sequence[Stage], model_dir: Path, directory: Path) -> dict[s
     first, last = steps[0], steps[-1]
     return {
         "steps": steps,
-        "verdicts": verdicts(first, last),
+        "verdicts": verdicts(first, last) + [f"{step['name']}: {step['note']}" for step in steps if "note" in step],
         "file_ratio": last["file_bytes"] / first["file_bytes"],
         "file_ratio_to_bf16": 2 * last["file_bytes"] / first["file_bytes"],
         "bits_per_byte_rise": last["bits_per_byte"] / first["bits_per_byte"] - 1,

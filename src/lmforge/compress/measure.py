@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmforge.generate.decode import prefill
+from lmforge.compress.int8 import QuantizedLinear
+from lmforge.generate.continuation import prefill
+from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT
 
-BATCHES = (1, 16)
+BATCHES = (1, 16, 64)
 REPETITIONS = 5
 PREFILL_TOKENS = 256
 
@@ -48,9 +50,29 @@ def macs_per_token(model: GPT) -> int:
     return module_macs(model) + model.config.layers * model.config.context * model.config.d_model
 
 
+def bit_operations(module: nn.Module) -> int:
+    """Σ multiply-accumulates × bits of the weight × bits of the activation for one token (Baskin et al. 2021, "UNIQ",
+    section 4.1, without the additions): what arithmetic of those widths would take, whatever this machine does. A
+    module says its widths as `weight_bits` and `activation_bits`; else they are those of its weights' type."""
+    if isinstance(module, Experts):
+        each = sum(map(bit_operations, module.experts)) // len(module.experts)
+        shared = 0 if module.shared is None else bit_operations(module.shared)
+        return bit_operations(module.router) + module.active * each + shared
+    if isinstance(module, GPT):  # scores and weighted values are in floating point
+        between = module.config.layers * module.config.context * module.config.d_model * 32 * 32
+        return between + sum(bit_operations(part) for part in (*module.blocks, module.head) if part is not None)
+    if isinstance(module, QuantizedLinear):
+        return module_macs(module) * 8 * 8
+    if isinstance(module, nn.Linear) or hasattr(module, "macs_per_token"):
+        own = module.weight.dtype.itemsize * 8 if isinstance(module, nn.Linear) else 32
+        weight, activation = (getattr(module, name, own) for name in ("weight_bits", "activation_bits"))
+        return int(module_macs(module) * weight * activation)
+    return sum(map(bit_operations, module.children()))
+
+
 def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[str, Any]]:
-    """Per model: `resident_bytes, macs_per_token, decode_tokens_per_second {batch: x}, prefill_tokens_per_second,
-    threads`.
+    """Per model: `resident_bytes, macs_per_token, bit_operations_per_token, decode_tokens_per_second {batch: x},
+    prefill_tokens_per_second, threads`.
 
     Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context; prefill is one prompt
     of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take
@@ -67,6 +89,7 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
         name: {
             "resident_bytes": resident_bytes(model),
             "macs_per_token": macs_per_token(model),
+            "bit_operations_per_token": bit_operations(model),
             "decode_tokens_per_second": {str(batch): round(decode[batch][name], 1) for batch in BATCHES},
             "prefill_tokens_per_second": round(prefilled[name], 1),
             "threads": torch.get_num_threads(),

@@ -23,6 +23,7 @@ from lmforge.formats.registry import RESTORERS
 from lmforge.model.gpt import GPT
 from lmforge.recipe import CompressStep
 from lmforge.recipe.registry import COMPRESSION_METHODS, COMPRESSION_STEPS
+from lmforge.record import content_hash, hash_file
 from lmforge.registry import Registry
 from lmforge.tokens.loader import Batch
 
@@ -82,8 +83,9 @@ class Context:
     `calibration`: a few rows of the training split, four at a time. `draw(n)`: batch n = 0, 1, 2, … of the same split
     without end, the same whenever it is asked for; what is trained draws from it. `evaluate(model)` gives at least
     `bits_per_byte`, of the tokens that count. `folder` is the step's own: what is kept there is found again when the
-    stage goes on after an interruption, and goes when it is done; a method makes it when it needs it. `teacher` is the
-    model before the first step.
+    stage goes on after an interruption, and goes when it is done; a method makes it when it needs it. What steps share
+    (a cache of the teacher's answers) may be kept in the folder above it. `teacher` is the model before the first step,
+    `tokenizer` the file of its tokens, where there is one.
     """
 
     calibration: Sequence[CalibrationBatch]
@@ -92,16 +94,19 @@ class Context:
     seed: int
     folder: Path
     teacher: GPT
+    tokenizer: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
     """What a method made: `entry` is for config.json, so that `restore` can rebuild the model's structure; `details`
-    are for the report. Both are JSON."""
+    are for the report. Both are JSON. `fresh`: the model is made new, of plain modules, so that the entries of earlier
+    steps describe it no more."""
 
     model: GPT
     entry: Mapping[str, Any]
     details: Mapping[str, Any]
+    fresh: bool = False
 
 
 class Method(abc.ABC, Generic[S]):
@@ -123,6 +128,10 @@ class Method(abc.ABC, Generic[S]):
         """
         return model
 
+    def inputs(self, settings: S) -> Sequence[Path]:
+        """The models that the settings name; other ones make another result."""
+        return ()
+
     def units(self, model: GPT, settings: S) -> Sequence[str]:
         """The parts that a loss budget can give back, each alone: names of layers, as a rule. By default none."""
         return ()
@@ -133,6 +142,21 @@ class Method(abc.ABC, Generic[S]):
         """`result`, which `apply` made of `before`, with `units` as they were before. By default the method is applied
         anew without them; one for which that is dear puts them back in a copy of `result.model`."""
         return self.apply(before, settings, context, units)
+
+
+def inputs_of(steps: Sequence[CompressStep]) -> dict[str, str]:
+    """The models that steps name, {name: fingerprint}, "gone" where one is not there."""
+    prints = {}
+    for number, step in enumerate(steps):
+        for path in METHODS[step.method].inputs(step):
+            prints[f"step {number + 1}: {path}"] = _fingerprint(path)
+    return prints
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a model's folder by its manifest, of a file by its bytes."""
+    known = content_hash(path) if path.is_dir() else hash_file(path) if path.is_file() else None
+    return known or "gone"
 
 
 METHODS: Registry[Method[Any]] = Registry("compression method", COMPRESSION_METHODS)

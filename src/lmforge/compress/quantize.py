@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from lmforge.compress.int8 import TINY, QuantizedEmbedding, QuantizedLinear, int8_engine, round_rows
 from lmforge.compress.method import CalibrationBatch, Compressed, Context, Method, register
 from lmforge.compress.smooth import find_clip_ranges, signed_input, smooth
+from lmforge.compress.weight_only import plain_layers, quantize_weights, restore_weights
 from lmforge.errors import InputError
+from lmforge.formats.native import is_tied
 from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import QuantizeStep
@@ -24,21 +26,11 @@ from lmforge.recipe import QuantizeStep
 METHOD = "quantize"
 
 
-def layer_names(model: GPT) -> list[str]:
-    """The layers that are quantised, each by the name of its module. The tied output head goes with `embed`."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
-    return [name for name in names if not (name == "head" and _tied(model))]
-
-
-def _tied(model: GPT) -> bool:
-    return model.head is not None and model.embed is not None and model.head.weight is model.embed.weight
-
-
 def _replace(model: GPT, name: str) -> None:
     """Put the empty quantised form of layer `name` in its place (and of the head, where it is tied to it)."""
     old = model.get_submodule(name)
     if isinstance(old, nn.Embedding):
-        tied = name == "embed" and _tied(model)
+        tied = name == "embed" and is_tied(model)
         table = QuantizedEmbedding(old.num_embeddings, old.embedding_dim)
         model.set_submodule(name, table)
         if tied:
@@ -57,12 +49,12 @@ def quantize(
     """A new model with int8 layers and what was done; the input is untouched.
 
     `calibration`: batches of tokens (rows, context) that show how large each channel gets; without them nothing is
-    evened out. `keep`: names (of `layer_names`) that stay in fp32.
+    evened out. `keep`: names (of `plain_layers`) that stay in fp32.
 
     Raises:
         InputError: the model has no floating-point layer left.
     """
-    if not layer_names(model):
+    if not plain_layers(model):
         raise InputError("compress.steps: quantize: every layer is in 8 bits already; name the step once")
     if int8_engine() is None:
         log("quantize: no working int8 kernel on this machine; the file will be small, but the speed is that of fp32")
@@ -71,17 +63,20 @@ def quantize(
     if calibration:
         smooth(result, calibration)
         clip_ranges = find_clip_ranges(result, calibration)
-    names = [name for name in layer_names(result) if name not in keep]
+    names = [name for name in plain_layers(result) if name not in keep]
     errors: dict[str, float] = {}
     for name in names:
         old = result.get_submodule(name)
         assert isinstance(old, nn.Linear | nn.Embedding)
         weight, scale = round_rows(old.weight)
-        state = old.state_dict() | {"weight": weight, "scale": scale}
+        state = {"weight": weight, "scale": scale}
+        bias = getattr(old, "bias", None)
+        if bias is not None:
+            state["bias"] = bias
         errors[name] = float((weight * scale[:, None] - old.weight).norm() / old.weight.norm().clamp(min=TINY))
         if isinstance(old, nn.Linear):
             state["clip_range"] = torch.tensor([clip_ranges.get(name, 0.0)])
-        tied = name == "embed" and _tied(result)
+        tied = name == "embed" and is_tied(result)
         _replace(result, name)
         result.get_submodule(name).load_state_dict(state)
         if tied and isinstance(result.head, QuantizedLinear):
@@ -101,7 +96,7 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
     Raises:
         InputError: the entry or a tensor is not of the kind that `quantize` writes (names it).
     """
-    kept, names = entry.get("kept", []), layer_names(model)
+    kept, names = entry.get("kept", []), plain_layers(model)
     if (
         entry.get("method") != METHOD
         or entry.get("bits") != 8
@@ -138,17 +133,21 @@ class Quantize(Method[QuantizeStep]):
     settings = QuantizeStep
 
     def apply(self, model: GPT, settings: QuantizeStep, context: Context, kept: Collection[str] = ()) -> Compressed:
-        """As `quantize`."""
+        """As `quantize`, or `quantize_weights`."""
+        if settings.kind == "weights":
+            return Compressed(*quantize_weights(model, settings, context, kept))
         result, details = quantize(model, context.calibration, kept)
         return Compressed(result, details.pop("entry"), details)
 
     def restore(self, model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
-        """As the function `restore`."""
+        """As the function `restore`, or `restore_weights`."""
+        if entry.get("kind") == "weights":
+            return restore_weights(model, entry, tensors)
         return restore(model, entry, tensors)
 
     def units(self, model: GPT, settings: QuantizeStep) -> Sequence[str]:
-        """As `layer_names`."""
-        return layer_names(model)
+        """As `plain_layers`."""
+        return plain_layers(model)
 
 
 register(Quantize())

@@ -8,6 +8,7 @@ rounded and cut like the others, and what counts is computed from them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from lmforge.compress.int8 import TINY
 from lmforge.compress.method import CalibrationBatch
 from lmforge.model.feed_forward import FeedForward
 from lmforge.model.gpt import GPT, Block
+from lmforge.model.norms import Norm
 
 # rounding a layer's calibration inputs with one clip_range may cost this much of their norm; else each token gets its
 # own
@@ -52,7 +54,7 @@ def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict
         largest = x.abs().amax(0)
         seen[name] = torch.maximum(seen[name], largest) if name in seen else largest
 
-    _watch(model, calibration, see)
+    watch_inputs(model, calibration, see)
     return seen
 
 
@@ -67,23 +69,31 @@ def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dic
         error[name] += float(((x / step).round_().mul_(step) - x).square().sum())
         energy[name] += float(x.square().sum())
 
-    _watch(model, calibration, see)
+    watch_inputs(model, calibration, see)
     return {
         name: clip_range if error[name] <= COARSE**2 * energy[name] else 0.0 for name, clip_range in clip_ranges.items()
     }
 
 
-def _watch(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
+def watch_inputs(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
     """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: see(name, inputs[0].flatten(0, -2))
-
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
-    try:
+    with watching(model, see):
         for batch in calibration:
             model(batch.inputs, documents=batch.documents)
+
+
+@contextlib.contextmanager
+def watching(module: nn.Module, see: Callable[[str, Tensor], None], prefix: str = "") -> Iterator[None]:
+    """While it lasts `see(name, x)` gets the input x (N,I) of every linear layer in `module`, its name after
+    `prefix`."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: see(prefix + name, inputs[0].flatten(0, -2))
+
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    handles = [part.register_forward_pre_hook(hook(name)) for name, part in linear]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -100,6 +110,13 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
                 if parameter is not None:
                     parameter.div_(scale if parameter.ndim == 1 else scale[:, None])
             return scale
+
+        return divide
+
+    def gains(norm: Norm) -> Callable[[Tensor], Tensor]:
+        def divide(scale: Tensor) -> Tensor:
+            norm.weight.copy_(norm.gain / scale - norm.offset)
+            return rows(norm.bias)(scale)
 
         return divide
 
@@ -120,12 +137,12 @@ def _pairs(model: GPT) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         # a part that is not there, or that a step replaced, is passed over
         attention, attention_norm, ff, ff_norm = block.attention, block.attention_norm, block.ff, block.ff_norm
         if attention is not None and attention_norm is not None and isinstance(attention.qkv, nn.Linear):
-            yield name + "attention.qkv", rows(attention_norm.weight, attention_norm.bias)
+            yield name + "attention.qkv", gains(attention_norm)
             if isinstance(attention.out, nn.Linear):
                 yield name + "attention.out", values(attention.qkv)
         if not isinstance(ff, FeedForward) or ff_norm is None or not isinstance(ff.up, nn.Linear):
             continue  # experts share one input with their router
-        yield name + "ff.up", rows(ff_norm.weight, ff_norm.bias)
+        yield name + "ff.up", gains(ff_norm)
         # max(0, x/s) = max(0, x)/s, so the scale passes through
         if config.activation in ("relu", "relu2") and isinstance(ff.down, nn.Linear):
             power = 0.5 if config.activation == "relu2" else 1.0

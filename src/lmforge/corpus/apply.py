@@ -16,11 +16,11 @@ from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.overlap import duplicates
 from lmforge.corpus.repeated import RepeatedLines
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
-from lmforge.corpus.shuffle import Entry, Scatter, Shards, gathered, write_shard
+from lmforge.corpus.shuffle import Entry, Scatter, ShardCounts, gathered, write_shard
 from lmforge.corpus.sources.kinds import Document
 from lmforge.corpus.splits import SPLITS
 from lmforge.corpus.spool import read_lines, rows_of
-from lmforge.corpus.steps import INDEX, PAIRS_SHOWN, Dropped, Plan, Step, document_line
+from lmforge.corpus.steps import INDEX, PAIRS_SHOWN, CorpusPlan, Dropped, Step, document_line
 
 
 class Apply(Step):
@@ -28,11 +28,11 @@ class Apply(Step):
 
     name = "apply"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Apply the decisions to the documents of one task of `read`."""
         resolve = self.work / "settle" / "00000"
         settled = json.loads((self.work / "hold" / "00000" / "hold.json").read_text())
-        shards = Shards.holding(settled["bytes"])
+        shards = ShardCounts.holding(settled["bytes"])
         held = Held.load(self.work / "hold" / "00000").of_task(rank)
         source = self.work / "read" / f"{rank:05d}"
         fates = _Fates(resolve, rank)
@@ -124,8 +124,8 @@ class Write(Step):
 
     name = "write"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Sort and write shard `rank`."""
         settled = json.loads((self.work / "hold" / "00000" / "hold.json").read_text())
-        path = folder / Shards.holding(settled["bytes"]).file_name(rank)
+        path = folder / ShardCounts.holding(settled["bytes"]).file_name(rank)
         return {"documents": write_shard(path, gathered(self.folders("apply"), rank))}

@@ -29,18 +29,18 @@ from lmforge.corpus import spool
 from lmforge.corpus.apply import Apply, Write, excerpt
 from lmforge.corpus.clean.filters import Trained, filters_fingerprint, filters_report
 from lmforge.corpus.executors import run_tasks
-from lmforge.corpus.holdout import Hold, Pool, Scan
+from lmforge.corpus.holdout import Hold, Pool, ScanLeaks
 from lmforge.corpus.measure.analyse import analyse
 from lmforge.corpus.measure.counts import Statistics
 from lmforge.corpus.overlap import duplicates
 from lmforge.corpus.overlap.decontaminate import build_index, measure_recall, read_benchmarks
 from lmforge.corpus.samples import Samples
-from lmforge.corpus.shuffle import Shards
+from lmforge.corpus.shuffle import ShardCounts
 from lmforge.corpus.sources.decode import lines_of
-from lmforge.corpus.sources.files import Part
+from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.kinds import Encodings, parts
 from lmforge.corpus.splits import SPLITS
-from lmforge.corpus.steps import PAIRS_SHOWN, Count, Match, Plan, Read, Settle, Step
+from lmforge.corpus.steps import PAIRS_SHOWN, CorpusPlan, Count, Match, Read, Settle, Step
 from lmforge.corpus.synthesize.documents import synthesize
 from lmforge.corpus.synthesize.translate import Translate
 from lmforge.errors import InputError, LmforgeError
@@ -145,7 +145,7 @@ class _Build:
         # those are made
         read = [(number, source) for number, source in enumerate(sources) if source.kind != "procedural"]
         pieces = [(number, part) for number, source in read for part in parts(source, self.notices)]
-        self.plan = Plan(
+        self.plan = CorpusPlan(
             recipe, tuple(map(tuple, _gathered(pieces, _scaled(TASK_BYTES, sum(part.bytes for _, part in pieces)))))
         )
         self.sizes = [sum(part.bytes for _, part in task) for task in self.plan.tasks]
@@ -165,12 +165,12 @@ class _Build:
         if self.recipe.corpus.repeated_lines:
             self._pass(Count, self._slices("lines"))
         self._pass(Pool, [1])
-        self._pass(Scan, self.sizes)
+        self._pass(ScanLeaks, self.sizes)
         self._pass(Hold, [1])
         self._pass(Apply, self.sizes)
         settled = json.loads((self.work / "settle" / "00000" / "settled.json").read_text())
         settled["held"] = json.loads((self.work / "hold" / "00000" / "hold.json").read_text())
-        shards = Shards.holding(settled["held"]["bytes"])
+        shards = ShardCounts.holding(settled["held"]["bytes"])
         self._pass(Write, [sum(settled["held"]["bytes"].values()) // shards.total] * shards.total)
         with atomic_directory(out) as folder:
             return self._put_together(folder, settled, translators)
@@ -377,9 +377,9 @@ def _scaled(size: int, total: int) -> int:
     return min(max(size, total // MOST), LARGEST * size)
 
 
-def _gathered(pieces: list[tuple[int, Part]], most: int) -> Iterator[list[tuple[int, Part]]]:
+def _gathered(pieces: list[tuple[int, SourcePart]], most: int) -> Iterator[list[tuple[int, SourcePart]]]:
     """Neighbouring parts together, up to about `most` bytes."""
-    held: list[tuple[int, Part]] = []
+    held: list[tuple[int, SourcePart]] = []
     size = 0
     for piece in pieces:
         if held and size + piece[1].bytes > most:

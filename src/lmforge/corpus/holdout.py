@@ -26,7 +26,7 @@ from lmforge.corpus.overlap.leaks import WINDOW, Windows
 from lmforge.corpus.repeated import RepeatedLines
 from lmforge.corpus.splits import VALID_SHARE, refuse_too_few
 from lmforge.corpus.spool import read_lines
-from lmforge.corpus.steps import Plan, Step, dropped_before, kept_rows
+from lmforge.corpus.steps import CorpusPlan, Step, dropped_before, kept_rows
 
 LEAST_HELD = 64  # documents of validation, and of test, …
 LEAST_BYTES = 1_000_000  # … or so many bytes, …
@@ -71,7 +71,7 @@ class Pool(Step):
 
     name = "pool"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Choose the candidates by their places and index their texts."""
         read, dropped = self.folders("read"), np.load(self.work / "settle" / "00000" / "dropped.npy")
         places, sizes, rows = [], [], []
@@ -99,12 +99,12 @@ class Pool(Step):
         return {"candidates": len(pool)}
 
 
-class Scan(Step):
+class ScanLeaks(Step):
     """Which runs of the candidates stand in the documents of one task of `read` that are no candidates."""
 
     name = "scan"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Mark the runs that are met."""
         windows = Windows.load(self.work / "pool" / "00000" / "windows.npz")
         with np.load(self.work / "pool" / "00000" / "pool.npz") as pool:
@@ -122,7 +122,7 @@ class Hold(Step):
 
     name = "hold"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Decide, and mark what is left of shared runs."""
         pool_folder = self.work / "pool" / "00000"
         windows = Windows.load(pool_folder / "windows.npz")
@@ -180,7 +180,7 @@ def choose(
     leaked: set[int] = set()
     splits: dict[int, str] = {}
     for _ in range(ROUNDS):
-        splits = _filled([group for group in groups if not set(group) & leaked], places, sizes, wanted)
+        splits = filled([group for group in groups if not set(group) & leaked], places, sizes, wanted)
         training = [number for number in range(len(places)) if number not in splits]
         marks = marked_by(windows, outside, training)
         shares = {number: windows.share(number, marks) for number in splits}
@@ -220,7 +220,7 @@ def marked_by(windows: Windows, outside: NDArray[np.uint8], training: list[int])
     return marks
 
 
-def _filled(
+def filled(
     groups: list[list[int]], places: NDArray[np.float64], sizes: NDArray[np.int64], wanted: dict[str, Wanted]
 ) -> dict[int, str]:
     """Groups in order, each whole: valid up to its bound, and on until it has what it needs at least; then test.
@@ -280,7 +280,7 @@ def _figures(windows: Windows, chosen: Chosen, spans: dict[int, list[list[int]]]
     return figures
 
 
-def _surviving(work: Path, rank: int, plan: Plan) -> Iterator[tuple[int, str]]:
+def _surviving(work: Path, rank: int, plan: CorpusPlan) -> Iterator[tuple[int, str]]:
     """Row and final text of the documents of one task of `read` that are no duplicates, without repeated lines."""
     source = work / "read" / f"{rank:05d}"
     dropped = np.load(work / "settle" / "00000" / "dropped.npy")
@@ -296,7 +296,7 @@ def _surviving(work: Path, rank: int, plan: Plan) -> Iterator[tuple[int, str]]:
                 yield row, document["text"]
 
 
-def _texts(work: Path, rows: NDArray[np.uint64], plan: Plan) -> dict[int, str]:
+def _texts(work: Path, rows: NDArray[np.uint64], plan: CorpusPlan) -> dict[int, str]:
     """The final texts of some rows (ascending)."""
     texts: dict[int, str] = {}
     for task in np.unique(rows >> np.uint64(duplicates.ROW_BITS)).tolist():

@@ -106,8 +106,8 @@ class KneserNey:
             raise InputError(f"n-gram order {order}: only 1 to {MAX_ORDER} fit the packed keys; choose one of these")
         counts: _Counts | None = None
         for history, symbol in _chunks(documents, order, ends=True, size=CHUNK):
-            found = _count(history, symbol, order)
-            counts = found if counts is None else _merge(counts, found)
+            chunk_counts = _count(history, symbol, order)
+            counts = chunk_counts if counts is None else _merge(counts, chunk_counts)
         if counts is None:
             raise InputError(
                 "n-gram model: there is no document to train on; check that the training split is not empty"
@@ -131,11 +131,11 @@ class KneserNey:
     def log2_whole(self, documents: Sequence[bytes]) -> Reals:
         """log2 of the probability of each document whole, its end included: (len(documents),)."""
         chunks = _chunks(documents, self.order, ends=True, size=SCORED_AT_ONCE)
-        found = np.concatenate([np.zeros(0), *(np.log2(self._probabilities(*chunk)) for chunk in chunks)])
+        log2 = np.concatenate([np.zeros(0), *(np.log2(self._probabilities(*chunk)) for chunk in chunks)])
         return (
-            np.add.reduceat(found, np.cumsum([0, *(len(document) + 1 for document in documents[:-1])]))
+            np.add.reduceat(log2, np.cumsum([0, *(len(document) + 1 for document in documents[:-1])]))
             if documents
-            else found
+            else log2
         )
 
     def bits_per_byte(self, documents: Iterable[bytes]) -> tuple[float, int]:

@@ -13,6 +13,7 @@ The properties come from the `regex` package, which carries the database of a fi
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import unicodedata
 
@@ -87,9 +88,18 @@ _WIDE_SIGN, _COMBINING = regex.compile(_WIDE), regex.compile(r"\p{M}")
 _SIGN = regex.compile("[" + "".join(rf"\p{{{script}}}" for script in WORTH) + "ー々]")
 
 
+# every script of `WORTH`, every wide sign, and no letter or mark of Latin, Greek, Cyrillic, Hebrew and Arabic: one
+# search settles most texts
+_MAY_BE_SIGN = re.compile("[\u02ea\u02eb\u0e00-\u1dff\u2e80-\U0010ffff]")
+
+
+def _has_signs(text: str) -> bool:
+    return not text.isascii() and _MAY_BE_SIGN.search(text) is not None
+
+
 def characters(text: str) -> int:
     """The characters of a text, those of Chinese, Japanese and Korean counted double: what says about as much."""
-    return len(text) + (0 if text.isascii() else sum(1 for _ in _WIDE_SIGN.finditer(text)))
+    return len(text) + (sum(1 for _ in _WIDE_SIGN.finditer(text)) if _has_signs(text) else 0)
 
 
 def width(text: str) -> int:
@@ -99,7 +109,7 @@ def width(text: str) -> int:
 
 def pieces(text: str) -> tuple[list[str], str]:
     """(the words of a text, the blank between them); where its script puts none, pieces of two signs and nothing."""
-    if text.isascii() or 2 * sum(1 for _ in _SIGN.finditer(text)) < len(text) - text.count(" "):
+    if not _has_signs(text) or 2 * sum(1 for _ in _SIGN.finditer(text)) < len(text) - text.count(" "):
         return text.replace("\u1361", " ").split(), " "
     return regex.findall(r"\X\X?", text), ""
 

@@ -30,14 +30,14 @@ class Entry(NamedTuple):
     line: bytes  # the document as JSON, with its line end
 
 
-class Shards(NamedTuple):
+class ShardCounts(NamedTuple):
     """How many shards each split has; shards are numbered through, split after split."""
 
     splits: tuple[str, ...]
     counts: tuple[int, ...]
 
     @classmethod
-    def holding(cls, text_bytes: dict[str, int]) -> Shards:
+    def holding(cls, text_bytes: dict[str, int]) -> ShardCounts:
         """Shards of about `SHARD_BYTES` for splits of so many bytes."""
         return cls(tuple(text_bytes), tuple(max(1, round(size / SHARD_BYTES)) for size in text_bytes.values()))
 

@@ -78,13 +78,13 @@ def read_slice(folders: Iterable[Path], name: str, width: int, part: int, parts:
     """The records called `name` of all `folders` whose column 0 lies in the `part`-th of `parts` equal ranges;
     sorted."""
     low, high = (np.uint64(min((index << 64) // parts, (1 << 64) - 1)) for index in (part, part + 1))
-    found = []
+    slices = []
     for folder in folders:
         for path in sorted(folder.glob(f"{name}-*.npy")):
             run = np.load(path, mmap_mode="r")
             end = run.shape[1] if part == parts - 1 else int(np.searchsorted(run[0], high))
-            found.append(np.array(run[:, int(np.searchsorted(run[0], low)) : end]))
-    records = np.concatenate(found, axis=1) if found else np.empty((width, 0), np.uint64)
+            slices.append(np.array(run[:, int(np.searchsorted(run[0], low)) : end]))
+    records = np.concatenate(slices, axis=1) if slices else np.empty((width, 0), np.uint64)
     return records[:, np.lexsort(records[::-1])]
 
 

@@ -39,7 +39,7 @@ from lmforge.corpus.overlap.words import U64, read_words
 from lmforge.corpus.repeated import has_plain_lines, is_plain
 from lmforge.corpus.samples import SHOWN_DROPPED, Samples
 from lmforge.corpus.shuffle import ShardWriter
-from lmforge.corpus.sources.files import File, Part
+from lmforge.corpus.sources.files import File, SourcePart
 from lmforge.corpus.sources.kinds import Document, Encodings, read_part
 from lmforge.corpus.splits import place_of, unit
 from lmforge.corpus.spool import LineWriter, RowWriter, Runs, read_slice, rows_of, task_folder
@@ -52,11 +52,11 @@ _NO_SKETCH = np.zeros(duplicates.SKETCH_WIDTH, np.uint32)  # keeps the place of 
 INDEX = np.dtype([("digest", "V32"), ("place", "<f8"), ("copies", "<u4"), ("bytes", "<u8")])
 
 
-class Plan(NamedTuple):
+class CorpusPlan(NamedTuple):
     """What is to be done: the recipe and, for each task of `read`, parts with the number of their source."""
 
     recipe: Recipe
-    tasks: tuple[tuple[tuple[int, Part], ...], ...]
+    tasks: tuple[tuple[tuple[int, SourcePart], ...], ...]
 
     def save(self, path: Path) -> None:
         """Write it, for the tasks to load."""
@@ -71,17 +71,17 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def load_plan(path: Path, written_ns: int) -> Plan:
-    """Read what `Plan.save` wrote; kept in memory for the tasks of this process."""
+def load_plan(path: Path, written_ns: int) -> CorpusPlan:
+    """Read what `CorpusPlan.save` wrote; kept in memory for the tasks of this process."""
     data = json.loads(path.read_text("utf-8"))
     tasks = tuple(
         tuple(
-            (number, Part(name, tuple(File(n, Path(p), size, mtime) for n, p, size, mtime in files), *rest))
+            (number, SourcePart(name, tuple(File(n, Path(p), size, mtime) for n, p, size, mtime in files), *rest))
             for number, name, files, *rest in task
         )
         for task in data["tasks"]
     )
-    return Plan(parse_recipe(data["recipe"]), tasks)
+    return CorpusPlan(parse_recipe(data["recipe"]), tasks)
 
 
 class Step(PipelineStep):  # type: ignore[misc]
@@ -103,7 +103,7 @@ class Step(PipelineStep):  # type: ignore[misc]
                 self.stat_update(label, value=value)
 
     @abstractmethod
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Do one task; returns figures for datatrove's own statistics."""
 
     def folders(self, name: str) -> list[Path]:
@@ -145,7 +145,7 @@ class Read(Step):
 
     name = "read"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Read the parts of one task."""
         corpus = plan.recipe.corpus
         index_file = self.work / "benchmarks.npz"
@@ -153,7 +153,7 @@ class Read(Step):
         trained = load_filters(self.work, (self.work / "plan.json").stat().st_mtime_ns)
         notices: Counter[str] = Counter()
         encodings = Encodings()
-        found: Counter[str] = Counter()
+        leaked: Counter[str] = Counter()
         dropped = Dropped(folder, Samples())
         kept = _Kept(folder, rank, corpus.near_duplicates < 1, corpus.repeated_lines > 0)
         documents = 0
@@ -175,14 +175,14 @@ class Read(Step):
                     and (benchmark := contamination(words, benchmarks)) is not None
                 ):
                     reason, words = "contaminated", None
-                    found[benchmark] += 1
+                    leaked[benchmark] += 1
                 if words is None or reason is not None:
                     dropped.add(document, reason or "", digest)
                 else:
                     kept.add(document, digest, copies, words)
         dropped.writer.close()
         kept.close()
-        counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": found}
+        counts = {"documents": documents, "dropped": dropped.counts, "notices": notices, "contaminated": leaked}
         more = {"samples": dropped.samples.state(), "encodings": encodings.state()}
         (folder / "counts.json").write_text(json.dumps({**counts, **more}), "utf-8", "replace")
         return {"documents": documents, "kept": kept.index.rows, **dropped.counts}
@@ -244,7 +244,7 @@ class Match(Step):
 
     name = "match"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Match one range of hashes."""
         read = self.folders("read")
         exact = duplicates.exact_pairs(read_slice(read, "exact", 3, rank, tasks))
@@ -261,7 +261,7 @@ class Settle(Step):
 
     name = "settle"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Decide who is dropped."""
         match, read = self.folders("match"), self.folders("read")
         exact = np.concatenate([np.load(each / "exact.npy") for each in match], axis=1)
@@ -337,7 +337,7 @@ class Count(Step):
 
     name = "count"
 
-    def task(self, plan: Plan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
+    def task(self, plan: CorpusPlan, folder: Path, rank: int, tasks: int) -> dict[str, int]:
         """Count one range of hashes."""
         records = read_slice(self.folders("read"), "lines", 2, rank, tasks)
         dropped = np.load(self.work / "settle" / "00000" / "dropped.npy")

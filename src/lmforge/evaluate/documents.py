@@ -46,7 +46,7 @@ class TokenReader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
+class HeldOutDocument:
     """A held-out document: its row in its split's document index, where it comes from, its text, the text's SHA-256,
     and the spans [start, end) of its characters that also stand in training (None: that was not looked for)."""
 
@@ -73,7 +73,7 @@ class HeldOut:
     """Documents, and their tokens in `tokens`: `table` (D, 3) has each one's first token there, number of tokens (the
     end of text before it among them) and UTF-8 bytes."""
 
-    documents: list[Document]
+    documents: list[HeldOutDocument]
     table: Array
     tokens: TokenReader
 
@@ -88,7 +88,7 @@ class HeldOut:
         return any(document.leaked is not None for document in self.documents)
 
 
-class Encoded:
+class EncodedText:
     """Tokens in memory."""
 
     def __init__(self, ids: Array) -> None:
@@ -129,10 +129,10 @@ def held_out(settings: DocumentSettings, corpus_dir: Path, tokens_dir: Path, tok
     return HeldOut(kept, table[[document.row for document in kept]][:, :3], shards)
 
 
-def _document(row: int, document: dict[str, Any], digest: str) -> Document:
+def _document(row: int, document: dict[str, Any], digest: str) -> HeldOutDocument:
     meta = document.get("meta")
     spans = meta.get("leaked") if isinstance(meta, dict) else None
-    return Document(
+    return HeldOutDocument(
         row,
         str(document["id"]),
         str(document.get("genre", "unknown")),
@@ -149,14 +149,14 @@ def _of_file(settings: DocumentSettings, path: Path, tokenizer: Tokenizer) -> He
     ids = [[tokenizer.end_of_text, *each] for each in tokenizer.encode_batch([text for _, text in texts])]
     chosen = choose(digests, [len(each) for each in ids], settings.max_tokens, settings.limit)
     kept = [
-        Document(row, name, "unknown", path.name, text, digests[row])
+        HeldOutDocument(row, name, "unknown", path.name, text, digests[row])
         for row, (name, text) in enumerate(texts)
         if row in chosen
     ]
     lengths = np.array([len(ids[document.row]) for document in kept])
     sizes = [len(document.text.encode("utf-8", "replace")) for document in kept]
     table = np.column_stack([np.cumsum(lengths) - lengths, lengths, sizes]).astype(np.int64)
-    return HeldOut(kept, table, Encoded(np.concatenate([np.array(ids[document.row]) for document in kept])))
+    return HeldOut(kept, table, EncodedText(np.concatenate([np.array(ids[document.row]) for document in kept])))
 
 
 def read_texts(path: Path) -> Iterator[tuple[str, str]]:

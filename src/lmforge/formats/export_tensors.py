@@ -100,5 +100,5 @@ def write_shard(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
             made = tensor.make().detach().cpu().contiguous()
             assert tuple(made.shape) == tensor.shape, name
             assert made.dtype == tensor.dtype, name
-            file.write(memoryview(made.reshape(-1).view(torch.uint8).numpy()))
+            file.write(made.reshape(-1).view(torch.uint8).numpy().data)
             del made

@@ -48,7 +48,8 @@ def write_tokenizer(loaded: LoadedModel, folder: Path, **generation: Any) -> Non
     special = tokenizer.special_tokens
     unknown = tokenizer.library.unknown if tokenizer.library else -1
     names = {
-        "bos_token": special.name(tokenizer.begin),
+        # a template of the model's own writes BOS by this name, and where there is none, nothing
+        "bos_token": special.name(tokenizer.begin if tokenizer.chat_template is None else special.bos),
         "eos_token": special.name(special.end_of_text if special.eos is None else special.eos),
         "pad_token": special.name(special.end_of_text if special.pad is None else special.pad),
         "unk_token": tokenizer.library.names[unknown] if tokenizer.library and unknown >= 0 else "",

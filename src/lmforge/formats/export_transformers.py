@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,11 +30,12 @@ from lmforge.formats.families_rows import Place
 from lmforge.formats.families_ungated import PERSIMMON, PERSIMMON_ZEROS
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import CONFIG
+from lmforge.formats.transformers import OWN
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
 
 MODELING = "modeling_lmforge.py"
-OWN = "lmforge"  # the key of config.json with the shape as we write it, and the model_type of our own kind
+KIND = "lmforge"  # the model_type of networks that no family computes
 NOT_COMPUTED = "does not compute"  # how a family's refusal to say a network reads
 
 
@@ -51,7 +53,7 @@ def standard(config: GPTConfig, first: str | None = None) -> Standard | str:
     """The network as one of a published family that computes exactly the same, the family `first` before others; or
     what makes it none, as keys of the recipe."""
     own = dataclasses.replace(config, ahead=0)
-    zero_biases = {"biases": True, "qkv_biases": None, "out_biases": None, "norm_biases": None}
+    zero_biases: dict[str, Any] = {"biases": True, "qkv_biases": None, "out_biases": None, "norm_biases": None}
     candidates = [own, *([] if own.biases else [dataclasses.replace(own, **zero_biases)])]
     ordered = sorted((*FAMILIES.values(), PERSIMMON), key=lambda family: family.model_type != first)
     reasons = []
@@ -65,7 +67,7 @@ def standard(config: GPTConfig, first: str | None = None) -> Standard | str:
     return min(told, key=lambda reason: (reason.count("model."), len(reason)))
 
 
-def _wanted(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+def texts_state(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a network that texts go through, each once, without their numbers."""
     with torch.device("meta"):
         network = GPT(dataclasses.replace(config, ahead=0, image_size=0))
@@ -81,10 +83,14 @@ def config_json(loaded: LoadedModel) -> tuple[dict[str, Any], Standard | str]:
             f"model.image_size = {loaded.config.image_size}: the export reads text alone; export a network without"
         )
     how = standard(loaded.config, first=loaded.notes.get("model_type"))
-    kept = {"architecture": loaded.config.to_json(), "tokenizer_sha256": loaded.tokenizer.sha256}
+    kept = {
+        "architecture": loaded.config.to_json(),
+        "tokenizer_sha256": loaded.tokenizer.sha256,
+        "notes": dict(loaded.notes),
+    }
     if isinstance(how, str):
         settings: dict[str, Any] = {
-            "model_type": OWN,
+            "model_type": KIND,
             "architectures": ["LmforgeForCausalLM"],
             "auto_map": {
                 "AutoConfig": "modeling_lmforge.LmforgeConfig",
@@ -112,7 +118,7 @@ def our_tensors(loaded: LoadedModel, config: GPTConfig) -> dict[str, LazyTensor]
             return LazyTensor.of(own[name].detach())
         return LazyTensor(tuple(tensor.shape), dtype, lambda: torch.zeros(tensor.shape, dtype=dtype))
 
-    return {name: of(name, tensor) for name, tensor in _wanted(config)}
+    return {name: of(name, tensor) for name, tensor in texts_state(config)}
 
 
 def their_tensors(how: Standard, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -171,8 +177,8 @@ class TransformersExport(Exporter):
 
         with quiet():
             theirs = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+            ids = theirs.encode(PROMPT, add_special_tokens=False)
         ours = loaded.tokenizer.encode(PROMPT)
-        ids = theirs.encode(PROMPT, add_special_tokens=False)
         if ids != ours:
             raise LmforgeError(f"transformers encodes {PROMPT!r} as {ids[:8]}…, we as {ours[:8]}…; nothing was written")
         return super().check(loaded, path)
@@ -206,17 +212,17 @@ def network_of_modeling_file(loaded: LoadedModel) -> Any:
     if config.tied:
         tensors["head.weight"] = tensors["embed.weight"]
     network.load_state_dict(tensors, assign=True)
-    return network.eval()
+    return network.eval()  # type: ignore[no-untyped-call]
 
 
 class Running:
     """A model in transformers."""
 
     def __init__(self, path: Path) -> None:
-        import transformers
-
+        library: Any = importlib.import_module("transformers")
+        self.model: Any
         with quiet():
-            self.model, problems = transformers.AutoModelForCausalLM.from_pretrained(
+            self.model, problems = library.AutoModelForCausalLM.from_pretrained(
                 path, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
             )
         wrong = {key: sorted(names) for key, names in problems.items() if names}

@@ -61,8 +61,19 @@ class Family:
         Raises:
             InputError: keys are missing or say what ours does not compute (names them).
         """
+        if settings.get("quantization_config"):
+            raise InputError("config.json: quantization_config: weights are packed; give the checkpoint before that")
         if self.section and isinstance(settings.get(self.section), Mapping):
             settings = settings[self.section]
+        try:
+            return self._shape(settings, vocabulary, context)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InputError(
+                f"config.json: not the configuration of a {self.architecture} ({error!r}); save the checkpoint with "
+                "transformers again"
+            ) from error
+
+    def _shape(self, settings: Settings, vocabulary: int, context: int | None) -> GPTConfig:
         reach = Key("context", self.context, self.reach or REQUIRED).read(settings, 0)["context"]
         if context is not None and not 0 < context <= reach:
             raise InputError(f"--context {context}: this checkpoint reads 1 to {reach} tokens")

@@ -151,7 +151,7 @@ class Power:
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         """See `Rule`."""
-        if self.derived:
+        if self.derived or not getattr(config, self.ours):
             return {}
         value = float(f"{getattr(config, self.ours) ** (1 / self.power):.12g}")
         return {self.theirs: int(value) if value.is_integer() else value}

@@ -58,7 +58,7 @@ class Place:
         for name in self.theirs:
             rows = self._ours_from(take(name))
             if self.ours in TOKEN_TABLES:
-                rows = rows[: len(target)]
+                rows = _rows_of_tokens(rows, len(target), name)
             end = begin + len(rows)
             if rows.shape[1:] != target.shape[1:] or end > len(target):
                 raise InputError(f"{self.ours} would be {(end, *rows.shape[1:])} from {name}, {_said(target)}")
@@ -80,6 +80,15 @@ class Place:
             if self.skipped:
                 part = torch.cat((part.new_zeros(self.skipped, *part.shape[1:]), part))
             yield name, (part.t() if self.transposed and part.ndim == 2 else part).contiguous()
+
+
+def _rows_of_tokens(table: Tensor, tokens: int, name: str) -> Tensor:
+    """The rows of tokens: those beyond them, which only pad the table, are left out."""
+    if not tokens <= len(table) <= max(1.1 * tokens, tokens + 1024):
+        raise InputError(
+            f"{name} has {len(table):,} rows for {tokens:,} tokens of the tokenizer; they do not belong together"
+        )
+    return table[:tokens]
 
 
 def _said(target: Tensor) -> str:

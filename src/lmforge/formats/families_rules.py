@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmforge.errors import InputError
-from lmforge.formats.families_keys import Key, Settings
+from lmforge.formats.families_keys import REQUIRED, Key, Settings
 from lmforge.model.config import GPTConfig
 
 FULL, WINDOW = "full_attention", "sliding_attention"
@@ -25,7 +25,7 @@ class Heads:
 
     def read(self, settings: Settings, context: int) -> dict[str, Any]:
         """See `families_keys.Rule`."""
-        heads = Key("heads", "num_attention_heads", *([self.heads] if self.heads else [])).read(settings, context)
+        heads = Key("heads", "num_attention_heads", self.heads or REQUIRED).read(settings, context)
         kv_heads = settings.get("num_key_value_heads") or self.kv_heads or heads["heads"]
         return heads | {"kv_heads": kv_heads, "head_dim": settings.get("head_dim") or self.head_dim}
 

@@ -20,7 +20,7 @@ LIKELIEST = 10  # tokens whose probabilities are compared at each step
 
 
 class Said(NamedTuple):
-    """What llama.cpp goes on with: tokens, and at each step {token: ln p} of the likeliest ({} where it does not say)."""
+    """What llama.cpp goes on with: tokens, and at each step {token: ln p} of the likeliest ({}: it does not say)."""
 
     tokens: list[int]
     logprobs: list[dict[int, float]]
@@ -97,7 +97,7 @@ def _earliest(tokens: Sequence[int], ids: Sequence[int]) -> list[int]:
 def compare_with_llama_cpp(loaded: LoadedModel, path: Path, tolerance: float | None) -> dict[str, Any]:
     """How far llama.cpp's probabilities (ln p of the likeliest tokens) are from ours as it goes on from a text, and how
     many of its greedy tokens are ours; it stops where it ends the text. `loaded` is the file as we read it. `tolerance`
-    None: that of single precision (of a table for GELU); llama.cpp rounds activations, too, where weights are in blocks.
+    None: that of single precision (of a table for GELU); llama.cpp rounds activations too where weights are in blocks.
 
     Raises:
         LmforgeError: they differ by more, or a greedy token is another although ours is not as near.

@@ -138,6 +138,8 @@ class Place:
 class Mixer(nn.Module):
     """What a kind of attention learns, beside the projections."""
 
+    hashes: Tensor
+
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
         kind, widths, E = shape.kind(layer), shape.layer(layer), shape.head_width
@@ -193,9 +195,9 @@ class Attention(nn.Module):
         """Queries or keys (B,H,T,E), each head by itself or all together."""
         if norm is None:
             return x
-        if not self.shape.qk_norm_full:
-            return norm(x)  # type: ignore[no-any-return]
-        return norm(x.transpose(1, 2).flatten(2)).unflatten(-1, (x.shape[1], -1)).transpose(1, 2)  # type: ignore[no-any-return]
+        whole = self.shape.qk_norm_full
+        result: Tensor = norm(x.transpose(1, 2).flatten(2) if whole else x)
+        return result.unflatten(-1, (x.shape[1], -1)).transpose(1, 2) if whole else result
 
     def softmax(self, q: Tensor, k: Tensor, v: Tensor, plain: Tensor, place: Place) -> Tensor:
         """A band of keys, strided ones before it, and one pooled key for each complete block that has left it."""
@@ -213,10 +215,11 @@ class Attention(nn.Module):
 
     def pooled(self, x: Tensor, name: str) -> Tensor:
         """(B,H,T,E) → one for each complete block (B,H,T//pool,E)."""
-        pool = self.shape.pool
-        blocks = x[:, :, : x.shape[2] // pool * pool].unflatten(2, (-1, pool))
+        pool = int(self.shape.pool)
+        blocks: Tensor = x[:, :, : x.shape[2] // pool * pool].unflatten(2, (-1, pool))
         if self.shape.pooling == "conv":
-            return (blocks * getattr(self.mixer, name).transpose(0, 1)[:, None]).sum(3)
+            weights: Tensor = getattr(self.mixer, name).transpose(0, 1)[:, None]
+            return (blocks * weights).sum(3)
         return blocks.amax(3) if self.shape.pooling == "max" else blocks.mean(3)
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -301,7 +304,12 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after a norm; either may be missing."""
+    """Attention and feed-forward, with norms before, after or around them; either may be missing."""
+
+    attention_norm: nn.Module
+    attention_out_norm: nn.Module
+    ff_norm: nn.Module
+    ff_out_norm: nn.Module
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()

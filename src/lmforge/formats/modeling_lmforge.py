@@ -3,8 +3,8 @@
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 An export carries one file, `modeling_layers` and this one, which needs torch and transformers alone. Tensors have
-lmforge's own names. The text before a new token is read again at each step; `run` takes and gives keys and values, where
-a mask says what every layer sees.
+lmforge's own names. The text before a new token is read again at each step; `run` takes and gives keys and values,
+where a mask says what every layer sees.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from lmforge.formats.modeling_layers import MASKABLE, Block, Ngrams, Norm, Place, Shape
 
 
-class LmforgeConfig(PretrainedConfig):  # type: ignore[misc]
+class LmforgeConfig(PretrainedConfig):
     """The shape of the network, in `architecture`, by the names that recipes of lmforge use."""
 
     model_type = "lmforge"
@@ -40,7 +40,7 @@ class LmforgeConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(**{"tie_word_embeddings": shape.get("tied", True), **others})
 
 
-class LmforgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class LmforgeForCausalLM(PreTrainedModel, GenerationMixin):
     """The network with its head."""
 
     config_class = LmforgeConfig
@@ -57,7 +57,7 @@ class LmforgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc
         self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
         self.norm = Norm(shape.d_model, shape, shape.norm_biases)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from the file."""

@@ -30,10 +30,16 @@ TENSORS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json
 Restore = Callable[[GPT, Mapping[str, Any], dict[str, Tensor]], GPT]
 
 
+def is_tied(model: GPT) -> bool:
+    """Whether the output head's matrix is the embedding's. Modules that compression put there may have none."""
+    shared = getattr(model.head, "weight", None)
+    return shared is not None and shared is getattr(model.embed, "weight", None)
+
+
 def model_tensors(model: GPT) -> dict[str, Tensor]:
     """The state of a model, each tensor once (the output head is the embedding)."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    if model.embed is not None and model.head is not None and getattr(model.head, "weight", None) is model.embed.weight:
+    if is_tied(model):
         state.pop("head.weight", None)
     return state
 
@@ -111,7 +117,8 @@ def load_model(directory: Path, restore: Restore | None = None, verify: bool = T
                 f"{directory}: a compressed model ({entry.get('method')}), where one that is not is needed; give the "
                 "model that it was made from"
             )
-        model = restore(model, entry, tensors)
+        if not entry.get("superseded"):  # a later step made the network anew
+            model = restore(model, entry, tensors)
     tied = {"head.weight"} if "head.weight" not in tensors else set()
     missing, extra = model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if name not in tied]

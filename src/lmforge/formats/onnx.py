@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmforge.errors import InputError
+from lmforge.errors import InputError, LmforgeError
 from lmforge.formats.export import EXPORTERS, Exporter
 from lmforge.formats.export_tokenizer import write_tokenizer
 from lmforge.formats.export_transformers import config_json
@@ -102,7 +102,7 @@ def _write_graph(loaded: LoadedModel, path: Path) -> None:
     names = [f"{layer}.{part}" for layer in range(config.layers) for part in ("key", "value")]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        _traced(
             _Decoder(network).eval(),
             arguments,
             path,
@@ -116,6 +116,14 @@ def _write_graph(loaded: LoadedModel, path: Path) -> None:
             dynamo=True,
             external_data=True,
         )
+
+
+def _traced(*arguments: Any, **named: Any) -> None:
+    try:
+        torch.onnx.export(*arguments, **named)
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise LmforgeError(f"--to onnx: torch cannot write this network as a graph: {cause}") from error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from lmforge.formats.export_tensors import LazyTensor, write_shard
 from lmforge.formats.export_tokenizer import write_tokenizer
 from lmforge.formats.export_transformers import Running, Standard, TransformersExport, config_json, quiet
 from lmforge.formats.loaded import LoadedModel
+from lmforge.formats.plain import plain
 from lmforge.formats.registry import FORMATS
 
 BASE, CONFIG, TENSORS = "base", "adapter_config.json", "adapter_model.safetensors"
@@ -53,11 +54,9 @@ class Peft(Exporter):
     def write(self, loaded: LoadedModel, path: Path, base: Path | None = None, **options: Any) -> dict[str, Any]:
         """A folder with the adapter and, unless `base` is the folder of an exported one, its base."""
         if not FORMATS["adapter"].detect(loaded.directory):
-            raise InputError(
-                f"{loaded.directory}: no adapter, so --to peft has nothing to write; use --to transformers"
-            )
+            raise InputError(f"{loaded.directory}: no adapter, so there is nothing to write; use --to transformers")
         parts = cast(_AdapterFormat, FORMATS["adapter"]).parts(loaded.directory)
-        whole = FORMATS["native"].read(parts.base)
+        whole, _ = plain(FORMATS["native"].read(parts.base))
         path.mkdir()
         report: dict[str, Any] = {}
         if base is None:

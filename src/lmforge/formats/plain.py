@@ -49,7 +49,7 @@ def plain(loaded: LoadedModel) -> tuple[LoadedModel, list[str]]:
     if loaded.config.tied:
         tensors["head.weight"] = tensors["embed.weight"]
     network.load_state_dict(tensors, assign=True)
-    network.rotations = loaded.model.rotations
+    network.rotations, network.local_rotations = loaded.model.rotations, loaded.model.local_rotations
     if loaded.config.tied:
         assert network.head is not None
         assert network.embed is not None

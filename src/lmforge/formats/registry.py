@@ -55,6 +55,12 @@ class Restorer(Protocol):
 # in the order in which they are asked whether a path is theirs
 FORMATS: Registry[Format] = Registry(
     "format",
-    ("lmforge.formats.native", "lmforge.formats.transformers", "lmforge.formats.gguf", "lmforge.train.adapters"),
+    (
+        "lmforge.formats.native",
+        "lmforge.formats.exported",
+        "lmforge.formats.transformers",
+        "lmforge.formats.gguf",
+        "lmforge.train.adapters",
+    ),
 )
 RESTORERS: Registry[Restorer] = Registry("compression method", COMPRESSION_METHODS)

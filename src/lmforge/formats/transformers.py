@@ -26,6 +26,8 @@ from lmforge.model.room import with_room
 from lmforge.tokens.tokenizer import Tokenizer
 from lmforge.tokens.tokenizer_json import import_tokenizer
 
+OWN = "lmforge"  # the key of config.json under which our exports keep the shape of their network
+
 
 def import_model(source: Path, out: Path, context: int | None = None) -> dict[str, Any]:
     """Write the model that the checkpoint in `source` is to the folder `out`; its figures: architecture, parameters,
@@ -41,11 +43,12 @@ def import_model(source: Path, out: Path, context: int | None = None) -> dict[st
     """
     if out.exists():
         raise InputError(f"{out}: exists already; name another folder, or remove it")
-    loaded = read_checkpoint(source, context)
+    again = context is None and FORMATS["exported"].detect(source)
+    loaded = FORMATS["exported"].read(source) if again else read_checkpoint(source, context)
     FORMATS["native"].write(loaded, out)
     return {
         "model": str(out),
-        "model_type": loaded.notes["model_type"],
+        "model_type": loaded.notes.get("model_type", "lmforge"),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "vocab_size": loaded.tokenizer.vocab_size,
         "context": loaded.context,
@@ -61,11 +64,11 @@ def read_checkpoint(source: Path, context: int | None = None) -> LoadedModel:
         tokenizer = Tokenizer(import_tokenizer(source), str(source / TOKENIZER))
         config = family.shape(settings, tokenizer.vocab_size, context)
     except InputError as error:
-        said = str(error)
-        raise InputError(f"{source}/{said}" if said.startswith(f"{CONFIG}:") else said) from error
+        said = str(error).removeprefix(f"{CONFIG}: ")
+        about = said != str(error) or said.startswith("model.")
+        raise InputError(f"{source / CONFIG}: {said}" if about else said) from error
     model = with_room(config)
-    with WeightFiles(source) as files:
-        fill(model, family, files)
+    fill(model, family, WeightFiles(source))
     notes = {"imported_from": source.name, "model_type": settings["model_type"]}
     return LoadedModel(model.eval(), tokenizer, source.resolve().name, source, notes=notes)
 
@@ -129,9 +132,10 @@ class Transformers(Format):
     name = "transformers"
 
     def detect(self, path: Path) -> bool:
-        """A folder with a config.json that has a `model_type`."""
+        """A folder with a config.json that has a `model_type`, and was not written by us (`formats.exported`)."""
         try:
-            return "model_type" in read_json(path / CONFIG)
+            settings = read_json(path / CONFIG)
+            return "model_type" in settings and OWN not in settings
         except InputError:
             return False
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
+from collections.abc import KeysView, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from lmforge.errors import InputError
 
 ONE_FILE = ("model.safetensors", "pytorch_model.bin")
+READ_AT_ONCE = 1 << 26  # bytes
 
 
 class Weights(Protocol):
@@ -23,7 +24,7 @@ class Weights(Protocol):
     source: Path
 
     @property
-    def names(self) -> frozenset[str]:
+    def names(self) -> Set[str]:
         """Of all tensors."""
 
     def read(self, name: str) -> Tensor:
@@ -31,58 +32,53 @@ class Weights(Protocol):
 
 
 class WeightFiles:
-    """Tensors by name, read when they are asked for; files stay open as long as the context lasts.
+    """Tensors by name, read when they are asked for.
 
-    Of pickles only tensors are read (`weights_only`): a file that holds code to run is refused. Each is mapped into
-    memory, not copied, where its format allows.
+    Of pickles only tensors are read (`weights_only`): a file that holds code to run is refused. Files are mapped into
+    memory where their format allows; one of which much has been read is mapped anew, so that what was read is let go.
     """
 
     def __init__(self, source: Path) -> None:
         """The files in the folder `source`: safetensors if there are any.
 
         Raises:
-            InputError: there are none, or an index is damaged.
+            InputError: there are none, or one is missing, damaged, or holds something else.
         """
         self.source = source
-        self.files = _files(source)
-        self._stack = contextlib.ExitStack()
-        self._readers: dict[str, Any] = {}  # name of a tensor → what gives it
-
-    def __enter__(self) -> WeightFiles:
-        """Open all files.
-
-        Raises:
-            InputError: one is missing, damaged, or holds something else.
-        """
-        for file in self.files:
-            path = self.source / file
-            reader = self._safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-            self._readers |= dict.fromkeys(reader.keys(), reader)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close them."""
-        self._readers.clear()
-        self._stack.close()
+        self._file_of: dict[str, Path] = {}
+        self._path: Path | None = None  # of the one that is open
+        self._reader: Any = None
+        self._since = 0  # bytes read of it
+        for file in _files(source):
+            self._file_of |= dict.fromkeys(self._open(source / file).keys(), source / file)
 
     @property
-    def names(self) -> frozenset[str]:
+    def names(self) -> KeysView[str]:
         """Of all tensors."""
-        return frozenset(self._readers)
+        return self._file_of.keys()
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, as it was saved."""
-        reader = self._readers[name]
+        """One tensor, on the CPU, as it was saved. It is to be let go before the next one is read."""
+        again = self._path != self._file_of[name] or self._since > READ_AT_ONCE
+        reader = self._open(self._file_of[name]) if again else self._reader
         tensor: Tensor = reader[name] if isinstance(reader, dict) else reader.get_tensor(name)
+        self._since += tensor.nbytes
         return tensor
 
-    def _safetensors(self, path: Path) -> Any:
-        try:
-            return self._stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: not readable as safetensors ({error}); convert the weights with save_pretrained"
-            ) from error
+    def _open(self, path: Path) -> Any:
+        self._reader = None  # before the next one takes its place
+        self._reader = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        self._path, self._since = path, 0
+        return self._reader
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not readable as safetensors ({error}); convert the weights with save_pretrained"
+        ) from error
 
 
 def _files(source: Path) -> list[str]:

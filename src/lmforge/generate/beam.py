@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lmforge.generate.decode import Continuation
+from lmforge.generate.continuation import Continuation
 from lmforge.model.gpt import GPT
 
 

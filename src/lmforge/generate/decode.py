@@ -1,21 +1,24 @@
 """The one decoding loop. Chat, scoring and the server all use it.
 
-prompts ─prefill (one padded batch)─▶ cache ─┬─▶ logits ─sample─▶ tokens ─▶ out
-                                             └──── one token a row ◀─────┘
+prompts ─prefill─▶ cache ─┬─▶ logits ─sample─▶ tokens ─▶ out
+                          └──── one token a row ◀─────┘
 """
 
 from __future__ import annotations
 
 import codecs
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lmforge.errors import InputError
-from lmforge.model.gpt import GPT, KVCache
+from lmforge.generate.continuation import InvariantContinuation, Rows, shortened
+from lmforge.model.gpt import GPT
+
+GREEDY_BELOW = 1e-5  # temperatures below take the likeliest token: a float cannot hold what a division by them gives
 
 
 class TokenBytes(Protocol):
@@ -27,7 +30,8 @@ class TokenBytes(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 takes the likeliest; `top_k` 0 and `top_p` 1 keep every token."""
+    """How the next token is drawn. Temperature 0 (or below 1e-5) takes the likeliest; `top_k` 0 and `top_p` 1 keep
+    every token; a seed is taken modulo 2^64."""
 
     max_tokens: int = 128
     temperature: float = 0.8
@@ -60,48 +64,23 @@ class SampledToken:
     finish: str | None = None
 
 
-def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tuple[Tensor, KVCache]:
-    """Run the prompts (one padded batch) and return the logits after each prompt's last token (B,V) with the filled
-    cache.
-
-    Padding stands on the right: a row's later tokens overwrite it, and no query ever reaches a key beyond its own
-    position.
-    """
-    device = next(model.parameters()).device if any(True for _ in model.parameters()) else torch.device("cpu")
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    longest = int(lengths.max())
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
-    cache = KVCache(len(prompts), capacity, device)
-    hidden = model.hidden(tokens.to(device), cache, lengths=lengths.to(device))
-    last = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]
-    assert model.head is not None
-    return model.head(last), cache
-
-
-class Continuation:
-    """Rows of tokens being continued: `logits` (B,V) after the last token of each, and the cache that a next token
-    needs."""
-
-    def __init__(self, model: GPT, histories: Sequence[Sequence[int]], capacity: int) -> None:
-        self.model = model
-        self.logits, self.cache = prefill(model, histories, capacity)
-
-    def push(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """Add a token to each row; with `parents`, row i goes on from what was row parents[i]."""
-        device = self.cache.lengths.device
-        if parents is not None:
-            self.cache.select(torch.tensor(parents, device=device))
-        self.logits = self.model(torch.tensor(tokens, device=device)[:, None], self.cache)[:, -1]
-
-
 @torch.inference_mode()
-def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Iterator[list[SampledToken]]:
+def decode(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    *,
+    batch_invariant: bool = False,
+    on_error: Callable[[int, Exception], None] | None = None,
+) -> Iterator[list[SampledToken]]:
     """Continue every prompt; yields, step by step, the token drawn for each unfinished row.
 
     A prompt longer than the context keeps its end; a row that fills the context goes on from its last half. Each row
-    draws from its own random stream, so its text does not depend on its neighbours.
+    draws from its own random stream. `batch_invariant`: its numbers, too, are the same bit for bit in any company
+    (`InvariantContinuation`); otherwise their last bits are not, and of two tokens that are all but equally likely
+    another one may be drawn. `samplings` is read anew at each step.
+
+    With `on_error`, a row for which no token can be drawn is told there and ends; the others go on.
 
     Raises:
         InputError: an empty prompt, or not one sampling per prompt.
@@ -109,47 +88,47 @@ def decode(model: GPT, prompts: Sequence[Sequence[int]], samplings: Sequence[Sam
     if len(prompts) != len(samplings) or not all(len(prompt) for prompt in prompts):
         raise InputError("prompt: empty; give at least one token (for instance the end-of-text token)")
     context = model.config.context
-    histories = [list(prompt)[-(context - 1) :] for prompt in prompts]
-    generators = [torch.Generator().manual_seed(s.seed) if s.seed is not None else torch.Generator() for s in samplings]
-    for generator, sampling in zip(generators, samplings, strict=True):
-        if sampling.seed is None:
-            generator.seed()
-    made = [0] * len(prompts)
-    live = [row for row, sampling in enumerate(samplings) if sampling.max_tokens > 0]
-    slots = list(live)  # slots[i] is the prompt that row i of the cache belongs to
-    continued = Continuation(model, [histories[row] for row in slots], context) if live else None
+    live = {row: list(prompt)[-(context - 1) :] for row, prompt in enumerate(prompts) if samplings[row].max_tokens > 0}
+    generators = {row: _generator(samplings[row].seed) for row in live}
+    made = dict.fromkeys(live, 0)
+    kind = InvariantContinuation if batch_invariant else Rows
+    rows = kind(model, live, context) if live else None
     while live:
-        assert continued is not None
-        step = []
-        rows = continued.logits.float().cpu()
-        for slot, row in enumerate(slots):
-            if row not in live:
-                histories[row].append(0)  # any token: nobody reads on in a row that has ended
+        assert rows is not None
+        step, logits = [], rows.logits()
+        for row in list(live):
+            last = made[row] + 1 >= samplings[row].max_tokens
+            try:
+                drawn = _draw(row, logits[row], samplings[row], generators[row], last)
+            except Exception as error:
+                if on_error is None:
+                    raise
+                on_error(row, error)
+                del live[row]
                 continue
-            drawn = _draw(
-                row, rows[slot], samplings[row], generators[row], last=made[row] + 1 >= samplings[row].max_tokens
-            )
-            histories[row].append(drawn.token)
+            live[row].append(drawn.token)
             made[row] += 1
             step.append(drawn)
         yield step
-        live = [row for row in live if not any(drawn.row == row and drawn.finish for drawn in step)]
-        if not live:
-            return
-        if continued.cache.extent >= context or len(live) <= len(slots) // 2:
-            # The context is full, or most rows have ended: start again from what the live rows still need.
-            slots = list(live)
-            for row in slots:
-                if len(histories[row]) > context:  # its own length decides, not its neighbours'
-                    histories[row] = histories[row][-(context // 2) :]
-            continued = Continuation(model, [histories[row] for row in slots], context)
-        else:
-            continued.push([histories[row][-1] for row in slots])
+        live = {row: live[row] for row in live if not any(drawn.row == row and drawn.finish for drawn in step)}
+        if live:
+            rows.advance(live)
+            for row, history in live.items():
+                live[row] = list(shortened(history, context))
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed % 2**64)
+    return generator
 
 
 def _draw(row: int, logits: Tensor, sampling: Sampling, generator: torch.Generator, last: bool) -> SampledToken:
     log_p = torch.log_softmax(logits, dim=-1)
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         token = int(logits.argmax())
     else:
         kept = logits / sampling.temperature

@@ -122,4 +122,5 @@ class Attention(nn.Module):
 
     def _normed(self, x: Tensor, norm: Norm) -> Tensor:
         """Queries or keys (B,T,heads,E), each head by itself or all together → the same shape."""
-        return norm(x.flatten(2)).view(x.shape) if self.whole_norm else norm(x)
+        normed: Tensor = norm(x.flatten(2)).view(x.shape) if self.whole_norm else norm(x)
+        return normed

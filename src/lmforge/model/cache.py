@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ class LayerCache(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
+
+    def joined(self, parts: Sequence[Any]) -> LayerCache:
+        """The rows of several caches of this layer, in order."""
 
     @property
     def nbytes(self) -> int:
@@ -30,6 +34,10 @@ class KVCache:
     `lengths` (B,) counts the tokens each row holds, `extent` is the longest row's count, kept on the host so that
     decoding never waits for the device. `recent` (B,2) are the last two token ids of each row, which the n-gram
     embedding of the next token needs.
+
+    `by_row`: the number of tokens of each row, on the host, where every row is to meet its own keys in a call of its
+    own, with the shapes that it would have alone. Kernels add in an order that depends on the shape, and give the same
+    row other last bits in a larger batch.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -38,6 +46,22 @@ class KVCache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.recent = torch.zeros(rows, 2, dtype=torch.long, device=device)
         self.extent = 0
+        self.by_row: list[int] | None = None
+
+    @classmethod
+    def joined(cls, caches: Sequence[KVCache]) -> KVCache:
+        """The rows of several caches of one model, in order, in a cache of their own (`by_row`).
+
+        Raises:
+            NotImplementedError: a layer whose kind of attention cannot join its rows.
+        """
+        whole = cls(0, caches[0].capacity, caches[0].lengths.device, caches[0].dtype)
+        whole.layers = {n: layer.joined([each.layers[n] for each in caches]) for n, layer in caches[0].layers.items()}
+        whole.lengths = torch.cat([each.lengths for each in caches])
+        whole.recent = torch.cat([each.recent for each in caches])
+        whole.by_row = whole.lengths.tolist()
+        whole.extent = max(whole.by_row)
+        return whole
 
     def advance(self, tokens: Tensor | None, lengths: Tensor) -> None:
         """Count `lengths` (B,) tokens as seen; tokens (B,T), on the right of which may be padding, where their ids are
@@ -53,6 +77,7 @@ class KVCache:
             layer.select(rows)
         self.lengths, self.recent = self.lengths[rows], self.recent[rows]
         self.extent = int(self.lengths.max())
+        self.by_row = None if self.by_row is None else self.lengths.tolist()
 
     @property
     def nbytes(self) -> int:

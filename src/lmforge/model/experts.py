@@ -34,14 +34,15 @@ from lmforge.model.hooks import weights_may_be_read
 from lmforge.model.measure import macs_per_token
 
 # of what experts give, with weights that sum to how many they are (as in DeepSeek-V3, 2.5); 1 and 2 are worse
-# (docs/log.md)
+# (docs/internals/log.md)
 SCALE = 1.5
-# weight per token, against nats; 0.01 (Fedus et al. 2021) costs quality (docs/log.md)
+# weight per token, against nats; 0.01 (Fedus et al. 2021) costs quality (docs/internals/log.md)
 BALANCE_LOSS = {"bias": 0.001, "loss": 0.01}
 ROUTER_Z_LOSS = 0.001  # likewise (Zoph et al. 2022)
 BIAS_GRADIENT = 1e-3  # AdamW does not see the size of a gradient; the clip does, so it is kept small
 ROUTER_SCALE = 3.0  # of logits over √D: AdamW moves a sum over D by up to D times its rate a step
-# what AdamW's rate is to the bias: enough to follow the router; more sends tokens from expert to expert (docs/log.md)
+# what AdamW's rate is to the bias: enough to follow the router; more sends tokens from expert to expert
+# (docs/internals/log.md)
 BIAS_STEP = 4.0
 Dispatch = Callable[[Tensor, Tensor, Tensor, Sequence[nn.Module]], Tensor]
 

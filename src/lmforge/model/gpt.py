@@ -176,7 +176,7 @@ class GPT(nn.Module):
 
         A stage of a pipeline begins with the values that it has in the whole network. The experts of a layer begin
         equal (`Experts.alike`). The n-gram tables begin at zero: a row that training never
-        met must add nothing, not noise (docs/log.md).
+        met must add nothing, not noise (docs/internals/log.md).
 
         With `base_width` b the network behaves at every width D as it would at b (Yang et al. 2022, "Tensor Programs
         V", table 8): the variance of the blocks' matrices is multiplied by b/D, and the output by `output_multiplier` ·

@@ -6,6 +6,8 @@ carried on.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -190,6 +192,12 @@ class LinearCache:
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         self.state = self.state[rows]
+
+    def joined(self, parts: Sequence[LinearCache]) -> LinearCache:
+        """The rows of several caches of this layer, in order."""
+        whole = copy.copy(self)
+        whole.state = torch.cat([each.state for each in parts])
+        return whole
 
     @property
     def nbytes(self) -> int:

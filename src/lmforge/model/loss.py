@@ -15,7 +15,8 @@ CrossEntropy = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 
 def loss_chunk(width: int, device: str = "cpu") -> int:
     """Tokens whose logits exist at once. A narrow network's output matrix is so small that the logits are what goes
-    through the caches: 128 tokens take a processor 0.85 of the time of 512 at width 128, and more at 384 (docs/log.md).
+    through the caches: 128 tokens take a processor 0.85 of the time of 512 at width 128, and more at 384
+    (docs/internals/log.md).
     Compiled code is unrolled chunk by chunk."""
     return 128 if width <= 128 and device == "cpu" and not torch.compiler.is_compiling() else 512
 

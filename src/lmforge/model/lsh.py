@@ -8,7 +8,9 @@ on what comes later and decoding equals the full pass.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -247,6 +249,13 @@ class LSHCache:
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         self.store, self.table, self.count = self.store[:, rows], self.table[:, rows], self.count[:, rows]
+
+    def joined(self, parts: Sequence[LSHCache]) -> LSHCache:
+        """The rows of several caches of this layer, in order."""
+        whole = copy.copy(self)
+        for name in ("store", "table", "count"):
+            setattr(whole, name, torch.cat([getattr(each, name) for each in parts], 1))
+        return whole
 
     @property
     def nbytes(self) -> int:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.model.rope import rotations
+
+DRAWN = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_}
+
+
+class _NothingIsDrawn(TorchFunctionMode):
+    """Random values of new parameters are left out. (A network on the device "meta" would do, but drawing there imports
+    the whole of torch's decompositions, which takes seconds.)"""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What the library calls in the place of `func`."""
+        return (args[0] if args else (kwargs or {})["tensor"]) if func in DRAWN else func(*args, **kwargs or {})
 
 
 def with_room(config: GPTConfig) -> GPT:
-    """A network whose parameters, and the buffers that are saved with it, have room but no values yet.
+    """A network whose matrices have room but no values yet.
 
-    Making a network draws values for all of it; where they are to be overwritten that takes longer than reading.
+    Making a network draws values for all of it; where they are to be overwritten that takes longer than reading, and
+    memory before it is needed.
     """
-    with torch.device("meta"):
-        model = GPT(config)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="cpu"))
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
-    if config.tied and model.head is not None and model.embed is not None:
-        model.head.weight = model.embed.weight
-    model.rotations = rotations(config, config.positions_used)
-    if model.local_rotations is not None:
-        model.local_rotations = rotations(config, config.positions_used, local=True)
-    return model
+    with _NothingIsDrawn():
+        return GPT(config)

@@ -17,6 +17,8 @@ Pooled keys are pooled before rotation and rotated to the middle of their block.
 from __future__ import annotations
 
 import bisect
+import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +163,8 @@ class Softmax(nn.Module):
             return y
         if self.window is None or length == 1:
             cache.write(self, k, v, plain, forward_ctx)
+            if length == 1 and forward_ctx.cache.by_row is not None:
+                return cache.each_alone(q.transpose(1, 2), forward_ctx.cache.by_row)
             keys, values, mask = cache.all(forward_ctx)
         else:
             cache.write_extras(self, k, v, plain, forward_ctx)
@@ -210,6 +214,14 @@ class SoftmaxCache:
         """Keep these rows, in this order."""
         self.store = self.store[:, rows]
         self.partial = None if self.partial is None else self.partial[:, rows]
+
+    def joined(self, parts: Sequence[SoftmaxCache]) -> SoftmaxCache:
+        """The rows of several caches of this layer, in order."""
+        whole = copy.copy(self)
+        whole.store = torch.cat([each.store for each in parts], 1)
+        partial = [each.partial for each in parts if each.partial is not None]
+        whole.partial = torch.cat(partial, 1) if partial else None
+        return whole
 
     @property
     def nbytes(self) -> int:
@@ -306,6 +318,18 @@ class SoftmaxCache:
         alone = forward_ctx.positions.numel() == 1  # the only row is the longest: it sees all there is
         mask = None if alone else (forward_ctx.positions[:, :, None] >= self.seen[:count])[:, None]
         return self.store[0, :, :, :count], self.store[1, :, :, :count], mask
+
+    def each_alone(self, q: Tensor, before: Sequence[int]) -> Tensor:
+        """One query a row, q (B,H,1,E), of which row i stands after `before[i]` tokens → (B,H,1,E): each row in a call
+        of its own over what it sees, as if there were no other."""
+        shared = q.shape[1] > self.store.shape[2]
+        keys, values = (each.split(1) for each in self.store.unbind(0))
+        answers = []
+        for own, key, value, tokens in zip(q.split(1), keys, values, before, strict=True):
+            count = self._count(tokens + 1)
+            key, value = key.narrow(2, 0, count).to(q.dtype), value.narrow(2, 0, count).to(q.dtype)
+            answers.append(F.scaled_dot_product_attention(own, key, value, enable_gqa=shared))
+        return torch.cat(answers)
 
     def beside(self, k: Tensor, v: Tensor, forward_ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """The ring as it was before these tokens, the tokens themselves, and the extras: as `all`."""

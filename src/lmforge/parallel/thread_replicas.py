@@ -6,7 +6,7 @@ rows.
 
 On a CPU this beats one network on several OpenMP threads: nothing waits at a barrier inside every small operation, and
 a busy neighbour slows one thread, not all of them (with barriers two threads beside another process fell to a tenth;
-docs/log.md).
+docs/internals/log.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ corpus ─▶ tokens ─▶ train ─▶ compress ─▶ evaluate ─▶ report
 """
 
 from lmforge.pipeline.run import find_recipe, is_trained, locked, run_stages, states
-from lmforge.pipeline.stages import NAMES, STAGES, Stage, stage_named
+from lmforge.pipeline.stages import NAMES, STAGES, Stage, ablation, stage_named
 from lmforge.pipeline.state import State
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "STAGES",
     "Stage",
     "State",
+    "ablation",
     "find_recipe",
     "is_trained",
     "locked",

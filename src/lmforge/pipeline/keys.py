@@ -71,12 +71,14 @@ WHAT: dict[str, frozenset[str]] = {
     "corpus": _keys("""
         sources holdout leaked_share min_chars max_chars
         max_duplicate_lines max_duplicate_ngrams rules languages mask_private
-        toxic_words perplexity quality analyse_bytes synthesis synthetic_share near_duplicates repeated_lines
+        rules_off toxic_words perplexity quality analyse_bytes synthesis synthetic_share near_duplicates repeated_lines
         decontaminate"""),
     "tokens": _keys("vocab_size context sample_bytes superwords max_ram chat packing"),
     "model": _keys("""
         layers d_model heads kv_heads d_ff activation attention window stride pool pooling lsh_span lsh_rounds
-        feature_map norm norm_eps positions rope_base rope_scaling rope_trained biases qk_norm ngram_rows tied residual
+        feature_map norm norm_eps norm_placement parallel_residual head_dim attention_scale embedding_scale
+        positions rope_base rope_scaling rope_trained rope_factor rope_low rope_high rope_local_base
+        rotary_fraction biases qkv_biases out_biases norm_biases qk_norm qk_norm_full ngram_rows tied residual
         ahead experts experts_active experts_shared balance image_size image_patch image_channels"""),
     "train": _keys("""
         batch_tokens batch_schedule context_schedule mixture optimizer optimizer_state peak_lr matrix_lr base_width

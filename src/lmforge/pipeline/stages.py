@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lmforge.aside import drop
+from lmforge.compress.ablate import ablate
 from lmforge.compress.chain import compress
+from lmforge.compress.method import Evaluate, inputs_of
 from lmforge.corpus.build import build_corpus, work_folder
 from lmforge.corpus.clean.filters import filters_fingerprint
 from lmforge.corpus.labelled import build_examples
@@ -38,12 +40,12 @@ from lmforge.pipeline.summary import (
     train_summary,
 )
 from lmforge.recipe import BackTranslation, Recipe
-from lmforge.record import hash_file, hash_json
+from lmforge.record import content_hash, hash_file, hash_json
 from lmforge.report.page import write_report
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.build import build_tokens
 from lmforge.tokens.chat import render_conversation
-from lmforge.tokens.loader import Loader
+from lmforge.tokens.loader import Batch, Loader
 from lmforge.tokens.mixture import curricula
 from lmforge.tokens.shards import TOKENIZER, Shards
 from lmforge.train.adapters import fingerprint as base_fingerprint
@@ -213,19 +215,25 @@ def _train(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
+    return compress(recipe, run / "model", run / "compressed", *_rows_and_scores(recipe, run))
+
+
+def ablation(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """As `ablate`, of a run whose compress stage is done; in `RUN/ablation`, of this chain and this model alone."""
+    known = hash_json([what_of("compress", recipe.compress), content_hash(run / "model"), recipe.seed])[:12]
+    return ablate(recipe, run / "model", run / "compressed", run / "ablation" / known, *_rows_and_scores(recipe, run))
+
+
+def _rows_and_scores(recipe: Recipe, run: Path) -> tuple[Callable[[int], Batch], Evaluate]:
+    """What compression trains and calibrates on, and how it is judged."""
     context = recipe.tokens.context
     shards = Shards.open(run / "tokens", "train")
     rows = min(CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
     loader = Loader(shards, context, rows, recipe.seed, recipe.tokens.packing)
-    return compress(
-        recipe,
-        run / "model",
-        run / "compressed",
-        loader.batch,
-        lambda model: {
-            "bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, recipe.train.validate_tokens)
-        },
-    )
+    tokens = recipe.train.validate_tokens
+    return loader.batch, lambda model: {
+        "bits_per_byte": quick_bits_per_byte(model, run / "tokens", "valid", context, tokens)
+    }
 
 
 def _evaluate(recipe: Recipe, run: Path) -> dict[str, Any]:
@@ -277,6 +285,7 @@ STAGES = (
         needs=("tokens", "model"),
         makes=("compressed",),
         run=_compress,
+        inputs=lambda recipe: inputs_of(recipe.compress.steps),
         key_figure=compress_summary,
     ),
     Stage(

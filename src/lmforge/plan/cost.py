@@ -212,6 +212,8 @@ def _beside_recomputing(c: GPTConfig, layer: Layer, context: int) -> float:
     last = 2.0 * _matrix(shape.d_ff, c.d_model, 0) if not shape.down_rank else 2.0 * shape.down_rank * c.d_model
     reversible = c.residual == "reversible"
     if not layer.whole or (reversible and not all(each.whole for each in layers_of(c))):
+        if c.norm_placement != "pre":  # the norm after the last product keeps what it gave
+            return 0.0
         # called whole: all but the last product, of which nothing is kept
         if shape.d_ff:
             return -last if not shape.experts else 0.0

@@ -24,6 +24,7 @@ PROCESS_BYTES = 600_000_000  # Python, torch and the shards' buffers
 # 1471 for 1524.
 USABLE = 0.8
 LARGEST_GPU_MICRO_BATCH = 65_536  # tokens
+LONGEST_HOURS = 10 * 8766  # ten years
 # of a file of examples: about how much smaller compression makes it, and bytes of a token, marks included
 FOLDED, BYTES_PER_TOKEN = 3, 3
 
@@ -85,7 +86,19 @@ def plan(recipe: Recipe, hardware: Hardware | None = None, tokens_available: int
         "utilization": utilization,
         "layout": layout,
         **({"epochs": steps * batch / tokens_available} if tokens_available else {}),
+        **_beyond(hours),
         "assumptions": _assumptions(hardware, half),
+    }
+
+
+def _beyond(hours: float | None) -> dict[str, str]:
+    """What to say of a training that nobody would wait for."""
+    if hours is None or hours < LONGEST_HOURS:
+        return {}
+    years = hours / 8766
+    return {
+        "advice": f"{years:,.0f} years on this device: nobody would run that here; plan it on a cluster with "
+        "--hardware h100x1024, or description for the one that its description names"
     }
 
 

@@ -5,7 +5,6 @@ they support. Two megabytes are looked at; a smaller corpus is read whole and me
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections import Counter
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lmforge.corpus.clean.filters import why_dropped
+from lmforge.corpus.holdout import filled, wanted_of
 from lmforge.corpus.normalise import clean
 from lmforge.corpus.overlap.duplicates import text_digest
 from lmforge.corpus.sources.decode import lines_of
@@ -24,7 +23,7 @@ from lmforge.corpus.sources.kinds import iter_documents
 from lmforge.corpus.sources.records import JSONL, PARQUET, text_field_of
 from lmforge.corpus.sources.texts import CODE, MARKUP, PROSE
 from lmforge.corpus.sources.unfold import COMPRESSED
-from lmforge.corpus.splits import split_at, split_bounds, unit
+from lmforge.corpus.splits import unit
 from lmforge.errors import InputError
 from lmforge.recipe import Corpus, Source, SourceKind
 from lmforge.tokens.bpe import train_tokenizer
@@ -156,11 +155,7 @@ def _split(texts: Path, held: list[str]) -> tuple[float, int, list[str]]:
     for context in (256, 128, 64, 32, 16):
         least = 2 * (context + 1) * LARGEST_BYTES_PER_TOKEN
         for holdout in (0.05, 0.1, 0.2, 0.3):
-            where = {unit(digest[:8]): text for digest, text in distinct.items()}
-            bounds = split_bounds(holdout, functools.partial(_in_one, list(where)), Counter)
-            parts: dict[str, list[str]] = {"valid": [], "test": [], "train": []}
-            for place, text in where.items():
-                parts[split_at(place, bounds)].append(text)
+            parts = _parts(distinct, holdout)
             sizes = {name: sum(len(text.encode()) for text in part) for name, part in parts.items()}
             if min(sizes.values()) >= least and sizes["train"] >= 0.3 * sum(sizes.values()):
                 return holdout, context, parts["train"]
@@ -171,8 +166,17 @@ def _split(texts: Path, held: list[str]) -> tuple[float, int, list[str]]:
     )
 
 
-def _in_one(places: list[float]) -> list[NDArray[np.float64]]:
-    return [np.array(places, np.float64)]
+def _parts(distinct: dict[bytes, str], holdout: float) -> dict[str, list[str]]:
+    """The texts of each split, as the corpus stage holds them out where none stands in another."""
+    ordered = sorted(distinct.items(), key=lambda each: unit(each[0][:8]))
+    places = np.array([unit(digest[:8]) for digest, _ in ordered])
+    sizes = np.array([len(text.encode()) for _, text in ordered])
+    wanted = wanted_of(holdout, len(ordered), int(sizes.sum()))
+    splits = filled([[number] for number in range(len(ordered))], places, sizes, wanted)
+    parts: dict[str, list[str]] = {"valid": [], "test": [], "train": []}
+    for number, (_, text) in enumerate(ordered):
+        parts[splits.get(number, "train")].append(text)
+    return parts
 
 
 def _supported(train: list[str], wanted: int) -> tuple[int, int]:

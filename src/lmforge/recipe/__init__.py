@@ -17,7 +17,7 @@ from lmforge.recipe.corpus import (
 )
 from lmforge.recipe.load import load_recipe, parse_recipe
 from lmforge.recipe.registry import BASES
-from lmforge.recipe.schema import AttentionKind, CompressStep, Model, Parallel, QuantizeStep, Recipe, Tokens
+from lmforge.recipe.schema import AttentionKind, Budget, CompressStep, Model, Parallel, QuantizeStep, Recipe, Tokens
 from lmforge.recipe.training import Finetune, Lora, Train
 from lmforge.recipe.write import to_toml
 
@@ -26,6 +26,7 @@ __all__ = [
     "AttentionKind",
     "Augment",
     "BackTranslation",
+    "Budget",
     "CompressStep",
     "Corpus",
     "Finetune",

@@ -40,12 +40,12 @@ ProceduralTask = Literal[
 class Source(Section):
     """Where documents come from."""
 
-    kind: SourceKind
-    path: Path | None = None
-    genre: Genre = "unknown"
+    kind: SourceKind  # what is read: see the guide to the corpus
+    path: Path | None = None  # a file, a folder or a pattern, relative to the recipe; OWNER/NAME for hub
+    genre: Genre = "unknown"  # which quality rules apply; mixtures and reports name it too
     # a number: how often its documents stand in the corpus; a curriculum: how often the loader draws them
     weight: Curriculum = 1.0
-    text_field: str = "text"
+    text_field: str = "text"  # jsonl, parquet, hub: the field with the text
     # a broken record or file; default: refuse, but skip and count hub, warc, html, code
     damaged: Literal["refuse", "skip"] | None = None
     config: str | None = None  # hub: which of the data set's configurations
@@ -129,14 +129,14 @@ class Perplexity(Section):
     # worse than this share of the reference's held-out documents is too far
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.0
     most_bits_per_byte: Annotated[float, Field(gt=0)] | None = None  # instead of the percentile
-    order: Annotated[int, Field(ge=1, le=8)] = 5
+    order: Annotated[int, Field(ge=1, le=8)] = 5  # of the n-gram model
 
 
 class Quality(Section):
     """Documents that a classifier finds more like the bad examples than the good ones are left out."""
 
     good: Path  # examples: a folder, a text, JSONL or Parquet file
-    bad: Path
+    bad: Path  # examples of what is to be left out
     threshold: Share = 0.5  # least probability of being good
     model: Path | None = None  # where the trained classifier is kept (.npz); default: trained anew in each process
 
@@ -144,23 +144,24 @@ class Quality(Section):
 class Synthesis(Section):
     """Documents made from those of the training split; `share` of the training text is to be of this kind."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of the training text, in bytes
 
 
 class Augment(Synthesis):
     """Copies with words changed at these rates (Wei and Zou 2019)."""
 
-    method: Literal["augment"]
-    synonym: Share = 0.1
-    swap: Share = 0.1
-    delete: Share = 0.1
-    insert: Share = 0.1
+    method: Literal["augment"]  # words changed
+    synonym: Share = 0.1  # share of words exchanged for a similar one
+    swap: Share = 0.1  # share of words that change places
+    delete: Share = 0.1  # share of words left out
+    insert: Share = 0.1  # share of words put in
 
 
 class Noise(Synthesis):
     """Passages to be restored: the input is shown, the loss counts on what is missing."""
 
-    method: Literal["noise"]
+    method: Literal["noise"]  # passages to be restored
+    # what is hidden or altered; mixture: the seven denoisers of UL2
     objective: Literal[
         "mixture", "span_mask", "token_mask", "infill", "delete", "permute", "rotate", "characters", "prefix",
     ] = "mixture"  # fmt: skip
@@ -170,12 +171,12 @@ class Noise(Synthesis):
 class BackTranslation(Synthesis):
     """Paraphrases by way of another language and back."""
 
-    method: Literal["back_translation"]
+    method: Literal["back_translation"]  # paraphrases
     model: Path | None = None  # a run that learned both directions from a `parallel` source
     # instead: two Hub models, there and back (needs transformers, and the models on this machine)
     hub: tuple[str, str] | None = None
-    language: str = "en"
-    through: str = "de"
+    language: str = "en"  # of the texts, ISO 639-1
+    through: str = "de"  # the language in between
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0  # above 0 the words are drawn: more variety, more mistakes
 
     @model_validator(mode="after")
@@ -191,23 +192,25 @@ SynthesisStep = Annotated[Augment | Noise | BackTranslation, Field(discriminator
 class Slurm(Section):
     """How the corpus stage's jobs are asked for on a Slurm cluster."""
 
-    partition: str
+    partition: str  # where the jobs run
     time: str = "24:00:00"  # a job's limit
-    memory_gb: Positive = 4
+    memory_gb: Positive = 4  # of each job
     max_array: Positive = 1000  # elements of an array job that the cluster takes
-    qos: str = "normal"
+    qos: str = "normal"  # quality of service that is asked for
     sbatch: dict[str, str] = Field(default={})  # further options of sbatch, such as account
 
 
 class Corpus(Section):
     """Raw text → clean documents."""
 
+    # where documents come from; of equal documents the first source's stays
     sources: tuple[Source, ...] = (Source(kind="python-library", genre="code"),)
     # share of documents kept out of training, chosen by document hash
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     leaked_share: Share = 0.1  # a document of which more than this stands in training is not held out
-    min_chars: Positive = 64  # a sign of Chinese, Japanese or Korean counts double; 1: any text is long enough
-    max_chars: Positive = 1_000_000
+    # shorter documents are dropped; a sign of Chinese, Japanese or Korean counts double; 1: any text is long enough
+    min_chars: Positive = 64
+    max_chars: Positive = 1_000_000  # longer documents are dropped
     max_duplicate_lines: Share = 0.6  # share of a document's lines that repeat an earlier line of it
     max_duplicate_ngrams: Share = 0.6  # share of a document's characters inside repeated 10-word runs
     # Rules of published corpora for prose (web, news, encyclopedia, books, stories; some for the web alone); see
@@ -218,11 +221,11 @@ class Corpus(Section):
     # replaced by what they are, code and technical text aside
     mask_private: tuple[PrivateKind, ...] = ("email", "ip", "phone", "card")
     toxic_words: Path | None = None  # a list, one word or phrase a line; documents with one are left out
-    perplexity: Perplexity | None = None
-    quality: Quality | None = None
+    perplexity: Perplexity | None = None  # leaves out documents unlike a reference
+    quality: Quality | None = None  # leaves out what a classifier finds bad
     # text sampled for the slower figures of statistics.json; 0: none of these
     analyse_bytes: Annotated[int, Field(ge=0)] = 4_000_000
-    synthesis: tuple[SynthesisStep, ...] = ()
+    synthesis: tuple[SynthesisStep, ...] = ()  # documents made from those of the training split
     # the most of the training text, in bytes, that made documents may be
     synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     # documents that share at least this share of their words, in order, with a kept one go; 1: none do
@@ -230,10 +233,10 @@ class Corpus(Section):
     # lines (not of code) that stand in at least so many documents go; 0: none do
     repeated_lines: Annotated[int, Field(ge=0)] = 10
     decontaminate: tuple[Path, ...] = ()  # benchmark texts to keep out: JSONL or text files, folders, patterns
-    executor: Literal["local", "slurm", "ray"] = "local"
+    executor: Literal["local", "slurm", "ray"] = "local"  # where the passes run: this machine, or a cluster's jobs
     # processes, or tasks at once on a cluster; default: the cores, but one where that is quicker
     workers: Positive | None = None
-    slurm: Slurm | None = None
+    slurm: Slurm | None = None  # how a Slurm cluster is asked; needed with executor slurm
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Corpus:

@@ -37,7 +37,7 @@ class TaskSettings(Section):
     """What every task may be told. A task's own settings are a subclass with further keys, `data` (a file to score
     instead of the test split) and `shots` (answered examples before each question) among them where it takes them."""
 
-    name: str
+    name: str  # of the task
     # what its score is called; default: the task's name
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] | None = None
     limit: Positive | None = None  # most items scored; default: evaluate.items where a model has to write
@@ -51,7 +51,7 @@ class TaskSettings(Section):
 class DataSettings(TaskSettings):
     """Settings of a task that can score a file of the user's."""
 
-    data: Path | None = None  # default: the test split
+    data: Path | None = None  # a file to score; default: the test split
 
 
 _SELECTED = Selected(TASK_SETTINGS, "name")

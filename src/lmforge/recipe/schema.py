@@ -9,10 +9,11 @@ not exist stops the run and the nearest valid key is named. Every section is one
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from lmforge.progress import log
 from lmforge.recipe.corpus import Corpus
 from lmforge.recipe.evaluate import Evaluate
 from lmforge.recipe.registry import COMPRESSION_STEPS
@@ -26,8 +27,8 @@ AttentionKind = Literal["full", "window", "strided", "pooled", "sparse", "lsh", 
 class Tokens(Section):
     """Documents → token shards."""
 
-    vocab_size: Annotated[int, Field(ge=257, le=5_000_000)] = 4096
-    context: Annotated[int, Field(ge=8)] = 256
+    vocab_size: Annotated[int, Field(ge=257, le=5_000_000)] = 4096  # tokens in all: special tokens, 256 bytes, merges
+    context: Annotated[int, Field(ge=8)] = 256  # tokens of a row, which is what the model sees at once
     sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
     superwords: bool = False  # half of the vocabulary may cross spaces
     # memory for learning the vocabulary, in bytes or as "2GiB"; default: half of what is free
@@ -46,13 +47,16 @@ class Model(Section):
     # a model to go on from, with its network and vocabulary: a path, or PACKAGE:FILE of an installed package
     base: Annotated[str, Field(min_length=1)] | None = None
 
-    layers: Positive = 6
-    d_model: Positive = 256
-    heads: Positive = 4
-    kv_heads: Positive | None = None  # fewer than `heads` shares keys and values between groups of heads
-    d_ff: Positive | None = None  # default: 4 × d_model
-    # gelu_tanh: GPT-2's approximation of it
-    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu"] = "relu"
+    layers: Positive = 6  # blocks, one after another
+    d_model: Positive = 256  # width of the hidden states
+    heads: Positive = 4  # attention heads of a layer; they divide d_model, unless head_dim says how wide they are
+    # fewer than `heads` shares keys and values between groups of heads; default: heads
+    kv_heads: Positive | None = None
+    head_dim: Annotated[int, Field(ge=0)] = 0  # channels of a head; 0: d_model / heads
+    d_ff: Positive | None = None  # units of the feed-forward part; default: 4 × d_model
+    # of the feed-forward part; relu2: the square of relu; gelu_tanh: GPT-2's approximation of gelu; swiglu and geglu
+    # multiply an activation with a second product
+    activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu", "geglu"] = "relu"
     # one kind, or a pattern of kinds repeated over the layers
     attention: AttentionKind | tuple[AttentionKind, ...] = "full"
     window: Positive = 256  # tokens: the band of window, strided and sparse
@@ -60,18 +64,36 @@ class Model(Section):
     pool: Positive = 128  # tokens of a block that pooled and sparse see as one key and value
     pooling: Literal["mean", "max", "conv"] = "mean"  # how a block becomes one; conv is learned
     lsh_span: Positive = 64  # tokens of its bucket that a token sees, in each round
-    lsh_rounds: Positive = 4
+    lsh_rounds: Positive = 4  # times that tokens are hashed anew
     feature_map: Literal["elu", "learned"] = "elu"  # of linear attention
+    # what is normalised before each part of a block: mean and variance, or the root mean square alone
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
     norm_eps: Annotated[float, Field(gt=0)] | None = None
-    positions: Literal["rope", "learned", "none"] = "rope"
+    # where norms stand: before a part of a block (pre), after it, before its result is added (post), or both
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    parallel_residual: bool = False  # both parts of a block read what enters it, instead of one after the other
+    attention_scale: Annotated[float, Field(ge=0)] = 0.0  # what scores are multiplied by; 0: 1/√(channels of a head)
+    embedding_scale: Annotated[float, Field(gt=0)] = 1.0  # what the embedding of tokens is multiplied by
+    positions: Literal["rope", "learned", "none"] = "rope"  # how the network knows a token's place
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
     # how RoPE reaches beyond the context it was trained at …
-    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    rope_scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
     rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
-    biases: bool = False
-    qk_norm: bool = False
+    rope_factor: Annotated[float, Field(ge=0)] = 0.0  # how much RoPE is stretched; 0: context / rope_trained
+    # of llama3: pairs that turn less often than this within rope_trained are stretched whole …
+    rope_low: Annotated[float, Field(gt=0)] = 1.0
+    # … and those that turn more often than this are not
+    rope_high: Annotated[float, Field(gt=0)] = 4.0
+    # rope_base of window layers, whose RoPE is then not stretched; 0: as in the other layers
+    rope_local_base: Annotated[float, Field(ge=0)] = 0.0
+    rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # the share of a head's channels that RoPE turns
+    biases: bool = False  # whether matrices have them
+    qkv_biases: bool | None = None  # the same of queries, keys and values; default: as biases
+    out_biases: bool | None = None  # the same of attention's output matrix; default: as biases
+    norm_biases: bool | None = None  # the same of layernorms; default: as biases
+    qk_norm: bool = False  # queries and keys are normalised before their product, each head by itself …
+    qk_norm_full: bool = False  # … or all heads together
     ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
     tied: bool = True  # the output matrix is the embedding
     # reversible: activations are made again from the last ones, whatever the depth
@@ -85,65 +107,108 @@ class Model(Section):
     balance: Literal["bias", "loss", "none"] = "bias"  # what keeps the experts' load even
     image_size: Annotated[int, Field(ge=0)] = 0  # pixels a side; 0: no images
     image_patch: Annotated[int, Field(ge=0)] = 0  # pixels a side of the patch that becomes one token
-    image_channels: Positive = 3
+    image_channels: Positive = 3  # values of a pixel
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:
-        if self.d_model % self.heads:
-            raise ValueError(f"d_model {self.d_model} is not divisible by heads {self.heads}")
+        if self.d_model % self.heads and not self.head_dim:
+            raise ValueError(f"d_model {self.d_model} is not divisible by heads {self.heads}; give head_dim")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
-        if self.positions == "rope" and (self.d_model // self.heads) % 2:
-            raise ValueError(f"rope needs an even head width; d_model/heads is {self.d_model // self.heads}")
+        width = self.head_dim or self.d_model // self.heads
+        turned = int(width * self.rotary_fraction)
+        if self.positions == "rope" and turned % 2:
+            raise ValueError(
+                f"rope needs an even head width; d_model/heads is {width}, of which {turned} channels turn"
+            )
         return self
 
 
 class Parallel(Section):
     """How the network is laid over processes (torchrun starts them)."""
 
-    data: Positive | None = None  # default: every process there is
+    data: Positive | None = None  # processes that share the rows of a batch; default: every process there is
     layout: str = "data-parallel"  # a name registered in lmforge.parallel.layout.LAYOUTS
 
 
 class CompressStep(Section):
     """One step of compression: `method`, and that method's own keys. Each method registers its section."""
 
-    method: str
+    method: str  # which method
 
 
 class QuantizeStep(CompressStep):
-    """8-bit weights and activations."""
+    """8-bit weights and activations, or weights alone in groups of few bits."""
 
     method: Literal["quantize"] = "quantize"
+    # w8a8: 8-bit integers multiplied as such; weights: stored in groups, multiplied in floating point
+    kind: Literal["w8a8", "weights"] = "w8a8"
+    # the rest is of kind = "weights"
+    bits: Literal[3, 4, 5, 6, 8] = 4
+    group: Annotated[int, Field(ge=8)] = 32  # neighbours in a row that share a scale
+    # nearest: each by itself; feedback: what rounding a column missed, the next ones make up for
+    rounding: Literal["nearest", "feedback"] = "feedback"
+    damping: Annotated[float, Field(gt=0)] = 0.01  # of feedback: added to the diagonal, as a share of its mean
+    scaled: bool = False  # channels with large inputs are rounded more finely
+    bytes: Size | None = None  # bits layer by layer, so that the file's tensors fit; bits is then not used
+    unpack: Literal["load", "fly"] = "load"  # dense once in memory, or in each product
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> QuantizeStep:
+        if self.kind == "w8a8":
+            names = set(QuantizeStep.model_fields) - {"method", "kind"}
+            for name in sorted(names):
+                if getattr(self, name) != QuantizeStep.model_fields[name].default:
+                    raise ValueError(f"{name} is of kind = 'weights'; add that, or leave {name} out")
+        return self
 
 
 # the default needs it before any method is imported
 COMPRESSION_STEPS.register("quantize", QuantizeStep)
 
 
+class Budget(Section):
+    """What a compressed model may cost."""
+
+    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
+    loss: Annotated[float, Field(gt=0)] | None = None
+    bytes: Size | None = None  # of its tensors' file
+    macs: Size | None = None  # multiply-accumulates of a token by matrices; "2M" is two million
+
+
+def _loss_alone(value: Any) -> Any:
+    """A number, as before there were other budgets."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        log(f"compress.budget = {value}: taken as {{loss = {value}}}; write that, the number alone will go")
+        return {"loss": value}
+    return value
+
+
 class Compress(Section):
     """Model → smaller model, one method after another."""
 
+    # methods in order, each given the model that the one before it left
     steps: tuple[Annotated[CompressStep, Selected(COMPRESSION_STEPS, "method", default="quantize")], ...] = (
         QuantizeStep(),
     )
-    # largest allowed rise of bits per byte, as a share (0.005 is 0.5%)
-    budget: Annotated[float, Field(gt=0)] | None = None
+    budget: Annotated[Budget | None, BeforeValidator(_loss_alone)] = None
 
 
 class Serve(Section):
     """Model → answers."""
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    host: str = "127.0.0.1"  # address that the server listens on
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000  # its port; 0: any that is free
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^/:\s]+$")], ...] = ()  # names it answers to, beside local ones
+    batch_invariant: bool = True  # the same request gets the same answer whoever shares its batch
 
 
 class Recipe(Section):
     """One model's whole life."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "model"
-    seed: Annotated[int, Field(ge=0)] = 1
-    run_dir: Path | None = None  # default: runs/NAME
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "model"  # of the model and its run
+    seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
+    run_dir: Path | None = None  # where the run's files go; default: runs/NAME
     corpus: Corpus = Corpus()
     tokens: Tokens = Tokens()
     model: Model = Model()

@@ -15,22 +15,24 @@ from lmforge.recipe.types import Curriculum, Positive, Section, Share, check_wei
 class Train(Section):
     """Shards + network → checkpoints."""
 
-    # 0, with model.base: the base is the model, as it is
+    # updates; default: what `tokens` gives; 0, with model.base: the base is the model, as it is
     steps: Annotated[int, Field(ge=0)] | None = None
-    tokens: Positive | None = None  # instead of steps
-    batch_tokens: Positive = 8192
+    tokens: Positive | None = None  # length in tokens, instead of steps; default: 20 million
+    batch_tokens: Positive = 8192  # tokens of one update, over all processes
     # [share of training, batch_tokens] pairs, where it is not one size throughout
     batch_schedule: tuple[tuple[Share, Positive], ...] = ()
     # [share of training, context] pairs: shorter rows, as many tokens a batch
     context_schedule: tuple[tuple[Share, Positive], ...] = ()
     # how often texts of a genre are drawn, where not equally often
     mixture: dict[Genre, Curriculum] = Field(default={})
-    micro_batch_tokens: Positive | None = None  # default: what measures fastest and fits
+    # tokens of one forward and backward pass; default: what measures fastest and fits
+    micro_batch_tokens: Positive | None = None
+    # muon: for the matrices inside blocks, AdamW for the rest; sgd: with Nesterov's momentum of betas[0]
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     optimizer_state: Literal["fp32", "8bit"] = "fp32"  # 8bit: a quarter of the memory (AdamW and Muon)
-    # large freed blocks go back to the system: with long texts and recompute half the peak, 1.4 times the time
+    # large freed blocks go back to the system at once: slower, but less memory with long texts and recompute
     return_memory: bool = False
-    peak_lr: Annotated[float, Field(gt=0)] = 6e-4
+    peak_lr: Annotated[float, Field(gt=0)] = 6e-4  # largest rate of AdamW and SGD
     matrix_lr: Annotated[float, Field(gt=0)] = 0.02  # Muon's rate, for matrices; peak_lr serves the rest
     # d_model that the rates were tuned at: rates, initialisation and output are scaled from it (µP)
     base_width: Positive | None = None
@@ -38,19 +40,20 @@ class Train(Section):
     output_multiplier: Annotated[float, Field(gt=0)] = 1.0
     schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: stable at the peak, falling over the last fifth of the run
     final_lr: Share = 0.1  # the schedule ends at this share of the peak
-    warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps, at most 2,000
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    # steps in which the rate rises; default: 4% of the steps, at most 2,000
+    warmup: Annotated[int, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # decoupled from the gradient (Loshchilov and Hutter 2019)
     weight_decay_schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the run
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.9, 0.95)  # decay rates of the gradient's two moments
     # weight of (log Σ exp(logits))²; 1e-4 where training in half precision drifts
     z_loss: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: Annotated[float, Field(gt=0)] = 1.0  # largest norm of the gradient
     # auto: the fastest safe one, measured at start-up on a CPU
     precision: Literal["fp32", "bf16", "fp16", "fp8", "auto"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: measured at start-up, its compile time counted
-    threads: Positive | None = None  # default: measured at start-up
+    threads: Positive | None = None  # that a network computes on; default: measured at start-up
     validate_every: Positive | None = None  # steps; default: a tenth of the run
-    validate_tokens: Positive = 32_768
+    validate_tokens: Positive = 32_768  # tokens of validation text scored each time
     checkpoint_every: Positive | None = None  # steps; default: a fifth of the run
     keep: Positive = 2  # newest checkpoints kept, beside the best
     store: str | None = None  # an object store's address that each checkpoint is copied to (s3://bucket/run)
@@ -99,7 +102,7 @@ LoraTarget = Literal["attention.qkv", "attention.out", "ff.up", "ff.down"]
 class Lora(Section):
     """Products of two narrow matrices, learned beside frozen matrices of every layer (Hu et al. 2021)."""
 
-    rank: Positive = 8
+    rank: Positive = 8  # the narrow side of the two matrices
     alpha: Annotated[float, Field(gt=0)] | None = None  # the product counts alpha / rank times; default: twice the rank
     # matrices of each layer that get one
     targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = get_args(LoraTarget)
@@ -160,6 +163,7 @@ class Finetune(Section):
     and [model]."""
 
     base: Path  # a run, a checkpoint or a model (not a compressed one)
+    # chat: conversations; classify: one label for a text or a pair; span: answers found in a text
     task: Literal["chat", "classify", "span"]
     train: Path  # examples, a JSON object a line (plain, gzip or Zstandard)
     test: Path | None = None  # examples that are scored at the end; default: a part of `train`, as corpus.holdout says
@@ -170,10 +174,9 @@ class Finetune(Section):
     labels: dict[str, str] = Field(default={})
     instruction: str = ""  # a line before each question
     long: Literal["refuse", "skip"] = "refuse"  # what is done with a training example longer than tokens.context
-    # times that each example is seen, where train.steps and train.tokens are not given; default: up to 10 for few
-    # examples
+    # times that each example is seen, where train.steps and train.tokens are not given; more for few examples, up to 10
     epochs: Annotated[float, Field(gt=0)] = EPOCHS
-    lora: Lora | None = None  # default: every weight is trained
+    lora: Lora | None = None  # adapters of low rank; default: every weight is trained
 
     @model_validator(mode="after")
     def _labels_are_words(self) -> Finetune:

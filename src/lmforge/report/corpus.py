@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmforge.report.duplicates import contamination, duplicates, synthetic, trained_filters
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 from lmforge.report.markup import (
     MISSING,
     Html,
@@ -50,7 +50,7 @@ _LEAST_SHARE = 0.005  # of a language that is named
 _POWERS = frozenset(map(str, range(50)))
 
 
-def corpus(run: Run) -> Html:
+def corpus(run: LoadedRun) -> Html:
     """Documents in and out, why some were dropped, lengths, genres, entropy, words, readability, topics, entities."""
     facts = mapping(run.json("corpus", "statistics.json")) or run.figures("corpus")
     if not facts:
@@ -131,7 +131,7 @@ def _genres(facts: dict[str, Any], told: dict[str, Any]) -> Html | None:
     return join(first, second)
 
 
-def _entropy(run: Run, facts: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
+def _entropy(run: LoadedRun, facts: dict[str, Any], analysis: dict[str, Any]) -> Html | None:
     rows = {**mapping(facts, "entropy"), **mapping(analysis, "entropy")}
     bits, held_out_bytes = entropy(run)
     bytes_per_word = ratio(at(rows, "words_order_1", "bits_per_word"), at(rows, "words_order_1", "bits_per_byte"))

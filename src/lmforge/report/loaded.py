@@ -14,7 +14,7 @@ from lmforge.train.journal import read_lines
 _LONGEST_LINE = 200_000  # characters of one item's line that are read
 
 
-class Run:
+class LoadedRun:
     """What a run has left so far."""
 
     def __init__(self, directory: Path) -> None:

@@ -16,7 +16,7 @@ from lmforge.progress import format_duration
 from lmforge.record import write_atomic
 from lmforge.report import sections, template
 from lmforge.report.corpus import corpus
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 from lmforge.report.markup import (
     Html,
     at,
@@ -46,7 +46,7 @@ def write_report(run_dir: Path) -> Path:
     """
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no run here; give the folder of a run, such as runs/laptop")
-    run = Run(run_dir)
+    run = LoadedRun(run_dir)
     parts = {
         "stages": ("Stages", _stages(run)),
         "corpus": ("Corpus", corpus(run)),
@@ -66,7 +66,7 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _lead(run: Run) -> str:
+def _lead(run: LoadedRun) -> str:
     """One sentence on what this is."""
     shape = mapping(run.json("model", "config.json"), "architecture")
     if not shape:
@@ -77,7 +77,7 @@ def _lead(run: Run) -> str:
     return f"A GPT of {layers} layers, width {width}, context {context}, vocabulary {vocabulary}{text}."
 
 
-def _cards(run: Run) -> Html:
+def _cards(run: LoadedRun) -> Html:
     train = run.figures("train")
     seconds = number(train, "seconds")
     steps = run.compression_steps()
@@ -103,7 +103,7 @@ def _card(name: str, value: str | None, note: object = None) -> Html:
     )
 
 
-def _score_cards(run: Run) -> list[Html]:
+def _score_cards(run: LoadedRun) -> list[Html]:
     """What the scores say first; until there are any, the validation text's figure."""
     shown = [
         _card(
@@ -126,7 +126,7 @@ def _score_cards(run: Run) -> list[Html]:
     return [_card("bits per byte, validation text", figure(valid), "the test text is not scored yet")]
 
 
-def _stages(run: Run) -> Html:
+def _stages(run: LoadedRun) -> Html:
     rows: list[tuple[object, ...]] = []
     for name, anchor in STAGES.items():
         state, seconds = run.state(name), number(run.stage(name).get("seconds"))

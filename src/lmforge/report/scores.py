@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmforge.evaluate.task import TASKS, Card, Task
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 from lmforge.report.markup import (
     MISSING,
     Html,
@@ -36,20 +36,20 @@ def task_of(title: str, content: Mapping[str, Any]) -> Task[Any]:
     return task
 
 
-def cards(run: Run) -> list[Card]:
+def cards(run: LoadedRun) -> list[Card]:
     """The figures that tasks put at the top of the page."""
     own = {title: own_score(content) for title, content in run.tasks().items()}
     made = (task_of(title, content).card(own[title], own) for title, content in run.tasks().items())
     return [card for card in made if card is not None]
 
 
-def levels(run: Run) -> list[tuple[str, float]]:
+def levels(run: LoadedRun) -> list[tuple[str, float]]:
     """Names and values, in bits per byte, that the training's curves are seen against."""
     levels = (task_of(title, content).level(own_score(content)) for title, content in run.tasks().items())
     return [level for level in levels if level is not None]
 
 
-def entropy(run: Run) -> tuple[float | None, object]:
+def entropy(run: LoadedRun) -> tuple[float | None, object]:
     """What the model makes of the held-out text's entropy, in bits per byte, and of how many bytes."""
     for title, content in run.tasks().items():
         own = own_score(content)
@@ -72,7 +72,7 @@ def score_rows(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, row) for name, row in ((first, own), *mapping(task, "models").items()) if mapping(row)]
 
 
-def scores(run: Run) -> Html:
+def scores(run: LoadedRun) -> Html:
     """Every task's score with interval and number of items; then samples."""
     tasks = run.tasks()
     if not tasks:
@@ -108,7 +108,7 @@ def _beside(task: Task[Any], row: dict[str, Any]) -> str:
     return ", ".join(f"{plain(name)} {figure(value, digits=3)}" for name, value in task.beside(row).items())
 
 
-def _samples(run: Run, task: str) -> Html | None:
+def _samples(run: LoadedRun, task: str) -> Html | None:
     """What a model wrote for a task, folded; None where the task keeps no such text."""
     content = run.tasks()[task]
     given = content.get("samples")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lmforge.progress import format_duration
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 from lmforge.report.markup import (
     MISSING,
     Html,
@@ -37,7 +37,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def tokens(run: Run) -> Html:
+def tokens(run: LoadedRun) -> Html:
     """Vocabulary, tokens per split, bytes per token."""
     figures = {**run.figures("tokens"), **mapping(run.json("tokens", "index.json"))}
     if not figures:
@@ -69,7 +69,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Html]
             yield prefix + name, abbreviated(text) if is_digest else join(text[:200])
 
 
-def training(run: Run) -> Html:
+def training(run: LoadedRun) -> Html:
     """Loss against tokens and time, learning rate, speed, gradient norm."""
     metrics, figures = run.metrics(), run.figures("train")
     steps = [line for line in metrics if number(line, "step") is not None and number(line, "bits_per_byte") is not None]
@@ -183,12 +183,13 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[object], str], bool], ...]
     ("MACs per token", ("macs_per_token",), metric, False),
     ("decode tokens/s, batch 1", ("decode_tokens_per_second", "1"), count, True),
     ("batch 16", ("decode_tokens_per_second", "16"), count, True),
+    ("batch 64", ("decode_tokens_per_second", "64"), count, True),
     ("prefill tokens/s", ("prefill_tokens_per_second",), count, True),
     ("bits per byte", ("bits_per_byte",), figure, False),
 )
 
 
-def compression(run: Run) -> Html:
+def compression(run: LoadedRun) -> Html:
     """The table before and after each step, and what it says in words."""
     steps = run.compression_steps()
     if not steps:
@@ -219,13 +220,13 @@ def _beside(value: object, first: object, words: Callable[[object], str], more_i
     return join(words(value), tag("small", f"{shown}×", class_=verdict))
 
 
-def recipe(run: Run) -> Html:
+def recipe(run: LoadedRun) -> Html:
     """The resolved recipe, folded."""
     text = run.text("recipe.toml")
     return details("recipe.toml, every value resolved", tag("pre", text)) if text else not_run("corpus")
 
 
-def lineage(run: Run) -> Html:
+def lineage(run: LoadedRun) -> Html:
     """What each stage made from what, with which code, on which machine."""
     stages = {name: mapping(entry) for name, entry in run.record.items() if name != "report" and mapping(entry)}
     if not stages:

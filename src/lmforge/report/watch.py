@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lmforge.progress import format_duration
-from lmforge.report.loaded import Run
+from lmforge.report.loaded import LoadedRun
 from lmforge.report.markup import count, number, size
 from lmforge.report.plots import Point, thin
 
@@ -42,7 +42,7 @@ def watch(directory: Path, done: Callable[[], bool], every: float = EVERY) -> No
 
 def picture(directory: Path) -> str:
     """The run as it is now, in lines."""
-    run = Run(directory)
+    run = LoadedRun(directory)
     lines = run.metrics()
     steps = [line for line in lines if number(line, "bits_per_byte") is not None]
     if not steps:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,20 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from lmforge.errors import InputError
 from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Sampling
 from lmforge.progress import log
 from lmforge.serve.engine import QUEUE_ROWS, Engine, Overloaded, Part, Row
+from lmforge.serve.hosts import Guard
 from lmforge.serve.protocol import ApiError, Chat, ChatRequest, CompletionRequest, Completions, Parameters
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
 CHAT_TOKENS = 256  # default for chat, where OpenAI's is the rest of the context
 MAX_BODY_BYTES = 8 << 20
+READ = ["GET", "HEAD"]
 PAGE = Path(__file__).parent / "page" / "index.html"
 _NO_OTHER_HOSTS = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
@@ -95,7 +98,7 @@ def plan_chat(served: LoadedModel, request: ChatRequest) -> Plan:
         ApiError: 400, naming the parameter.
     """
     request.refuse_unsupported()
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "'top_logprobs' is only allowed when 'logprobs' is true", "top_logprobs")
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise ApiError(400, "give 'max_tokens' or 'max_completion_tokens', not both", "max_tokens")
@@ -104,7 +107,9 @@ def plan_chat(served: LoadedModel, request: ChatRequest) -> Plan:
     room = _room(served, len(ids), wanted, CHAT_TOKENS, "messages")
     stops, top = (*served.chat_stop, *request.stops), request.top_logprobs or 0
     rows = [Row(tuple(ids), _sampling(served, request, room, choice, top), stops) for choice in range(request.n or 1)]
-    return Plan(rows, [""] * len(rows), len(ids), Chat(served.tokenizer, bool(request.logprobs)))
+    # only in a transcript does a blank part the speaker from the words, and an answer that goes on keeps its own
+    trims = bool(served.chat_stop) and request.messages[-1].role != "assistant"
+    return Plan(rows, [""] * len(rows), len(ids), Chat(served.tokenizer, bool(request.logprobs), trims))
 
 
 def _room(served: LoadedModel, prompt: int, wanted: int | None, default: int, param: str) -> int:
@@ -128,6 +133,7 @@ def _sampling(served: LoadedModel, request: Parameters, room: int, choice: int, 
     return Sampling(
         max_tokens=room,
         temperature=1.0 if request.temperature is None else request.temperature,
+        top_k=max(request.top_k or 0, 0),
         top_p=1.0 if request.top_p is None else max(request.top_p, 1e-6),  # 0 means: the likeliest token alone
         seed=None if request.seed is None else request.seed + choice,
         stop_ids=served.stop_ids,
@@ -247,21 +253,12 @@ def _fold(shapes: Completions | Chat, whole: dict[str, Any], chunk: dict[str, An
             choices[choice["index"]] = choice
 
 
-def create_app(served: LoadedModel) -> FastAPI:
-    """The application that answers for one model. Its engine thread lives as long as the application."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with Engine(served.model, served.tokenizer) as app.state.engine:
-            yield
-
-    # FastAPI's own documentation pages load scripts from another host, so they are off.
-    app = FastAPI(title="lmforge", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
-    app.state.served = served
+def _card(served: LoadedModel) -> dict[str, Any]:
+    """What /v1/models says of the model."""
     created = (
         int((served.directory / "config.json").stat().st_mtime) if (served.directory / "config.json").exists() else 0
     )
-    card = {
+    return {
         "id": served.name,
         "object": "model",
         "created": created,
@@ -270,24 +267,55 @@ def create_app(served: LoadedModel) -> FastAPI:
         "compression": list(served.methods),
     }
 
+
+class _GuardedApp(FastAPI):
+    """FastAPI behind a `Guard`, which stands before the library's own limit of bodies, too."""
+
+    def __init__(self, hosts: Collection[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.guard = Guard(super().__call__, hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.guard(scope, receive, send)
+
+
+def create_app(served: LoadedModel, hosts: Collection[str] = (), batch_invariant: bool = True) -> FastAPI:
+    """The application that answers for one model. Its engine thread lives as long as the application.
+
+    `hosts`: the names beside local ones by which it may be called (`hosts.Guard`). `batch_invariant`: no answer depends
+    on the requests that are answered with it.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with Engine(served.model, served.tokenizer, batch_invariant=batch_invariant) as app.state.engine:
+            yield
+
+    # FastAPI's own documentation pages load scripts from another host, so they are off.
+    app = _GuardedApp(
+        hosts, title="lmforge", lifespan=lifespan, docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES
+    )
+    app.state.served = served
+    card = _card(served)
+
     def known(model: str | None) -> None:
         if model is not None and model != served.name:
             message = f"The model '{model}' does not exist; this server has '{served.name}'"
             raise ApiError(404, message, "model", "model_not_found")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", include_in_schema=False, methods=READ)
     def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _NO_OTHER_HOSTS})
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     def health() -> dict[str, str]:
         return {"status": "ok", "model": served.name}
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
 
-    @app.get("/v1/models/{model:path}")
+    @app.api_route("/v1/models/{model:path}", methods=READ)
     def model_card(model: str) -> dict[str, Any]:
         known(model)
         return card
@@ -307,8 +335,8 @@ def create_app(served: LoadedModel) -> FastAPI:
 
 
 def _answer_errors_as_openai(app: FastAPI) -> None:
-    def respond(error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, headers={"Retry-After": "1"} if error.status == 503 else None)
+    def respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(error.body, error.status, headers={"Retry-After": "1"} if error.status == 503 else headers)
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -335,7 +363,8 @@ def _answer_errors_as_openai(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         cause = {404: "Invalid URL", 405: "Not allowed"}.get(error.status_code, str(error.detail))
-        return respond(ApiError(error.status_code, f"{cause} ({request.method} {request.url.path})"))
+        message = f"{cause} ({request.method} {request.url.path})"
+        return respond(ApiError(error.status_code, message), error.headers)  # such as Allow of 405
 
     @app.exception_handler(Exception)
     async def failure(_: Request, error: Exception) -> JSONResponse:

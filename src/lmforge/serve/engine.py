@@ -6,7 +6,8 @@ queue.
 
 Rows that wait at the same moment are decoded together. A row that arrives while a batch runs waits for that batch to
 end (as many steps as its longest answer has tokens; the API asks for no more than the context holds) and for the
-batches queued before its own. Each row has its own random stream, so its text does not depend on who shares the batch.
+batches queued before its own. Each row has its own random stream, and (`batch_invariant`) its numbers are the same bits
+in any company, so its answer does not depend on who shares the batch. A row that fails fails alone.
 """
 
 from __future__ import annotations
@@ -121,9 +122,15 @@ class Engine:
     """Owns a model in a thread of its own. Close it (or use `with`) to end the thread."""
 
     def __init__(
-        self, model: GPT, tokenizer: TokenBytes, batch_rows: int = BATCH_ROWS, queue_rows: int = QUEUE_ROWS
+        self,
+        model: GPT,
+        tokenizer: TokenBytes,
+        batch_rows: int = BATCH_ROWS,
+        queue_rows: int = QUEUE_ROWS,
+        batch_invariant: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.batch_rows, self.queue_rows = model, tokenizer, batch_rows, queue_rows
+        self.batch_invariant = batch_invariant
         self._queue: deque[Ticket] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -164,11 +171,7 @@ class Engine:
 
     def _work(self) -> None:
         while rows := self._gather():
-            try:
-                self._answer(rows)
-            except Exception as error:  # the rows of this batch fail; the engine goes on
-                for row in rows:
-                    row.tell(error)
+            self._answer_each([row for row in rows if self._begun(row)])
         with self._changed:
             for ticket in self._queue:
                 for row in ticket.waiting:
@@ -192,22 +195,49 @@ class Engine:
                             self._queue.append(ticket)
         return rows
 
-    def _answer(self, rows: list[_Active]) -> None:
-        for row in rows:
+    def _begun(self, row: _Active) -> bool:
+        """Tell the prompt's scores where they are asked for; whether anything is to be drawn after them."""
+        try:
             if row.row.score_from is not None and not row.ticket.cancelled:
                 top = row.row.sampling.top_logprobs
                 scores = prompt_scores(self.model, self.tokenizer, row.row.prompt, row.row.score_from, top)
                 row.tell(Part("", tuple(scores), prompt=True))
             if row.row.sampling.max_tokens == 0:
                 row.tell(Part("", finish="length"))
+        except Exception as error:
+            row.tell(error)
+        return not row.done and not row.ticket.cancelled
+
+    def _answer_each(self, rows: list[_Active]) -> None:
+        """Answer rows together. Where the batch fails as a whole, those that have drawn nothing yet are tried again one
+        by one: the fault may be another's."""
+        try:
+            self._answer(rows)
+        except Exception as error:
+            for row in rows:
+                if len(rows) == 1 or row.drawn or isinstance(error, Overloaded):
+                    row.tell(error)
+                elif not row.done:
+                    self._answer_each([row])
+
+    def _answer(self, rows: list[_Active]) -> None:
         # decode reads `samplings` anew at each step: a row given max_tokens 0 ends with its next token.
         samplings = [row.row.sampling for row in rows]
-        steps: Iterator[list[SampledToken]] = decode(self.model, [row.row.prompt for row in rows], samplings)
+        steps: Iterator[list[SampledToken]] = decode(
+            self.model,
+            [row.row.prompt for row in rows],
+            samplings,
+            batch_invariant=self.batch_invariant,
+            on_error=lambda row, error: rows[row].tell(error),
+        )
         for step in steps:
             for drawn in step:
                 row = rows[drawn.row]
                 if not row.done and not row.ticket.cancelled:
-                    row.add(drawn, self.tokenizer)
+                    try:
+                        row.add(drawn, self.tokenizer)
+                    except Exception as error:
+                        row.tell(error)
                 if (row.done or row.ticket.cancelled) and not drawn.finish:
                     samplings[drawn.row] = dataclasses.replace(row.row.sampling, max_tokens=0)
             if self._closing:

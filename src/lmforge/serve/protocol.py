@@ -15,20 +15,32 @@ from lmforge.serve.engine import Part, Token
 
 MAX_CHOICES = 128
 Neutral = dict[str, tuple[Any, ...]]
-NEUTRAL: Neutral = {  # parameters that are not supported, and the values of them that mean "off"
+NEUTRAL: Neutral = {  # parameters that are not supported, and the values of them that ask for nothing
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
     "logit_bias": (None, {}),
     "suffix": (None, ""),
     "tools": (None, []),
     "functions": (None, []),
     "tool_choice": (None, "none", "auto"),
+    "function_call": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True, False),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None, {}),
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "best_of": (None, 1),
 }
+# parameters that say something about the caller and ask for nothing
+NOTES = frozenset({"metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+MAX_STOP_CHARS = 1024  # of one stop string: each is looked for at every token
 
 
 class ApiError(Exception):
@@ -58,7 +70,11 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: StrictBool = False
+    include_usage: StrictBool | None = None
+    include_obfuscation: Literal[False] | None = None  # padding of chunks against eavesdroppers
+
+
+StrictNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Parameters(BaseModel):
@@ -67,11 +83,12 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="allow")  # `refuse_unsupported` judges the rest, with OpenAI's words
 
     model: StrictStr | None = None  # the one served, when left out
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[StrictNumber, Field(ge=0, le=2)] | None = None  # tiny ones take the likeliest token
+    top_p: Annotated[StrictNumber, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None  # as at vLLM: 0 and −1 keep every token
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: StrictStr | Annotated[list[StrictStr], Field(max_length=16)] | None = None
-    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: StrictInt | None = None  # of any size, taken modulo 2^64
     max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -80,6 +97,8 @@ class Parameters(BaseModel):
     def refuse_unsupported(self) -> None:
         """Raise ApiError 400 for a parameter that would have to change the answer, but cannot here."""
         for name, value in (self.model_extra or {}).items():
+            if name in NOTES or (name == "best_of" and value == self.n and not isinstance(value, bool)):
+                continue
             if name not in NEUTRAL:
                 raise ApiError(400, f"Unrecognized request argument supplied: {name}", name, "unknown_parameter")
             # 0 == False and 1 == True in Python, but not in JSON.
@@ -87,7 +106,14 @@ class Parameters(BaseModel):
                 raise ApiError(
                     400, f"'{name}' is not supported by this server; leave it out", name, "unsupported_parameter"
                 )
-        if self.stream_options is not None and not self.stream:
+        if any(len(text) > MAX_STOP_CHARS for text in self.stops):
+            raise ApiError(
+                400,
+                f"Invalid value for 'stop': a text of more than {MAX_STOP_CHARS} characters",
+                "stop",
+                "invalid_value",
+            )
+        if self.usage_wanted and not self.stream:
             raise ApiError(400, "'stream_options' is only allowed when 'stream' is true", "stream_options")
 
     @property
@@ -99,21 +125,21 @@ class Parameters(BaseModel):
     @property
     def usage_wanted(self) -> bool:
         """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class CompletionRequest(Parameters):
     """POST /v1/completions."""
 
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] = ""
+    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] | None = None
     echo: StrictBool | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """One entry per prompt: text, or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
+        if self.prompt is None or isinstance(self.prompt, str):
+            return [self.prompt or ""]
         if self.prompt and isinstance(self.prompt[0], int):
             return [[int(token) for token in self.prompt if isinstance(token, int)]]
         return [part for part in self.prompt if not isinstance(part, int)]
@@ -131,8 +157,12 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: StrictStr | list[TextPart] | None = None
+    # what this server cannot give a model to read; an empty one says nothing
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    audio: None = None
 
     @property
     def text(self) -> str:
@@ -218,8 +248,8 @@ class Chat:
 
     prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, vocabulary: Vocabulary, logprobs: bool) -> None:
-        self.vocabulary, self.logprobs = vocabulary, logprobs
+    def __init__(self, vocabulary: Vocabulary, logprobs: bool, trims: bool = True) -> None:
+        self.vocabulary, self.logprobs, self.trims = vocabulary, logprobs, trims
         self.begun: set[int] = set()
 
     def open(self, index: int) -> dict[str, Any] | None:
@@ -228,8 +258,9 @@ class Chat:
         return {"index": index, "delta": delta, "logprobs": self._logprobs(()), "finish_reason": None}
 
     def choice(self, index: int, part: Part, shift: int) -> dict[str, Any]:
-        """A part as a choice; the blank between the speaker's name and the words is left out."""
-        text = part.text if index in self.begun else part.text.lstrip()
+        """A part as a choice. `trims`: the blank between the speaker's name and the words of a transcript is left
+        out."""
+        text = part.text if index in self.begun or not self.trims else part.text.lstrip()
         if text:
             self.begun.add(index)
         delta = {"content": text} if text else {}

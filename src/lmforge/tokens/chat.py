@@ -70,7 +70,7 @@ def render_chat(messages: Messages, tokenizer: Tokenizer) -> list[int]:
     """The tokens of a conversation up to where the assistant's next words go: what the model is asked with.
 
     A message is {"role", "content"}, the content a string or a list of OpenAI's {"type": "text", "text"} parts (joined
-    as they are). When the last message is the assistant's own, the model goes on with it.
+    as they are). When the last message is the assistant's own, the model goes on with it as it stands, blanks included.
 
     Raises:
         InputError: no messages, or one whose role or content is not of that form (names its index).
@@ -79,7 +79,8 @@ def render_chat(messages: Messages, tokenizer: Tokenizer) -> list[int]:
 
 
 def render_conversation(messages: Messages, tokenizer: Tokenizer) -> Rendered:
-    """A whole conversation as a document to learn from: `render_chat` of every prefix of it is the beginning of this.
+    """A whole conversation as a document to learn from: `render_chat` of every prefix of it is the beginning of this
+    (but for blanks around words that the model is to go on with: a transcript has none).
 
     Raises:
         InputError: as `render_chat`.
@@ -151,7 +152,7 @@ def _asked(template: str, messages: Messages, names: Mapping[str, str]) -> str:
     text = _plain(render(template, messages, names, ask=False))
     for last in (words, words.strip()):
         if (at := text.rfind(last)) >= 0:
-            return text[: at + len(last)]
+            return text[:at] + words  # with the blanks around them, which templates take away
     raise InputError(
         "chat template: it does not write the assistant's last words as they are, so it cannot go on with them"
     )
@@ -228,7 +229,8 @@ def _transcript(turns: list[tuple[str, str]], tokenizer: Tokenizer, open_end: bo
         head = tokenizer.encode(f"{before}{SPEAKERS[role]}:")
         tokens += head
         counted += [number > 0 and turns[number - 1][0] == "assistant"] * len(head)
-        body = tokenizer.encode(f" {words.strip()}".rstrip())
+        goes_on = open_end and role == "assistant" and number == len(turns) - 1 and words.strip()
+        body = tokenizer.encode(f" {words}" if goes_on else f" {words.strip()}".rstrip())
         tokens += body
         counted += [role == "assistant"] * len(body)
         before = "\n\n"

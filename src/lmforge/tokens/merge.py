@@ -48,7 +48,7 @@ _PAUSE = 20_000  # merges between looks at the keyboard and the progress bar
 _TOKENS, _, _QUEUED, _MERGES = range(4)  # what `used` counts; the second is PAIRS
 
 
-class Vocabulary(NamedTuple):
+class LearnedVocabulary(NamedTuple):
     """Tokens' bytes one after another, where each ends, and a hash table from bytes to token."""
 
     data: Bytes
@@ -109,7 +109,7 @@ def _pop(queue: Queue, used: Integers) -> None:
 
 
 @compiled
-def _token(words: Vocabulary, used: Integers, left: Number, right: Number) -> Number:
+def _token(words: LearnedVocabulary, used: Integers, left: Number, right: Number) -> Number:
     """The token that has the bytes of `left` and `right`, made if there is none."""
     tokens = used[_TOKENS]
     start = at = words.ends[tokens - 1]
@@ -138,7 +138,7 @@ def _token(words: Vocabulary, used: Integers, left: Number, right: Number) -> Nu
 
 
 @compiled
-def _place_tokens(words: Vocabulary, first: Number, tokens: Number) -> None:
+def _place_tokens(words: LearnedVocabulary, first: Number, tokens: Number) -> None:
     """Enter the tokens from `first` on into the hash table."""
     mask = len(words.slots) - 1
     for token in range(first, tokens):
@@ -152,7 +152,7 @@ def _place_tokens(words: Vocabulary, first: Number, tokens: Number) -> None:
 def _merge_some(
     text: Text,
     pairs: Pairs,
-    words: Vocabulary,
+    words: LearnedVocabulary,
     queue: Queue,
     merges: Short,
     used: Integers,
@@ -262,7 +262,7 @@ class _Learner:
         ends = np.empty(max(vocab_size, tokens) + 1, dtype=np.int64)
         ends[:tokens] = known.ends
         slots = np.full(1 << int(2 * len(ends)).bit_length(), -1, dtype=np.int32)
-        self.words = Vocabulary(np.concatenate([known.data, np.empty(1 << 16, dtype=np.uint8)]), ends, slots)
+        self.words = LearnedVocabulary(np.concatenate([known.data, np.empty(1 << 16, dtype=np.uint8)]), ends, slots)
         _place_tokens(self.words, 0, tokens)
         self.special = known.special
         self.merges = np.concatenate([known.merges, np.empty((1 << 12, 3), dtype=np.int32)])

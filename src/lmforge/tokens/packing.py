@@ -37,7 +37,7 @@ BLOCK_TOKENS, LEAST_ROWS = 1 << 24, 256
 _ROUNDS = 6
 
 
-class Pieces(NamedTuple):
+class DocumentPieces(NamedTuple):
     """Pieces of text: which of the rows asked for each belongs to (ascending), where it begins in the group, and its
     tokens."""
 
@@ -46,7 +46,7 @@ class Pieces(NamedTuple):
     length: Array
 
 
-class Plan(NamedTuple):
+class PackingPlan(NamedTuple):
     """A packed block: bounds of each row's pieces (rows + 1), the pieces' starts in the group and lengths."""
 
     bounds: Array
@@ -59,7 +59,7 @@ class Order(Protocol):
 
     rows: int
 
-    def pieces(self, numbers: Array) -> Pieces:
+    def pieces(self, numbers: Array) -> DocumentPieces:
         """The pieces that make up the rows of these numbers, counted over all epochs."""
 
 
@@ -70,7 +70,7 @@ class Ring:
         self.tokens, self.context, self.seed, self.group = tokens, context, seed, group
         self.rows = max(1, tokens // context)  # of an epoch
 
-    def pieces(self, numbers: Array) -> Pieces:
+    def pieces(self, numbers: Array) -> DocumentPieces:
         """One piece a row."""
         starts = np.empty(len(numbers), dtype=np.int64)
         epochs, places = np.divmod(numbers, self.rows)
@@ -78,7 +78,7 @@ class Ring:
             mine = epochs == epoch
             keys, cut = _epoch_keys(self.seed, epoch, self.group)
             starts[mine] = (cut % self.tokens + permute(places[mine], self.rows, keys) * self.context) % self.tokens
-        return Pieces(np.arange(len(numbers)), starts, np.full(len(numbers), self.context, dtype=np.int64))
+        return DocumentPieces(np.arange(len(numbers)), starts, np.full(len(numbers), self.context, dtype=np.int64))
 
 
 class BestFit:
@@ -92,9 +92,9 @@ class BestFit:
         self.blocks = max(1, round(rows / (block_rows or max(LEAST_ROWS, BLOCK_TOKENS // context))))
         self.block_rows = rows // self.blocks
         self.rows = self.blocks * self.block_rows  # of an epoch
-        self._plans: dict[int, Plan] = {}  # of the blocks last asked for alone, so that memory stays flat
+        self._plans: dict[int, PackingPlan] = {}  # of the blocks last asked for alone, so that memory stays flat
 
-    def pieces(self, numbers: Array) -> Pieces:
+    def pieces(self, numbers: Array) -> DocumentPieces:
         """The pieces of each row, in the order they stand in it."""
         parts = []
         visits, inside = np.divmod(numbers, self.block_rows)
@@ -110,7 +110,7 @@ class BestFit:
             parts.append(_rows_of(plans[visit], mine, at))
         return _in_order(parts)
 
-    def _pack(self, epoch: int, block: int) -> Plan:
+    def _pack(self, epoch: int, block: int) -> PackingPlan:
         """A block of an epoch, packed."""
         size = self.block_rows * self.context
         _, cut = _epoch_keys(self.seed, epoch, self.group)
@@ -118,7 +118,7 @@ class BestFit:
         edges = np.concatenate(([first], self._starts_on_ring(first, first + size), [first + size]))
         edges = np.unique(edges)
         pieces = pack(edges[:-1], np.diff(edges), self.block_rows, self.context)
-        return Plan(
+        return PackingPlan(
             np.searchsorted(pieces.row, np.arange(self.block_rows + 1)), pieces.start % self.tokens, pieces.length
         )
 
@@ -143,10 +143,10 @@ class Whole:
         fits = lengths <= context
         self.starts, self.lengths, self.left_out = starts[fits], lengths[fits], np.flatnonzero(~fits)
         self.context, self.seed, self.group = context, seed, group
-        self._plans: dict[int, Plan] = {}  # of the epochs last asked for
+        self._plans: dict[int, PackingPlan] = {}  # of the epochs last asked for
         self.rows = len(self._plan(0).bounds) - 1  # of an epoch
 
-    def pieces(self, numbers: Array) -> Pieces:
+    def pieces(self, numbers: Array) -> DocumentPieces:
         """The documents of each row, in the order they stand in it; together they may have less than `context`
         tokens."""
         parts = []
@@ -157,7 +157,7 @@ class Whole:
             parts.append(_rows_of(self._plan(epoch), mine, at))
         return _in_order(parts)
 
-    def _plan(self, epoch: int) -> Plan:
+    def _plan(self, epoch: int) -> PackingPlan:
         """All rows of an epoch."""
         if epoch not in self._plans:
             size = len(self.lengths)
@@ -167,26 +167,26 @@ class Whole:
             order = np.argsort(row, kind="stable")
             bounds = np.searchsorted(row[order], np.arange((row.max() + 1 if size else 0) + 1))
             kept = {other: plan for other, plan in self._plans.items() if other == epoch - 1}
-            self._plans = kept | {epoch: Plan(bounds, start[order], length[order])}
+            self._plans = kept | {epoch: PackingPlan(bounds, start[order], length[order])}
         return self._plans[epoch]
 
 
-def _rows_of(plan: Plan, numbers: Array, at: Array) -> tuple[Array, Array, Array]:
+def _rows_of(plan: PackingPlan, numbers: Array, at: Array) -> tuple[Array, Array, Array]:
     """The pieces of rows `at` of a plan: the number that each row has in `numbers`, starts and lengths."""
     count = plan.bounds[at + 1] - plan.bounds[at]
     piece = np.arange(count.sum()) + np.repeat(plan.bounds[at] - np.cumsum(count) + count, count)
     return np.repeat(numbers, count), plan.start[piece], plan.length[piece]
 
 
-def _in_order(parts: list[tuple[Array, Array, Array]]) -> Pieces:
+def _in_order(parts: list[tuple[Array, Array, Array]]) -> DocumentPieces:
     """Pieces of several plans, in the order of their rows."""
     empty = np.empty(0, dtype=np.int64)
     row, start, length = (np.concatenate([empty, *each]) for each in zip(*parts, strict=True)) if parts else [empty] * 3
     order = np.argsort(row, kind="stable")
-    return Pieces(row[order], start[order], length[order])
+    return DocumentPieces(row[order], start[order], length[order])
 
 
-def pack(starts: Array, lengths: Array, rows: int, context: int) -> Pieces:
+def pack(starts: Array, lengths: Array, rows: int, context: int) -> DocumentPieces:
     """Pieces of text, in its order, that together have rows × context tokens → the pieces of each row, each row full.
 
     A piece of a row or longer is cut into whole rows and what is left. The rest go, longest first, into the row that
@@ -199,11 +199,11 @@ def pack(starts: Array, lengths: Array, rows: int, context: int) -> Pieces:
     rest = lengths % context
     items = np.argsort(-rest, kind="stable")[: np.count_nonzero(rest)]
     fitted = _fit((starts + whole * context)[items], rest[items], len(nth), rows, context)
-    pieces = Pieces(
+    pieces = DocumentPieces(
         *(np.concatenate(pair) for pair in zip((row, start, np.full(len(nth), context)), fitted, strict=True))
     )
     order = np.argsort(pieces.row, kind="stable")
-    return Pieces(*(each[order] for each in pieces))
+    return DocumentPieces(*(each[order] for each in pieces))
 
 
 @compiled

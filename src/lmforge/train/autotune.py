@@ -31,7 +31,7 @@ from lmforge.record import cache_directory, hash_json, write_atomic
 from lmforge.train.precision import PROMISING, autocast, bfloat16_gain, safest_on_gpu
 
 CHOICE_FORMAT = 5  # of the kept choice
-COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/log.md)
+COMPILE_SECONDS = 25.0  # a cold compile of a small network on two cores, measured (docs/internals/log.md)
 COMPILE_GAIN = 0.15  # the most it gained there
 HALF_GAIN = 1.1  # times as fast a step in bfloat16 must be to be taken
 

@@ -87,7 +87,7 @@ def _scaled(shares: Tensor, largest: Tensor) -> Tensor:
     )
 
 
-class State:
+class QuantizedState:
     """One parameter's state in an optimizer: named tensors of its shape, in float32 or `packed`."""
 
     def __init__(self, fields: dict[str, Any], parameter: Tensor, packed: bool) -> None:
@@ -152,7 +152,7 @@ class AdamW8bit(Packed):
                 fields = self.state[parameter]
                 fields["step"] = fields.get("step", torch.zeros(())) + 1
                 count = float(fields["step"])
-                state = State(fields, parameter, packed=True)
+                state = QuantizedState(fields, parameter, packed=True)
                 first = state.read("first").lerp_(parameter.grad, 1 - first_beta)
                 second = (
                     state.read("second")

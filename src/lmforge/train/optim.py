@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Train
-from lmforge.train.eightbit import AdamW8bit, Packed, State
+from lmforge.train.eightbit import AdamW8bit, Packed, QuantizedState
 
 FALLS_FROM = 0.8  # share of a run at which the rate of "wsd" begins to fall
 
@@ -30,7 +30,7 @@ _POLAR_STEPS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
 # The same with the safety factor 1.02, for bfloat16: rounding lets singular values pass 1, which the rows above throw
-# out to 2 and more, and these keep below 1.15 (docs/log.md). As in nanochat (num_iters=5, safety_factor=2e-2,
+# out to 2 and more, and these keep below 1.15 (docs/internals/log.md). As in nanochat (num_iters=5, safety_factor=2e-2,
 # cushion=2).
 _POLAR_STEPS_ROUNDED = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -90,7 +90,7 @@ class Muon(Packed):
             momentum, pieces = group["momentum"], group["pieces"]
             directions = []
             for parameter in parameters:
-                state = State(self.state[parameter], parameter, self.packed)
+                state = QuantizedState(self.state[parameter], parameter, self.packed)
                 average = state.read("momentum").lerp_(parameter.grad, 1 - momentum)
                 state.write("momentum", average)
                 directions.append(parameter.grad.lerp(average, momentum))  # Nesterov

@@ -70,3 +70,14 @@ def test_lines_that_mean_something_where_they_stand_stay() -> None:
     assert removable_lines(text, "technical", [False] * 4) == [False] * 4
     assert removable_lines("Translate this into French, please.\nThe mill grinds.", "unknown", [False] * 2)[0] is False
     assert not any(removable_lines(FORMS["code"], "unknown", [False] * 6))
+
+
+def test_verse_with_a_name_in_latin_letters_or_one_number_is_verse() -> None:
+    for verse in (
+        "でも人に接するのはむずかしい、\nTokyoの夜は静かである。\n雨の音だけが聞こえてくる、\n\n古い橋のたもとで待つ。\n春はまだ遠い。",
+        "Я помню старый мост и тихий дом,\nгде в 1905 мы пели вечерами.\nИ снег летел за маленьким окном,",
+        "Le soir je marche au bord de l'eau,\n12 lanternes dorment sur la rive.\nLe vent se tait et rien ne bouge.",
+    ):
+        assert form_of(verse) == "verse"
+    menu = "Home\nAbout Us\nOur Products\nContact\nTerms Of Use\nLog In 2"
+    assert form_of(menu) != "verse"

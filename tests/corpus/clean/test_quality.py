@@ -138,11 +138,32 @@ def test_strictly_only_sentences_stay() -> None:
     assert without_boilerplate(text, True) == "A line that ends well.\n“Is it so?”"
 
 
-def test_citations_go() -> None:
-    assert (
-        without_boilerplate("Iron[1] melts[edit] at heat[citation needed].\n[2]\na[i] = b", False)
-        == "Iron melts at heat.\n\na[i] = b"
-    )
+@pytest.mark.parametrize(
+    ("line", "rest"),
+    [
+        ("It melts at heat.[1] Then it cools.[2][3]", "It melts at heat. Then it cools."),
+        ("In summer,[12] he said “it is so.”[4]", "In summer, he said “it is so.”"),
+        ("History[edit]", "History"),
+        ("It is old[citation needed] and good.[citation needed]", "It is old and good."),
+        ("铁是一种金属。[1]它很硬，[2]但是很重。[3]", "铁是一种金属。它很硬，但是很重。"),
+        ("Он жил давно.[5] Потом умер.[6]", "Он жил давно. Потом умер."),
+    ],
+)
+def test_citations_go(line: str, rest: str) -> None:
+    assert without_boilerplate(line, False) == rest
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Take row[0] and row[1], then a[i] = b[2].", "x = f(x)[1] + data['key'][0]", "args[], buf[16], argv[1];",
+        "The values are [1], [2] and [3].", "[1] 0.5 0.7", "[2]", "m[0][1] = v.x[2]", "print(a[0])[1]",
+        "see [4] and [5]",
+        "list[edit] = 1", "zip(a,[1])", "regex [0] or [0-9].[1]$", "Array.prototype[0] is read.", "C[] c = new C[3];",
+    ],
+)  # fmt: skip
+def test_what_else_stands_in_brackets_stays(line: str) -> None:
+    assert without_boilerplate(line, False) == line
 
 
 @given(

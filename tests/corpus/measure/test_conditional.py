@@ -36,18 +36,18 @@ def as_words(source: np.ndarray) -> str:
 
 def test_independent_words_within_one_percent() -> None:
     source, truth = independent(500, 240_000, 0)
-    found = of_words([as_words(source[:200_000])], [as_words(source[200_000:])], 1)
-    assert found.bits[0] == pytest.approx(truth, rel=0.01)
-    assert (found.trained, found.scored) == (200_000, 40_000)
+    entropy = of_words([as_words(source[:200_000])], [as_words(source[200_000:])], 1)
+    assert entropy.bits[0] == pytest.approx(truth, rel=0.01)
+    assert (entropy.trained, entropy.scored) == (200_000, 40_000)
 
 
 @pytest.mark.parametrize(("states", "memory"), [(20, 1), (6, 2), (4, 3)])
 def test_markov_words_within_one_percent(states: int, memory: int) -> None:
     source, truth = markov(states, memory, 240_000, 1)
-    found = of_words([as_words(source[:200_000])], [as_words(source[200_000:])], 5)
-    assert found.bits[memory] == pytest.approx(truth, rel=0.01)
-    assert all(bits > truth * 1.02 for bits in found.bits[:memory])  # too short a memory pays for it
-    assert found.bits[memory + 1] < truth * 1.02  # too long a one hardly
+    entropy = of_words([as_words(source[:200_000])], [as_words(source[200_000:])], 5)
+    assert entropy.bits[memory] == pytest.approx(truth, rel=0.01)
+    assert all(bits > truth * 1.02 for bits in entropy.bits[:memory])  # too short a memory pays for it
+    assert entropy.bits[memory + 1] < truth * 1.02  # too long a one hardly
 
 
 @pytest.mark.parametrize(("states", "memory"), [(16, 1), (5, 2)])

@@ -38,13 +38,13 @@ def recogniser() -> Recogniser:
     return Recogniser.learn(corpus())
 
 
-def found(recogniser: Recogniser, text: str) -> list[tuple[str, str]]:
+def names_in(recogniser: Recogniser, text: str) -> list[tuple[str, str]]:
     return [(mention.name, mention.type) for mention in recogniser.mentions(text)]
 
 
 @pytest.mark.parametrize(("names", "kind"), [(PEOPLE, "person"), (TOWNS, "place"), (FIRMS, "organisation")])
 def test_unknown_names_are_typed_by_their_contexts(recogniser: Recogniser, names: list[str], kind: str) -> None:
-    typed = [found(recogniser, f"It was clear that {name} had changed.") for name in names]
+    typed = [names_in(recogniser, f"It was clear that {name} had changed.") for name in names]
     assert sum(one == [(name, kind)] for one, name in zip(typed, names, strict=True)) >= 5
 
 
@@ -53,7 +53,7 @@ def test_titles_heads_and_connectors(recogniser: Recogniser) -> None:
         "Then Mr. Brownlow met Dr. J. H. Watson at the University of Nowhere near Copper River, and the Bank of "
         "England sent Sir Hugo's man."
     )
-    assert found(recogniser, text) == [
+    assert names_in(recogniser, text) == [
         ("Brownlow", "person"),
         ("J. H. Watson", "person"),
         ("University of Nowhere", "organisation"),
@@ -64,9 +64,9 @@ def test_titles_heads_and_connectors(recogniser: Recogniser) -> None:
 
 
 def test_a_capital_at_the_beginning_of_a_sentence_is_no_name(recogniser: Recogniser) -> None:
-    assert found(recogniser, "Nothing happened. However, the shares fell. The report was late. I was there.") == []
-    assert found(recogniser, "Vexholm is far away. Yesterday it rained in Vexholm.") == [("Vexholm", "place")] * 2
-    assert found(recogniser, "THE REPORT OF THE YEAR\nA Heading With Many Capitals\nthe rest") == []
+    assert names_in(recogniser, "Nothing happened. However, the shares fell. The report was late. I was there.") == []
+    assert names_in(recogniser, "Vexholm is far away. Yesterday it rained in Vexholm.") == [("Vexholm", "place")] * 2
+    assert names_in(recogniser, "THE REPORT OF THE YEAR\nA Heading With Many Capitals\nthe rest") == []
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_a_capital_at_the_beginning_of_a_sentence_is_no_name(recogniser: Recogni
     ],
 )
 def test_dates(recogniser: Recogniser, date: str) -> None:
-    assert found(recogniser, f"they left on {date} and came back") == [(date.removeprefix("the "), "date")]
+    assert names_in(recogniser, f"they left on {date} and came back") == [(date.removeprefix("the "), "date")]
 
 
 @pytest.mark.parametrize(
     "text", ["costs 1,914 dollars", "may 5 people", "in 3.1415", "version 1.1999.2", "room 12", "March to the sea"]
 )
 def test_what_is_no_date(recogniser: Recogniser, text: str) -> None:
-    assert found(recogniser, text) == []
+    assert names_in(recogniser, text) == []
 
 
 @given(st.text(alphabet=st.sampled_from("Aab .,'’&-\nMr12019/éß👍\u200b"), max_size=80))
@@ -115,4 +115,4 @@ def test_figures_count_distinct_names() -> None:
 
 
 def test_a_contraction_is_no_name(recogniser: Recogniser) -> None:
-    assert found(recogniser, "and then I’m told that I'll go, and It's late, and They'd left") == []
+    assert names_in(recogniser, "and then I’m told that I'll go, and It's late, and They'd left") == []

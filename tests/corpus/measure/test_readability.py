@@ -27,13 +27,13 @@ def test_syllables(word: str, count: int) -> None:
 
 
 def test_formulas_by_hand() -> None:
-    found = readability(["The cat sat on the mat. The dog ran!"])  # 9 words, 2 sentences, 9 syllables, 26 letters
-    assert (found["sample_words"], found["sample_sentences"]) == (9, 2)
-    assert found["words_per_sentence"] == 4.5
-    assert found["syllables_per_word"] == 1
-    assert found["flesch_reading_ease"] == pytest.approx(206.835 - 1.015 * 4.5 - 84.6)
-    assert found["flesch_kincaid_grade"] == pytest.approx(0.39 * 4.5 + 11.8 - 15.59)
-    assert found["automated_readability_index"] == pytest.approx(4.71 * 26 / 9 + 0.5 * 4.5 - 21.43)
+    figures = readability(["The cat sat on the mat. The dog ran!"])  # 9 words, 2 sentences, 9 syllables, 26 letters
+    assert (figures["sample_words"], figures["sample_sentences"]) == (9, 2)
+    assert figures["words_per_sentence"] == 4.5
+    assert figures["syllables_per_word"] == 1
+    assert figures["flesch_reading_ease"] == pytest.approx(206.835 - 1.015 * 4.5 - 84.6)
+    assert figures["flesch_kincaid_grade"] == pytest.approx(0.39 * 4.5 + 11.8 - 15.59)
+    assert figures["automated_readability_index"] == pytest.approx(4.71 * 26 / 9 + 0.5 * 4.5 - 21.43)
 
 
 def test_harder_prose_scores_harder() -> None:

@@ -27,10 +27,10 @@ def test_order_and_split_change_nothing_and_the_limit_holds(items: list[bytes], 
     assert one.kept() == whole.kept()
     assert (one.bound, one.size) == (whole.bound, whole.size)
     by_digest = sorted(items, key=lambda item: sha256(item).digest())
-    found = [item for _, item in whole.kept()]
-    assert found == by_digest[: len(found)]
-    assert sum(map(len, found)) <= limit
-    assert len(found) == len(items) or sum(map(len, by_digest[: len(found) + 1])) > limit
+    kept = [item for _, item in whole.kept()]
+    assert kept == by_digest[: len(kept)]
+    assert sum(map(len, kept)) <= limit
+    assert len(kept) == len(items) or sum(map(len, by_digest[: len(kept) + 1])) > limit
 
 
 def shard(corpus: Path, split: str, texts: list[str], number: int = 0) -> None:

@@ -52,18 +52,18 @@ def planted(each: int = 40) -> tuple[list[str], list[str]]:
 
 def test_planted_topics_are_found() -> None:
     texts, labels = planted()
-    found = find_topics(texts, 3)
-    assert found is not None
-    topic_of = {label: found.of_text[labels.index(label)] for label in VOCABULARIES}
+    topics = find_topics(texts, 3)
+    assert topics is not None
+    topic_of = {label: topics.of_text[labels.index(label)] for label in VOCABULARIES}
     assert len(set(topic_of.values())) == 3
-    assert np.mean([topic == topic_of[label] for topic, label in zip(found.of_text, labels, strict=True)]) > 0.98
+    assert np.mean([topic == topic_of[label] for topic, label in zip(topics.of_text, labels, strict=True)]) > 0.98
     for label, topic in topic_of.items():
-        assert len(set(found.words[topic]) & set(VOCABULARIES[label])) >= 9
-    assert found.shares.sum(axis=1) == pytest.approx(np.ones(len(texts)))
-    assert min(found.npmi) > 0.2
+        assert len(set(topics.words[topic]) & set(VOCABULARIES[label])) >= 9
+    assert topics.shares.sum(axis=1) == pytest.approx(np.ones(len(texts)))
+    assert min(topics.npmi) > 0.2
     again = find_topics(texts, 3)
     assert again is not None
-    assert np.array_equal(found.shares, again.shares)
+    assert np.array_equal(topics.shares, again.shares)
 
 
 def test_coherence_by_hand() -> None:

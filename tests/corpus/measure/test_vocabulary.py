@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from lmforge.corpus.measure import vocabulary
 from lmforge.corpus.measure.entropy import grassberger
-from lmforge.corpus.measure.vocabulary import Vocabulary, growth
+from lmforge.corpus.measure.vocabulary import WordCounts, growth
 
 words = st.lists(st.integers(0, 400).map(lambda rank: f"w{rank * rank % 397}"), max_size=300)
 
 
-def counted(parts: list[list[str]]) -> Vocabulary:
-    made = Vocabulary()
+def counted(parts: list[list[str]]) -> WordCounts:
+    made = WordCounts()
     for part in parts:
         made.add(part)
     return made
@@ -33,9 +33,9 @@ def test_any_split_and_order_gives_the_same_state(parts: list[list[str]], rng: r
         tasks = [[] for _ in range(3)]
         for part in rng.sample(parts, len(parts)):
             rng.choice(tasks).append(part)
-        partial = [Vocabulary.from_state(counted(task).state()) for task in tasks]
+        partial = [WordCounts.from_state(counted(task).state()) for task in tasks]
         rng.shuffle(partial)
-        merged = Vocabulary()
+        merged = WordCounts()
         for one in partial:
             merged.merge(one)
         assert merged.state() == whole.state()
@@ -76,9 +76,9 @@ def test_below_the_bound_everything_is_exact() -> None:
 
 def test_growth_is_what_a_random_part_holds() -> None:
     text = zipf_words(64_000, 20_000)
-    found = growth(*counted([text]).spectrum())
-    assert found[-1] == {"words": 64_000, "distinct": len(set(text))}
+    points = growth(*counted([text]).spectrum())
+    assert points[-1] == {"words": 64_000, "distinct": len(set(text))}
     rng = random.Random(0)
-    for point in found[-6:-1]:
+    for point in points[-6:-1]:
         assert len(set(rng.sample(text, point["words"]))) == pytest.approx(point["distinct"], rel=0.02)
-    assert growth(*Vocabulary().spectrum()) == []
+    assert growth(*WordCounts().spectrum()) == []

@@ -40,7 +40,7 @@ def sentence(rng: random.Random, words: int) -> str:
     return " ".join(rng.choices(WORDS, k=words))
 
 
-def found(text: str, *texts: str) -> str | None:
+def benchmark_of(text: str, *texts: str) -> str | None:
     return contamination(read_words(text), build_index({"quiz": texts}))
 
 
@@ -50,8 +50,8 @@ def test_every_disguise_is_seen_through(text: str, kind: str) -> None:
     rng = random.Random(1)
     carrier = "\n".join(sentence(rng, 9) for _ in range(20))
     for _ in range(20):
-        assert found(PLANTED[kind][0](text, carrier, rng), text) is not None
-    assert found(carrier, text) is None
+        assert benchmark_of(PLANTED[kind][0](text, carrier, rng), text) is not None
+    assert benchmark_of(carrier, text) is None
 
 
 @given(st.integers(0, 9999), st.sampled_from(["", " ", "\n", ", ", "-"]))
@@ -62,14 +62,14 @@ def test_any_part_of_fifty_letters_from_a_word_on_is_enough(seed: int, mark: str
     start = rng.randrange(20)
     part = mark.join(words[start : start + 14]) if mark else " ".join(words[start : start + 14]).upper()
     around = sentence(rng, 30)
-    assert found(f"{around} {part} {around}", " ".join(words)) == "quiz"
+    assert benchmark_of(f"{around} {part} {around}", " ".join(words)) == "quiz"
 
 
 def test_fewer_letters_are_not_enough() -> None:
     words = LONG.split()
-    assert found(" ".join(words[:8]), LONG) is None  # 40 letters
-    assert found(f"They said: {SHORT[:-7]} and so on and on.", SHORT) is None
-    assert found("0 " * 200, "0 " * 100) is None  # tells nothing
+    assert benchmark_of(" ".join(words[:8]), LONG) is None  # 40 letters
+    assert benchmark_of(f"They said: {SHORT[:-7]} and so on and on.", SHORT) is None
+    assert benchmark_of("0 " * 200, "0 " * 100) is None  # tells nothing
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_fewer_letters_are_not_enough() -> None:
     ],
 )
 def test_letters_are_counted_not_bytes(phrase: str, rest: str) -> None:
-    assert found(f"{phrase}. {phrase}!", phrase + rest) is None
-    assert found(f"x {phrase}{rest} y", phrase + rest) == "quiz"
+    assert benchmark_of(f"{phrase}. {phrase}!", phrase + rest) is None
+    assert benchmark_of(f"x {phrase}{rest} y", phrase + rest) == "quiz"
 
 
 def test_a_very_short_text_counts_as_a_line_only() -> None:
-    assert found(f"Examples:\n  {SHORTER.upper()}\nEnd.", SHORTER) == "short texts"
-    assert found(SHORTER, SHORTER) == "short texts"
-    assert found(f"He said that {SHORTER} And then it went away.", SHORTER) is None
-    assert found("none of these", "None of these.") is None  # under 16 letters: not indexed
+    assert benchmark_of(f"Examples:\n  {SHORTER.upper()}\nEnd.", SHORTER) == "short texts"
+    assert benchmark_of(SHORTER, SHORTER) == "short texts"
+    assert benchmark_of(f"He said that {SHORTER} And then it went away.", SHORTER) is None
+    assert benchmark_of("none of these", "None of these.") is None  # under 16 letters: not indexed
 
 
 def test_the_index_survives_its_file(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_a_set_of_digests_knows_what_it_has_seen() -> None:
 def test_the_first_of_equal_documents_stays(digests: list[tuple[int, int]]) -> None:
     records = np.array([(*digest, number) for number, digest in enumerate(digests)], np.uint64).reshape(-1, 3).T
     pairs = exact_pairs(records[:, np.lexsort(records[::-1])])
-    found = dict(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
-    assert found == {
+    kept_of = dict(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
+    assert kept_of == {
         number: digests.index(digest) for number, digest in enumerate(digests) if digests.index(digest) != number
     }
 
@@ -124,12 +124,12 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> N
     originals = [rng.choices(frequent, k=rng.randint(30, 400)) for _ in range(1000)]
     copies = [edited(words, rng.uniform(0.0, 0.2), pool, rng) for words in originals[:300]]
     clusters = near(originals + copies, tmp_path)
-    found = set(zip(clusters.dropped.tolist(), clusters.kept.tolist(), strict=True))
+    dropped_pairs = set(zip(clusters.dropped.tolist(), clusters.kept.tolist(), strict=True))
     planted = {(1000 + number, number) for number in range(300)}
-    assert len(found & planted) >= 0.95 * len(planted)
-    assert not found - planted
+    assert len(dropped_pairs & planted) >= 0.95 * len(planted)
+    assert not dropped_pairs - planted
     assert (clusters.similarity >= 0.75).all()
-    assert clusters.sizes.sum() == 2 * len(found)
+    assert clusters.sizes.sum() == 2 * len(dropped_pairs)
 
 
 def test_a_chain_of_similar_texts_does_not_drop_its_far_end(tmp_path: Path) -> None:

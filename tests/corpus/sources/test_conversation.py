@@ -34,6 +34,9 @@ ASKED, SAID = {"role": "user", "content": "Ask"}, {"role": "assistant", "content
         {"prompt": [ASKED], "completion": [SAID]},
         {"prompt": "Ask", "chosen": [ASKED, SAID], "rejected": [ASKED]},
         {"question": "Ask", "answer": "Say"},
+        {"Question": "Ask", "Answer": "Say"},
+        {"INSTRUCTION": "Ask", "RESPONSE": "Say"},
+        {"problem": "Ask", "solution": "Say"},
     ],
 )
 def test_shapes(record: dict[str, Any], tmp_path: Path) -> None:
@@ -41,6 +44,15 @@ def test_shapes(record: dict[str, Any], tmp_path: Path) -> None:
     source = Source(kind="jsonl", path=tmp_path, text_field=text_field_of(record))
     document = document_of(record, Reading(source, Counter()), "f:1")
     assert (document["text"], document["meta"]["messages"]) == ("Ask\n\nSay", [ASKED, SAID])
+
+
+@pytest.mark.parametrize("field", ["system", "system_prompt"])
+def test_a_systems_words_in_a_field_of_their_own_come_first(field: str) -> None:
+    system = {"role": "system", "content": "Be brief"}
+    for record in ({"conversations": [ASKED, SAID]}, {"prompt": "Ask", "response": "Say"}):
+        assert conversation_of({**record, field: "Be brief"}, "text") == [system, ASKED, SAID]
+    own = {"role": "system", "content": "Be long"}
+    assert conversation_of({"messages": [own, ASKED, SAID], field: "Be brief"}, "messages") == [own, ASKED, SAID]
 
 
 def test_tools_speak_and_calls_are_written_out() -> None:

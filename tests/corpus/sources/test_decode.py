@@ -125,8 +125,8 @@ def test_a_giant_line_is_refused_or_left_out_in_bounded_memory(
     with pytest.raises(InputError, match=r"a\.jsonl(\.gz|\.zst)?:2: a line longer than 3 MiB"):
         list(lines_of(path))
     reasons: list[str] = []
-    found = [line for _, _, line in located_lines(path, damaged=lambda reason, error: reasons.append(reason))]
-    assert (found, reasons) == ([b"first", b"last"], ["line longer than 64 MiB"])
+    lines = [line for _, _, line in located_lines(path, damaged=lambda reason, error: reasons.append(reason))]
+    assert (lines, reasons) == ([b"first", b"last"], ["line longer than 64 MiB"])
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -42,6 +42,13 @@ def test_text_in_an_old_encoding_is_read_as_what_it_is(text: str, name: str, tim
         assert text_in(data, 100)[0] == text  # whatever the blocks
 
 
+def test_korean_is_not_taken_for_chinese() -> None:
+    """Every Korean syllable of EUC-KR is a common character of Chinese too."""
+    for markup in ("", "<p class='x'>", "title: "):
+        text = f"{markup}안녕하세요 오늘은 날씨가 참 좋네요 그래서 친구와 함께 공원에 다녀왔습니다\n" * 9
+        assert text_in(text.encode("euc_kr"))[0] == text
+
+
 def test_parts_in_two_encodings_are_read_line_by_line() -> None:
     text, encoding = text_in((RU + "\n").encode() * 5 + (RU + "\n").encode("cp1251") * 5)
     assert text == (RU + "\n") * 10
@@ -54,10 +61,17 @@ def test_a_stray_byte_or_a_cut_character_does_not_change_the_encoding() -> None:
     assert encoding.broken
     assert text.startswith(RU * 9 + "’s")
     assert "\ufffd" not in text
-    data = bytearray((ZH * 400).encode("gbk"))
-    data[50_000 // 2 * 2 :] = data[50_000:]
+    data = bytearray(((ZH + "\n") * 400).encode("gbk"))
     data[1000:1001] = b"\xff"
-    assert text_in(bytes(data))[1].name == "gb18030"
+    text, encoding = text_in(bytes(data))
+    assert (encoding.name, text.count(ZH)) == ("gb18030", 399)
+
+
+def test_bytes_that_lost_their_places_are_not_taken_for_another_encoding() -> None:
+    data = bytearray((ZH * 400).encode("gbk"))
+    data[1000:1001] = b"\xff"  # all after it is read from the second byte of each character, if as GBK
+    with pytest.raises(UnknownEncoding):
+        text_in(bytes(data))
 
 
 @pytest.mark.parametrize("data", [bytes(range(1, 256)) * 4, b"\x7fELF\0\1\2\3" * 99, b"text\0text", bytes(99)])

@@ -18,10 +18,10 @@ def file(name: str, size: int) -> File:
 @given(st.lists(st.integers(0, 2 * PART_BYTES), max_size=30))
 def test_gathered_keeps_every_file_in_order(sizes: list[int]) -> None:
     files = [file(str(number), size) for number, size in enumerate(sizes)]
-    found = gathered(files)
-    assert [each for part in found for each in part.files] == files
-    assert all(part.bytes <= PART_BYTES or len(part.files) == 1 for part in found)
-    assert all(one.bytes + other.files[0].size > PART_BYTES for one, other in itertools.pairwise(found))
+    parts = gathered(files)
+    assert [each for part in parts for each in part.files] == files
+    assert all(part.bytes <= PART_BYTES or len(part.files) == 1 for part in parts)
+    assert all(one.bytes + other.files[0].size > PART_BYTES for one, other in itertools.pairwise(parts))
 
 
 def test_gathered_of_a_giant_source_has_a_bounded_number_of_parts() -> None:
@@ -31,15 +31,15 @@ def test_gathered_of_a_giant_source_has_a_bounded_number_of_parts() -> None:
 
 def test_a_large_file_is_cut_where_it_stands() -> None:
     small, large, last = file("a", 10), file("b", 2 * SPLIT_ABOVE + 5), file("c", 10)
-    found = cut([small, large, last], [(large, byte_ranges(large))])
-    assert [(part.files[0].name, part.start, part.stop) for part in found] == [
+    parts = cut([small, large, last], [(large, byte_ranges(large))])
+    assert [(part.files[0].name, part.start, part.stop) for part in parts] == [
         ("a", 0, None),
         ("b", 0, SPLIT_ABOVE),
         ("b", SPLIT_ABOVE, 2 * SPLIT_ABOVE),
         ("b", 2 * SPLIT_ABOVE, 2 * SPLIT_ABOVE + 5),
         ("c", 0, None),
     ]
-    assert sum(part.bytes for part in found) == small.size + large.size + last.size
+    assert sum(part.bytes for part in parts) == small.size + large.size + last.size
 
 
 def names_in(path: Path) -> list[str]:

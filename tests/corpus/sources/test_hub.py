@@ -96,5 +96,5 @@ def test_a_name_on_the_hub_is_kept_and_a_folder_resolved(tmp_path: Path) -> None
     (tmp_path / "local").mkdir()
     sources = "".join(f'[[corpus.sources]]\nkind = "hub"\npath = "{path}"\n' for path in ("owner/name", "local"))
     (tmp_path / "recipe.toml").write_text(sources)
-    found = [source.path for source in load_recipe(tmp_path / "recipe.toml").corpus.sources]
-    assert found == [Path("owner/name"), tmp_path / "local"]
+    paths = [source.path for source in load_recipe(tmp_path / "recipe.toml").corpus.sources]
+    assert paths == [Path("owner/name"), tmp_path / "local"]

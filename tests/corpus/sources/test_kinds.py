@@ -3,11 +3,8 @@
 import gzip
 import json
 import os
-import pickle
-import random
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,134 +13,19 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from lmforge.corpus.sources import files, records, texts
-from lmforge.corpus.sources.kinds import Document, expected_bytes, fingerprint, iter_documents, parts, read_part
-from lmforge.corpus.sources.texts import CUT_ABOVE, PIECE
+from lmforge.corpus.sources import files
+from lmforge.corpus.sources.kinds import fingerprint, iter_documents, parts
 from lmforge.errors import InputError
 from lmforge.recipe import Source, SourceKind
+from tests.corpus.sources.reading import lines, read_in_parts, refusal
 
 
-def read(kind: SourceKind, path: Path, **more: str) -> list[Document]:
-    return list(iter_documents(Source(kind=kind, path=path, **more)))  # type: ignore[arg-type]
-
-
-def refusal(kind: SourceKind, path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read(kind, path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "; " in message  # a mend follows the cause
-    return message
-
-
-def lines(count: int) -> bytes:
-    """Records that do not compress to nothing, so that a cut file still holds some."""
-    words = random.Random(1)
-    return b"".join(json.dumps({"text": f"{n} {words.random()}"}).encode() + b"\n" for n in range(count))
-
-
-# The library
-
-
-def test_python_library_is_code_and_topics_and_nothing_installed() -> None:
-    documents = list(iter_documents(Source(kind="python-library", genre="code")))
-    assert sum(len(document["text"]) for document in documents) > 1_000_000
-    by_id = {document["id"]: document for document in documents}
-    assert len(by_id) == len(documents)
-    assert by_id["json/decoder.py"]["genre"] == "code"
-    assert by_id["pydoc_data.topics/assert"]["genre"] == "technical"
-    assert "pydoc_data/topics.py" not in by_id  # its text is already there, topic by topic
-    assert not any("site-packages" in name or "dist-packages" in name or "__pycache__" in name for name in by_id)
-
-
-def test_python_library_without_tests_and_topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "re.py").write_text("import sre\n")
-    (tmp_path / "odd.py").write_bytes(b"# -*- coding: koi8-r -*-\nx = '\xf0\xd9\xd4\xc8\xcf\xce'\n")
-    (tmp_path / "bad.py").write_bytes(b"x = '\xff\xfe\xfd'\n")
-    monkeypatch.setattr(texts.sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    notices: Counter[str] = Counter()
-    documents = list(iter_documents(Source(kind="python-library"), notices))
-    assert [document["id"] for document in documents] == ["odd.py", "re.py"]
-    assert "Пытхон" in documents[0]["text"]
-    assert notices == {"ignored: not readable as text": 1, "missing: pydoc_data": 1}
-
-
-def test_the_default_fingerprint_is_quick() -> None:
-    source = Source(kind="python-library")
-    first = fingerprint(source)
-    start = time.perf_counter()
-    assert fingerprint(source) == first
-    assert time.perf_counter() - start < 2  # 0.15 s alone; room for a busy machine
-
-
-# A folder
-
-
-def test_folder_is_sorted_and_counts_what_it_ignores(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git" / "x.txt").write_text("no")
-    (tmp_path / "b" / "two.py").write_text("x = 1\n")
-    (tmp_path / "a.md").write_text("one")
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
-    (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
-    notices: Counter[str] = Counter()
-    documents = list(iter_documents(Source(kind="folder", path=tmp_path), notices))
-    assert [(document["id"], document["genre"]) for document in documents] == [
-        ("a.md", "unknown"),
-        ("b/two.py", "code"),
-    ]
-    assert notices == {"ignored: .png": 1, "ignored: broken link": 1}
-    assert expected_bytes(Source(kind="folder", path=tmp_path)) == 9
-
-
-def test_folder_decodes_marks_and_falls_back(tmp_path: Path) -> None:
-    (tmp_path / "1.txt").write_bytes("naïve".encode("utf-8-sig"))
-    (tmp_path / "2.txt").write_bytes("naïve".encode("utf-16"))
-    (tmp_path / "3.txt").write_bytes("naïve".encode("utf-16-be").join([b"\xfe\xff", b""]))
-    (tmp_path / "4.txt").write_bytes("naïve".encode("utf-32"))
-    (tmp_path / "5.txt").write_bytes("naïve".encode("latin-1"))
-    notices: Counter[str] = Counter()
-    documents = list(iter_documents(Source(kind="folder", path=tmp_path), notices))
-    assert [document["text"] for document in documents] == ["naïve"] * 5
-    assert [document["meta"] for document in documents] == [{}, {}, {}, {}, {"encoding": "cp1252"}]
-    assert not notices
-
-
-def test_large_prose_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -> None:
-    paragraph = "A paragraph of a book, some ninety characters long, so that many are needed to fill it up.\n\n"
-    book = tmp_path / "book.txt"
-    book.write_text(paragraph * (3 * CUT_ABOVE // len(paragraph)))
-    documents = read("folder", book)
-    assert "".join(document["text"] for document in documents) == book.read_text()
-    assert [document["id"] for document in documents] == [
-        f"book.txt#{number}" for number in range(1, len(documents) + 1)
-    ]
-    assert all(document["text"].endswith("\n\n") for document in documents)
-    assert all(PIECE <= len(document["text"]) < PIECE + 200 for document in documents[:-1])
-    assert documents[4]["meta"] == {"part": 5}
-    before = [document["text"] for document in documents[:-1]]
-    with book.open("a") as file:
-        file.write(paragraph * 5000)
-    # growing changes no earlier part
-    assert [document["text"] for document in read("folder", book)][: len(before)] == before
-    unbroken = tmp_path / "unbroken.txt"
-    unbroken.write_text("é" * CUT_ABOVE)
-    assert [len(document["text"]) for document in read("folder", unbroken)] == [2 * PIECE, 2 * PIECE]
-
-
-def test_binary_among_texts_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("fine")
-    bad = tmp_path / "b.txt"
-    bad.write_bytes(b"abc\0def")
-    assert refusal("folder", tmp_path).startswith(f"{bad}: binary data in a text file (a NUL byte at byte 3)")
-    bad.write_bytes(bytes(range(1, 256)) * 4)
-    assert refusal("folder", tmp_path).startswith(f"{bad}: binary data in a text file (not UTF-8, and ")
-    bad.write_bytes(b"\xff\xfea\x00b")
-    assert refusal("folder", tmp_path).startswith(
-        f"{bad}: binary data in a text file (starts with a utf-16 byte-order mark"
-    )
+def test_the_default_fingerprint_reads_no_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fingerprint(Source(kind="python-library"))
+    opened: list[Path] = []
+    monkeypatch.setattr(Path, "open", lambda self, *_: opened.append(self))
+    assert fingerprint(Source(kind="python-library")) == first
+    assert not opened
 
 
 def test_empty_and_missing_are_refused(tmp_path: Path) -> None:
@@ -181,97 +63,6 @@ def test_no_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert refusal("folder", tmp_path).startswith(f"{tmp_path}: no permission to read it")
 
 
-# JSONL
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_jsonl_plain_and_packed_give_the_same(tmp_path: Path, suffix: str) -> None:
-    first = {"text": "one", "id": 7, "url": "u", "long": "x" * 999}
-    records = [first, {"text": "two", "genre": "news", "meta": {"k": 1}}, {"text": None}]
-    data = b"\xef\xbb\xbf" + b"\n\n".join(json.dumps(record).encode() for record in records)
-    half = len(data) // 2  # two members or frames, as parallel compressors write
-    pack = {"": lambda piece: piece, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
-    path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(pack(data[:half]) + pack(data[half:]))
-    for place in (path, tmp_path, tmp_path / "*.jsonl*"):
-        found = [
-            (document["id"], document["text"], document["genre"], document["meta"]) for document in read("jsonl", place)
-        ]
-        assert found == [
-            ("7", "one", "unknown", {"columns": {"url": "u"}}),
-            (f"{path.name}:3", "two", "unknown", {"columns": {"genre": "news", "meta": {"k": 1}}}),
-            (f"{path.name}:5", "", "unknown", {}),
-        ]
-
-
-@pytest.mark.parametrize(
-    ("line", "cause"),
-    [
-        (b'{"text": "a"', "not valid JSON (Expecting ',' delimiter at column 13)"),
-        (b'{"txet": "a", "title": "b"}', "no field 'text'; did you mean 'txet'?"),
-        (b'{"text": 5}', "field 'text' is a int, not a string"),
-        (b'["text"]', 'a list, not an object like {"text": …}'),
-        (b'{"text": "\xff"}', "not UTF-8 (at byte 11 of the line)"),
-        (b"[" * 100_000, "not valid JSON (nested too deeply"),
-    ],
-)
-def test_broken_jsonl_names_file_and_line(tmp_path: Path, line: bytes, cause: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "good"}\n')
-    assert refusal("jsonl", path).startswith(f"{path}:3: {cause}")
-
-
-@pytest.mark.parametrize(("suffix", "kind"), [(".gz", "gzip"), (".zst", "Zstandard")])
-def test_truncated_and_damaged_archives_say_how_far(tmp_path: Path, suffix: str, kind: str) -> None:
-    data = lines(20_000)
-    packed = gzip.compress(data) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(data)
-    path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(packed[: len(packed) // 2])
-    message = refusal("jsonl", path)
-    assert message.startswith(f"{path}: truncated {kind} file; readable up to line ")
-    reached = int(message.split("up to line ")[1].split()[0])
-    assert 1000 < reached < 19_000
-    path.write_bytes(packed[:-2])
-    assert f"{path}: truncated {kind} file; readable up to line" in refusal("jsonl", path)
-    damaged = bytearray(packed)
-    damaged[-6 if suffix == ".gz" else -2] ^= 0xFF  # the checksum at the end: the text itself still decodes
-    path.write_bytes(damaged)
-    assert refusal("jsonl", path).startswith(f"{path}: damaged {kind} data (")
-    path.write_bytes(data)
-    assert refusal("jsonl", path).startswith(f"{path}: not a {suffix} file, whatever its name says")
-
-
-# Parquet
-
-
-def test_parquet_rows_and_errors(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    texts = [f"text {number} {random.Random(number).random()}" for number in range(3000)]
-    table = pyarrow.table({"text": texts, "id": [f"i{number}" for number in range(3000)], "nested": [[1]] * 3000})
-    pyarrow.parquet.write_table(table, path, row_group_size=500)
-    documents = read("parquet", tmp_path)
-    assert [document["text"] for document in documents] == texts
-    assert (documents[9]["id"], documents[9]["meta"]) == ("i9", {})
-    assert read("parquet", path, text_field="id")[2]["text"] == "i2"
-    with pytest.raises(InputError) as caught:
-        read("parquet", path, text_field="txt")
-    assert str(caught.value).startswith(f"{path}: no column 'txt'; did you mean 'text'?")
-    with pytest.raises(InputError) as caught:
-        read("parquet", path, text_field="nested")
-    assert str(caught.value).startswith(f"{path}: column 'nested' holds list<")
-
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
-    assert refusal("parquet", path).startswith(f"{path}: truncated, damaged or not Parquet (")
-    path.write_bytes(b"no table at all")
-    assert refusal("parquet", path).startswith(f"{path}: truncated, damaged or not Parquet (")
-    middle = len(whole) // 2
-    path.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
-    message = refusal("parquet", path)
-    assert "readable up to row " in message
-    assert "readable up to row 0;" not in message
-
-
 # Fingerprint
 
 
@@ -295,13 +86,6 @@ def test_fingerprint_sees_content_changes_and_no_others(tmp_path: Path) -> None:
 # Parts
 
 
-def read_in_parts(source: Source) -> list[Document]:
-    """Each part on its own, as another process would: through pickle, in any order."""
-    pieces = [pickle.loads(pickle.dumps(part)) for part in parts(source)]
-    found = {number: list(read_part(source, piece)) for number, piece in reversed(list(enumerate(pieces)))}
-    return [document for number in sorted(found) for document in found[number]]
-
-
 def test_parts_gather_small_files_and_give_every_document_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
         (tmp_path / f"{number:02}.txt").write_text(f"{number} " * (number * 7 + 1))
@@ -316,46 +100,6 @@ def test_parts_gather_small_files_and_give_every_document_once(tmp_path: Path, m
     assert all(part.bytes <= 1000 or len(part.files) == 1 for part in pieces)
     assert read_in_parts(source) == list(iter_documents(source))
     assert [document["id"] for document in read_in_parts(source)] == [f"{number:02}.txt" for number in range(40)]
-
-
-def test_the_library_in_parts_is_the_library() -> None:
-    source = Source(kind="python-library")
-    assert [document["id"] for document in read_in_parts(source)] == [
-        document["id"] for document in iter_documents(source)
-    ]
-    assert len(parts(source)) > 4
-
-
-@pytest.mark.parametrize("size", [7, 64, 100, 1000])
-def test_a_large_jsonl_is_read_in_byte_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + lines(50) + b"\n\n" + lines(3).rstrip(b"\n"))
-    source = Source(kind="jsonl", path=path)
-    whole = [document["text"] for document in iter_documents(source)]
-    for module in (files, records):
-        monkeypatch.setattr(module, "SPLIT_ABOVE", size)
-    assert len(parts(source)) == -(-path.stat().st_size // size)
-    found = read_in_parts(source)
-    assert [document["text"] for document in found] == whole
-    assert len({document["id"] for document in found}) == len(found)
-    with path.open("ab") as file:
-        file.write(b"\nbroken\n")
-    assert refusal("jsonl", path).startswith(f"{path}:56: not valid JSON")
-
-
-def test_a_large_parquet_is_read_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(
-        pyarrow.table({"text": [f"{number} {'x' * 50}" for number in range(1000)]}), path, row_group_size=100
-    )
-    source = Source(kind="parquet", path=path)
-    whole = list(iter_documents(source))
-    for module in (files, records):
-        monkeypatch.setattr(module, "SPLIT_ABOVE", 1000)
-    assert len(parts(source)) == 10
-    assert read_in_parts(source) == whole
-    path.write_bytes(path.read_bytes()[:-9])
-    assert "truncated, damaged or not Parquet" in refusal("parquet", path)
 
 
 # Damage skipped

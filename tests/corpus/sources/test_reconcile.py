@@ -3,6 +3,7 @@ the undamaged records, and a count of the rest."""
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 from collections import Counter
@@ -61,6 +62,10 @@ KINDS: dict[SourceKind, tuple[str, Callable[[int], bytes], bytes, bytes, tuple[b
 }
 
 
+# bytes behind a record's last, without which it is whole
+TAILS: dict[SourceKind, int] = {"jsonl": 1, "warc": 4, "mediawiki": 1}
+
+
 def read(kind: SourceKind, path: Path) -> tuple[list[str], int]:
     notices: Counter[str] = Counter()
     documents = list(iter_documents(Source(kind=kind, path=path, damaged="skip"), notices))
@@ -84,7 +89,7 @@ def test_any_splitting_into_members_reads_the_same(
     assert read(kind, path) == ([text.strip() for text in TEXTS], 0)
 
 
-@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize("kind", KINDS)
 @QUICK
 @given(data=st.data())
@@ -92,27 +97,21 @@ def test_any_prefix_gives_the_records_before_it_and_says_that_it_ends_early(
     tmp_path: Path, kind: SourceKind, packed: str, data: st.DataObject
 ) -> None:
     suffix, record, before, after, _ = KINDS[kind]
-    records = [before, *(record(number) for number in range(12)), after]
-    members = [PACK[packed](each) for each in records if each]
-    whole = b"".join(members)
+    members = [PACK[packed](each) for each in (before, *map(record, range(12)), after) if each]
+    whole, ends = b"".join(members), [*itertools.accumulate(map(len, members))]
     place = data.draw(st.integers(1, len(whole) - 1))
     path = tmp_path / f"a{suffix}{packed}"
     path.write_bytes(whole[:place])
-    ends = [sum(map(len, members[: number + 1])) for number in range(len(members))][1 if before else 0 :]
-    complete = sum(end <= place for end in ends[:12])
+    # what ends a record after its last byte may be cut: line ends of a plain file, checksums of a packed one
+    complete = sum(end - (TAILS[kind] if not packed else 0) <= place for end in ends[bool(before) :][:12])
     texts, skipped = read(kind, path)
-    kept = len(texts)
-    # a record whose last line end alone is cut is whole
-    assert texts == [text.strip() for text in TEXTS[:kept]]
-    assert complete <= kept <= complete + 1
-    torn = bool(whole[place:].strip())
-    if (
-        torn
-        and kept == complete
-        and place not in [0, *ends]
-        and (packed or kind != "jsonl" or ends[complete] - place > 1)
-    ):
-        assert skipped >= 1
+    assert texts == [text.strip() for text in TEXTS[: len(texts)]]
+    assert complete <= len(texts) <= complete + bool(packed)
+    at_an_end = place in ends or (not packed and any(end - TAILS[kind] <= place <= end for end in ends))
+    if kind == "mediawiki" and place < (ends[-1] - 1 if not packed else ends[-1]):
+        at_an_end = False  # the dump's own end is missing
+    assert skipped == (not at_an_end)
+    if skipped:
         with pytest.raises(InputError):
             list(iter_documents(Source(kind=kind, path=path, damaged="refuse")))
 
@@ -145,8 +144,7 @@ def test_a_member_that_is_damaged_costs_its_own_record_only(
                  for each in (before, *members, after) if each)
     )  # fmt: skip
     texts, skipped = read(kind, path)
-    assert texts == [text.strip() for n, text in enumerate(TEXTS) if n != number]
-    assert skipped >= 1
+    assert (texts, skipped) == ([text.strip() for n, text in enumerate(TEXTS) if n != number], 1)
 
 
 @pytest.mark.parametrize("lie", [b"gzip", b"deflate", b"br", b"zstd", b"gzip, br", b"x-unknown"])
@@ -198,6 +196,125 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path: Path) -> None:
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
     kept, skipped = read("parquet", path)
-    assert (kept, skipped) == (texts[:100] + texts[200:], 1)
+    assert (kept, skipped) == (texts[:100] + texts[200:], 100)
     path.write_bytes(data[:-9])
+    assert read("parquet", path) == ([], 1)
+
+
+# Kinds whose record is a file
+
+
+def html(number: int) -> bytes:
+    return f"<html><body><p>{TEXTS[number]}é</p><!-- é --></body></html>".encode()
+
+
+def code(number: int) -> bytes:
+    return f"# é {TEXTS[number]}\n".encode() + b"".join(b"value_%d = %d * weight\n" % (n, number) for n in range(9))
+
+
+def table(number: int) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": [TEXTS[number]]}), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+# kind, suffix, the file of a record, what damages it
+FILES: list[tuple[SourceKind, str, Callable[[int], bytes], Callable[[bytes], bytes]]] = [
+    ("folder", ".txt", lambda number: TEXTS[number].encode(), lambda data: data[:50] + b"\0\1" + data[50:]),
+    ("folder", ".txt.gz", lambda number: gzip.compress(TEXTS[number].encode()), lambda data: data[:40] + data[41:]),
+    ("folder", ".rst", lambda number: TEXTS[number].encode("utf-16"), lambda data: data[:-1]),
+    ("html", ".html", html, lambda data: data[:-20]),
+    ("html", ".htm", html, lambda data: b"<b>" * 400 + data),
+    ("code", ".py", code, lambda data: data + b"\0"),
+    ("parquet", ".parquet", table, lambda data: data[:-6]),
+    ("jsonl", ".jsonl", jsonl, lambda data: data[:-5]),
+    ("warc", ".warc", warc, lambda data: data[:-30]),
+    ("mediawiki", ".xml", lambda n: b"<mediawiki>" + page(n) + b"</mediawiki>", lambda data: data[:-40]),
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix", "make", "damage"), FILES)
+@QUICK
+@given(broken=st.sets(st.integers(0, 11)))
+def test_any_files_that_are_damaged_are_counted_and_the_others_read(
+    tmp_path: Path,
+    kind: SourceKind,
+    suffix: str,
+    make: Callable[[int], bytes],
+    damage: Callable[[bytes], bytes],
+    broken: set[int],
+) -> None:
+    for number in range(12):
+        data = make(number)
+        (tmp_path / f"{number:02}{suffix}").write_bytes(damage(data) if number in broken else data)
+    texts, skipped = read(kind, tmp_path)
+    kept = [TEXTS[number].strip() for number in range(12) if number not in broken]
+    assert len(texts) == len(kept)
+    assert all(text in given for text, given in zip(kept, texts, strict=True))
+    assert skipped == len(broken)
+
+
+@pytest.mark.parametrize("packed", [name for name in PACK if name])
+@QUICK
+@given(data=st.data())
+def test_a_packed_text_in_any_members_is_whole_and_any_prefix_is_one_damage(
+    tmp_path: Path, packed: str, data: st.DataObject
+) -> None:
+    whole = "\n\n".join(TEXTS).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    members = [PACK[packed](whole[a:b]) for a, b in itertools.pairwise([0, *cuts, len(whole)])]
+    path = tmp_path / f"a.txt{packed}"
+    path.write_bytes(b"".join(members))
+    assert read("folder", path) == ([whole.decode().strip()], 0)
+    ends = [*itertools.accumulate(map(len, members))]
+    place = data.draw(st.integers(1, ends[-1] - 1))
+    path.write_bytes(path.read_bytes()[:place])
+    texts, skipped = read("folder", path)
+    assert whole.decode().startswith("".join(texts))
+    assert skipped == (place not in ends)
+
+
+@QUICK
+@given(place=st.integers(20, len(html(3)) - 1))
+def test_any_prefix_of_a_page_is_read_or_counted(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "a.html"
+    path.write_bytes(html(3)[:place])
+    notices: Counter[str] = Counter()
+    texts = [document["text"] for document in iter_documents(Source(kind="html", path=path), notices)]
+    assert len(texts) + sum(notices.values()) == 1
+    assert all(f"{TEXTS[3]}é".startswith(text.rstrip("\ufffd")) for text in texts)
+    inside = html(3)[:place].rfind(b"<") > html(3)[:place].rfind(b">")
+    if inside and place > html(3)[:place].rfind(b"<") + 1:  # what can be told
+        assert notices == {"skipped: page that ends within a tag": 1}
+
+
+@QUICK
+@given(place=st.integers(1, len(code(3)) - 1))
+def test_any_prefix_of_a_source_file_is_read_as_it_is(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "a.py"
+    path.write_bytes(code(3)[:place])
+    notices: Counter[str] = Counter()
+    texts = [document["text"] for document in iter_documents(Source(kind="code", path=path), notices)]
+    if texts:
+        assert texts == [code(3)[:place].decode("utf-8", "ignore")]
+    assert len(texts) + sum(count for name, count in notices.items() if name.startswith("ignored: ")) == 1
+
+
+@QUICK
+@given(rows=st.integers(1, 60), group=st.integers(1, 25), data=st.data())
+def test_parquet_in_any_row_groups_and_any_prefix(tmp_path: Path, rows: int, group: int, data: st.DataObject) -> None:
+    path, texts = tmp_path / "a.parquet", [f"{TEXTS[number % 12]}{number}" for number in range(rows)]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": texts}), path, row_group_size=group, compression="none", use_dictionary=False,
+        write_page_checksum=True, write_statistics=False,
+    )  # fmt: skip
+    assert read("parquet", path) == (texts, 0)
+    whole = path.read_bytes()
+    table = pyarrow.parquet.ParquetFile(path).metadata
+    number = data.draw(st.integers(0, table.num_row_groups - 1))
+    start = table.row_group(number).column(0).data_page_offset
+    path.write_bytes(whole[:start] + b"\xff" * 40 + whole[start + 40 :])
+    lost = range(number * group, min(rows, (number + 1) * group))
+    assert read("parquet", path) == ([text for n, text in enumerate(texts) if n not in lost], len(lost))
+    path.write_bytes(whole[: data.draw(st.integers(1, len(whole) - 1))])
     assert read("parquet", path) == ([], 1)

@@ -2,82 +2,16 @@
 
 import bz2
 import gzip
-import time
 from collections import Counter
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmforge.corpus.sources import wiki
 from lmforge.corpus.sources.kinds import iter_documents
-from lmforge.corpus.sources.wikitext import plain_text
 from lmforge.errors import InputError
 from lmforge.recipe import Source
-
-
-@pytest.mark.parametrize(
-    ("wikitext", "plain"),
-    [
-        ("'''Iron''' is a ''metal''.", "Iron is a metal."),
-        ("a [[forge]] and an [[anvil|iron block]]s", "a forge and an iron blocks"),
-        ("[[File:x.jpg|thumb|a [[caption]]]]Text.[[Category:Metals]][[de:Eisen]]", "Text."),
-        ("[[:Category:Metals]] [[Star Wars: Episode IV]]", "Category:Metals Star Wars: Episode IV"),
-        ("See [http://x.org the site], [https://y.org] or [mailto:a@b.c us].", "See the site, or us."),
-        ("One<ref name=a>note [[x]]</ref> two<ref name=b /> three<!-- no -->.", "One two three."),
-        (
-            "{{Infobox|a={{b|c}}|d=[[e]]}}Text {{convert|5|km|mi}} {{lang|fr|liberté}}{{unknown|x|}}.",
-            "Text 5 km liberté.",
-        ),
-        ("before\n{| class=x\n! a\n|-\n| b {{c|}} || d\n|}\nafter", "before\n\nafter"),
-        ("a<br/>b <span style='x'>c</span> &amp; &nbsp;d __NOTOC__", "a\nb c & d"),
-        ("* one\n** two\n# three\n: four", "- one\n- two\nthree\nfour"),
-        ("Intro.\n== Kept ==\nText.\n== References ==\n{{reflist}}\n== See also ==\n", "Intro.\n\nKept\n\nText."),
-        ("The sum <math>x^2 < y</math> holds.", "The sum holds."),
-        ("unclosed {{template and [[link and <ref>note", "unclosed template and link and note"),
-        ("stray }} and ]] and |} and -->", "stray and and |} and -->"),
-        ("", ""),
-    ],
-)
-def test_what_a_reader_sees(wikitext: str, plain: str) -> None:
-    assert plain_text(wikitext) == plain
-
-
-@given(st.text(st.sampled_from("ab|\n ={}[]<>!-/'#*:ref&;_"), max_size=200))
-def test_any_wikitext_gives_lines_without_raising(wikitext: str) -> None:
-    text = plain_text(wikitext)
-    assert text == text.strip("\n")
-    assert "\n\n\n" not in text
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "{{",
-        "[[a|",
-        "<ref>",
-        "<!--",
-        "[http://",
-        "'",
-        "=",
-        "{|\n",
-        "}}",
-        "{{[[}}",
-        "<",
-        "&",
-        "_",
-        "*",
-        "[[[[]]",
-        "<ref/>",
-        "<math></math>",
-    ],
-)
-def test_malformed_pages_take_no_longer_than_their_length(unit: str) -> None:
-    start = time.perf_counter()
-    plain_text(unit * (500_000 // len(unit)))
-    assert time.perf_counter() - start < 3
 
 
 def page(title: str, text: str, number: int = 1, more: str = "", namespace: int = 0) -> str:

@@ -53,13 +53,13 @@ def test_prefix_and_mixture_lose_nothing(ids: list[int], seed: int, index: int) 
 
 @given(st.integers(2, 400), st.floats(0.05, 0.6), st.floats(1, 20), SEED)
 def test_gaps_take_the_share_in_runs_of_the_mean(length: int, share: float, mean: float, seed: int) -> None:
-    found = noise.gaps(length, share, mean, rng_of(seed, 0))
-    taken = sum(end - start for start, end in found)
+    spans = noise.gaps(length, share, mean, rng_of(seed, 0))
+    taken = sum(end - start for start, end in spans)
     assert taken == min(max(round(length * share), 1), length - 1)
-    assert found[0][0] > 0
-    assert all(before[1] < after[0] for before, after in pairwise(found))
+    assert spans[0][0] > 0
+    assert all(before[1] < after[0] for before, after in pairwise(spans))
     if length > 100 and taken >= 20 and taken / mean + taken < length:
-        assert taken / len(found) == pytest.approx(mean, rel=0.5)
+        assert taken / len(spans) == pytest.approx(mean, rel=0.5)
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -124,10 +124,10 @@ def test_ids_for_the_ordinary_causal_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("a < b", False), ("<0> x", True), ("<fill>", True), ("<R>", True), ("<b>bold</b>", False)]
+    ("text", "holds"), [("a < b", False), ("<0> x", True), ("<fill>", True), ("<R>", True), ("<b>bold</b>", False)]
 )
-def test_texts_that_hold_marks_are_told(text: str, found: bool) -> None:
-    assert noise.has_marks(text) == found
+def test_texts_that_hold_marks_are_told(text: str, holds: bool) -> None:
+    assert noise.has_marks(text) == holds
 
 
 def test_a_mark_is_no_word() -> None:

@@ -34,9 +34,9 @@ def test_both_directions_share_their_split(a: str, b: str) -> None:
 
 @given(st.text(max_size=200))
 def test_sentences_are_the_text(text: str) -> None:
-    found = sentences(text)
-    assert "".join(sentence + gap for sentence, gap in found) == text.lstrip()
-    assert all(sentence and sentence == sentence.strip() for sentence, _ in found)
+    pairs = sentences(text)
+    assert "".join(sentence + gap for sentence, gap in pairs) == text.lstrip()
+    assert all(sentence and sentence == sentence.strip() for sentence, _ in pairs)
 
 
 def test_sentences_end_where_they_should() -> None:
@@ -58,8 +58,8 @@ def test_back_translation_keeps_the_layout_and_asks_each_sentence_once() -> None
         asked.append((list(texts), source, target))
         return ["" if "empty" in text else text.replace("big", "large") for text in texts]
 
-    found = back_translate(["A big dog.\n\nA cat. ", "A cat. An empty one."], translate, "en", "de")
-    assert found == ["A large dog.\n\nA cat. ", "A cat. An empty one."]
+    translated = back_translate(["A big dog.\n\nA cat. ", "A cat. An empty one."], translate, "en", "de")
+    assert translated == ["A large dog.\n\nA cat. ", "A cat. An empty one."]
     assert [(source, target) for _, source, target in asked] == [("en", "de"), ("de", "en")]
     assert asked[0][0] == ["A big dog.", "A cat.", "An empty one."]
 

@@ -237,7 +237,9 @@ class Parrot:
     def __init__(self, tokenizer: Tokenizer, items: list[Item]) -> None:
         self.of = {tuple(prompt_tokens(each, tokenizer, CONTEXT // 2)): tokenizer.encode(each.rest) for each in items}
 
-    def __call__(self, _model: Any, prompts: list[list[int]], new: int) -> list[tuple[list[int], bool]]:
+    def __call__(
+        self, _model: Any, prompts: list[list[int]], new: int, _stop: tuple[int, ...] = ()
+    ) -> list[tuple[list[int], bool]]:
         return [(self.of[tuple(prompt)][:new], len(self.of[tuple(prompt)]) <= new) for prompt in prompts]
 
 

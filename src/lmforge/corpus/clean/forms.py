@@ -185,17 +185,20 @@ def _is_verse(lines: Sequence[str], text: str) -> bool:
     widths = [width(line) for line in lines]
     if len(lines) < 3 or max(widths) > LONGEST_VERSE or sum(each <= VERSE_LINE for each in widths) < 0.85 * len(lines):
         return False
-    if sum(map(characters, lines)) < 9 * len(lines) or _share(_HAS_DIGIT, lines) > 0.2:
+    digits = sum(_HAS_DIGIT.match(line) is not None for line in lines)
+    if sum(map(characters, lines)) < 9 * len(lines) or digits > max(1, 0.2 * len(lines)):
         return False
     words = [word for line in lines for word in line.split()[1:] if _CASED.match(word)]
     small = sum(word[0].islower() for word in words)
-    if any(_CASED.search(line) for line in lines) and (small < 0.25 * len(words) or len(words) < 1.5 * len(lines)):
+    whole = "".join(lines)
+    in_cases = 2 * len(_CASED.findall(whole)) > sum(map(str.isalpha, whole))  # a name in Latin letters says nothing
+    if in_cases and (small < 0.25 * len(words) or len(words) < 1.5 * len(lines)):
         return False
     punctuated = _share(_ENDS, lines) >= 0.2 or (
-        any("，" in line or "、" in line or " " in line.strip() for line in lines) and not words
+        any("，" in line or "、" in line or " " in line.strip() for line in lines) and not in_cases
     )
     stanzas = [stanza.count("\n") + 1 for stanza in re.split(r"\n\s*\n", text.strip()[:READ])]
-    return punctuated or (len(stanzas) >= 2 and min(stanzas[:-1]) >= 2) or not words
+    return punctuated or (len(stanzas) >= 2 and min(stanzas[:-1]) >= 2) or not in_cases
 
 
 _MARKS = re.escape(terminal())

@@ -29,9 +29,18 @@ WRAPPED = PROSE - {"web"}  # genres whose lines may be broken at a width
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 LONGEST_WORD = 1000  # characters; C4 drops lines with a longer one
 FEWEST_WORDS = 3  # of a line that C4 keeps
+LONGEST_UNMARKED = 40  # words of running text within which a sentence ends, though its line may not end with it
 _PASSES = 10
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1}}}")
-_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+# marks of an encyclopedia, behind a sentence or a part of one (its closing quote included) and before a blank or the
+# end; the number of an element, as in row[0] or f(x)[1], stands behind a name or a bracket, and stays
+# (each looks back from the bracket, which is what is searched for)
+_CITATION = re.compile(
+    r"""\[(?:(?:(?<=[^\W\d_][.!?…。！？]\[)|(?<=[^\W\d_]{3}[,;]\[)|(?<=[^\W\d_][，；、]\[)"""
+    r"""|(?<=[.!?…。！？]["”’»」)]\[))"""
+    r"""\d{1,3}\](?:\[\d{1,3}\])*(?=\s|$|[^\x00-\x7f])"""
+    r"""|(?<=[\w.,;!?…。，！？"”’»)]\[)(?:citation|clarification|verification) needed\]|(?<=\w\[)edit\]$)"""
+)
 _PHRASES = ("javascript", *POLICY)
 
 
@@ -99,6 +108,7 @@ RULES = (
         "fineweb",
         lambda s: s.terminal_lines + s.ellipsis_lines <= 0.12 * s.lines and _marks_sentences(s),
         _WEB,
+        lambda s: s.sentences <= s.worth / LONGEST_UNMARKED,
     ),
     Rule("fineweb_short_lines", "fineweb", lambda s: s.short_lines >= 0.67 * s.lines, _WEB),
     Rule(
@@ -135,8 +145,8 @@ def without_boilerplate(text: str, strict: bool, notices: Counter[str] | None = 
     giant word.
 
     `strict` also removes lines that end in no terminal mark or have fewer than 3 words, which takes headings and lists
-    with it (FineWeb found that to cost 30% of the data and left it out). Citation marks such as [1] go. The lines that
-    stay are unchanged.
+    with it (FineWeb found that to cost 30% of the data and left it out). Citation marks such as [1] behind a sentence
+    go. The lines that stay are otherwise unchanged.
     """
     marked = "[" in text
     named = _names_boilerplate(_without_citations(text) if marked else text)

@@ -20,7 +20,7 @@ from lmforge.corpus.measure.entities import entity_figures
 from lmforge.corpus.measure.genres import genre_figures
 from lmforge.corpus.measure.lexical import heaps, measured_growth, repetition, type_token
 from lmforge.corpus.measure.readability import readability
-from lmforge.corpus.measure.sampling import Piece, pieces_of
+from lmforge.corpus.measure.sampling import SampledPiece, pieces_of
 from lmforge.corpus.measure.topics import topic_figures
 from lmforge.recipe import Recipe
 
@@ -64,7 +64,7 @@ def analyse(corpus_dir: Path, recipe: Recipe) -> dict[str, Any]:
     return {name: _rounded(value) for name, value in figures.items()}
 
 
-def _sample(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str, Any]:
+def _sample(train: Sequence[SampledPiece], held_out: Sequence[SampledPiece]) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "definition": (
             "pieces of at most 16,384 characters, chosen by hash so that every byte is as likely; held_out: test and "
@@ -131,13 +131,13 @@ def _cut(texts: Sequence[str], limit: int) -> list[bytes]:
     return figures
 
 
-def _is_prose(piece: Piece) -> bool:
+def _is_prose(piece: SampledPiece) -> bool:
     # the commonest letters and the space: a cheap stand-in for all of them
     letters = sum(map(piece.text.count, "etaoin shrdlu"))
     return piece.genre != "code" and letters >= LEAST_PROSE * len(piece.text)
 
 
-def _readabilities(prose: Sequence[Piece]) -> dict[str, Any]:
+def _readabilities(prose: Sequence[SampledPiece]) -> dict[str, Any]:
     """The formulas over all prose of the sample, and by genre."""
     genres = sorted({piece.genre for piece in prose})
     return {
@@ -149,7 +149,7 @@ def _readabilities(prose: Sequence[Piece]) -> dict[str, Any]:
     }
 
 
-def languages(pieces: Sequence[Piece]) -> dict[str, Any]:
+def languages(pieces: Sequence[SampledPiece]) -> dict[str, Any]:
     """The languages of the pieces' beginnings, code left out, as py3langid tells them (97 languages, its model ships
     with it)."""
     from py3langid import langid  # its model takes most of a second to load

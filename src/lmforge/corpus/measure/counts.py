@@ -20,7 +20,7 @@ import zstandard
 from lmforge.corpus.measure.entropy import chao_shen, grassberger, miller_madow, plug_in
 from lmforge.corpus.measure.lexical import zipf
 from lmforge.corpus.measure.sampling import HashSample
-from lmforge.corpus.measure.vocabulary import Integers, Reals, Vocabulary, growth
+from lmforge.corpus.measure.vocabulary import Integers, Reals, WordCounts, growth
 from lmforge.corpus.sources.document import Document
 
 SAMPLE_BYTES = 4_000_000  # text compressed for the entropy estimate (level 19 takes 1 to 2 s)
@@ -36,7 +36,7 @@ class Statistics:
     def __init__(self) -> None:
         self.sizes: dict[tuple[str, str], list[int]] = {}  # (genre, source) → as named in SIZES
         self.lengths: Counter[int] = Counter()
-        self.vocabulary = Vocabulary()
+        self.vocabulary = WordCounts()
         self.byte_counts = np.zeros(256, dtype=np.int64)
         self._sample: HashSample[bytes] = HashSample(SAMPLE_BYTES)
 
@@ -95,7 +95,7 @@ class Statistics:
         made.sizes = {(genre, source): amounts for genre, source, *amounts in state["sizes"]}
         made.lengths = Counter(dict(state["lengths"]))
         made.byte_counts = np.array(state["byte_counts"], dtype=np.int64)
-        made.vocabulary = Vocabulary.from_state(state["vocabulary"])
+        made.vocabulary = WordCounts.from_state(state["vocabulary"])
         made._sample.end_at(None if state["sample_end"] is None else bytes.fromhex(state["sample_end"]))
         for digest, data in state["sample"]:
             made._offer(bytes.fromhex(digest), base64.b64decode(data))

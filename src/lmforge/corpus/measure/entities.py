@@ -125,8 +125,8 @@ def entity_figures(texts: Sequence[str]) -> dict[str, Any]:
             names[mention.type][" ".join(mention.name.split())] += 1
     figures: dict[str, Any] = {
         "definition": "distinct names by a recogniser that learns from the sample (capitals, a seed "
-        "gazetteer, contexts; accuracy in "
-        "docs/measure.md); at_least: lower bound for endless text of this kind (Chao 1984); English, code left out",
+        "gazetteer, contexts; accuracy in docs/benchmarks.md); at_least: lower bound for endless text of this kind "
+        "(Chao 1984); English, code left out",
         "sample_bytes": sum(len(text.encode()) for text in texts),
     }
     for kind, counts in names.items():

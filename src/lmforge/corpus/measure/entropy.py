@@ -2,7 +2,7 @@
 
 Seen counts n_1 … n_K with Σ n = N stand for an unknown distribution. The plug-in estimate -Σ n/N log2 n/N is too low,
 the more so the more symbols were seen once or never: text has many of these, so which correction is used matters
-(docs/corpus.md has the figures).
+(docs/benchmarks.md has the figures).
 
 Every function takes weights beside the counts: how many symbols each count stands for, where the counts are themselves
 a sample.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lmforge.corpus.measure.sampling import Piece
+from lmforge.corpus.measure.sampling import SampledPiece
 from lmforge.intervals import wilson
 
 CHARACTERS = 2_000  # of each piece, from its beginning
@@ -40,10 +40,10 @@ def predict(train: Sequence[str], labels: Sequence[str], texts: Sequence[str]) -
     return [str(label) for label in model.predict(vectorizer.transform([text[:CHARACTERS] for text in texts]))]
 
 
-def genre_figures(train: Sequence[Piece], held_out: Sequence[Piece]) -> dict[str, Any]:
+def genre_figures(train: Sequence[SampledPiece], held_out: Sequence[SampledPiece]) -> dict[str, Any]:
     """Accuracy and confusion on the first piece of each held-out document; `accuracy` is None where there is one genre
     or too little text."""
-    first: dict[str, Piece] = {}
+    first: dict[str, SampledPiece] = {}
     for piece in held_out:
         first.setdefault(piece.document, piece)  # one each: pieces of one document are no independent tests
     tested = list(first.values())

@@ -60,7 +60,7 @@ class HashSample(Generic[Held]):
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Piece:
+class SampledPiece:
     """A document, or 16,384 characters of a longer one."""
 
     document: str
@@ -68,17 +68,17 @@ class Piece:
     text: str
 
 
-def pieces_of(corpus_dir: Path, split: str, limit: int) -> list[Piece]:
+def pieces_of(corpus_dir: Path, split: str, limit: int) -> list[SampledPiece]:
     """A sample of about `limit` bytes of a split's text, in random order; copies of a document count once. Empty where
     there is none."""
-    sample: HashSample[Piece] = HashSample(limit)
+    sample: HashSample[SampledPiece] = HashSample(limit)
     for document in _documents(corpus_dir, split):
         text, name = document["text"], f"{document['source']} {document['id']}"
         for start in range(0, max(1, len(text)), PIECE):
             part = text[start : start + PIECE]
             data = part.encode("utf-8", "replace")
             digest = blake2b(data, digest_size=16, person=b"analysis").digest()
-            sample.offer(digest, len(data), Piece(name, document["genre"], part))
+            sample.offer(digest, len(data), SampledPiece(name, document["genre"], part))
     offered = sample.kept()
     return [piece for number, (digest, piece) in enumerate(offered) if not number or offered[number - 1][0] != digest]
 

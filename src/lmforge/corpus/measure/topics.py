@@ -3,7 +3,7 @@
     texts ─▶ TF-IDF of the words (T, W) ─▶ NMF: share of each topic in each text (T, K), weight of each word in each
     topic (K, W)
 
-NMF (Lee & Seung 1999) on TF-IDF is chosen over LDA by measurement: docs/corpus.md has both on labelled news.
+NMF (Lee & Seung 1999) on TF-IDF is chosen over LDA by measurement: docs/benchmarks.md has both on labelled news.
 """
 
 from __future__ import annotations

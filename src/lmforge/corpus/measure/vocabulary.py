@@ -29,7 +29,7 @@ Reals = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 
 
-class Vocabulary:
+class WordCounts:
     """Counts of words. `total` is how many were given; figures come from `spectrum` and `top`."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Vocabulary:
         if len(self.counts) > MOST_DISTINCT:
             self._fold()
 
-    def merge(self, other: Vocabulary) -> None:
+    def merge(self, other: WordCounts) -> None:
         """Take in what another counted; `other` stays as it is."""
         self.total += other.total
         self.level = max(self.level, other.level)
@@ -91,7 +91,7 @@ class Vocabulary:
             :most
         ]
 
-    def _settled(self) -> Vocabulary:
+    def _settled(self) -> WordCounts:
         """Self, with everything that is not kept in the sketch."""
         if self.level:
             self._fold()
@@ -126,7 +126,7 @@ class Vocabulary:
         return {"total": self.total, "level": self.level, "words": words, "counts": counts, "sketch": sketch}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Vocabulary:
+    def from_state(cls, state: dict[str, Any]) -> WordCounts:
         """What `state` gave, whole again."""
         made = cls()
         made.total, made.level = state["total"], state["level"]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from lmforge.corpus.sources.decode import encoding_of, text_of, unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.encodings import Binary, UnknownEncoding
-from lmforge.corpus.sources.files import File, Part, files_of, gathered
+from lmforge.corpus.sources.files import File, SourcePart, files_of, gathered
 from lmforge.corpus.sources.texts import CODE
 from lmforge.errors import InputError
 from lmforge.recipe import Source
@@ -156,7 +156,7 @@ def code_files(source: Source, notices: Counter[str]) -> list[File]:
     return kept
 
 
-def code_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def code_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; where files are joined, whole repositories."""
     files = code_files(source, notices)
     if source.join is None:
@@ -165,7 +165,7 @@ def code_parts(source: Source, notices: Counter[str]) -> list[Part]:
     return [
         part._replace(name=name)
         for group, name in sizes
-        for part in [Part(name, tuple(group), bytes=sum(file.size for file in group))]
+        for part in [SourcePart(name, tuple(group), bytes=sum(file.size for file in group))]
     ]
 
 
@@ -174,7 +174,7 @@ def _repository(file: File) -> str:
     return file.name.partition("/")[0] if "/" in file.name else ""
 
 
-def read_code(reading: Reading, part: Part) -> Iterator[Document]:
+def read_code(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each file worth reading, or as few as hold a repository's files, each under a line with its
     name."""
     texts = _texts(reading, part)
@@ -194,12 +194,12 @@ def read_code(reading: Reading, part: Part) -> Iterator[Document]:
         yield _joined(reading, part, number, held, languages)
 
 
-def _joined(reading: Reading, part: Part, number: int, texts: list[str], languages: Counter[str]) -> Document:
+def _joined(reading: Reading, part: SourcePart, number: int, texts: list[str], languages: Counter[str]) -> Document:
     meta = {"repository": part.name, "files": len(texts), "programming_language": languages.most_common(1)[0][0]}
     return reading.document(f"{part.name or 'files'}#{number}", "\n".join(texts), meta=meta)
 
 
-def _texts(reading: Reading, part: Part) -> Iterator[tuple[File, str]]:
+def _texts(reading: Reading, part: SourcePart) -> Iterator[tuple[File, str]]:
     """The files of `part` that someone wrote, with their texts; the rest is counted."""
     for file in part.files:
         try:

@@ -22,12 +22,17 @@ Message = dict[str, str]
 # fields that hold a list of messages, in the order in which they are looked for
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 # (fields before the answer, its field): the first of which a record has both
-PAIRS = (
+_PAIRS = (
     ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
     ("question", "answer"), ("question", "response"), ("query", "response"), ("query", "answer"),
     ("instruction", "completion"), ("instruction", "answer"), ("prompt", "answer"), ("prompt", "chosen"),
     ("user", "assistant"), ("human", "assistant"), ("input", "output"), ("inputs", "targets"), ("input", "target"),
+    ("problem", "solution"),
 )  # fmt: skip
+# in small letters, with a capital, or all of them
+PAIRS = tuple(
+    (spelt(question), spelt(answer)) for spelt in (str, str.capitalize, str.upper) for question, answer in _PAIRS
+)
 SYSTEM = ("system", "system_prompt")
 ADDED = ("input", "context")  # what an instruction is about, below it
 _ROLES = {
@@ -54,14 +59,14 @@ def conversation_of(record: Mapping[str, Any], text_field: str) -> list[Message]
     """
     value = record.get(text_field)
     if isinstance(value, list):
-        return messages_of(value, text_field)
+        return _with_system(record, messages_of(value, text_field))
     if text_field in record:
         return None
     shape = shape_of(record)
     if shape is None:
         return None
     if len(shape) == 1:
-        return messages_of(record[shape[0]], shape[0])
+        return _with_system(record, messages_of(record[shape[0]], shape[0]))
     return _pair(record, *shape)
 
 
@@ -157,10 +162,17 @@ def _sayable(value: object) -> bool:
     return value is None or isinstance(value, str) or is_messages(value)
 
 
+def _with_system(record: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages after a system's words that stand in a field of their own, unless they begin with such."""
+    system = next((record[name] for name in SYSTEM if isinstance(record.get(name), str) and record[name]), None)
+    if not system or (messages and messages[0]["role"] == "system"):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 def _pair(record: Mapping[str, Any], question: str, answer: str) -> list[Message]:
     """A question and its answer, with a system's words before them and what an instruction is about below it."""
-    system = next((record[name] for name in SYSTEM if isinstance(record.get(name), str) and record[name]), None)
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = _with_system(record, [])
     asked, answered = record[question], record[answer]
     if isinstance(asked, list):
         messages += messages_of(asked, question)

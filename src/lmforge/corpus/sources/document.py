@@ -77,11 +77,12 @@ class Reading:
         if encoding.broken:
             self.notices["repaired: file with bytes that do not decode"] += 1
 
-    def damaged(self, reason: str, error: InputError) -> None:
-        """Refuse damaged input by raising `error`, or count it and return, as the source's `damaged` says."""
+    def damaged(self, reason: str, error: InputError, count: int = 1) -> None:
+        """Refuse damaged input by raising `error`, or count it and return, as the source's `damaged` says. `count`:
+        how many records are lost, where that is known."""
         if not self.source.skips_damage:
             raise error
-        self.notices[f"skipped: {reason}"] += 1
+        self.notices[f"skipped: {reason}"] += count
 
 
 def source_name(source: Source) -> str:

@@ -25,6 +25,7 @@ SAMPLE = 1 << 16  # bytes of lines beyond ASCII that detectors see
 FEW = 4  # bytes beyond ASCII below which nothing speaks against the encoding of most old files
 MOST_STRANGE = 0.2  # share of the characters beyond ASCII that may look out of place
 MOST_BROKEN = 0.001  # share of the characters beyond ASCII that may not decode in an encoding that fits otherwise
+LONGEST_UNMARKED = 200  # characters of running text among which a blank or a mark stands
 _MOST_CONTROLS = 0.02  # share of control bytes above which bytes that are not UTF-8 are data, not an old 8-bit text
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b")) + b"\x7f"
 _MARKS = (
@@ -226,7 +227,10 @@ def _wide(blocks: Blocks) -> Encoding | None:
         if len(text) < 2 or _ODD.search(text):
             continue
         likely = len(_LIKELY.findall(text)) + max(len(script.findall(text)) for script in _SCRIPTS)
-        share = (likely + len(_SPACE_OR_MARK.findall(text))) / len(text)  # these twice: they tell the byte order
+        marks = len(_SPACE_OR_MARK.findall(text))
+        share = (likely + marks) / len(text)  # these twice: they tell the byte order
+        if marks < len(text) // LONGEST_UNMARKED:  # the bytes of GBK are syllables of Korean here, but no marks
+            continue
         if likely > 0.9 * len(text) and (best is None or share > best[0]):
             best = share, name
     if best is None or _broken(blocks, best[1], 0) is None:
@@ -246,10 +250,13 @@ def _detected(blocks: Blocks) -> Encoding:
         raise Binary(f"not UTF-8, and {controls} of its {size} bytes are control characters")
     sample = _sampled(blocks, lambda line: not line.isascii() and not _is_utf8(line))
     unicode = _sampled(blocks, lambda line: not line.isascii() and _is_utf8(line))
-    if not sample or _mostly_utf8(sample) or _ends_early(sample):
+    if not sample or mostly_utf8(sample) or _ends_early(sample):
         return Encoding("utf-8", broken=1)
     mixed = len(_BEYOND_ASCII.findall(unicode.decode("utf-8", "ignore"))) >= 3
-    judged = sorted((round(strangeness(sample, name), 2), place, name) for place, name in enumerate(_proposed(sample)))
+    judged = sorted(
+        (-1.0 if name == "cp949" and _is_korean(sample) else round(strangeness(sample, name), 2), place, name)
+        for place, name in enumerate(_proposed(sample))
+    )
     for strange, _, name in judged:
         if strange > MOST_STRANGE:
             break
@@ -308,31 +315,37 @@ def strangeness(sample: bytes, name: str) -> float:
     return min(1.0, strange / beyond)
 
 
+def _is_korean(sample: bytes) -> bool:
+    """Whether nearly all is syllables of Korean when read so: in GBK each is a common character of Chinese."""
+    text = sample.decode("cp949", "replace")
+    return len(regex.findall(r"[\uac00-\ud7a3]", text)) > 0.9 * len(_BEYOND_ASCII.findall(text))
+
+
 def _is_common(character: str, name: str) -> bool:
     """Whether a Chinese character stands among the common ones of its encoding (the first level of the standard)."""
     code = character.encode({"cp932": "euc_jp", "big5hkscs": "cp950"}.get(name, name), "ignore")
     if len(code) != 2:
         return False
-    if name in ("cp950", "big5hkscs"):
-        return code[0] <= 0xC6
     if name in ("cp932", "euc_jp"):
         return 0xB0 <= code[0] <= 0xCF
+    if name in ("cp950", "big5hkscs"):
+        return code[0] <= 0xC6
     return name == "cp949" or (0xB0 <= code[0] <= 0xD7 and code[1] >= 0xA1)
 
 
 def _sampled(blocks: Blocks, wanted: Callable[[bytes], bool]) -> bytes:
     """Up to `SAMPLE` bytes of the lines that are wanted, a share of each block."""
-    pieces: list[bytes] = []
-    size = 0
-    for block in blocks():
-        taken = 0
-        for line in block.splitlines(keepends=True):
-            if wanted(line):
-                line = line[: SAMPLE // 4]
-                pieces.append(line)
-                size, taken = size + len(line), taken + len(line)
-                if taken > SAMPLE // 4:
-                    break
+    pieces, size, held = list[bytes](), 0, b""
+    for block in _with_end(blocks()):
+        lines, taken = (held + block).splitlines(keepends=True), 0
+        # a line that goes on in the next block is looked at with it
+        held = lines.pop() if block and lines and len(lines[-1]) < SAMPLE else b""
+        for line in filter(wanted, lines):
+            pieces.append(line[: SAMPLE // 4])
+            taken += len(pieces[-1])
+            if taken > SAMPLE // 4:
+                break
+        size += taken
         if size >= SAMPLE:
             break
     return b"".join(pieces)
@@ -346,7 +359,7 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _mostly_utf8(data: bytes) -> bool:
+def mostly_utf8(data: bytes) -> bool:
     """Whether far more of the characters beyond ASCII are UTF-8 than are not."""
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
@@ -382,6 +395,6 @@ def _line_by_line(blocks: Iterable[bytes], name: str) -> Iterator[list[str]]:
 
 
 def _line(line: bytes, name: str) -> str:
-    if _is_utf8(line) or _mostly_utf8(line):
+    if _is_utf8(line) or mostly_utf8(line):
         return line.decode("utf-8", "stray")
     return line.decode(name, "replace")

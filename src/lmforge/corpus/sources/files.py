@@ -31,7 +31,7 @@ class File(NamedTuple):
     mtime_ns: int
 
 
-class Part(NamedTuple):
+class SourcePart(NamedTuple):
     """A piece of a source that is read on its own. It depends on the source's files alone, never on who reads it."""
 
     name: str  # distinct within the source
@@ -83,10 +83,10 @@ def listing_hash(files: Iterable[File], more: str = "") -> str:
     return digest.hexdigest()
 
 
-def gathered(files: Sequence[File]) -> list[Part]:
+def gathered(files: Sequence[File]) -> list[SourcePart]:
     """Neighbouring files together, up to about `PART_BYTES`, a larger file alone."""
     wanted = max(PART_BYTES, sum(file.size for file in files) // MOST_PARTS)
-    parts: list[Part] = []
+    parts: list[SourcePart] = []
     held: list[File] = []
     size = 0
     for file in files:
@@ -98,16 +98,18 @@ def gathered(files: Sequence[File]) -> list[Part]:
     return [*parts, _whole(held, size)] if held else parts
 
 
-def cut(files: Sequence[File], ranges: Iterable[tuple[File, Sequence[tuple[int, int, int]]]]) -> list[Part]:
+def cut(files: Sequence[File], ranges: Iterable[tuple[File, Sequence[tuple[int, int, int]]]]) -> list[SourcePart]:
     """`gathered`, but the files named in `ranges` become one part for each of their (start, stop, bytes)."""
     pieces = dict(ranges)
-    parts: list[Part] = []
+    parts: list[SourcePart] = []
     held: list[File] = []
     for file in files:
         if file not in pieces:
             held.append(file)
             continue
-        parts += gathered(held) + [Part(f"{file.name}[{a}:{b}]", (file,), a, b, size) for a, b, size in pieces[file]]
+        parts += gathered(held) + [
+            SourcePart(f"{file.name}[{a}:{b}]", (file,), a, b, size) for a, b, size in pieces[file]
+        ]
         held = []
     return parts + gathered(held)
 
@@ -119,8 +121,8 @@ def byte_ranges(file: File) -> list[tuple[int, int, int]]:
     ]
 
 
-def _whole(files: Sequence[File], size: int) -> Part:
-    return Part(files[0].name, tuple(files), bytes=size)
+def _whole(files: Sequence[File], size: int) -> SourcePart:
+    return SourcePart(files[0].name, tuple(files), bytes=size)
 
 
 def _matches(path: Path) -> list[Path]:

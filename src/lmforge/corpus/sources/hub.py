@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import File, Part, walk
+from lmforge.corpus.sources.files import File, SourcePart, walk
 from lmforge.corpus.sources.records import BrokenRecord, document_of
 from lmforge.errors import InputError
 from lmforge.recipe import Source
@@ -22,13 +22,13 @@ def hub_files(source: Source, notices: Counter[str]) -> list[File]:
     return sorted(walk(source.path, source.path, ("",), Counter(), frozenset())) if source.path.is_dir() else []
 
 
-def hub_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def hub_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """The shards that the data set is stored in."""
     shards = _opened(source).num_shards
-    return [Part(f"{source.split}[{number}]", (), number, number + 1) for number in range(shards)]
+    return [SourcePart(f"{source.split}[{number}]", (), number, number + 1) for number in range(shards)]
 
 
-def read_hub(reading: Reading, part: Part) -> Iterator[Document]:
+def read_hub(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each row of one shard."""
     data = _opened(reading.source)
     rows = iter(data.shard(num_shards=data.num_shards, index=part.start))

@@ -249,12 +249,12 @@ class _Machine:
         return self.bounded(_BINARY[type(op)](left, right))
 
     def logical(self, every: bool, parts: list[ast.expr], names: dict[str, Any]) -> Any:
-        found: Any = every
+        result: Any = every
         for part in parts:
-            found = self.value(part, names)
-            if bool(found) != every:
+            result = self.value(part, names)
+            if bool(result) != every:
                 break
-        return found
+        return result
 
     def compared(self, left: Any, ops: list[ast.cmpop], others: list[ast.expr], names: dict[str, Any]) -> bool:
         for op, other in zip(ops, others, strict=True):
@@ -310,8 +310,8 @@ class _Machine:
         self.depth += 1
         try:
             self.block(function.body, dict(zip(parameters, arguments, strict=True)))
-        except _Return as found:
-            return found.result
+        except _Return as returned:
+            return returned.result
         finally:
             self.depth -= 1
         return None

@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 from lmforge.corpus.sources import code, hub, pairs, procedural, records, texts, web, wiki
 from lmforge.corpus.sources.document import Document, Encodings, Reading, source_name
-from lmforge.corpus.sources.files import File, Part, listing_hash
+from lmforge.corpus.sources.files import File, SourcePart, listing_hash
 from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.recipe import Source, SourceKind
 
 __all__ = [
     "Document",
     "Encodings",
-    "Part",
+    "SourcePart",
     "expected_bytes",
     "fingerprint",
     "iter_documents",
@@ -38,8 +38,8 @@ __all__ = [
 
 class _Kind(NamedTuple):
     files: Callable[[Source, Counter[str]], list[File]]
-    parts: Callable[[Source, Counter[str]], list[Part]]
-    read: Callable[[Reading, Part], Iterator[Document]]
+    parts: Callable[[Source, Counter[str]], list[SourcePart]]
+    read: Callable[[Reading, SourcePart], Iterator[Document]]
 
 
 _KINDS: dict[SourceKind, _Kind] = {
@@ -57,7 +57,7 @@ _KINDS: dict[SourceKind, _Kind] = {
 }
 
 
-def parts(source: Source, notices: Counter[str] | None = None) -> list[Part]:
+def parts(source: Source, notices: Counter[str] | None = None) -> list[SourcePart]:
     """The pieces of `source` that are read on their own, in order: some files, or a range of a large one.
 
     They depend on the files alone, never on the number of workers, and can be pickled. `notices` counts files passed
@@ -70,7 +70,7 @@ def parts(source: Source, notices: Counter[str] | None = None) -> list[Part]:
 
 
 def read_part(
-    source: Source, part: Part, notices: Counter[str] | None = None, encodings: Encodings | None = None
+    source: Source, part: SourcePart, notices: Counter[str] | None = None, encodings: Encodings | None = None
 ) -> Iterator[Document]:
     """The documents of one part, in order; `notices` counts what was repaired or skipped, by name, `encodings` the text
     files by their encoding.

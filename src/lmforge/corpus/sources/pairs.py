@@ -9,11 +9,11 @@ from typing import Any
 
 from lmforge.corpus.normalise import clean
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import Part
+from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.records import BrokenRecord, read_lines
 
 
-def read_parallel(reading: Reading, part: Part) -> Iterator[Document]:
+def read_parallel(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """Two documents for each line; a pair with an empty side is passed over and counted."""
     return read_lines(reading, part, lambda record, name: _pair(record, name, reading))
 
@@ -35,12 +35,12 @@ def _pair(record: dict[str, Any], name: str, reading: Reading) -> list[Document]
 def _side(record: dict[str, Any], language: str) -> str:
     text = record.get(language, "" if language in record else 0)
     if not isinstance(text, str | None):
-        found = (
+        cause = (
             f"field '{language}' is a {type(text).__name__}, not a string"
             if language in record
             else f"no field '{language}'"
         )
-        raise BrokenRecord(f"{found}; set the source's languages to the fields that hold the two sentences")
+        raise BrokenRecord(f"{cause}; set the source's languages to the fields that hold the two sentences")
     return one_line(text or "")
 
 

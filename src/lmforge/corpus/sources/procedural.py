@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import Part
+from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.interpreter import value
 from lmforge.corpus.sources.programs import WORDS, program
 from lmforge.corpus.sources.wordproblems import ALGEBRA, ARITHMETIC, Template, problem, templates
@@ -57,8 +57,8 @@ def check(asked: Problem, reply: str) -> bool:
     """Whether a reply answers: its last number where a number is asked for, else its last line, or all lines a program
     would print, blanks and a leading "The answer is" aside."""
     if re.fullmatch(r"-?\d+", asked.answer):
-        found = re.findall(r"-?\d+", reply.replace(",", ""))
-        return bool(found) and int(found[-1]) == int(asked.answer)
+        numbers = re.findall(r"-?\d+", reply.replace(",", ""))
+        return bool(numbers) and int(numbers[-1]) == int(asked.answer)
     lines = [" ".join(line.split()) for line in reply.strip().split("\n")]
     wanted = [" ".join(line.split()) for line in asked.answer.split("\n")]
     return lines[-len(wanted) :] == wanted or (
@@ -68,8 +68,8 @@ def check(asked: Problem, reply: str) -> bool:
 
 def proved(asked: Problem) -> str | None:
     """The answer as the proof gives it (a list as its items, blanks between them); None for a problem without one."""
-    found = value(asked.proof) if asked.proof else None
-    return None if found is None else _shown(found) if isinstance(found, list) else str(found)
+    answer = value(asked.proof) if asked.proof else None
+    return None if answer is None else _shown(answer) if isinstance(answer, list) else str(answer)
 
 
 def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems: int) -> tuple[str, dict[str, Any]]:
@@ -85,15 +85,16 @@ def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems
     return text, {"synthetic": "procedural", "task": task, "level": level, "loss_spans": spans}
 
 
-def procedural_parts(source: Source, _notices: Counter[str]) -> list[Part]:
+def procedural_parts(source: Source, _notices: Counter[str]) -> list[SourcePart]:
     """Ranges of documents, of about 4 MB each."""
     wanted = source.documents or DOCUMENTS
     return [
-        Part(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted)) for start in range(0, wanted, PART_DOCUMENTS)
+        SourcePart(f"{start}", (), start, min(start + PART_DOCUMENTS, wanted))
+        for start in range(0, wanted, PART_DOCUMENTS)
     ]
 
 
-def read_procedural(reading: Reading, part: Part) -> Iterator[Document]:
+def read_procedural(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """The documents of one range."""
     source = reading.source
     for index in range(part.start, part.stop or 0):

@@ -15,7 +15,7 @@ import orjson
 from lmforge.corpus.sources.conversation import LISTS, PAIRS, NotMessages, conversation_of, shape_of
 from lmforge.corpus.sources.decode import line_number, located_lines, unreadable
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of
+from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of
 from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.errors import InputError
 from lmforge.recipe import Source
@@ -85,7 +85,7 @@ def text_field_of(record: dict[str, Any]) -> str:
 
 def _is_name(value: Any) -> bool:
     """Whether an `id` can be a document's: a number, or a string that is not too long."""
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
 
 
 def _small(value: Any) -> Any:
@@ -113,28 +113,27 @@ def jsonl_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, JSONL, notices)
 
 
-def jsonl_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def jsonl_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; a large plain file in ranges of bytes."""
     files = jsonl_files(source, notices)
     large = [file for file in files if file.size > SPLIT_ABOVE and not file.name.lower().endswith(COMPRESSED)]
     return cut(files, [(file, byte_ranges(file)) for file in large])
 
 
-def read_jsonl(reading: Reading, part: Part) -> Iterator[Document]:
+def read_jsonl(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each line that starts in the part. Named after its line, or in a part of a file after its byte:
     FILE@BYTE."""
     return read_lines(reading, part, lambda record, name: [document_of(record, reading, name)])
 
 
 def read_lines(
-    reading: Reading, part: Part, make: Callable[[dict[str, Any], str], list[Document]]
+    reading: Reading, part: SourcePart, make: Callable[[dict[str, Any], str], list[Document]]
 ) -> Iterator[Document]:
     """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
         whole = part.stop is None
         for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged, _is_record):
-            if not offset:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(b"\xef\xbb\xbf")  # where a file begins, or one that was joined to it
             if not line.strip():
                 continue
             try:
@@ -183,7 +182,7 @@ def parquet_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, PARQUET, notices)
 
 
-def parquet_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def parquet_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; a large file in ranges of row groups."""
     files = parquet_files(source, notices)
     return cut(
@@ -211,7 +210,7 @@ def _row_group_ranges(file: File) -> list[tuple[int, int, int]]:
     return ranges
 
 
-def read_parquet(reading: Reading, part: Part) -> Iterator[Document]:
+def read_parquet(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each row, named after its number in the file. A row group that is damaged is passed over and
     counted; the next one is read."""
     import pyarrow
@@ -232,7 +231,8 @@ def read_parquet(reading: Reading, part: Part) -> Iterator[Document]:
                     except (pyarrow.ArrowException, OSError) as error:
                         cause = _cause_of_damage(error, file.path)
                     if cause:
-                        reading.damaged("damaged part of a Parquet file", _not_parquet(file.path, row[0], cause))
+                        refusal = _not_parquet(file.path, row[0], cause)
+                        reading.damaged("row in a damaged part of a Parquet file", refusal, end - row[0])
                     row[0] = end
         except (pyarrow.ArrowException, OSError) as error:
             cause = _cause_of_damage(error, file.path)

@@ -12,7 +12,7 @@ from typing import Any
 from lmforge.corpus.sources.decode import encoding_of, text_of, unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.encodings import Binary, NotText, UnknownEncoding
-from lmforge.corpus.sources.files import File, Part, files_of, gathered, walk
+from lmforge.corpus.sources.files import File, SourcePart, files_of, gathered, walk
 from lmforge.corpus.sources.unfold import COMPRESSED
 from lmforge.errors import InputError
 from lmforge.recipe import Source
@@ -116,12 +116,12 @@ def folder_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, (*(PROSE | MARKUP | CODE), *PACKED), notices)
 
 
-def folder_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def folder_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered."""
     return gathered(folder_files(source, notices))
 
 
-def read_folder(reading: Reading, part: Part) -> Iterator[Document]:
+def read_folder(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each file, or several of a long prose file."""
     for file in part.files:
         try:
@@ -182,12 +182,12 @@ def library_files(source: Source, notices: Counter[str]) -> list[File]:
     return sorted(file for file in files if file.name != "pydoc_data/topics.py")
 
 
-def library_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def library_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered, and at last the help topics."""
-    return [*gathered(library_files(source, notices)), Part(TOPICS, ())]
+    return [*gathered(library_files(source, notices)), SourcePart(TOPICS, ())]
 
 
-def read_library(reading: Reading, part: Part) -> Iterator[Document]:
+def read_library(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each file or topic. Unreadable files are counted: the library carries test data that is wrong on
     purpose."""
     if part.name == TOPICS:

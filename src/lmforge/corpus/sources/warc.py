@@ -1,32 +1,24 @@
 """WARC archives → records, each on its own: what cannot be read of one record ends no archive.
 
-    blocks and breaks ─▶ records (head, block) │ Damage ─▶ HTTP head, body ─▶ body without chunks and compression
+    blocks and breaks ─▶ records (head, block) │ Damage
 
-ISO 28500 (WARC 1.0, 1.1); RFC 9112, section 7.1 (chunks); RFC 9110, section 8.4 (content codings). A record is found
-by its length, and what follows it must be another record or the end: if not, its head lies, and reading goes on with
-the next line that a record begins with. A gzip member that begins with a record ends the one before it. Headers that
-claim chunks or a compression which the body does not have are passed over: crawlers store bodies already decoded.
+ISO 28500 (WARC 1.0, 1.1). A record is found by its length, and what follows it must be another record or the end: if
+not, its head lies, and reading goes on with the next line that a record begins with. A gzip member that begins with a
+record ends the one before it.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import brotli
-import zstandard
-
+from lmforge.corpus.sources.response import HEAD_END, LONGEST_HEAD, head_fields
 from lmforge.corpus.sources.unfold import Break
 
 MOST_HELD = 16 << 20  # bytes of a record's block that are held; of a longer one the beginning is given out
-LONGEST_HEAD = 64 << 10
 _START = re.compile(rb"(?:\A|\n)(?=WARC/[01]\.\d+\r?\n)")
 _INSIDE = re.compile(rb"\r?\n\r?\n(?=WARC/[01]\.\d+\r?\n(?:WARC-|Content-))", re.IGNORECASE)
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
-_CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
-_PLAIN = (b"", b"identity", b"none", b"utf-8", b"utf8", b"binary", b"7bit", b"8bit")
 _SPACE = b"\r\n"
 
 
@@ -36,7 +28,7 @@ class Damage(NamedTuple):
     cause: str
 
 
-class Record(NamedTuple):
+class WarcRecord(NamedTuple):
     """A record: its head's fields by lower-case name, its block (cut at `MOST_HELD`) and the block's whole length."""
 
     fields: dict[str, str]
@@ -49,26 +41,10 @@ class Record(NamedTuple):
         return self.fields.get("warc-type", "").lower()
 
 
-class Response(NamedTuple):
-    """An HTTP response: status, fields by lower-case name, body as it was sent."""
-
-    status: int
-    fields: dict[str, str]
-    body: bytes
-
-
-class Undecodable(Exception):
-    """A body that cannot be decoded; the message says why."""
-
-
-class TooLong(Exception):
-    """A body that unfolds beyond the bound."""
-
-
 # Records
 
 
-def records_of(stream: Iterable[bytes | Break]) -> Iterator[Record | Damage]:
+def records_of(stream: Iterable[bytes | Break]) -> Iterator[WarcRecord | Damage]:
     """Every record of an archive, and a `Damage` for each that cannot be read, in order."""
     return iter(_Archive(stream).records())
 
@@ -112,7 +88,7 @@ class _Archive:
             self.starts = [start - self.place for start in self.starts if start >= self.place]
             self.place = 0
 
-    def records(self) -> Iterator[Record | Damage]:
+    def records(self) -> Iterator[WarcRecord | Damage]:
         lost = False  # whether the place where the next record begins is to be looked for
         while True:
             self.forget()
@@ -156,7 +132,7 @@ class _Archive:
         while self.has(1) and self.held[self.place] in _SPACE:
             self.place += 1
 
-    def record(self) -> Record | Damage:
+    def record(self) -> WarcRecord | Damage:
         """The record at `place`, which is left behind it; or within it, where it cannot be read."""
         begin = self.place
         head_end = self.head_end()
@@ -165,7 +141,7 @@ class _Archive:
             if not self.has(LONGEST_HEAD):
                 self.place = len(self.held) if not _INSIDE.search(self.held, begin) else begin + 1
             return Damage("a record's head without an end, or no record at all")
-        fields = _fields(bytes(self.held[begin:head_end]).split(b"\n")[1:])
+        fields = head_fields(bytes(self.held[begin:head_end]).split(b"\n")[1:])
         text = fields.get("content-length", "")
         if self.held[begin : begin + 5] != b"WARC/" or not text.isdecimal() or len(text) > 15:
             return Damage("a record's head that is none")
@@ -182,12 +158,12 @@ class _Archive:
         if swallowed is not None or (follows and not b"WARC/".startswith(follows[:5])):
             self.place = head_end if swallowed is None else swallowed
             return Damage("a record that is not as long as it says")
-        return Record(fields, bytes(self.held[head_end:end]), length)
+        return WarcRecord(fields, bytes(self.held[head_end:end]), length)
 
     def head_end(self) -> int | None:
         begin = self.place
         while True:
-            match = _HEAD_END.search(self.held, begin, begin + LONGEST_HEAD)
+            match = HEAD_END.search(self.held, begin, begin + LONGEST_HEAD)
             if match:
                 return match.end()
             if len(self.held) - begin >= LONGEST_HEAD or not self.more():
@@ -211,15 +187,15 @@ class _Archive:
         matches = list(_INSIDE.finditer(self.held, begin, end))
         if not matches:
             return None
-        head = _HEAD_END.search(self.held, matches[-1].end(), end)
+        head = HEAD_END.search(self.held, matches[-1].end(), end)
         if not head:
             return None
-        fields = _fields(bytes(self.held[matches[-1].end() : head.start()]).split(b"\n")[1:])
+        fields = head_fields(bytes(self.held[matches[-1].end() : head.start()]).split(b"\n")[1:])
         text = fields.get("content-length", "")
         fits = text.isdecimal() and len(text) < 16 and 0 <= end - head.end() - int(text) <= 4
         return matches[0].end() - 1 if fits else None
 
-    def long_record(self, fields: dict[str, str], length: int) -> Record | Damage:
+    def long_record(self, fields: dict[str, str], length: int) -> WarcRecord | Damage:
         """A record of which only the beginning is held."""
         self.has(MOST_HELD)
         match = _INSIDE.search(self.held, self.place, self.place + length)
@@ -235,166 +211,6 @@ class _Archive:
                 if match is None and left > 0 and not self.more():
                     return Damage("a record that ends before its length")
             if match is None:
-                return Record(fields, block, length)
+                return WarcRecord(fields, block, length)
         self.place = match.end() - 1 if match else len(self.held)
         return Damage("a record that is not as long as it says")
-
-
-def _fields(lines: list[bytes]) -> dict[str, str]:
-    """Header fields by lower-case name; a line that begins with a blank goes on the one before; of equal names the
-    first stands."""
-    fields: dict[str, str] = {}
-    last = ""
-    for line in lines:
-        text = line.decode("utf-8", "replace").rstrip()
-        if text[:1] in (" ", "\t") and last:
-            fields[last] += " " + text.strip()
-            continue
-        name, colon, value = text.partition(":")
-        if colon and name.strip():
-            last = name.strip().lower()
-            if last in fields:
-                last = ""
-            else:
-                fields[last] = value.strip()
-    return fields
-
-
-# HTTP
-
-
-def response_of(block: bytes) -> Response | None:
-    """The HTTP response in a record's block; None where it is none."""
-    match = _HEAD_END.search(block, 0, LONGEST_HEAD)
-    head, body = (block[: match.start()], block[match.end() :]) if match else (block, b"")
-    first, *lines = head.split(b"\n")
-    status = first.split(None, 2)
-    if len(status) < 2 or not status[0].startswith((b"HTTP/", b"ICY")) or not status[1][:3].isdigit():
-        return None
-    return Response(int(status[1][:3]), _fields(lines), body)
-
-
-def media_type(content_type: str) -> tuple[str, str | None]:
-    """(media type in lower case, character set) of a Content-Type."""
-    kind, _, parameters = content_type.partition(";")
-    match = re.search(r"""charset\s*=\s*["']?([^\s;"']+)""", parameters, re.IGNORECASE)
-    return kind.strip().lower(), match[1] if match else None
-
-
-def body_of(response: Response, most: int) -> bytes:
-    """The body without chunks and content codings, of at most `most` bytes.
-
-    Raises:
-        Undecodable: it is truncated or damaged.
-        TooLong: there is more.
-    """
-    body = response.body
-    transfer = response.fields.get("transfer-encoding", "").lower()
-    if "chunked" in transfer:
-        body = _joined(body)
-    codings = f"{response.fields.get('content-encoding', '')},{transfer.replace('chunked', '')}"
-    for coding in reversed([coding.strip().lower().encode() for coding in codings.split(",")]):
-        body = _decoded(body, coding, most)
-    if body.startswith(b"\x1f\x8b\x08"):  # compressed, though nothing says so, or twice
-        body = _decoded(body, b"gzip", most)
-    if len(body) > most:
-        raise TooLong
-    return body
-
-
-def _joined(body: bytes) -> bytes:
-    """Chunks joined; a body that is not in chunks as it is."""
-    pieces, place = list[bytes](), 0
-    while place < len(body):
-        match = _CHUNK.match(body, place)
-        end = match.end() + int(match[1], 16) if match else 0
-        if (
-            not match
-            or (end > len(body) and place)
-            or (not place and body[end : end + 2] not in (b"\r\n", b"", b"\n\n"))
-        ):
-            if not place and not (match and end > len(body) and int(match[1], 16) > 0xFF):
-                return body  # joined already
-            raise Undecodable("damaged or truncated chunks")
-        if end == match.end():
-            return b"".join(pieces)  # what follows is trailers
-        if end > len(body):
-            raise Undecodable("damaged or truncated chunks")
-        pieces.append(body[match.end() : end])
-        place = end + (2 if body[end : end + 2] == b"\r\n" else 1 if body[end : end + 1] == b"\n" else 0)
-    if pieces:
-        raise Undecodable("chunks without an end")
-    return body
-
-
-def _decoded(body: bytes, coding: bytes, most: int) -> bytes:
-    """The body before this coding; as it is where it does not have it."""
-    if coding in _PLAIN or not body:
-        return body
-    try:
-        if coding in (b"gzip", b"x-gzip"):
-            return _inflated(body, 31, most) if body.startswith(b"\x1f\x8b") else _as_it_is(body, coding)
-        if coding == b"deflate":  # with zlib's head, as the standard says, or without, as some servers send it
-            zlib_head = body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-            return _inflated(body, 15 if zlib_head else -15, most)
-        if coding == b"br":
-            return _brotli(body, most)
-        if coding == b"zstd":
-            marked = body.startswith(zstandard.MAGIC_NUMBER.to_bytes(4, "little"))
-            return _zstd(body, most) if marked else _as_it_is(body, coding)
-    except (zlib.error, brotli.error, zstandard.ZstdError):
-        return _as_it_is(body, coding)
-    return _as_it_is(body, coding)
-
-
-def _as_it_is(body: bytes, coding: bytes) -> bytes:
-    """A body that was stored decoded; it must look like text."""
-    head = body[:1024]
-    controls = len(head) - len(head.translate(None, bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))))
-    text = head.decode("utf-8", "replace")
-    if controls or (text.count("\ufffd") > 0.1 * len(text) and b"<" not in head):
-        raise Undecodable(f"damaged {coding.decode('ascii', 'replace')[:20]} data")
-    return body
-
-
-def _inflated(body: bytes, window: int, most: int) -> bytes:
-    pieces, size = list[bytes](), 0
-    while body:
-        reader = zlib.decompressobj(window)
-        pieces.append(reader.decompress(body, most + 1 - size))
-        size += len(pieces[-1])
-        if size > most:
-            raise TooLong
-        if not reader.eof:
-            raise Undecodable("truncated compressed body")
-        body = reader.unused_data if window == 31 and reader.unused_data.startswith(b"\x1f\x8b") else b""
-    return b"".join(pieces)
-
-
-def _brotli(body: bytes, most: int) -> bytes:
-    reader: Any = brotli.Decompressor()
-    text = reader.process(body, output_buffer_limit=most + 1)
-    while not reader.is_finished() and len(text) <= most and not reader.can_accept_more_data():
-        text += reader.process(b"", output_buffer_limit=most + 1 - len(text))
-    if len(text) > most:
-        raise TooLong
-    if not reader.is_finished():
-        raise Undecodable("truncated compressed body")
-    return bytes(text)
-
-
-def _zstd(body: bytes, most: int) -> bytes:
-    pieces, size = list[bytes](), 0
-    while body:
-        reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-        for start in range(0, len(body), 1 << 12):  # a block may unfold to 128 KiB for few bytes
-            pieces.append(reader.decompress(body[start : start + (1 << 12)]))
-            size += len(pieces[-1])
-            if size > most:
-                raise TooLong
-            if reader.eof:
-                body = reader.unused_data + body[start + (1 << 12) :]
-                break
-        else:
-            raise Undecodable("truncated compressed body")
-    return b"".join(pieces)

@@ -16,20 +16,11 @@ from typing import Any
 
 from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import SPLIT_ABOVE, File, Part, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.encodings import mostly_utf8
+from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.response import Response, TooLong, Undecodable, body_of, media_type, response_of
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
-from lmforge.corpus.sources.warc import (
-    MOST_HELD,
-    Damage,
-    Record,
-    Response,
-    TooLong,
-    Undecodable,
-    body_of,
-    media_type,
-    records_of,
-    response_of,
-)
+from lmforge.corpus.sources.warc import MOST_HELD, Damage, WarcRecord, records_of
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
@@ -39,7 +30,8 @@ LARGEST_PAGE = 4 << 20  # bytes; Common Crawl cuts pages at 5 MiB, nearly all ar
 DEEPEST = 256  # elements inside one another; browsers allow 512, written pages stay below 30
 MOST_ATTRIBUTES = 1000  # of one tag; the parser compares each with those before it
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
-# What is not the page's own text, by a part of the class name; found to matter on labelled pages (docs/log.md).
+# What is not the page's own text, by a part of the class name; found to matter on labelled pages
+# (docs/internals/log.md).
 _ASIDE = (
     "comment",
     "gallery",
@@ -68,6 +60,8 @@ _BESIDE = frozenset(("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", 
 _TOO_LITTLE = 250  # characters of main content below which a class name may have stood for the whole page
 # an element inside so many others; finding none takes a twentieth of the parsing
 _TOO_DEEP = " > ".join("*" * (DEEPEST + 1))
+_END = 1000  # characters within which the end of a page is looked for
+_ENCLOSED = (("<!--", ("-->", "</html", "</body")), ("<script", ("</script",)), ("<style", ("</style",)))
 _LONG_TAG = re.compile(r"""<[a-zA-Z](?=[^>]{4000})(?:[^>"']++|"[^"]*+"|'[^']*+')*+""")
 
 MOST_STORED = MOST_HELD  # bytes of a record, compressed or not
@@ -147,10 +141,25 @@ def decoded(data: bytes, charset: str | None = None) -> str:
 
     try:
         return data.decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if mostly_utf8(data[: error.start] if error.reason == "unexpected end of data" else data):
+            return data.decode("utf-8", "replace")  # a stray byte, or a last character that is cut
         named = map_encoding_to_html5(charset, False) if charset else None
         encoding = named or detect_encoding(data, from_html_meta=True)
         return str(bytes_to_str(data, encoding or "windows-1252", errors="replace"))
+
+
+def is_cut(html: str) -> bool:
+    """Whether a page surely ends before its end: within a tag, a comment, a script or a style sheet.
+
+    A page without </body> and </html> may be whole, for HTML lets them be left out: its text is kept."""
+    if "</html" in html[-_END:].lower():
+        return False
+    tag = html.rfind("<")
+    if tag > html.rfind(">") and (html[tag + 1 : tag + 2].isalpha() or html[tag + 1 : tag + 2] in ("/", "!")):
+        return True
+    low = html.lower()
+    return any(low.rfind(begin) > max(map(low.rfind, ends)) for begin, ends in _ENCLOSED)
 
 
 # A folder of pages
@@ -161,12 +170,12 @@ def html_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, HTML, notices)
 
 
-def html_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def html_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered."""
     return gathered(html_files(source, notices))
 
 
-def read_html(reading: Reading, part: Part) -> Iterator[Document]:
+def read_html(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each page that has main content."""
     for file in part.files:
         try:
@@ -181,7 +190,10 @@ def _page(
     reading: Reading, data: bytes, charset: str | None, name: str, meta: dict[str, Any], where: str
 ) -> Iterator[Document]:
     try:
-        text, title = page_text(decoded(data, charset))
+        html = decoded(data, charset)
+        if len(html) <= LARGEST_PAGE and is_cut(html):
+            raise Unfit("page that ends within a tag")
+        text, title = page_text(html)
     except Unfit as error:
         reading.damaged(
             str(error), InputError(f'{where}: {error}; leave it out, or set the source\'s damaged to "skip"')
@@ -201,7 +213,7 @@ def warc_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, WARC, notices)
 
 
-def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def warc_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; crawls come in files of about 1 GB of gzip members, one a record, which are read in ranges."""
     files = warc_files(source, notices)
     return cut(
@@ -210,7 +222,7 @@ def warc_parts(source: Source, notices: Counter[str]) -> list[Part]:
     )
 
 
-def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
+def read_warc(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each HTML or plain-text page fetched with status 200 or stored as a resource (WARC), or each
     extracted text (WET)."""
     for file in part.files:
@@ -234,7 +246,7 @@ def read_warc(reading: Reading, part: Part) -> Iterator[Document]:
             raise unreadable(file.path, error) from error
 
 
-def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator[Document]:
+def _stored(reading: Reading, record: WarcRecord, name: str, where: str) -> Iterator[Document]:
     """The document in a record, if there is one."""
     meta = {key: value for key, header in (("url", "warc-target-uri"), ("date", "warc-date"))
             if (value := record.fields.get(header, "").strip("<>"))}  # fmt: skip
@@ -250,6 +262,8 @@ def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator
     response: Response | None = Response(200, {"content-type": content_type}, record.block)
     if record.kind == "response" or media_type(content_type)[0] == "application/http":
         response = response_of(record.block)
+        if response is None and _is_page(record.block):  # HTTP/0.9: no head
+            response = Response(200, {}, record.block)
     kind, charset = media_type(response.fields.get("content-type", "")) if response else ("", None)
     if reason := _passed_over(response, kind):
         reading.notices[f"ignored: {reason}"] += 1
@@ -280,7 +294,7 @@ def _stored(reading: Reading, record: Record, name: str, where: str) -> Iterator
 def _passed_over(response: Response | None, kind: str) -> str | None:
     if response is None:
         return "response without HTTP headers"
-    if response.status != 200:
+    if response.status not in (200, 203):  # 203: a proxy changed something on the way
         return "page whose status is not 200"
     return None if kind in (*PAGE_TYPES, "text/plain", "") else "response that is no page"
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from lmforge.corpus.sources.decode import LONGEST_LINE, unreadable
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.files import File, Part, files_of, gathered
+from lmforge.corpus.sources.files import File, SourcePart, files_of, gathered
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks
 from lmforge.corpus.sources.wikitext import namespaces_of, plain_text
 from lmforge.errors import InputError
@@ -44,12 +44,12 @@ def mediawiki_files(source: Source, notices: Counter[str]) -> list[File]:
     return files_of(source, DUMPS, notices)
 
 
-def mediawiki_parts(source: Source, notices: Counter[str]) -> list[Part]:
+def mediawiki_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; large wikis are published in many."""
     return gathered(mediawiki_files(source, notices))
 
 
-def read_mediawiki(reading: Reading, part: Part) -> Iterator[Document]:
+def read_mediawiki(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each article, named after its page number; redirects, disambiguations and other namespaces are
     counted."""
     for file in part.files:

@@ -55,7 +55,7 @@ _FIRST = _names(
     "не переведено|не переведено 3|не переведено 5|le|lien interwiki|internal link helper|nihongo|nihongo2|"
     "nihongo foot|nihongo krt|nihongo title|nowrap|nobr|nobreak|no break|avoid wrap|small|smaller|petit|big|"
     "larger|large|em|strong|bold|b|italic|i|abbr|abbreviation|tooltip|hover title|abbrlink|sup|sub|exp|smallcaps|"
-    "small caps|sc|sc2|strike|s|u|underline|highlight|code|codett|tt|mono|kbd|key|var|samp|math|mvar|"
+    "overline|small caps|sc|sc2|strike|s|u|underline|highlight|code|codett|tt|mono|kbd|key|var|samp|math|mvar|"
     "visible anchor|vanchor|nobold|noitalic|normal|center|centre|sic|not a typo|proper name|typo|as written|nts|"
     "number table sorting|num|число|nombre brut|chem2|chem name|flag|flagcountry|flagu|flagdeco|flag country|"
     "inrconvert|読み仮名|ルビ|ruby|ruby-ja|rubi|visible|linktext|poem|quote without source|angle bracket|angbr|"
@@ -78,7 +78,7 @@ _QUOTES = _names(
 _JOINED = _table(
     "chem→¦gaps→¦linktext→¦not a typo→¦proper name→¦sortname→ ¦key press→+¦hlist→, ¦flatlist→, ¦cslist→, ¦"
     "comma separated entries→, ¦ubl→, ¦unbulleted list→, ¦plainlist→, ¦plain list→, ¦date de naissance→ ¦"
-    "date de décès→ ¦date→ ¦date-→ ¦unité→ ¦unidad→ ¦nombre→ ¦nb→ ¦ship→ ¦навес→ ¦ordered→, "
+    "date de décès→ ¦date→ ¦date-→ ¦unité→ ¦unidad→ ¦nombre→ ¦nb→ ¦навес→ ¦ordered→, "
 )
 _LISTED = {"bulleted list": "*", "ordered list": "#", "blist": "*", "olist": "#"}
 _BEFORE = _table(
@@ -95,9 +95,10 @@ _AROUND = _table(
 def shown(content: str) -> str:
     """What a reader sees of a template's call, {{ and }} left out: words of the sentence, or nothing."""
     call = _called(content)
-    if ":" in call.name and not call.name.startswith("template:"):
+    prefix, colon, rest = call.name.partition(":")
+    if colon and prefix.strip().lower() != "template":
         return _function(call)
-    name = call.name.removeprefix("template:").strip()
+    name = rest.strip().lower() if colon else call.name
     if handler := _HANDLERS.get(name):
         return handler(call)
     if name in _QUOTES:
@@ -115,8 +116,8 @@ def shown(content: str) -> str:
             return call.first_of("lt", "label", "texte", "text", "display") or call.at(0)
         if name in _LAST or name.startswith(("lang-", "langue-", "script/")):
             return call.first_of("text") or next(filter(None, reversed(call.places)), "")
-    elif name in _FIRST or name in _LAST:
-        return call.first_of("text", "lt", "content")
+    elif (name in _FIRST or name in _LAST) and (words := call.first_of("text", "lt", "content", "fr", "texte")):
+        return words
     return _SIGNS.get(name, "") if not call.places else ""
 
 
@@ -234,6 +235,10 @@ def _century(call: _Call) -> str:
     return f"{_ordinal(call)} century" if call.at(0).isdecimal() else f"{call.at(0)}e siècle"
 
 
+def _ship(call: _Call) -> str:
+    return " ".join(filter(None, call.places[:2]))
+
+
 def _class(call: _Call) -> str:
     return f"{call.at(0)}-class {call.at(1)}".strip()
 
@@ -276,6 +281,7 @@ _HANDLERS: dict[str, Callable[[_Call], str]] = {
         ("reign|r.", _reign),
         ("ordinal|ord", _ordinal),
         ("century|s|s-|siècle", _century),
+        ("ship", _ship),
         ("sclass|sclass2", _class),
         ("currency", _currency),
         ("zh", _chinese),

@@ -4,7 +4,7 @@
              ─▶ lines
 
 Every step passes once over the text, so that no page, however malformed, takes longer than its length warrants.
-(mwparserfromhell parses the same structure at a hundredth of the speed and has no words for any template.)
+docs/internals/decisions.md says why the structure is not parsed with mwparserfromhell, with the figures.
 """
 
 from __future__ import annotations
@@ -216,6 +216,8 @@ def _lines(text: str) -> Iterator[str]:
     heading, blank = "", True
     for line in text.split("\n"):
         line = line.strip()
+        if line.startswith("----") and not line.strip("-"):  # a rule across the page
+            line = ""
         if len(line) > 2 and line[0] == line[-1] == "=":
             heading = line.strip("= \t")
         elif line := _LIST.sub("- " if line.startswith("*") else "", line):

@@ -71,10 +71,10 @@ class Lexicon:
 
     def like(self, word: str, rng: np.random.Generator) -> str | None:
         """A similar word in the same capitals, or None where none is known."""
-        found = self.similar.get(word.lower())
-        if not found:
+        others = self.similar.get(word.lower())
+        if not others:
             return None
-        other = found[int(rng.integers(len(found)))]
+        other = others[int(rng.integers(len(others)))]
         return (
             other.upper()
             if word.isupper() and len(word) > 1
@@ -113,11 +113,11 @@ def _mutual(similarity: sparse.csr_matrix, names: list[str], may: np.ndarray) ->
         good = (others != word) & (values >= LEAST) & may[others] if may[word] else np.zeros(len(others), dtype=bool)
         pairs = sorted(zip(-values[good], others[good], strict=True))[:NEAREST]
         nearest.append({int(other): -float(value) for value, other in pairs})
-    found = {
+    mutual = {
         names[word]: tuple(names[other] for other in near if word in nearest[other])
         for word, near in enumerate(nearest)
     }
-    return {word: others for word, others in found.items() if others}
+    return {word: others for word, others in mutual.items() if others}
 
 
 def augment(text: str, rates: Rates, lexicon: Lexicon, rng: np.random.Generator) -> str:

@@ -77,11 +77,11 @@ def gaps(length: int, share: float, mean: float, rng: np.random.Generator) -> li
     taken = min(max(round(length * share), 1), length - 1)
     runs = min(max(round(taken / mean), 1), taken, length - taken)
     kept_parts, taken_parts = _partition(length - taken, runs, rng), _partition(taken, runs, rng)
-    found, at = [], 0
+    spans, at = [], 0
     for kept, run in zip(kept_parts, taken_parts, strict=True):
-        found.append((at + kept, at + kept + run))
+        spans.append((at + kept, at + kept + run))
         at += kept + run
-    return found
+    return spans
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> list[int]:

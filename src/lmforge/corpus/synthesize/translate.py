@@ -34,11 +34,11 @@ def back_translate(texts: Sequence[str], translate: Translate, language: str, th
 
 def sentences(text: str) -> list[tuple[str, str]]:
     """(sentence, the blanks after it) pairs; joined, they are the text from its first visible character on."""
-    found = []
+    pairs = []
     for match in _SENTENCE.finditer(text.lstrip()):
         sentence = match.group().rstrip()
-        found.append((sentence, match.group()[len(sentence) :]))
-    return found
+        pairs.append((sentence, match.group()[len(sentence) :]))
+    return pairs
 
 
 class Likeness:

@@ -61,7 +61,7 @@ def passage() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PasskeyRow:
     """tokens: filler, key, filler, question, and the answer without its last token; answer: what is wanted after the
     question."""
 
@@ -92,7 +92,7 @@ class Passkeys:
             length -= len(backwards[-1])
         return backwards[::-1]
 
-    def row(self, rng: random.Random, length: int, depth: float) -> Row | None:
+    def row(self, rng: random.Random, length: int, depth: float) -> PasskeyRow | None:
         """A row of `length` tokens whose key stands at `depth`, between two sentences; None where there is no room for
         key and question."""
         question, answer = self.questions[rng.choice(NAMES)], self.answer([rng.randrange(10) for _ in range(DIGITS)])
@@ -103,7 +103,7 @@ class Passkeys:
         filler = self.filler(rng, room)
         ends = [0, *itertools.accumulate(map(len, filler))]
         at = min(range(len(ends)), key=lambda place: abs(ends[place] - depth * room))
-        return Row(
+        return PasskeyRow(
             [*itertools.chain(*filler[:at]), *fact, *itertools.chain(*filler[at:]), *question, *answer[:-1]], answer
         )
 
@@ -114,7 +114,7 @@ def lengths_up_to(context: int) -> list[int]:
 
 
 @torch.inference_mode()
-def keys_found(model: GPT, rows: Sequence[Row]) -> list[bool]:
+def keys_found(model: GPT, rows: Sequence[PasskeyRow]) -> list[bool]:
     """Of rows of one length: whose answer's tokens are all the likeliest."""
     assert model.head is not None
     hidden = model.hidden(torch.tensor([row.tokens for row in rows], device=device_of(model)))

@@ -24,7 +24,7 @@ class SpeedSettings(TaskSettings):
     """Settings of `generation_speed`, which knows no items and so no limit."""
 
     new_tokens: Positive = NEW_TOKENS  # written each time
-    repetitions: Positive = REPETITIONS
+    repetitions: Positive = REPETITIONS  # of which the median counts
 
 
 @register

@@ -6,7 +6,7 @@ never leaves the cache.
 
 Matrix products are the library's own (its BLAS, called by address); between them rows are worked on where they lie.
 Called from PyTorch operation by operation, the same blocks spend a third of their time on calls and on scores that went
-out to memory (docs/log.md).
+out to memory (docs/internals/log.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ they see.
     q block (N,t,E) · keys so far (N,s,E)ᵀ ─▶ scores (N,t,s) ─mask, softmax─▶ shares ─· values─▶ y
 
 The library's kernel goes through bfloat16 on a CPU in small tiles; its backward pass took half of a training step
-(docs/log.md). Here a block of queries is one batched product, which the matrix units of the processor (AMX) do in one
+(docs/internals/log.md). Here a block of queries is one batched product, which the matrix units of the processor (AMX)
+do in one
 go. Shares are kept for the backward
 pass: memory O(B·H·T²/2), so rows of more than `LONGEST` tokens go the other way.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LONGEST = 512  # tokens of a row up to which this is faster than the library (docs/log.md)
+LONGEST = 512  # tokens of a row up to which this is faster than the library (docs/internals/log.md)
 _QUERIES = 128  # of a block: larger ones waste products with keys that are not seen
 _CACHED = 1 << 21  # bytes of scores worked on at a time
 
