@@ -70,9 +70,9 @@ def new(
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe sized to these texts and to this machine, or by a dial, or one that goes on from a model."""
+    from lmforge.plan.continued import continued_for
     from lmforge.plan.dial import dialled_text
     from lmforge.plan.hardware import detect
-    from lmforge.plan.continued import continued_for
     from lmforge.plan.propose import recipe_for
 
     if recipe.exists():

@@ -163,8 +163,8 @@ class Prune(Method[PruneStep]):
         names = [name for name in layer_names(result) if name not in kept]
         share = 0.5 if settings.share is None else settings.share
         gone = cubic(share, number, settings.rounds)
-        needed = (settings.importance or "magnitude") != "magnitude"
-        scores = measured(result, context.calibration) if needed else None
+        kind = settings.importance or "magnitude"
+        scores = None if kind == "magnitude" else measured(result, context.calibration, squares=kind == "taylor")
         sparsify_weights(result, names, settings, gone, scores)
         return {"share": 0.5 if settings.kind == "2:4" else gone}
 

@@ -140,7 +140,7 @@ class CompressStep(Section):
 class QuantizeStep(CompressStep):
     """8-bit weights and activations, or weights alone in groups of few bits."""
 
-    method: Literal["quantize"] = "quantize"
+    method: Literal["quantize"] = "quantize"  # integers of few bits
     # w8a8: 8-bit integers multiplied as such; weights: stored in groups, multiplied in floating point
     kind: Literal["w8a8", "weights"] = "w8a8"
     # the rest is of kind = "weights"
