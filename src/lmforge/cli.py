@@ -4,6 +4,7 @@ Every command prints for people, or one JSON object on stdout with --json; progr
 Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine, 130 stopped by Ctrl-C.
 """
 
+# long: one function a command, a few lines each; the list of commands is read in one place
 from __future__ import annotations
 
 import json
@@ -64,16 +65,22 @@ def new(
     texts: Annotated[Path, typer.Argument(help="a folder of texts, a .jsonl or a .parquet file")],
     recipe: Annotated[Path, typer.Argument(help="the recipe to write")] = Path("recipe.toml"),
     dial: Dial = None,
+    base: Annotated[
+        str | None, typer.Option(help="a model to go on from: a run, a model, a GGUF file, PACKAGE:FILE")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a recipe sized to these texts and to this machine, or by a dial."""
+    """Write a recipe sized to these texts and to this machine, or by a dial, or one that goes on from a model."""
+    from lmforge.plan.continued import continued_for
     from lmforge.plan.dial import dialled_text
     from lmforge.plan.hardware import detect
     from lmforge.plan.propose import recipe_for
 
     if recipe.exists():
         raise InputError(f"{recipe}: exists already; name another file, or remove it")
-    text = recipe_for(texts, detect())
+    if base is not None and dial is not None:
+        raise InputError("--dial sizes a new network, and the size of --base is known; leave one of them out")
+    text = recipe_for(texts, detect()) if base is None else continued_for(texts, base, detect())
     text = text if dial is None else dialled_text(text, dial)
     write_atomic(recipe, text)
     _print_json({"recipe": str(recipe)}) if as_json else print(
@@ -386,8 +393,8 @@ def import_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others): to
-    chat, score, compress, or fine-tune from."""
+    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others):
+    to chat, score, compress, or fine-tune from."""
     from lmforge.formats.importing import import_model
 
     figures = import_model(checkpoint, model, context)

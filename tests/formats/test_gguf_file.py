@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -108,10 +109,14 @@ def test_a_changed_byte_of_the_head_gives_a_head_or_one_line(whole: Path, at: in
     data[at] = value
     other = whole.with_name("changed.gguf")
     other.write_bytes(data)
-    try:
-        GgufFile(other)
-    except InputError as error:
-        assert "\n" not in str(error)
+    said = ""
+    with contextlib.suppress(InputError):
+        try:
+            GgufFile(other)
+        except InputError as error:
+            said = str(error)
+            raise
+    assert "\n" not in said
 
 
 def test_other_files_and_versions_are_named(tmp_path: Path, whole: Path) -> None:

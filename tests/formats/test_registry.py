@@ -80,4 +80,4 @@ def test_a_format_that_is_only_read_says_so(tmp_path: Path) -> None:
 
 
 def test_the_packages_own_formats_are_there() -> None:
-    assert list(FORMATS) == ["native", "transformers", "adapter"]
+    assert set(FORMATS) == {"native", "exported", "transformers", "gguf", "adapter"}

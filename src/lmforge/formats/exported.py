@@ -62,18 +62,18 @@ class Exported(Format):
         model = with_room(config)
         there = model.state_dict()
         state = {name: there[name] for name, _ in texts_state(config)}
-        with WeightFiles(path) as files:
-            for place in _places(how, state):
-                if place.ours in state:
-                    place.fill(state[place.ours], lambda name: _read(files, name))
-                elif any(bool(_read(files, name).any()) for name in place.theirs):
-                    return read_checkpoint(path)
-            added = {} if how is None else zeros(how, next(iter(state.values())).dtype)
-            if any(bool(_read(files, name).any()) for name in added):
-                raise InputError(
-                    f"{path}: biases of norms of queries and keys are no longer zero, and ours have none; give the "
-                    "model as it was exported"
-                )
+        files = WeightFiles(path)
+        for place in _places(how, state):
+            if place.ours in state:
+                place.fill(state[place.ours], lambda name: _read(files, name))
+            elif any(bool(_read(files, name).any()) for name in place.theirs):
+                return read_checkpoint(path)
+        added = {} if how is None else zeros(how, next(iter(state.values())).dtype)
+        if any(bool(_read(files, name).any()) for name in added):
+            raise InputError(
+                f"{path}: biases of norms of queries and keys are no longer zero, and ours have none; give the "
+                "model as it was exported"
+            )
         tokenizer = _tokenizer(path, kept.get("tokenizer_sha256"))
         notes = dict(kept.get("notes") or {})
         return LoadedModel(model.eval(), tokenizer, path.resolve().name, path, notes=notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ LIKELIEST = 10  # tokens whose probabilities are compared at each step
 
 
 class Said(NamedTuple):
-    """What llama.cpp goes on with: tokens, and at each step {token: ln p} of the likeliest ({} where it does not say)."""
+    """What llama.cpp goes on with: tokens, and at each step {token: ln p} of the likeliest ({}: it does not say)."""
 
     tokens: list[int]
     logprobs: list[dict[int, float]]
@@ -68,22 +68,36 @@ def ask(path: Path, prompt: Sequence[int], count: int) -> Said:
     except (RuntimeError, OSError, LookupError, TypeError, ValueError) as error:
         raise LmforgeError(f"{path.name}: llama.cpp does not run it ({error!r}); nothing was written") from error
     rows: list[dict[int, float]] = [{} for _ in tokens]
-    at = 0
-    for step in steps:  # steps that end within a character have no entry
-        while at < len(tokens) and tokens[at] != int(step["id"]):
-            at += 1
-        if at == len(tokens):
-            break
+    for at, step in placed(tokens, steps):
         rows[at] = {int(each["id"]): float(each["logprob"]) for each in step["top_logprobs"]}
-        at += 1
     return Said(tokens, rows)
+
+
+def placed(tokens: Sequence[int], steps: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    """Which token each of `steps` told of: (its place, the step). Steps that end within a character are not told, so
+    what is told is a part of the tokens in their order; where it could stand in several places it is left out."""
+    ids = [int(step["id"]) for step in steps]
+    first = _earliest(tokens, ids)
+    last = [len(tokens) - 1 - at for at in reversed(_earliest(tokens[::-1], ids[::-1]))]
+    if len(first) != len(ids):
+        return []
+    return [(a, step) for a, b, step in zip(first, last, steps, strict=True) if a == b]
+
+
+def _earliest(tokens: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """The places of `ids` among `tokens`, in their order and as early as can be."""
+    places: list[int] = []
+    for at, token in enumerate(tokens):
+        if len(places) < len(ids) and token == ids[len(places)]:
+            places.append(at)
+    return places
 
 
 @torch.inference_mode()
 def compare_with_llama_cpp(loaded: LoadedModel, path: Path, tolerance: float | None) -> dict[str, Any]:
     """How far llama.cpp's probabilities (ln p of the likeliest tokens) are from ours as it goes on from a text, and how
     many of its greedy tokens are ours; it stops where it ends the text. `loaded` is the file as we read it. `tolerance`
-    None: that of single precision (of a table for GELU); llama.cpp rounds activations, too, where weights are in blocks.
+    None: that of single precision (of a table for GELU); llama.cpp rounds activations too where weights are in blocks.
 
     Raises:
         LmforgeError: they differ by more, or a greedy token is another although ours is not as near.

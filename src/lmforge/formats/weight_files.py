@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import KeysView
+from collections.abc import KeysView, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ class Weights(Protocol):
     source: Path
 
     @property
-    def names(self) -> frozenset[str]:
+    def names(self) -> Set[str]:
         """Of all tensors."""
 
     def read(self, name: str) -> Tensor:

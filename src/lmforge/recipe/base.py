@@ -42,7 +42,8 @@ def take_model_base(data: dict[str, Any], folder: Path) -> None:
         value = (value,) if key == "attention" and isinstance(value, str) else value
         if key not in OWN and _plain(value) != _plain(shape[key]):
             raise InputError(
-                f"{section}.{key}: {value} is not {shape[key]}, that of model.base; leave it out, it is taken from there"
+                f"{section}.{key}: {value} is not {shape[key]}, that of model.base; "
+                "leave it out, it is taken from there"
             )
     reach, learned = shape["context"], shape["positions"] == "learned"
     context = tokens.setdefault("context", reach if learned else min(CONTEXT, reach))

@@ -23,6 +23,6 @@ COMPRESSION_METHODS = (
     "lmforge.compress.sparsify",
 )
 COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)
-# "shape" and "name" of the model that `model.base` names, given it and the folder of the recipe: which formats of models
-# there are is known further down (lmforge.formats.base)
+# "shape" and "name" of the model that `model.base` names, given it and the folder of the recipe: which formats of
+# models there are is known further down (lmforge.formats.base)
 BASES: Registry[Callable[[str, Path], Any]] = Registry("reader of bases", ("lmforge.formats.base",))

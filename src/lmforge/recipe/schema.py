@@ -49,13 +49,13 @@ class Model(Section):
 
     layers: Positive = 6  # blocks, one after another
     d_model: Positive = 256  # width of the hidden states
-    heads: Positive = 4  # attention heads of a layer
+    heads: Positive = 4  # attention heads of a layer; they divide d_model, unless head_dim says how wide they are
     # fewer than `heads` shares keys and values between groups of heads; default: heads
     kv_heads: Positive | None = None
     head_dim: Annotated[int, Field(ge=0)] = 0  # channels of a head; 0: d_model / heads
     d_ff: Positive | None = None  # units of the feed-forward part; default: 4 × d_model
     # of the feed-forward part; relu2: the square of relu; gelu_tanh: GPT-2's approximation of gelu; swiglu and geglu
-    # multiply it with a second product
+    # multiply an activation with a second product
     activation: Literal["relu", "relu2", "gelu", "gelu_tanh", "swiglu", "geglu"] = "relu"
     # one kind, or a pattern of kinds repeated over the layers
     attention: AttentionKind | tuple[AttentionKind, ...] = "full"
@@ -70,25 +70,28 @@ class Model(Section):
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     # under the root of the norm; default: 1e-5, and 1e-6 for rmsnorm
     norm_eps: Annotated[float, Field(gt=0)] | None = None
-    norm_placement: Literal["pre", "post", "both"] = "pre"  # of what enters a branch, of what it adds, of both
-    parallel_residual: bool = False  # both branches of a block read what enters it
-    attention_scale: Annotated[float, Field(ge=0)] = 0.0  # of scores; 0: 1/√(channels of a head)
-    embedding_scale: Annotated[float, Field(gt=0)] = 1.0  # times the embedding of tokens
+    # where norms stand: before a part of a block (pre), after it, before its result is added (post), or both
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    parallel_residual: bool = False  # both parts of a block read what enters it, instead of one after the other
+    attention_scale: Annotated[float, Field(ge=0)] = 0.0  # what scores are multiplied by; 0: 1/√(channels of a head)
+    embedding_scale: Annotated[float, Field(gt=0)] = 1.0  # what the embedding of tokens is multiplied by
     positions: Literal["rope", "learned", "none"] = "rope"  # how the network knows a token's place
     rope_base: Annotated[float, Field(gt=1)] = 10_000.0  # the slowest pair turns once in about 2π times so many tokens
     # how RoPE reaches beyond the context it was trained at …
     rope_scaling: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
     rope_trained: Annotated[int, Field(ge=0)] = 0  # … which is this many tokens
-    rope_factor: Annotated[float, Field(ge=0)] = 0.0  # how much it is stretched; 0: context / rope_trained
-    # of llama3: pairs that turn less often than this in the trained context are stretched whole
+    rope_factor: Annotated[float, Field(ge=0)] = 0.0  # how much RoPE is stretched; 0: context / rope_trained
+    # of llama3: pairs that turn less often than this within rope_trained are stretched whole …
     rope_low: Annotated[float, Field(gt=0)] = 1.0
-    rope_high: Annotated[float, Field(gt=0)] = 4.0  # of llama3: those that turn more often than this are not stretched
-    rope_local_base: Annotated[float, Field(ge=0)] = 0.0  # of window layers, which are then not stretched; 0: the same
-    rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the channels of a head, that RoPE turns
+    # … and those that turn more often than this are not
+    rope_high: Annotated[float, Field(gt=0)] = 4.0
+    # rope_base of window layers, whose RoPE is then not stretched; 0: as in the other layers
+    rope_local_base: Annotated[float, Field(ge=0)] = 0.0
+    rotary_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # the share of a head's channels that RoPE turns
     biases: bool = False  # whether matrices have them
-    qkv_biases: bool | None = None  # of queries, keys and values; default: as biases
-    out_biases: bool | None = None  # of attention's output; default: as biases
-    norm_biases: bool | None = None  # of layernorm; default: as biases
+    qkv_biases: bool | None = None  # the same of queries, keys and values; default: as biases
+    out_biases: bool | None = None  # the same of attention's output matrix; default: as biases
+    norm_biases: bool | None = None  # the same of layernorms; default: as biases
     qk_norm: bool = False  # queries and keys are normalised before their product, each head by itself …
     qk_norm_full: bool = False  # … or all heads together
     ngram_rows: Annotated[int, Field(ge=0)] = 0  # rows of the hashed n-gram embedding tables; 0: none
