@@ -47,5 +47,5 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path, package: str) -> N
         locate("nowhere", tmp_path)
     with pytest.raises(InputError, match="pip install unheard-of-package"):
         locate("unheard_of_package:m.gguf")
-    with pytest.raises(InputError, match="has no file other.gguf"):
+    with pytest.raises(InputError, match=r"has no file other\.gguf"):
         locate("shipped_model:other.gguf")

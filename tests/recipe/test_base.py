@@ -44,5 +44,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, text: str, said: str) -> N
 
 def test_no_steps_need_a_base(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[train]\nsteps = 0\n")
-    with pytest.raises(InputError, match="model.base"):
+    with pytest.raises(InputError, match=r"model\.base"):
         load_recipe(tmp_path / "r.toml")
