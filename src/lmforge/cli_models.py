@@ -1,4 +1,4 @@
-"""The commands for models that come from elsewhere or go there: inspect, export, import; and how commands show things."""
+"""The commands for models from and to elsewhere: inspect, export, import; and how commands show things."""
 
 from __future__ import annotations
 

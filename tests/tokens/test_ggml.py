@@ -76,7 +76,7 @@ def test_sentencepiece_has_bytes_for_the_rest_and_bos_once() -> None:
     without = Tokenizer(tokenizer_from(sentencepiece(**{"tokenizer.ggml.add_bos_token": False}), "x"))
     assert 1 not in without.encode_document("he")
     bare = Tokenizer(tokenizer_from(sentencepiece(**{"tokenizer.ggml.add_space_prefix": False}), "x"))
-    assert bare.encode("he") == back.encode("he")[:0] + [sentencepiece()["tokenizer.ggml.tokens"].index("he")]
+    assert bare.encode("he") == [sentencepiece()["tokenizer.ggml.tokens"].index("he")]
 
 
 def test_the_whole_file_is_taken_where_it_is_ours() -> None:
