@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from bench.quality import real_model
+
 from lmforge.errors import InputError
 from lmforge.formats.base import locate
 from lmforge.formats.gguf import read_gguf
