@@ -4,6 +4,7 @@ Every command prints for people, or one JSON object on stdout with --json; progr
 Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine, 130 stopped by Ctrl-C.
 """
 
+# long: one function a command, a few lines each; the list of commands is read in one place
 from __future__ import annotations
 
 import sys
@@ -138,7 +139,7 @@ def _print_summary(results: dict[str, Any], directory: Path) -> None:
     for name, figures in results.items():
         seconds = figures.get("stage_seconds")
         took = "up to date" if figures.get("was") == "done" else format_duration(seconds or 0)
-        table.add_row(name, took, stage_named(name).keyfigure(figures))
+        table.add_row(name, took, stage_named(name).key_figure(figures))
     Console(width=max(100, Console().width)).print(table)
     if all(figures.get("was") == "done" for figures in results.values()):
         print(f"everything in {directory} is up to date")

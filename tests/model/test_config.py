@@ -111,6 +111,8 @@ def test_a_recipe_makes_a_network_and_its_defaults_are_the_networks() -> None:
         64,
     )
     for name, field in Model.model_fields.items():
+        if name == "base":  # where weights come from, no part of the shape
+            continue
         ours = GPTConfig.__dataclass_fields__[name].default
         if name not in ("layers", "d_model", "heads", "kv_heads", "d_ff", "attention"):
             assert ours == field.default, name

@@ -75,13 +75,12 @@ def compress(
     """
     model = load_network(model_dir)
     config = read_config(model_dir)
-    notes = origin_of(config.get("notes", {}))
+    entries, notes = list(config["compression"]), origin_of(config.get("notes", {}))
     work = out.with_name(f".{out.name}.work")
     stages = [ChainStage("original", model, evaluate(model), (model_dir / TENSORS).stat().st_size)]
     rows = CalibrationBatch.of_rows(draw(0))
     budget = recipe.compress.budget or Budget()
     done: list[Any] = [content_hash(model_dir), recipe.seed, rows.inputs.tolist(), rows.targets.tolist(), budget.loss]
-    entries = list(config["compression"])
     for step in recipe.compress.steps:
         done.append([step.model_dump(mode="json"), inputs_of([step])])
         context = Context(

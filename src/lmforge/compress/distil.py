@@ -33,9 +33,10 @@ class DistilStep(CompressStep, Healing):
     """A student trained towards a teacher; widths that are not given stay."""
 
     method: Literal["distil"] = "distil"
+    # updates of the weights
     steps: Positive = 1000
     layers: Positive | None = None  # spread evenly over those of the model, the first and the last among them
-    d_model: Positive | None = None  # a multiple of the heads' width
+    d_model: Positive | None = None  # the most important channels of the residual stream
     kv_heads: Positive | None = None  # of a layer; queries in proportion
     d_ff: Positive | None = None  # of a layer, all its experts together
     # own: the student begins with the model's weights; fresh: at random

@@ -44,7 +44,9 @@ class FactorizeStep(CompressStep):
 
     method: Literal["factorize"] = "factorize"
     ratio: Annotated[float, Field(ge=1)] = 2.0  # numbers of the chosen matrices before, to those after
+    # that become thin pairs
     matrices: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS
+    # the training after the cut; none: no training
     heal: Healing | None = None
 
 

@@ -39,17 +39,25 @@ Rate = Annotated[float, Field(gt=0)]
 class Healing(Section):
     """A short training of a compressed model towards its teacher."""
 
+    # updates of the weights
     steps: Positive = 200
     tokens: Positive | None = None  # instead of steps
     rows: Positive = 8  # of a step
+    # as in [train]
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    # largest rate of AdamW or SGD
     peak_lr: Rate = 5e-4
     matrix_lr: Rate = 0.01  # Muon's
+    # as in [train]
     schedule: Literal["cosine", "wsd"] = "cosine"
+    # the schedule ends at this share of the peak
     final_lr: Share = 0.1
     warmup: Annotated[int, Field(ge=0)] | None = None  # default: 4% of the steps
+    # of matrices
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    # largest norm of a step's gradient
     clip: Rate = 1.0
+    # of the arithmetic; weights are fp32
     precision: Literal["fp32", "bf16"] = "fp32"
     temperature: Rate = 1.0  # both distributions are softened by it
     reverse: Share = 0.0  # share of the reverse divergence, KL(student || teacher)

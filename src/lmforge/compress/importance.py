@@ -25,17 +25,18 @@ from lmforge.model.gpt import GPT
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Figures of each parameter: `taylor`, Σ over batches (weight × gradient of the batch's loss), kept batch by batch
-    so that parts can be summed before they are squared; `inputs`, the norm of each input channel of each linear
-    layer."""
+    """Figures of matrices. `columns`, by batch: Σ over rows of weight × gradient of the batch's loss, (I,), kept apart
+    so that parts can be summed before they are squared. `squares`: Σ over batches of (weight × gradient)², (O,I), where
+    they were asked for. `inputs`: the norm of each input channel of each linear layer, (I,)."""
 
-    taylor: tuple[dict[str, Tensor], ...]
+    columns: tuple[dict[str, Tensor], ...]
+    squares: dict[str, Tensor]
     inputs: dict[str, Tensor]
 
 
 @torch.enable_grad()
-def measured(model: GPT, calibration: Sequence[CalibrationBatch]) -> Measured:
-    """Both kinds of figures, on a few batches.
+def measured(model: GPT, calibration: Sequence[CalibrationBatch], squares: bool = False) -> Measured:
+    """All of them, on a few batches; `squares`, which take as much memory as the model, where these are wanted.
 
     Raises:
         InputError: the model holds integers.
@@ -44,20 +45,22 @@ def measured(model: GPT, calibration: Sequence[CalibrationBatch]) -> Measured:
     probe = copy.deepcopy(model).eval()
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
-    taylor = []
+    columns: list[dict[str, Tensor]] = []
+    summed: dict[str, Tensor] = {}
     for batch in calibration:
         counted = max(1, int(batch.counts.sum()))
         (probe.loss(batch.inputs, batch.targets, batch.documents) / counted).backward()
-        taylor.append(
-            {
-                name: (parameter.detach() * parameter.grad)
-                for name, parameter in probe.named_parameters(remove_duplicate=False)
-                if parameter.grad is not None
-            }
-        )
+        columns.append({})
+        for name, parameter in probe.named_parameters(remove_duplicate=False):
+            if parameter.grad is None or parameter.ndim != 2:
+                continue
+            product = parameter.detach() * parameter.grad
+            columns[-1][name] = product.sum(0)
+            if squares:
+                summed[name] = summed.get(name, 0) + product.square()
         probe.zero_grad(set_to_none=True)
     probe.requires_grad_(False)
-    return Measured(tuple(taylor), input_norms(probe, calibration))
+    return Measured(tuple(columns), summed, input_norms(probe, calibration))
 
 
 @torch.no_grad()
@@ -82,8 +85,7 @@ def weight_scores(model: GPT, name: str, kind: str, scores: Measured | None) -> 
         return weight.abs() if norm is None else weight.abs() * norm
     if kind == "taylor":
         assert scores is not None
-        batches = [batch[f"{name}.weight"] for batch in scores.taylor if f"{name}.weight" in batch]
-        return sum((batch.square() for batch in batches), torch.zeros_like(weight))
+        return scores.squares.get(f"{name}.weight", torch.zeros_like(weight))
     return weight.abs()
 
 
@@ -93,7 +95,7 @@ def _columns(name: str, scores: Measured, model: GPT) -> Tensor:
     module = model.get_submodule(name)
     name = name if isinstance(module, nn.Linear) else f"{name}.0"
     width = model.get_parameter(f"{name}.weight").shape[1]
-    batches = [batch[f"{name}.weight"].sum(0) for batch in scores.taylor if f"{name}.weight" in batch]
+    batches = [batch[f"{name}.weight"] for batch in scores.columns if f"{name}.weight" in batch]
     return torch.stack(batches) if batches else torch.zeros(1, width)
 
 
@@ -134,16 +136,13 @@ def channel_scores(model: GPT, scores: Measured) -> Tensor:
     """Of each channel of the residual stream (D,): Σ weight × gradient of the matrices that read it."""
     width = model.config.d_model
     total = torch.zeros(width)
-    for batch in scores.taylor:
-        read = torch.zeros(width)
-        for name, product in batch.items():
-            if (
-                product.ndim == 2
-                and product.shape[1] == width
-                and any(part in name for part in ("qkv", ".up.", "router", "head"))
-            ):
-                read = read + product.sum(0)
-        total += read.square()
+    for batch in scores.columns:
+        parts = [
+            product
+            for name, product in batch.items()
+            if len(product) == width and any(part in name for part in ("qkv", ".up.", "router", "head"))
+        ]
+        total += torch.stack(parts).sum(0).square() if parts else 0
     return total
 
 

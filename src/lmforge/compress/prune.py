@@ -55,7 +55,9 @@ class PruneStep(CompressStep):
     units: Share = 0.0  # … of feed-forward units, …
     experts: Share = 0.0  # … of experts, …
     layers: Share = 0.0  # … of layers
+    # cuts, each further than the one before, with the healing after each
     rounds: Positive = 1
+    # what begins anew after a cut: the learning rate alone, or the weights that are left too
     rewind: Literal["rate", "weights"] = "rate"
     heal: Healing | None = None  # the training after each round; none: no training
 
@@ -163,8 +165,8 @@ class Prune(Method[PruneStep]):
         names = [name for name in layer_names(result) if name not in kept]
         share = 0.5 if settings.share is None else settings.share
         gone = cubic(share, number, settings.rounds)
-        needed = (settings.importance or "magnitude") != "magnitude"
-        scores = measured(result, context.calibration) if needed else None
+        kind = settings.importance or "magnitude"
+        scores = None if kind == "magnitude" else measured(result, context.calibration, squares=kind == "taylor")
         sparsify_weights(result, names, settings, gone, scores)
         return {"share": 0.5 if settings.kind == "2:4" else gone}
 

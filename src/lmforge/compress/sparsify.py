@@ -40,9 +40,12 @@ class SparsifyStep(CompressStep):
     """Zeros among the inputs of matrices."""
 
     method: Literal["sparsify"] = "sparsify"
+    # threshold: entries below a magnitude; top_k: all but the largest of each token
     kind: Literal["threshold", "top_k"] = "threshold"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of the inputs of the chosen matrices that are 0
+    # layer: the same share in each matrix; global: shared out by nats for each multiplication
     scope: Literal["layer", "global"] = "layer"
+    # whose inputs get zeros
     matrices: Annotated[tuple[Part, ...], Field(min_length=1)] = ("ff.down",)
     heal: Healing | None = None  # training with the zeros in place
 

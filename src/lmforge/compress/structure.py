@@ -45,7 +45,7 @@ def cut(model: GPT, layers: Sequence[KeptLayer], channels: Sequence[int] | None 
     ahead is left out; only training uses it.
 
     Raises:
-        InputError: the model holds integers; channels that are no whole number of heads, or with images.
+        InputError: the model holds integers; fewer channels of a network that reads images.
     """
     refuse_frozen(model, "a network can be cut", "put the step before it")
     refuse_sparse(model, "a network can be cut")
@@ -74,7 +74,7 @@ def cut_config(config: GPTConfig, layers: Sequence[KeptLayer], channels: Sequenc
     """The shape of what `cut` makes.
 
     Raises:
-        InputError: channels that are no whole number of heads, or with images.
+        InputError: fewer channels of a network that reads images.
     """
     shapes = []
     for kept in layers:
@@ -86,15 +86,9 @@ def cut_config(config: GPTConfig, layers: Sequence[KeptLayer], channels: Sequenc
                 old, heads=groups * len(kept.groups), kv_heads=len(kept.groups), d_ff=d_ff, experts=len(kept.experts)
             )
         )
-    width, heads, kv_heads = config.d_model, config.heads, config.kv_heads
-    if channels is not None and len(channels) != width:
-        width = len(channels)
-        if config.image_size or width % config.head_width:
-            raise InputError(
-                f"d_model: {width} channels: give a multiple of the heads' width, {config.head_width}, and no network "
-                "that reads images"
-            )
-        heads = kv_heads = width // config.head_width
+    width = config.d_model if channels is None else len(channels)
+    if width != config.d_model and config.image_size:
+        raise InputError("d_model: a network that reads images keeps its channels; leave d_model out")
     pattern = tuple(config.kind_of(kept.layer) for kept in layers)
     plain = LayerShape(config.heads, config.kv_heads, config.d_ff, config.experts)
     changed = width != config.d_model or any(shape != plain for shape in shapes)
@@ -102,8 +96,7 @@ def cut_config(config: GPTConfig, layers: Sequence[KeptLayer], channels: Sequenc
         config,
         layers=len(layers),
         d_model=width,
-        heads=heads,
-        kv_heads=kv_heads,
+        head_dim=config.head_dim if width == config.d_model else config.head_width,
         attention=pattern if len(set(pattern)) > 1 else pattern[:1],
         layer_shapes=tuple(shapes) if changed else (),
         ahead=0,
@@ -138,6 +131,10 @@ def _of_layer(old: dict[str, Tensor], rest: str, kept: KeptLayer, config: GPTCon
             tensor = tensor[rows]
     elif rows is not None and tensor.ndim == 1 and parts[-1] == "bias":
         tensor = tensor[rows]
+    elif config.qk_norm_full and rest == "attention.q_norm.weight":  # of all heads together
+        tensor = tensor[_heads(config.shape_of(kept.layer), kept.groups, config.head_width)]
+    elif config.qk_norm_full and rest == "attention.k_norm.weight":
+        tensor = tensor.view(-1, config.head_width)[list(kept.groups)].flatten()
     elif rest.startswith("attention.mixer"):
         tensor = _of_mixer(tensor, parts[-1], kept, config)
     if chosen is None:
@@ -169,7 +166,7 @@ def _kept_of(
         index = torch.arange(len(units) * config.experts_shared) if shared else torch.tensor(units)
         if "down" in parts:
             return None, index if parts[-1] != "bias" else None
-        return (torch.cat((index, index + width)) if config.activation == "swiglu" else index), None
+        return (torch.cat((index, index + width)) if config.gated else index), None
     return None, None
 
 
@@ -204,7 +201,9 @@ def _channels(tensor: Tensor, rest: str, chosen: Tensor, first: bool, second: bo
     """The residual stream's channels of a tensor of a block."""
     reads = any(name in rest for name in ("attention.qkv.", "up.", "router.")) and not second
     writes = any(name in rest for name in ("attention.out.", "down.")) and not first
-    if rest.startswith(("attention_norm", "ff_norm")) or (writes and rest.endswith("bias")):
+    if rest.startswith(("attention_norm", "attention_out_norm", "ff_norm", "ff_out_norm")) or (
+        writes and rest.endswith("bias")
+    ):
         return tensor[chosen]
     if reads and rest.endswith("weight"):
         return tensor[:, chosen]

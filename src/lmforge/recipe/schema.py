@@ -140,7 +140,7 @@ class CompressStep(Section):
 class QuantizeStep(CompressStep):
     """8-bit weights and activations, or weights alone in groups of few bits."""
 
-    method: Literal["quantize"] = "quantize"
+    method: Literal["quantize"] = "quantize"  # integers of few bits
     # w8a8: 8-bit integers multiplied as such; weights: stored in groups, multiplied in floating point
     kind: Literal["w8a8", "weights"] = "w8a8"
     # the rest is of kind = "weights"
@@ -191,6 +191,7 @@ class Compress(Section):
     steps: tuple[Annotated[CompressStep, Selected(COMPRESSION_STEPS, "method", default="quantize")], ...] = (
         QuantizeStep(),
     )
+    # what the result may cost: {loss = 0.005, bytes = "60MB", macs = "20M"}
     budget: Annotated[Budget | None, BeforeValidator(_loss_alone)] = None
 
 
