@@ -7,10 +7,9 @@ Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit 
 # long: one function a command, a few lines each; the list of commands is read in one place
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
+from lmforge.cli_models import AsJson, ModelPath, Which, add_to, figure, one_of, print_json
 from lmforge.errors import InputError, LmforgeError
 from lmforge.interrupted import Commands
 from lmforge.progress import format_duration, log
@@ -35,8 +35,6 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(help="the recipe (TOML)")]
 RunPath = Annotated[Path, typer.Argument(help="the folder of a run, such as runs/laptop")]
-ModelPath = Annotated[Path, typer.Argument(help="a run, a checkpoint or a (compressed) model")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
 OnHardware = Annotated[
@@ -45,11 +43,6 @@ OnHardware = Annotated[
 Dial = Annotated[
     str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")
 ]
-Which = Annotated[str, typer.Option(help="of a run: auto (the compressed model if there is one), model or compressed")]
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=str))
 
 
 def _read(path: Path, overrides: list[str] | None, dial: str | None = None) -> Recipe:
@@ -83,7 +76,7 @@ def new(
     text = recipe_for(texts, detect()) if base is None else continued_for(texts, base, detect())
     text = text if dial is None else dialled_text(text, dial)
     write_atomic(recipe, text)
-    _print_json({"recipe": str(recipe)}) if as_json else print(
+    print_json({"recipe": str(recipe)}) if as_json else print(
         f"wrote {recipe}; next: lmforge plan {recipe}, then lmforge run {recipe}"
     )
 
@@ -100,19 +93,13 @@ def plan(
     read = _read(recipe, overrides, dial)
     figures = plan_for(read, cluster_of(hardware)) if hardware else make_plan(read)
     if as_json:
-        _print_json(figures)
+        print_json(figures)
         return
     table = Table("figure", "value", title=f"plan of {recipe}")
     for name, value in figures.items():
-        shown = "\n".join(f"{k}: {_figure(v)}" for k, v in value.items()) if isinstance(value, dict) else _figure(value)
+        shown = "\n".join(f"{k}: {figure(v)}" for k, v in value.items()) if isinstance(value, dict) else figure(value)
         table.add_row(name, shown)
     Console().print(table)
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "\n".join(str(item) for item in value) if isinstance(value, list) else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 @app.command()
@@ -140,7 +127,7 @@ def _print_results(results: dict[str, Any], directory: Path, as_json: bool, stag
     if not is_main():
         return
     if as_json:
-        _print_json(results if stage is None else results[stage])
+        print_json(results if stage is None else results[stage])
     else:
         _print_summary(results, directory)
 
@@ -222,7 +209,7 @@ def status(
     known = states(find_recipe(directory), directory)
     if as_json:
         keys = ("name", "state", "why", "seconds", "key", "inputs", "gone")
-        _print_json({"run": str(directory), "stages": [{key: getattr(each, key) for key in keys} for each in known]})
+        print_json({"run": str(directory), "stages": [{key: getattr(each, key) for key in keys} for each in known]})
         return
     table = Table("stage", "state", "time", "key", "made from", title=f"run {directory}")
     for s in known:
@@ -241,7 +228,7 @@ def report(directory: RunPath, as_json: AsJson = False) -> None:
 
     find_recipe(directory)
     page = write_report(directory)
-    _print_json({"page": str(page)}) if as_json else print(page)
+    print_json({"page": str(page)}) if as_json else print(page)
 
 
 @app.command()
@@ -262,7 +249,7 @@ def generate(
     from lmforge.serve.terminal import generate_text
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    served = load_any(model, which=_one_of(which))
+    served = load_any(model, which=one_of(which))
     text = sys.stdin.read() if prompt == "-" else prompt
     if not as_json:
         print(text, end="", flush=True)
@@ -274,16 +261,10 @@ def generate(
             print(flush=True)  # the line that says so stands alone
         raise
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     print()
     log(f"{result['tokens']} tokens in {result['seconds']:.2f} s")
-
-
-def _one_of(which: str) -> Literal["auto", "model", "compressed"]:
-    if which not in ("auto", "model", "compressed"):
-        raise InputError(f"--which {which}: give auto, model or compressed")
-    return which  # type: ignore[return-value]
 
 
 @app.command()
@@ -299,7 +280,7 @@ def chat(
     from lmforge.generate.decode import Sampling
     from lmforge.serve.chat import chat as talk
 
-    talk(load_any(model, which=_one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
+    talk(load_any(model, which=one_of(which)), Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed))
 
 
 @app.command()
@@ -325,87 +306,12 @@ def serve(
 
     settings = (find_recipe(model) if (model / "recipe.toml").is_file() else Recipe()).serve
     listen(
-        load_any(model, which=_one_of(which)),
+        load_any(model, which=one_of(which)),
         host or settings.host,
         settings.port if port is None else port,
         (*settings.hosts, *(host_name or ())),
         settings.batch_invariant if batch_invariant is None else batch_invariant,
     )
-
-
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="a model, a run, a checkpoint, a folder of transformers, a GGUF file")],
-    as_json: AsJson = False,
-) -> None:
-    """What a model file or folder is: family, shape, types of tensors, tokenizer, licence; whether it fits here."""
-    from lmforge.formats.inspect import inspect as look_at
-
-    content = look_at(path)
-    if as_json:
-        _print_json(content)
-        return
-    table = Table("", "", title=str(path), show_header=False)
-    for name, value in content.items():
-        shown = "\n".join(f"{k}: {_inline(v)}" for k, v in value.items()) if isinstance(value, dict) else _inline(value)
-        table.add_row(name, shown)
-    Console().print(table)
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, dict | list | tuple):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        named = (f"{key} {_figure(each)}" if isinstance(value, dict) else _figure(each) for key, each in parts)
-        return ", ".join(named)
-    return _figure(value)
-
-
-@app.command("export")
-def export_(
-    model: ModelPath,
-    out: Annotated[Path, typer.Argument(help="the folder or the file to write")],
-    to: Annotated[str, typer.Option(help="transformers, gguf (llama.cpp), onnx, or peft (an adapter)")],
-    type: Annotated[str, typer.Option(help="of gguf: F32, F16, Q8_0, Q4_0 or Q4_1")] = "F32",
-    which: Which = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Write a model for another program, and say done when it gives the same there."""
-    from lmforge.formats.export import export
-    from lmforge.formats.load import load_any
-
-    options = {"type": type} if to == "gguf" else {}
-    report = export(load_any(model, which=_one_of(which)), out, to, **options)
-    if as_json:
-        _print_json(report)
-        return
-    for name, value in report.items():
-        print(f"{name}: {_figure(value)}")
-
-
-@app.command("import")
-def import_(
-    checkpoint: Annotated[
-        str, typer.Argument(help="a folder of transformers, a GGUF file, or PACKAGE:FILE of an installed package")
-    ],
-    model: Annotated[Path, typer.Argument(help="the folder to write the model to")],
-    context: Annotated[
-        int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others):
-    to chat, score, compress, or fine-tune from."""
-    from lmforge.formats.importing import import_model
-
-    figures = import_model(checkpoint, model, context)
-    if as_json:
-        _print_json(figures)
-        return
-    print(
-        f"{model}: {figures['model_type']}, {figures['parameters']:,} parameters, {figures['vocab_size']:,} tokens, "
-        f"context {figures['context']:,}"
-    )
-    print(f'next: lmforge chat {model}, or a recipe with [finetune] base = "{model}"')
 
 
 @app.command()
@@ -415,7 +321,7 @@ def compare(first: RunPath, second: RunPath, as_json: AsJson = False) -> None:
 
     result = compare_runs(first, second)
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     table = Table("task", str(first), str(second), "difference")
     for name, row in result["tasks"].items():
@@ -430,7 +336,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     parts = backends()
     if as_json:
-        _print_json(parts)
+        print_json(parts)
         return
     table = Table("part", "uses here", "why")
     for part, row in parts.items():
@@ -451,6 +357,9 @@ def _options(
     ] = False,
 ) -> None:
     keep_freed_memory()
+
+
+add_to(app)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -44,7 +44,7 @@ def best_first(text: str, metadata: dict[str, Any]) -> list[str]:
     scores = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], strict=True))
     parts = list(BLANK + text.replace(" ", BLANK))
     while True:
-        joint = [(-scores[a + b], at) for at, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]
+        joint = [(-scores[a + b], at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in scores]
         if not joint:
             return parts
         at = min(joint)[1]
@@ -83,7 +83,7 @@ def test_the_whole_file_is_taken_where_it_is_ours() -> None:
     tokenizer = Tokenizer(described(orjson.dumps(vocabulary()).decode(), "x", eos=[END]))
     metadata = vocabulary_of(tokenizer).metadata
     assert tokenizer_from(metadata, "x") == tokenizer.text
-    fewer = {**metadata, "tokenizer.ggml.tokens": metadata["tokenizer.ggml.tokens"] + ["more"]}
+    fewer = {**metadata, "tokenizer.ggml.tokens": [*metadata["tokenizer.ggml.tokens"], "more"]}
     fewer["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], USER_DEFINED]
     assert Tokenizer(tokenizer_from(fewer, "x")).vocab_size == tokenizer.vocab_size + 1
 
