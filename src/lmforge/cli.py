@@ -4,7 +4,6 @@ Every command prints for people, or one JSON object on stdout with --json; progr
 Exit status: 0 done, 1 the work failed, 2 the input is wrong, 3 it does not fit this machine, 130 stopped by Ctrl-C.
 """
 
-# long: one function a command, a few lines each; the list of commands is read in one place
 from __future__ import annotations
 
 import sys
