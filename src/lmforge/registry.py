@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Parts of one kind by name, in the order of their registration.
+    """Parts of one kind by name: the package's own in the order of `plugins`, then others as they were registered.
 
     `plugins` are dotted names of the modules that register the package's own parts. They are imported when a name is
     asked for that is not there yet, or all names are: what stands above a part in the order of folders finds it without
@@ -108,6 +108,12 @@ class Registry(Mapping[str, T]):
                 raise InputError(
                     f"plug-in {plugin.name} ({plugin.value}): cannot be imported: {error}; mend it or uninstall it"
                 ) from error
+        # in the order that is declared, whichever module happened to be imported first
+        self._parts = dict(sorted(self._parts.items(), key=lambda item: self._place(item[1])))
+
+    def _place(self, part: T) -> int:
+        module = getattr(part, "__module__", None) or type(part).__module__
+        return self._plugins.index(module) if module in self._plugins else len(self._plugins)
 
 
 class Selected:
