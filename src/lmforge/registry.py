@@ -113,7 +113,9 @@ class Registry(Mapping[str, T]):
 
     def _place(self, part: T) -> int:
         module = getattr(part, "__module__", None) or type(part).__module__
-        return self._plugins.index(module) if module in self._plugins else len(self._plugins)
+        if module in self._plugins:
+            return self._plugins.index(module)
+        return -1 if module.startswith("lmforge.") else len(self._plugins)
 
 
 class Selected:
