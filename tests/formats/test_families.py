@@ -92,9 +92,9 @@ def assert_written_as_read(folder: Path, name: str, settings: dict[str, Any]) ->
 
 def test_what_a_family_cannot_say_is_named() -> None:
     plain = GPTConfig(vocab_size=300, context=32, layers=2, d_model=32, heads=4, kv_heads=2, d_ff=64)
-    for family in FAMILIES.values():
+    for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "olmo2", "gpt2", "gpt_neox", "opt"):
         with pytest.raises(InputError, match=r"model\."):
-            family.settings(plain)
+            FAMILIES[name].settings(plain)
     llama = GPTConfig(**{**plain.to_json(), "activation": "swiglu"})
     assert FAMILIES["llama"].settings(llama)["num_key_value_heads"] == 2
     with pytest.raises(InputError, match=r"model\.qk_norm = True"):
