@@ -87,5 +87,7 @@ def test_altered_weights_are_refused(run: Path) -> None:
 
 def test_a_folder_of_no_format_names_the_formats(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(InputError, match=r"notes\.txt: is no file of a known format \(native, exported, transformers, gguf, adapter"):
+    with pytest.raises(
+        InputError, match=r"notes\.txt: is no file of a known format \(native, exported, transformers, gguf, adapter"
+    ):
         load_any(tmp_path / "notes.txt")

@@ -8,7 +8,9 @@ from lmforge.pipeline.summary import corpus_summary, evaluate_summary, no_summar
 def test_words() -> None:
     figures = {"documents_in": 1200, "documents_out": 1100, "bytes_out": 2_500_000}
     assert corpus_summary(figures) == "1,100 of 1,200 documents, 2.5 MB"
-    assert train_summary({"valid_bits_per_byte": 1.23456, "tokens_per_second": 4321}).startswith("1.235 bits per byte")
+    assert train_summary({"steps": 5, "valid_bits_per_byte": 1.23456, "tokens_per_second": 4321}).startswith(
+        "1.235 bits per byte"
+    )
     assert report_summary({"page": "r.html"}) == "r.html"
     assert no_summary({}) == ""
 

@@ -72,8 +72,7 @@ def test_any_numbers_give_the_same_tokens(seed: int, words: str, engine: str) ->
 
 def built(folder: Path, tokenizer: Tokenizer, corpus: Path) -> Path:
     folder.mkdir()
-    tokenizer.save(folder / "known.json")
-    build_tokens(recipe(vocab_size=SIZE), corpus, folder / "tokens", folder / "known.json")
+    build_tokens(recipe(vocab_size=SIZE), corpus, folder / "tokens", tokenizer)
     return folder / "tokens"
 
 

@@ -193,5 +193,5 @@ def family_of(settings: Settings) -> Family:
     for family in FAMILIES.values():
         if kind in (family.model_type, *family.aliases):
             return family
-    known = ", ".join(family.model_type for family in FAMILIES.values())
+    known = ", ".join(sorted(family.model_type for family in FAMILIES.values()))
     raise InputError(f"config.json: model_type {kind!r} is no architecture that is known; {known} can be imported")

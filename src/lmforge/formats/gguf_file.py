@@ -49,6 +49,11 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def _shown(name: str) -> str:
+    """A name as a file has it, fit for one line: a damaged file may hold anything there."""
+    return name.encode("unicode_escape").decode()[:80]
+
+
 class GgufFile:
     """The head of a GGUF file, read: `metadata` by key, `tensors` by name. No more than one tensor is ever held."""
 
@@ -83,10 +88,10 @@ class GgufFile:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise InputError(f"{self.path}: no tensor {name}; is the file complete?")
+            raise InputError(f"{self.path}: no tensor {_shown(name)}; is the file complete?")
         if info.type not in READABLE:
             raise InputError(
-                f"{self.path}: {name} is of type {info.type}, which cannot be read; there are {', '.join(READABLE)}: "
+                f"{self.path}: {_shown(name)} is of type {info.type}, which cannot be read; there are {', '.join(READABLE)}: "
                 "quantise the model to one of these"
             )
         gguf = gguf_package()
@@ -107,7 +112,7 @@ class GgufFile:
         result = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).reshape(shape))
         if not bool(torch.isfinite(result).all()):
             raise InputError(
-                f"{self.path}: {name} holds values that are no numbers (NaN or infinity); the file is damaged, or its "
+                f"{self.path}: {_shown(name)} holds values that are no numbers (NaN or infinity); the file is damaged, or its "
                 "training had diverged: get it again"
             )
         return result
@@ -170,14 +175,16 @@ class _Head:
         placed = [dataclasses.replace(info, offset=info.offset + start) for info in stated]
         for info in placed:
             if info.offset + info.size > self.size:
-                raise self._cut(f"{info.name} would end at byte {info.offset + info.size:,}")
+                raise self._cut(f"{_shown(info.name)} would end at byte {info.offset + info.size:,}")
         return metadata, placed
 
     def _tensor(self) -> TensorInfo:
         name = self._string()
         (dimensions,) = self._numbers("I", 1)
         if dimensions > MOST_DIMENSIONS:
-            raise InputError(f"{self.path}: {name} has {dimensions} dimensions; the file is damaged, get it again")
+            raise InputError(
+                f"{self.path}: {_shown(name)} has {dimensions} dimensions; the file is damaged, get it again"
+            )
         shape = tuple(int(each) for each in reversed(self._numbers("Q", dimensions)))
         kind, offset = (*self._numbers("I", 1), *self._numbers("Q", 1))
         gguf = gguf_package()
@@ -185,12 +192,12 @@ class _Head:
             known = gguf.GGMLQuantizationType(kind)
         except ValueError as error:
             raise InputError(
-                f"{self.path}: {name} is of type {kind}, which no type known here is; update the package gguf"
+                f"{self.path}: {_shown(name)} is of type {kind}, which no type known here is; update the package gguf"
             ) from error
         block, size = gguf.GGML_QUANT_SIZES[known]
         if shape and shape[-1] % block:
             raise InputError(
-                f"{self.path}: {name} has rows of {shape[-1]}, no multiple of {known.name}'s {block}; the file is "
+                f"{self.path}: {_shown(name)} has rows of {shape[-1]}, no multiple of {known.name}'s {block}; the file is "
                 "damaged, get it again"
             )
         return TensorInfo(name, shape, known.name, int(offset), math.prod(shape) // block * size)
@@ -209,7 +216,7 @@ class _Head:
                 return list(self._numbers(_NUMBERS[inner], self._bounded(count, struct.calcsize(_NUMBERS[inner]))))
             if inner == _ARRAY:
                 return [self._value(inner, key) for _ in range(self._bounded(count, 12))]
-        raise InputError(f"{self.path}: {key} is of the unknown type {kind}; the file is damaged, get it again")
+        raise InputError(f"{self.path}: {_shown(key)} is of the unknown type {kind}; the file is damaged, get it again")
 
     def _string(self) -> str:
         (length,) = self._numbers("Q", 1)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,10 +133,37 @@ def _matches(path: Path) -> list[Path]:
     except OSError as error:
         raise unreadable(path, error) from error
     if glob.has_magic(str(path)):
-        if paths := sorted(map(Path, glob.glob(str(path), recursive=True))):
+        if paths := sorted(set(_deep(path))):
             return paths
         raise InputError(f"{path}: no file matches this pattern; correct the source's path in the recipe")
     raise InputError(f"{path}: does not exist; correct the source's path in the recipe")
+
+
+def _deep(pattern: Path) -> Iterator[Path]:
+    """What a pattern stands for. `**` enters every folder once: Python's own goes through a circle of links again and
+    again, each time by all of its ways."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    at = pattern.parts.index("**")
+    rest = pattern.parts[at + 1 :]
+    for top in map(Path, glob.glob(str(Path(*pattern.parts[:at])))):
+        if not rest:
+            yield top
+        else:
+            for folder in _folders(top, set()):
+                yield from _deep(folder.joinpath(*rest))
+
+
+def _folders(root: Path, entered: set[str]) -> Iterator[Path]:
+    """`root` and the folders below it that are not hidden, links followed, each once."""
+    if not root.is_dir() or (real := os.path.realpath(root)) in entered:
+        return
+    entered.add(real)
+    yield root
+    for path in sorted(root.iterdir()):
+        if not path.name.startswith("."):
+            yield from _folders(path, entered)
 
 
 def walk(root: Path, base: Path, suffixes: Sequence[str], notices: Counter[str], skipped: frozenset[str]) -> list[File]:
