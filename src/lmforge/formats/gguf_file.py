@@ -91,7 +91,8 @@ class GgufFile:
             raise InputError(f"{self.path}: no tensor {_shown(name)}; is the file complete?")
         if info.type not in READABLE:
             raise InputError(
-                f"{self.path}: {_shown(name)} is of type {info.type}, which cannot be read; there are {', '.join(READABLE)}: "
+                f"{self.path}: {_shown(name)} is of type {info.type}, which cannot be read; there are "
+                f"{', '.join(READABLE)}: "
                 "quantise the model to one of these"
             )
         gguf = gguf_package()
@@ -112,7 +113,8 @@ class GgufFile:
         result = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32).reshape(shape))
         if not bool(torch.isfinite(result).all()):
             raise InputError(
-                f"{self.path}: {_shown(name)} holds values that are no numbers (NaN or infinity); the file is damaged, or its "
+                f"{self.path}: {_shown(name)} holds values that are no numbers (NaN or infinity); the file is damaged, "
+                "or its "
                 "training had diverged: get it again"
             )
         return result
@@ -197,7 +199,8 @@ class _Head:
         block, size = gguf.GGML_QUANT_SIZES[known]
         if shape and shape[-1] % block:
             raise InputError(
-                f"{self.path}: {_shown(name)} has rows of {shape[-1]}, no multiple of {known.name}'s {block}; the file is "
+                f"{self.path}: {_shown(name)} has rows of {shape[-1]}, no multiple of {known.name}'s {block}; the file "
+                "is "
                 "damaged, get it again"
             )
         return TensorInfo(name, shape, known.name, int(offset), math.prod(shape) // block * size)
