@@ -1,11 +1,13 @@
 """Each form is told by its lines; prose and what a menu holds are none of them."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmforge.corpus.clean.filters import prepare
-from lmforge.corpus.clean.forms import form_of, removable_lines
+from lmforge.corpus.clean.forms import Form, form_of, removable_lines
 from lmforge.corpus.clean.quality import RULES
 from lmforge.errors import InputError
 from lmforge.recipe import Corpus, parse_recipe
@@ -48,7 +50,7 @@ def test_forms_are_kept_in_every_genre(form: str, genre: str) -> None:
 
 @given(st.text())
 def test_any_text_has_a_form(text: str) -> None:
-    form_of(text)
+    assert form_of(text) in get_args(Form)
 
 
 def test_each_rule_can_be_turned_off() -> None:
