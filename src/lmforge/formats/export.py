@@ -188,7 +188,7 @@ def _same_greedy(loaded: LoadedModel, prompt: Sequence[int], theirs: Sequence[in
 
 
 @dataclasses.dataclass
-class Stepwise:
+class Stepwise(abc.ABC):
     """A product that knows logits alone: greedy tokens by whole passes."""
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
@@ -198,6 +198,6 @@ class Stepwise:
             text.append(int(self.logits(text)[-1].argmax()))
         return text[len(tokens) :]
 
+    @abc.abstractmethod
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """As `Product.logits`."""
-        raise NotImplementedError
