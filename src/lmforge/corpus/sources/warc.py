@@ -209,6 +209,7 @@ class _Archive:
                 self.place, left = self.place + size - keep, left - size + keep
                 self.forget()
                 if match is None and left > 0 and not self.more():
+                    self.place = len(self.held)
                     return Damage("a record that ends before its length")
             if match is None:
                 return WarcRecord(fields, block, length)
