@@ -205,3 +205,10 @@ def test_prepare_is_idempotent_and_never_raises(text: str, genre: str, strict: b
     once, reason = prepare(document(text, genre), settings)
     twice, again = prepare(once, settings)
     assert (twice, again) == (once, reason)
+
+
+def test_what_is_in_other_letters_is_not_english() -> None:
+    """A model of languages takes lists of foreign names and numbers for English."""
+    hebrew = " ".join(f"בשנה אחרת נבנה בית גדול {n} ליד הגשר הישן והנהר הרחב." for n in range(30))
+    kept = {**document(hebrew), "genre": "web", "meta": {"language": "en"}}
+    assert prepare(kept, Corpus(rules=("gopher",)))[1] is None

@@ -185,8 +185,8 @@ def _is_verse(lines: Sequence[str], text: str) -> bool:
     widths = [width(line) for line in lines]
     if len(lines) < 3 or max(widths) > LONGEST_VERSE or sum(each <= VERSE_LINE for each in widths) < 0.85 * len(lines):
         return False
-    digits = sum(_HAS_DIGIT.match(line) is not None for line in lines)
-    if sum(map(characters, lines)) < 9 * len(lines) or digits > max(1, 0.2 * len(lines)):
+    numbers = sum(_is_numeric(line) for line in lines)
+    if sum(map(characters, lines)) < 9 * len(lines) or numbers > max(1, 0.2 * len(lines)):
         return False
     words = [word for line in lines for word in line.split()[1:] if _CASED.match(word)]
     small = sum(word[0].islower() for word in words)
@@ -199,6 +199,11 @@ def _is_verse(lines: Sequence[str], text: str) -> bool:
     )
     stanzas = [stanza.count("\n") + 1 for stanza in re.split(r"\n\s*\n", text.strip()[:READ])]
     return punctuated or (len(stanzas) >= 2 and min(stanzas[:-1]) >= 2) or not in_cases
+
+
+def _is_numeric(line: str) -> bool:
+    """Whether numbers are a good part of a line, as of a price or a score; a line of verse may name one."""
+    return sum(map(str.isdigit, line)) > 0.15 * sum(map(str.isalpha, line))
 
 
 _MARKS = re.escape(terminal())
