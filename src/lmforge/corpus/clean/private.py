@@ -180,6 +180,10 @@ def _has_digits(text: str) -> bool:
     return _DIGITS.search(text) is not None
 
 
+def _may_call(text: str) -> bool:
+    return _has_digits(text) or _PLUS.search(text) is not None
+
+
 # Cards before phones, whose pattern fits parts of them. Each with a quick test of whether the text can hold one.
 _DIGITS, _DOTTED = re.compile(r"[0-9]{3}"), re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 _PLUS = re.compile(r"\+[0-9]")

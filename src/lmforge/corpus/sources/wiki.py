@@ -32,7 +32,8 @@ _NAMESPACE = re.compile(r"<namespace\b[^>]*\bkey=\"(-?\d+)\"[^>]*>([^<]*)</names
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 _DISAMBIGUATION = re.compile(
     r"\{\{\s*(?:disambig|hndis|geodis|begriffsklärung|homonymie|desambiguaci|desambigua|disambigua|неоднозначность|"
-    r"многозначность|багатозначність|曖昧さ回避|aimai|消歧义|消歧義|ujednoznacznienie|توضيح|동음이의|anlam ayrımı|rozcestník)"
+    r"многозначность|багатозначність|曖昧さ回避|aimai|消歧义|消歧義|ujednoznacznienie|توضيح|동음이의|"
+    r"anlam ayrımı|rozcestník)"
     r"|__DISAMBIG__",
     re.IGNORECASE,
 )
