@@ -96,7 +96,7 @@ MORE = {
         "code",
     ),
     "numbers in verse": (
-        "\n".join(f"im Jahr {n} stand noch der Baum am Fluss," for n in range(1900, 1908)),
+        "\n".join(f"im Jahr {n} stand noch der Baum am Fluss" + ",."[n % 2] * (n % 3 > 0) for n in range(1900, 1908)),
         "verse",
     ),
 }
