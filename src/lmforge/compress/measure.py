@@ -17,8 +17,10 @@ from lmforge.compress.int8 import QuantizedLinear
 from lmforge.generate.continuation import prefill
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT
+from lmforge.model.linear_attention import Linear
+from lmforge.plan.cost import decode_flops_per_token
 
-BATCHES = (1, 16, 64)
+BATCHES = (1, 8, 64)
 REPETITIONS = 5
 PREFILL_TOKENS = 256
 
@@ -45,9 +47,18 @@ def module_macs(module: nn.Module) -> int:
 def macs_per_token(model: GPT) -> int:
     """Multiply-accumulates of one forward token, half a context of keys before it.
 
-    Those of the modules (the output head is one) + 2·(context/2)·D per layer for scores and weighted values.
+    Those of the modules (the output head is one) and those between tokens, by each layer's kind of attention: of full
+    attention 2·(context/2)·W for scores and weighted values.
     """
-    return module_macs(model) + model.config.layers * model.config.context * model.config.d_model
+    return module_macs(model) + _between_tokens(model)
+
+
+def _between_tokens(model: GPT) -> int:
+    """Multiply-accumulates of attention for one token half a context after the first; learned feature maps, which are
+    a module's, left out."""
+    flops = decode_flops_per_token(model.config, max(0, model.config.context // 2 - 1))["attention"]
+    attentions = [block.attention for block in model.blocks if block.attention is not None]
+    return round(flops / 2) - sum(module_macs(each.mixer) for each in attentions if isinstance(each.mixer, Linear))
 
 
 def bit_operations(module: nn.Module) -> int:
@@ -59,7 +70,7 @@ def bit_operations(module: nn.Module) -> int:
         shared = 0 if module.shared is None else bit_operations(module.shared)
         return bit_operations(module.router) + module.active * each + shared
     if isinstance(module, GPT):  # scores and weighted values are in floating point
-        between = module.config.layers * module.config.context * module.config.d_model * 32 * 32
+        between = _between_tokens(module) * 32 * 32
         return between + sum(bit_operations(part) for part in (*module.blocks, module.head) if part is not None)
     if isinstance(module, QuantizedLinear):
         return module_macs(module) * 8 * 8

@@ -215,16 +215,16 @@ def _train(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 def _compress(recipe: Recipe, run: Path) -> dict[str, Any]:
-    return compress(recipe, run / "model", run / "compressed", *_rows_and_scores(recipe, run))
+    return compress(recipe, run / "model", run / "compressed", *rows_and_scores(recipe, run))
 
 
 def ablation(recipe: Recipe, run: Path) -> dict[str, Any]:
     """As `ablate`, of a run whose compress stage is done; in `RUN/ablation`, of this chain and this model alone."""
     known = hash_json([what_of("compress", recipe.compress), content_hash(run / "model"), recipe.seed])[:12]
-    return ablate(recipe, run / "model", run / "compressed", run / "ablation" / known, *_rows_and_scores(recipe, run))
+    return ablate(recipe, run / "model", run / "compressed", run / "ablation" / known, *rows_and_scores(recipe, run))
 
 
-def _rows_and_scores(recipe: Recipe, run: Path) -> tuple[Callable[[int], Batch], Evaluate]:
+def rows_and_scores(recipe: Recipe, run: Path) -> tuple[Callable[[int], Batch], Evaluate]:
     """What compression trains and calibrates on, and how it is judged."""
     context = recipe.tokens.context
     shards = Shards.open(run / "tokens", "train")

@@ -21,6 +21,8 @@ COMPRESSION_METHODS = (
     "lmforge.compress.prune",
     "lmforge.compress.factorize",
     "lmforge.compress.sparsify",
+    "lmforge.compress.linearize",
+    "lmforge.compress.qat",
 )
 COMPRESSION_STEPS: Registry[type[BaseModel]] = Registry("compression method", COMPRESSION_METHODS)
 # "shape" and "name" of the model that `model.base` names, given it and the folder of the recipe: which formats of
