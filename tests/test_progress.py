@@ -61,3 +61,12 @@ def test_without_a_total_no_time_left_is_told(
 def test_track_passes_everything_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(range(5), "count")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ""
+
+
+def test_what_every_rank_comes_to_is_said_by_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        progress.log_once("once")
+    assert capsys.readouterr().err == "once\n"

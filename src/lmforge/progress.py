@@ -3,6 +3,7 @@ elsewhere."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,17 @@ PLAIN_SECONDS = 15.0
 def log(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def launched_rank() -> int:
+    """Which of the processes of a launcher (torchrun) this is; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def log_once(text: str) -> None:
+    """`log` for what every rank comes to: rank 0 says it."""
+    if launched_rank() == 0:
+        log(text)
 
 
 def format_duration(seconds: float) -> str:

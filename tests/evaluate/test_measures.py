@@ -20,3 +20,9 @@ def test_words_in_common() -> None:
 def test_matthews_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     true, found = ([pair[place] for pair in pairs] for place in (0, 1))
     assert matthews(true, found) == pytest.approx(matthews_corrcoef(true, found), abs=1e-9)
+
+
+def test_answers_in_scripts_without_spaces_are_compared_by_their_signs() -> None:
+    assert normalised("「東京」。") == "東京"
+    assert word_f1("東京都です", "東京都") == pytest.approx(6 / 8)
+    assert word_f1("नमस्ते।", "नमस्ते") == 1

@@ -1,5 +1,7 @@
 """Beam search: one beam is greedy, many are exact, neighbours change nothing, the score is the model's own."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,3 +67,17 @@ def test_wide_enough_is_exhaustive() -> None:
 def test_nothing_to_do() -> None:
     assert beam_search(network(PLAIN), [], [], (0,)) == []
     assert beam_search(network(PLAIN), [[1]], [0], (0,)) == [Hypothesis([], 0.0)]
+
+
+def test_a_prompt_without_numbers_ends_no_other() -> None:
+    model, prompts = network(dataclasses.replace(PLAIN, tied=False)), [[3, 1], [9, 49, 2], [4, 1, 5]]
+    whole = beam_search(model, prompts, [4, 4, 4], (7,), 3)
+    sampled = Sampling(max_tokens=4, temperature=0)
+    with torch.no_grad():
+        model.embed.weight[49] = float("nan")
+    found = beam_search(model, prompts, [4, 4, 4], (7,), 3)
+    assert (found[0].tokens, found[1].tokens, found[2].tokens) == (whole[0].tokens, [], whole[2].tokens)
+    failed: list[int] = []
+    steps = list(decode(model, prompts, [sampled] * 3, on_error=lambda row, _error: failed.append(row)))
+    assert failed == [1]
+    assert {drawn.row for step in steps for drawn in step} == {0, 2}

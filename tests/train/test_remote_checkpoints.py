@@ -70,3 +70,24 @@ def test_a_store_that_fails_says_that_the_checkpoint_is_safe(tmp_path: Path) -> 
     (tmp_path / "step-00000001" / "manifest.json").write_text("{}")
     with pytest.raises(LmforgeError, match=r"could not be copied there.*it is safe in"):
         put(tmp_path / "step-00000001", f"file://{tmp_path}/file/inside")
+
+
+def test_another_recipes_copies_are_neither_fetched_nor_removed(tmp_path: Path, store: str) -> None:
+    """A store's address may stay in a recipe whose other keys change."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model, optimizers = trained(1)
+
+    def of(run: str, key: str) -> Checkpoints:
+        (tmp_path / run).mkdir(exist_ok=True)
+        (tmp_path / run / "key").write_text(key * 64)
+        return Checkpoints(tmp_path / run / "checkpoints", 1, store)
+
+    for run, key in (("before", "a"), ("after", "b")):
+        checkpoints = of(run, key)
+        assert checkpoints.load_newest(model, optimizers) is None
+        for step in (1, 2):
+            checkpoints.save(step, model, optimizers, {"step": step, "best_step": 2}, tmp_path / "tokenizer.json")
+        checkpoints.close()
+    fresh = of("again", "a")
+    assert fresh.load_newest(model, optimizers)["step"] == 2
+    fresh.close()

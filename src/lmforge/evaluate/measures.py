@@ -8,6 +8,12 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+import regex
+
+_SIGNS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORD = regex.compile(rf"[{_SIGNS}]\p{{M}}*|[^\s{_SIGNS}]+")  # a sign of a script without spaces is one of its own
+_PUNCTUATION = regex.compile(rf"[\p{{P}}{re.escape(string.punctuation)}]")
+
 
 def matthews(true: Sequence[str], given: Sequence[str]) -> float:
     """The correlation of two labellings, −1 to 1; 0 where one has a single label (Gorodkin 2004, eq. 8)."""
@@ -19,15 +25,16 @@ def matthews(true: Sequence[str], given: Sequence[str]) -> float:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and needless blanks, as SQuAD's own script compares answers."""
-    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    """Lower case, without punctuation, articles and needless blanks, as SQuAD's own script compares answers; the
+    punctuation of every script, as MLQA's does (Lewis et al. 2020)."""
+    plain = _PUNCTUATION.sub("", text.lower())
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def word_f1(given: str, right: str) -> float:
     """The harmonic mean of precision and recall of words; where one has none, 1 if the other has none either (SQuAD
     2.0)."""
-    one, other = normalised(given).split(), normalised(right).split()
+    one, other = (_WORD.findall(normalised(text)) for text in (given, right))
     if not one or not other:
         return float(one == other)
     return 2 * sum((Counter(one) & Counter(other)).values()) / (len(one) + len(other))

@@ -44,7 +44,8 @@ def beam_search(
 ) -> list[Hypothesis]:
     """The best continuation found of each prompt, at most `limits` tokens long, without its end token.
 
-    A prompt is done when `width` texts have ended, or at its limit. Prompts and limits together must fit the model's
+    A prompt is done when `width` texts have ended, at its limit, or where the network gives no number for its next
+    token, which ends no other. Prompts and limits together must fit the model's
     context.
     """
     live = [[Hypothesis([], 0.0)] for _ in prompts]
@@ -62,8 +63,8 @@ def beam_search(
             held = live[prompt]
             kept, new = _step(chances[first : first + len(held)], held, stop_ids, width)
             ended[prompt] += new
-            live[prompt] = [hypothesis for hypothesis, _ in kept]
-            if len(ended[prompt]) < width and len(live[prompt][0].tokens) < limits[prompt]:
+            live[prompt] = [hypothesis for hypothesis, _ in kept] or held
+            if kept and len(ended[prompt]) < width and len(live[prompt][0].tokens) < limits[prompt]:
                 still.append(prompt)
                 tokens += [hypothesis.tokens[-1] for hypothesis, _ in kept]
                 parents += [first + parent for _, parent in kept]
@@ -79,6 +80,7 @@ def _step(
 ) -> tuple[list[tuple[Hypothesis, int]], list[Hypothesis]]:
     """From log-probabilities (rows,V) of the next tokens: the `width` best that go on, each with its row, and those
     among the best that end."""
+    chances = chances.nan_to_num(float("-inf"))
     sums = chances + torch.tensor([each.logprob for each in held])[:, None]
     count = min(width * (1 + len(stop_ids)), sums.numel())
     values, places = sums.flatten().topk(count)
@@ -87,7 +89,7 @@ def _step(
     for rank, (total, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
         parent, token = divmod(place, chances.shape[1])
         if token in stop_ids:
-            if rank < width:
+            if rank < width and math.isfinite(total):
                 ended.append(Hypothesis(held[parent].tokens, total))
         elif len(kept) < width and math.isfinite(total):
             kept.append((Hypothesis([*held[parent].tokens, token], total), parent))

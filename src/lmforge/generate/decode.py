@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lmforge.errors import InputError
+from lmforge.errors import InputError, LmforgeError
 from lmforge.generate.continuation import InvariantContinuation, Rows, shortened
 from lmforge.model.gpt import GPT
 
@@ -139,6 +140,8 @@ def _draw(row: int, logits: Tensor, sampling: Sampling, generator: torch.Generat
             outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first token past the mass is kept
             kept = kept.index_fill(0, index[outside], float("-inf"))
         token = int(torch.multinomial(kept.softmax(-1), 1, generator=generator))
+    if not math.isfinite(log_p[token]):
+        raise LmforgeError("the network gives no number for the next token (not finite); its weights are damaged")
     top: tuple[tuple[int, float], ...] = ()
     if sampling.top_logprobs:
         values, ids = log_p.topk(min(sampling.top_logprobs, log_p.numel()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Translator:
 
     def __call__(self, texts: Sequence[str], source: str, target: str) -> list[str]:
         """The translations, in the order of the texts; "" for a text that with its translation would not fit the
-        context."""
+        context, or for which the network gives no number."""
         prompts = [self.tokenizer.encode_document(prompt_of(text, source, target)) for text in texts]
         lengths = [int(TIMES * len(prompt)) + MORE for prompt in prompts]
         context = self.model.config.context
@@ -98,13 +99,17 @@ class Translator:
         ]
         tokens: list[list[int]] = [[] for _ in prompts]
         chances: list[list[float]] = [[] for _ in prompts]
-        for step in decode(self.model, prompts, samplings):
+        failed = set[int]()
+        for step in decode(self.model, prompts, samplings, on_error=lambda row, _error: failed.add(row)):
             for drawn in step:
                 chances[drawn.row].append(drawn.logprob)
                 if drawn.finish != "stop":
                     tokens[drawn.row].append(drawn.token)
-        for row, chance in zip(tokens, chances, strict=True):
-            yield sum(chance) / max(1, len(chance)), self._text(row)
+        for number, (row, chance) in enumerate(zip(tokens, chances, strict=True)):
+            if number in failed:
+                yield -math.inf, ""
+            else:
+                yield sum(chance) / max(1, len(chance)), self._text(row)
 
     def _stop(self) -> tuple[int, ...]:
         return (*self.tokenizer.special_tokens.stop, *self.tokenizer.encode("\n"))

@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from lmforge.errors import LmforgeError
+from lmforge.progress import launched_rank
 
 POLL_SECONDS = 5.0  # between two looks whether an answer is there; a signal is noticed as soon
 LEAVING_SECONDS = 3.0  # that a failing rank 0 waits for the others to have read why
@@ -32,7 +33,7 @@ _numbers = itertools.count()  # of agreements: every rank counts alike, since al
 
 def rank() -> int:
     """This process among those that the launcher started; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    return launched_rank()
 
 
 def world() -> int:

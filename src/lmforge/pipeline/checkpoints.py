@@ -18,8 +18,8 @@ from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.record import content_hash, write_atomic
 from lmforge.tokens.shards import Shards
+from lmforge.train.checkpoint import KEY
 
-KEY = "key"
 MADE_FROM = "made_from.json"  # of the checkpoints: the stage's part of the recipe and its inputs
 COPIED = (KEY, MADE_FROM, "metrics.jsonl", "ensemble.json", "excluded.json")
 

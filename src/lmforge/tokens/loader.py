@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.errors import InputError
-from lmforge.progress import log
+from lmforge.progress import log_once
 from lmforge.tokens.batch_schedule import Ramp
 from lmforge.tokens.images import PATCH
 from lmforge.tokens.mixture import CONSTANT, Mixture, Schedule
@@ -132,7 +132,7 @@ class Loader:
         if len(long) == len(self.shards.documents):
             raise InputError(f"{what}; raise tokens.context or shorten them")
         names = ", ".join(str(number) for number in long[:10].tolist()) + (", …" if len(long) > 10 else "")
-        log(f"tokens: {what}; left out: numbers {names}")
+        log_once(f"tokens: {what}; left out: numbers {names}")
 
     def batch(self, step: int, row_start: int = 0, rows: int | None = None) -> Batch:
         """Batch `step`, or its rows from `row_start` on: ranks and micro-batches take slices of one global batch.

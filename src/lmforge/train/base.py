@@ -11,7 +11,7 @@ from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import model_tensors, origin_of, write_model
 from lmforge.machine import cores
 from lmforge.parallel.layout import join_layout
-from lmforge.progress import log
+from lmforge.progress import log_once
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.train.data import TrainingData
@@ -53,7 +53,7 @@ def take_base(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> d
             out.mkdir(parents=True, exist_ok=True)
 
         layout.on_main(write)
-    log(f"train: no steps: the model is {base.name} as it is, {bits:.4f} bits per byte of validation text")
+    log_once(f"train: no steps: the model is {base.name} as it is, {bits:.4f} bits per byte of validation text")
     return {
         "steps": 0,
         "tokens": 0,

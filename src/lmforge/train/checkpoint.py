@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lmforge.errors import InputError
 from lmforge.formats.native import write_model
 from lmforge.model.gpt import GPT, GPTConfig
-from lmforge.progress import log
+from lmforge.progress import log_once
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
 from lmforge.train.adapters import ADAPTER, adapter_tensors, load_adapters, merged
 from lmforge.train.remote_checkpoints import fetch_newest, put, remove
@@ -117,13 +117,19 @@ def write_snapshot(
             save_file({name: tensor.cpu() for name, tensor in adapters.items()}, temporary / ADAPTER)
 
 
+KEY = "key"  # of the training that a folder holds: what of the recipe and of its inputs decides what it makes
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` and the best stay."""
 
     def __init__(self, directory: Path, keep: int, store: str | None = None) -> None:
         """`store`: an address that fsspec understands (s3://bucket/run), to which every complete checkpoint is copied
-        too, and from which the newest is fetched where there is none here."""
-        self.directory, self.keep, self.store = directory, keep, store
+        too, and from which the newest is fetched where there is none here; each training, as the file `KEY` beside
+        `directory` names it, has a folder of its own there."""
+        mark = directory.parent / KEY
+        self.directory, self.keep = directory, keep
+        self.store = store and (f"{store.rstrip('/')}/{mark.read_text()[:16]}" if mark.is_file() else store)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="lmforge-checkpoint")
         self._writing: Future[None] | None = None
 
@@ -277,5 +283,5 @@ class Checkpoints:
         moments = path / "optimizer.safetensors"
         restore_optimizers(model, optimizers, load_file(moments), str(moments))
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        log(f"train: going on from step {state['step']} ({path})")
+        log_once(f"train: going on from step {state['step']} ({path})")
         return state

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from lmforge.parallel.layout import Layout
-from lmforge.progress import log
+from lmforge.progress import log_once
 
 
 class StopRequest:
@@ -35,7 +35,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
     def ask(number: int, _frame: object) -> None:
         stop.set()
-        log("train: finishing this step, then saving (again to stop at once)")
+        log_once("train: finishing this step, then saving (again to stop at once)")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

@@ -25,7 +25,7 @@ from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout, join_layout
 from lmforge.plan.cost import TRAINING, training_flops_per_token
-from lmforge.progress import Bar, format_duration, log
+from lmforge.progress import Bar, format_duration, log, log_once
 from lmforge.recipe import Recipe
 from lmforge.tokens.batch_schedule import with_length
 from lmforge.tokens.loader import Prefetch
@@ -273,7 +273,7 @@ class Trainer:
             )
         excluded.add(cause.steps, write=self.layout.is_main)
         self.layout.wait()
-        log(
+        log_once(
             f"train: steps {first} to {last} had to be skipped ({cause}); back to step {steps[-1]}, without those "
             "batches"
         )
@@ -317,7 +317,7 @@ class Trainer:
         tensors = model_tensors(load_model(model_out))
         seconds, tokens = self.state.seconds, self.schedule.tokens(self.schedule.steps)
         chosen = next(each for each in table["candidates"] if each["name"] == table["chosen"])
-        log(
+        log_once(
             f"train: {format_duration(seconds)}, {chosen['bits_per_byte']:.4f} bits per byte of validation text with "
             f"{chosen['name']}"
         )

@@ -75,6 +75,9 @@ def fetch_newest(store: str, directory: Path) -> None:
             and system.exists(f"{root}/{name}/{MANIFEST}")
         )
         if not whole:
+            beside = str(root).rpartition("/")[0]
+            if entries == [] and system.exists(beside) and system.ls(beside, detail=False):
+                log(f"train: {store} has no checkpoint of this training; those of others beside it are left alone")
             return
         log(f"train: no checkpoint here; fetching {whole[-1]} from {store}")
         with atomic_directory(directory / whole[-1]) as temporary:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout
-from lmforge.progress import log
+from lmforge.progress import log_once
 from lmforge.tokens.images import scaled
 from lmforge.tokens.loader import Batch
 from lmforge.train.autotune import ExecutionPlan
@@ -175,7 +175,7 @@ class TrainStep:
             gradient = self.forward_backward(step, batch, work)
             if not half or not math.isfinite(gradient.loss) or math.isfinite(gradient.norm):
                 break
-            log(
+            log_once(
                 f"train: step {step + 1}: float16 overflows at a loss scale of {scaler.scale:g}, first in the gradient "
                 f"of {first_bad_gradient(self.model)}; the batch again with half of it"
             )

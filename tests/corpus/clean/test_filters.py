@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmforge.corpus.clean import filters
 from lmforge.corpus.clean.filters import (
     duplicate_line_share,
     duplicate_ngram_share,
@@ -205,3 +206,9 @@ def test_prepare_is_idempotent_and_never_raises(text: str, genre: str, strict: b
     once, reason = prepare(document(text, genre), settings)
     twice, again = prepare(once, settings)
     assert (twice, again) == (once, reason)
+
+
+def test_what_is_in_other_letters_is_not_english() -> None:
+    """A model of languages takes lists of foreign names and numbers for English."""
+    assert not filters._is_english("בשנה אחרת נבנה בית גדול ליד הגשר הישן SC-12 XL", "en")
+    assert filters._is_english("The old forge stood by the bridge (הגשר).", "en")

@@ -83,3 +83,27 @@ def test_verse_with_a_name_in_latin_letters_or_one_number_is_verse() -> None:
         assert form_of(verse) == "verse"
     menu = "Home\nAbout Us\nOur Products\nContact\nTerms Of Use\nLog In 2"
     assert form_of(menu) != "verse"
+
+
+MORE = {
+    "haiku in signs": ("古池や\n蛙飛びこむ\n水の音", "verse"),
+    "columns without numbers": (
+        "name,colour,place\n" + "\n".join(f"a{w}b,{w},{w}c" for w in ["red", "blue", "grey", "gold", "pink"]),
+        "table",
+    ),
+    "changes": (
+        "diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n-import os\n+import sys\n the rest of it",
+        "code",
+    ),
+    "numbers in verse": (
+        "\n".join(f"im Jahr {n} stand noch der Baum am Fluss" + ",."[n % 2] * (n % 3 > 0) for n in range(1900, 1908)),
+        "verse",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_more_forms_are_kept(name: str) -> None:
+    text, form = MORE[name]
+    assert form_of(text) == form
+    assert prepare(document(text, "web"), Corpus())[1] is None

@@ -68,6 +68,32 @@ BREAKING = {
 }
 
 
+RU = "Старик {} увидел мост и долго думал о том, что было в его жизни{}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            "\n".join(RU.format(n, "…" if n % 2 else ".") for n in range(12)), id="dots as a mark like any other"
+        ),
+        pytest.param("\n".join(f"Он видел мост и реку {n}." for n in range(30)), id="a short sentence a line"),
+        pytest.param(" ".join(RU.format(n, ".") for n in range(4)), id="four sentences"),
+        pytest.param(RU.format(1, ".Потом") * 9, id="no blank behind a full stop"),
+        pytest.param("\n".join([*(RU.format(n, ".") for n in range(30)), "Так {x} пишут множество."]), id="a set"),
+        pytest.param("- " + " ".join(RU.format(n, ".") for n in range(9)), id="one line that begins with a dash"),
+    ],
+)
+def test_good_text_of_another_language_breaks_none(text: str) -> None:
+    families = tuple({rule.family for rule in RULES} - {"repetition"})
+    assert [*broken_rules(scan(text), "web", families, lambda: False)] == []
+
+
+def test_a_paragraph_about_scripts_is_no_notice() -> None:
+    about = "JavaScript engines compile what they run often, and cookies keep who is logged in. " * 6
+    assert without_boilerplate(f"{GOOD}\n{about}\nPlease enable JavaScript.", False) == f"{GOOD}\n{about}"
+
+
 def family_of(reason: str) -> str:
     return next(rule.family for rule in RULES if rule.reason == reason)
 

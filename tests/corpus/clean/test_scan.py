@@ -67,7 +67,12 @@ def width(word: str) -> int:
 
 
 def ends(word: str) -> bool:
-    return word[-1] in TERMINAL + ";" or word.endswith(("...", "…"))
+    inside = len(word) > 1 and word[-1] in ")]）］】" and word[-2] in TERMINAL
+    return inside or word[-1] in TERMINAL + ";" or word.endswith(("...", "…"))
+
+
+SPEAKS = r"[[\p{L}\p{M}\p{N}]--[\x00-\u02af]--[[\p{Han}\p{Thai}]--\p{M}]]"
+PARTED = regex.compile(rf"(?<={SPEAKS})[.!?](?={SPEAKS})", regex.V1)
 
 
 def plainly(text: str, wrapped: bool) -> dict[str, object]:
@@ -108,7 +113,7 @@ def plainly(text: str, wrapped: bool) -> dict[str, object]:
         "hash_signs": text.count("#"),
         "braces": text.count("{"),
         "line_ends": text.count("\n"),
-        "sentences": sum(map(ends, words)),
+        "sentences": sum(map(ends, words)) + len(PARTED.findall(text)),
         "lines": len(lines),
         "line_characters": sum(map(len, lines)),
         "ellipsis_lines": sum(map(ellipsis, lines)),

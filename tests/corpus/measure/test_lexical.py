@@ -54,3 +54,9 @@ def test_a_line_through_nothing() -> None:
     assert fit_line([], []) == (0.0, 0.0, 0.0)
     assert fit_line([1.0], [3.0]) == (0.0, 3.0, 0.0)
     assert fit_line([0, 1, 2], [1, 3, 5]) == pytest.approx((2, 1, 1))
+
+
+def test_running_text_without_spaces_has_words() -> None:
+    text = "今天早上老人在河边修建了一座石桥孩子们收集了许多古老的地图" * 9
+    assert type_token([text])["sample_words"] > 100
+    assert repetition([text])["repeated_word_runs"]["value"] > 0.5

@@ -37,6 +37,13 @@ ASKED, SAID = {"role": "user", "content": "Ask"}, {"role": "assistant", "content
         {"Question": "Ask", "Answer": "Say"},
         {"INSTRUCTION": "Ask", "RESPONSE": "Say"},
         {"problem": "Ask", "solution": "Say"},
+        {"messages": '[{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Say"}]', "text_len": 3},
+        {"dialog": ["Ask", "Say"]},
+        {"id": "0", "data": ["Ask", "Say"]},
+        {"items": [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Say"}]},
+        {"chosen": [ASKED, SAID], "rejected": [ASKED]},
+        {"messages": [ASKED, {"role": "assistant", "content": None, "refusal": "Say"}]},
+        {"history": [["Ask", "Say"]], "messages": [ASKED, SAID]},
     ],
 )
 def test_shapes(record: dict[str, Any], tmp_path: Path) -> None:
@@ -53,6 +60,22 @@ def test_a_systems_words_in_a_field_of_their_own_come_first(field: str) -> None:
         assert conversation_of({**record, field: "Be brief"}, "text") == [system, ASKED, SAID]
     own = {"role": "system", "content": "Be long"}
     assert conversation_of({"messages": [own, ASKED, SAID], field: "Be brief"}, "messages") == [own, ASKED, SAID]
+
+
+def test_what_was_said_before_an_instruction_is_kept() -> None:
+    record = {"instruction": "Ask", "input": "", "output": "Say", "history": [["Ask", "Say"]]}
+    assert conversation_of(record, "text") == [ASKED, SAID, ASKED, SAID]
+
+
+def test_messages_that_are_null_say_nothing_and_a_list_of_paragraphs_is_no_conversation() -> None:
+    assert conversation_of({"messages": None, "source": "x"}, "text") == []
+    with pytest.raises(NotMessages, match="list of strings"):
+        conversation_of({"paragraphs": ["One.", "Two."]}, "paragraphs")
+
+
+def test_what_a_tool_gives_may_be_json() -> None:
+    given = messages_of([ASKED, {"role": "tool", "content": {"degrees": 3}}], "messages")
+    assert given[1] == {"role": "tool", "content": '{"degrees": 3}'}
 
 
 def test_tools_speak_and_calls_are_written_out() -> None:

@@ -42,6 +42,19 @@ def test_text_in_an_old_encoding_is_read_as_what_it_is(text: str, name: str, tim
         assert text_in(data, 100)[0] == text  # whatever the blocks
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("今日は天気がいいですね。", "shift_jis"), ("Добрий день, як справи? Їжак.", "koi8_u"),
+        ("Добрий день, як справи? Їжак.", "cp1125"), ("Dobrý den, jak se máte? Žlutý kůň.", "iso8859_2"),
+        ("Dzień dobry, jak się masz? Żółta łódź.", "cp852"), ("오늘은 날씨가 좋습니다.", "johab"),
+        ("วันนี้อากาศดีมาก", "utf-16-le"), ("今天天气很好，我们去公园。", "gbk"),
+    ],
+)  # fmt: skip
+def test_a_text_of_one_short_line(text: str, name: str) -> None:
+    assert text_in(text.encode(name))[0] == text
+
+
 def test_korean_is_not_taken_for_chinese() -> None:
     """Every Korean syllable of EUC-KR is a common character of Chinese too."""
     for markup in ("", "<p class='x'>", "title: "):

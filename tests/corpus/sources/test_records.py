@@ -178,6 +178,17 @@ def test_a_large_jsonl_is_read_in_byte_ranges(tmp_path: Path, monkeypatch: pytes
     assert refusal("jsonl", path).startswith(f"{path}:56: not valid JSON")
 
 
+def test_pages_of_parquet_are_held_against_their_checksums(tmp_path: Path) -> None:
+    """A changed byte of compressed text unfolds to another text, and only the page's checksum knows."""
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"Row {number} of iron and steel {number * 7919}" for number in range(200)]})
+    pyarrow.parquet.write_table(table, path, row_group_size=20, compression=None, write_page_checksum=True)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Row 107 of iron", b"Row 107 of gold"))
+    documents = read("parquet", path, damaged="skip")
+    assert [each["text"].split()[1] for each in documents] == [str(n) for n in range(200) if not 100 <= n < 120]
+
+
 def test_a_large_parquet_is_read_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(

@@ -70,6 +70,14 @@ def test_chunks_with_extensions_and_trailers_and_two_codings() -> None:
     assert body(b"0\r\n\r\n", transfer_encoding="chunked") == b""
 
 
+@pytest.mark.parametrize("coding", ["", "gzip", "br"])
+def test_chunks_that_no_head_names_are_joined(coding: str) -> None:
+    fields = {"content-encoding": coding} if coding else {}
+    assert body_of(Response(200, fields, chunked(PACKED[coding])), MOST) == BODY
+    numbers = b"12\r\nis a dozen\r\nand no chunk\r\n"  # a text that begins as a chunk would
+    assert body_of(Response(200, {}, numbers), MOST) == numbers
+
+
 def test_a_body_packed_in_silence_is_unfolded() -> None:
     assert body(gzip.compress(BODY)) == body(zstandard.compress(BODY)) == BODY
 

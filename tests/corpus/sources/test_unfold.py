@@ -43,6 +43,22 @@ def test_members_are_read_on(tmp_path: Path, suffix: str, pieces: list[bytes], p
     assert unfolded(path) == (b"".join(pieces), [])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_zstandard_frames_without_text_and_the_dictionary_of_an_archive(tmp_path: Path, packed: bool) -> None:
+    def frame(mark: int, data: bytes) -> bytes:
+        return mark.to_bytes(4, "little") + len(data).to_bytes(4, "little") + data
+
+    records = [b"iron %d and steel %d " % (number, number * 7) * 20 for number in range(200)]
+    dictionary = zstandard.train_dictionary(1000, records)
+    data = zstandard.compress(dictionary.as_bytes()) if packed else dictionary.as_bytes()
+    packer = zstandard.ZstdCompressor(dict_data=dictionary)
+    path = tmp_path / "a.warc.zst"
+    path.write_bytes(frame(0x184D2A5D, data) + b"".join(map(packer.compress, records)))
+    assert unfolded(path) == (b"".join(records), [])
+    path.write_bytes(frame(0x184D2A50, b"a note") + b"".join(map(zstandard.compress, records)))
+    assert unfolded(path) == (b"".join(records), [])
+
+
 @pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 9 << 20])
 def test_a_member_around_a_mebibyte_and_beyond_what_is_held(tmp_path: Path, suffix: str, size: int) -> None:

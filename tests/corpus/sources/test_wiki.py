@@ -94,3 +94,13 @@ def test_a_giant_page_is_damage_and_memory_stays_bounded(tmp_path: Path, monkeyp
     documents = list(iter_documents(Source(kind="mediawiki", path=path, damaged="skip"), notices))
     assert [document["id"] for document in documents] == ["7"]
     assert notices == {"skipped: damaged page of a dump": 1}
+
+
+def test_pages_with_attributes_are_pages_and_a_disambiguation_has_many_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    data = dump(*PAGES, page("Бор", "{{неоднозначность}}", 13)).replace(b"<page>", b'<page lang="en">')
+    path.write_bytes(data)
+    notices: Counter[str] = Counter()
+    documents = list(iter_documents(Source(kind="mediawiki", path=path), notices))
+    assert [document["meta"]["title"] for document in documents] == ["Iron", "Steel"]
+    assert notices["ignored: disambiguation page"] == 2

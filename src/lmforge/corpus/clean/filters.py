@@ -36,6 +36,7 @@ from lmforge.recipe import Corpus
 
 _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 _NOT_TEXT = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement characters and private use
+_WORD, _LATIN_WORD = re.compile(r"[^\W\d_]+"), re.compile("[A-Za-z]+")
 _LETTERS, _SPACES = string.ascii_letters.encode(), string.whitespace.encode()
 
 SIGNS = 16  # of a script without spaces that are about as much as `NGRAM` words
@@ -158,11 +159,20 @@ def _broken_rule(text: str, genre: str, settings: Corpus, language: Any, form: _
     ):
         return "c4_lorem_ipsum"
     scanned = scan(text, wrapped=genre in WRAPPED)
-    broken = broken_rules(scanned, genre, settings.rules, lambda: (language or language_of(text)) == "en")
+    broken = broken_rules(scanned, genre, settings.rules, lambda: _is_english(text, language))
     reason = next((reason for reason in broken if reason not in settings.rules_off), None)
     if reason is None or form() == "prose":
         return reason
     return _repetitive(text, settings, form) if "repetition" in settings.rules else None
+
+
+def _is_english(text: str, language: Any) -> bool:
+    """Whether a text is in English; what is mostly in other letters is not, whatever a model of languages says."""
+    return _mostly_latin(text) and (language or language_of(text)) == "en"
+
+
+def _mostly_latin(text: str) -> bool:
+    return text.isascii() or 2 * sum(map(len, _LATIN_WORD.findall(text))) > sum(map(len, _WORD.findall(text)))
 
 
 @functools.lru_cache(maxsize=4)

@@ -21,7 +21,7 @@ Form = Literal[
 ]  # fmt: skip
 READ = 20_000  # characters looked at
 LINES = 400  # of them, those that are not blank
-SHORT_OF = 4  # a text of another form than prose may be this many times shorter
+SHORT_OF = 5  # a text of another form than prose may be this many times shorter
 VERSE_LINE, LONGEST_VERSE = 72, 96  # characters of nearly every line of verse; of each
 
 _COMMAND = (
@@ -106,6 +106,8 @@ def _share(pattern: re.Pattern[str], lines: Sequence[str]) -> float:
 def _is_code(lines: Sequence[str], text: str) -> bool:
     if text.lstrip()[:1] in "{[" and text.rstrip()[-1:] in "}]" and '"' in text and ":" in text:
         return True  # JSON: a notebook, a configuration, a record
+    if any(line.startswith(("diff --git ", "@@ -")) for line in lines):
+        return True
     return len(lines) >= 3 and _share(_CODE, lines) >= 0.5 and _share(_SENTENCE, lines) < 0.4
 
 
@@ -160,9 +162,11 @@ def _is_table(lines: Sequence[str], text: str) -> bool:
         any(line.count("  ") for line in lines) and _share(_HAS_DIGIT, lines) >= 0.5
     )
     regular = any(commonest) and count >= 0.6 * len(lines) and _share(_HAS_DIGIT, lines) >= 0.4
+    columns = len(lines) >= 5 and sum(commonest) >= 2 and count == len(lines) and _share(_ENDS, lines) < 0.1
     return (
         cells
         or regular
+        or columns
         or (sum("|" in line or "\t" in line for line in lines) >= 0.7 * len(lines) and count >= 0.6 * len(lines))
     )
 
@@ -185,8 +189,9 @@ def _is_verse(lines: Sequence[str], text: str) -> bool:
     widths = [width(line) for line in lines]
     if len(lines) < 3 or max(widths) > LONGEST_VERSE or sum(each <= VERSE_LINE for each in widths) < 0.85 * len(lines):
         return False
-    digits = sum(_HAS_DIGIT.match(line) is not None for line in lines)
-    if sum(map(characters, lines)) < 9 * len(lines) or digits > max(1, 0.2 * len(lines)):
+    numbers = sum(_is_numeric(line) for line in lines)
+    haiku = len(lines) == 3 and max(widths) == widths[1] > widths[0] and sum(map(characters, lines)) >= 20
+    if (sum(map(characters, lines)) < 9 * len(lines) and not haiku) or numbers > max(1, 0.2 * len(lines)):
         return False
     words = [word for line in lines for word in line.split()[1:] if _CASED.match(word)]
     small = sum(word[0].islower() for word in words)
@@ -199,6 +204,11 @@ def _is_verse(lines: Sequence[str], text: str) -> bool:
     )
     stanzas = [stanza.count("\n") + 1 for stanza in re.split(r"\n\s*\n", text.strip()[:READ])]
     return punctuated or (len(stanzas) >= 2 and min(stanzas[:-1]) >= 2) or not in_cases
+
+
+def _is_numeric(line: str) -> bool:
+    """Whether numbers are a good part of a line, as of a price or a score; a line of verse may name one."""
+    return sum(map(str.isdigit, line)) > 0.15 * sum(map(str.isalpha, line))
 
 
 _MARKS = re.escape(terminal())

@@ -25,9 +25,10 @@ _UNSPACED = (
     r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
 )
 _W = rf"[^\W{_UNSPACED}]"  # a letter or digit that belongs to what it stands beside
+# letters of any alphabet (RFC 6531), but no address of a repository, git@host:path
 _EMAIL = re.compile(
-    rf"(?<!{_W})(?<![.+\]-])[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,63}}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.){{1,8}}"
-    rf"[A-Za-z]{{2,24}}(?!{_W})(?![@-])"
+    rf"(?<!{_W})(?<![.+\]-]){_W}(?:{_W}|[.+-]){{0,63}}@(?:{_W}(?:{_W}|-){{0,62}}\.){{1,8}}"
+    rf"[^\W\d_{_UNSPACED}]{{2,24}}(?!{_W})(?![@-]|:[\w.~-]*/)"
 )
 # Each begins with the characters that it can begin with and looks back past them: so the search runs from digit to
 # digit. None begins right after a "]", and no address with colons ends right before a "[", so that what stands beside a
@@ -179,12 +180,22 @@ def _has_digits(text: str) -> bool:
     return _DIGITS.search(text) is not None
 
 
+def _may_call(text: str) -> bool:
+    return _has_digits(text) or _PLUS.search(text) is not None
+
+
 # Cards before phones, whose pattern fits parts of them. Each with a quick test of whether the text can hold one.
 _DIGITS, _DOTTED = re.compile(r"[0-9]{3}"), re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
+_PLUS = re.compile(r"\+[0-9]")
 _SEARCHES: tuple[tuple[PrivateKind, Callable[[str], bool], re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
     ("email", lambda text: "@" in text, _EMAIL, lambda match: True),
     ("ip", lambda text: _DOTTED.search(text) is not None, _IP4, _is_ip4),
     ("ip", lambda text: _COLONS.search(text) is not None, _IP6, _is_ip6),
     ("card", _has_digits, _CARD, _is_card),
-    ("phone", _has_digits, _PHONE, lambda match: 7 <= sum(map(str.isdigit, match[0])) <= 15),
+    (
+        "phone",
+        lambda text: _has_digits(text) or _PLUS.search(text) is not None,
+        _PHONE,
+        lambda match: 7 <= sum(map(str.isdigit, match[0])) <= 15,
+    ),
 )

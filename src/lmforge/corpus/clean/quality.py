@@ -30,6 +30,8 @@ POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "us
 LONGEST_WORD = 1000  # characters; C4 drops lines with a longer one
 FEWEST_WORDS = 3  # of a line that C4 keeps
 LONGEST_UNMARKED = 40  # words of running text within which a sentence ends, though its line may not end with it
+LONGEST_NOTICE = 300  # characters of a line that tells visitors of scripts and cookies; longer ones write about them
+FEW_LINES = 2  # that end or begin in some way, of which a share says nothing
 _PASSES = 10
 _LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1}}}")
 # marks of an encyclopedia, behind a sentence or a part of one (its closing quote included) and before a blank or the
@@ -92,8 +94,13 @@ RULES = (
     Rule("gopher_long_words", "gopher", lambda s: _word_length(s) > 10, elsewhere=lambda s: _word_length(s) > 16),
     Rule("gopher_hash_signs", "gopher", lambda s: s.hash_signs > 0.1 * s.worth),
     Rule("gopher_ellipses", "gopher", lambda s: s.ellipses > 0.1 * s.worth),
-    Rule("gopher_bullet_lines", "gopher", lambda s: s.bullet_lines > 0.9 * s.lines),
-    Rule("gopher_ellipsis_lines", "gopher", lambda s: s.ellipsis_lines > 0.3 * s.lines),
+    Rule("gopher_bullet_lines", "gopher", lambda s: s.bullet_lines > max(0.9 * s.lines, FEW_LINES)),
+    Rule(
+        "gopher_ellipsis_lines",
+        "gopher",
+        lambda s: s.ellipsis_lines > max(0.3 * s.lines, FEW_LINES),
+        elsewhere=lambda s: s.ellipsis_lines > 0.6 * s.lines,  # in many languages "..." is a mark like any other
+    ),
     Rule("gopher_few_letters", "gopher", lambda s: s.letter_words < 0.8 * s.words),
     Rule("repeated_paragraphs", "repetition", lambda s: s.repeated_paragraphs > 0.3 * s.paragraphs),
     Rule("repeated_paragraph_characters", "repetition", lambda s: s.repeated_paragraph_characters > 0.2 * s.characters),
@@ -101,8 +108,14 @@ RULES = (
     Rule("repeated_line_characters", "repetition", lambda s: s.repeated_line_characters > 0.2 * s.characters),
     *(Rule(f"top_{number}gram", "repetition", _top(number, most)) for number, most in _TOP),
     *(Rule(f"repeated_{number}grams", "repetition", _inside(number, most)) for number, most in _REPEATED),
-    Rule("c4_curly_bracket", "c4", lambda s: s.braces > 0, _WEB),
-    Rule("c4_too_few_sentences", "c4", lambda s: _few_sentences(s) and _marks_sentences(s), _WEB),
+    Rule("c4_curly_bracket", "c4", lambda s: s.braces > 0, _WEB, lambda s: s.braces > 0.01 * s.worth),
+    Rule(
+        "c4_too_few_sentences",
+        "c4",
+        lambda s: _few_sentences(s) and _marks_sentences(s),
+        _WEB,
+        lambda s: s.sentences < 3,  # many languages say in three sentences, and fewer words, what English says in five
+    ),
     Rule(
         "fineweb_unpunctuated_lines",
         "fineweb",
@@ -110,7 +123,14 @@ RULES = (
         _WEB,
         lambda s: s.sentences <= s.worth / LONGEST_UNMARKED,
     ),
-    Rule("fineweb_short_lines", "fineweb", lambda s: s.short_lines >= 0.67 * s.lines, _WEB),
+    Rule(
+        "fineweb_short_lines",
+        "fineweb",
+        lambda s: s.short_lines >= 0.67 * s.lines,
+        _WEB,
+        # a menu's lines end no sentence; where people write a sentence a line, lines are short
+        lambda s: s.terminal_lines + s.ellipsis_lines < 0.5 * s.lines,
+    ),
     Rule(
         "fineweb_repeated_line_characters",
         "fineweb",
@@ -141,8 +161,8 @@ def has_lorem_ipsum(text: str) -> bool:
 
 
 def without_boilerplate(text: str, strict: bool, notices: Counter[str] | None = None) -> str:
-    """`text` without the lines that C4 removes: those that speak of JavaScript, cookies or terms of use, or hold a
-    giant word.
+    """`text` without the lines that C4 removes: short ones that speak of JavaScript, cookies or terms of use, and
+    those with a giant word.
 
     `strict` also removes lines that end in no terminal mark or have fewer than 3 words, which takes headings and lists
     with it (FineWeb found that to cost 30% of the data and left it out). Citation marks such as [1] behind a sentence
@@ -178,7 +198,7 @@ def _names_boilerplate(text: str) -> bool:
 
 
 def _is_boilerplate(line: str, named: bool, strict: bool) -> bool:
-    if named and _names_boilerplate(line):
+    if named and len(line) <= LONGEST_NOTICE and _names_boilerplate(line):
         return True
     if len(line) > LONGEST_WORD and any(len(word) > LONGEST_WORD for word in line.split()):
         return True

@@ -62,7 +62,7 @@ class Scan(NamedTuple):
     hash_signs: int
     ellipses: int  # … or ...
     braces: int  # {
-    sentences: int  # places where a terminal mark or a semicolon ends a word
+    sentences: int  # places where a terminal mark or a semicolon ends a word, or parts two of a script but Latin
     line_ends: int
     lines: int  # that hold words
     line_characters: int  # theirs
@@ -95,7 +95,7 @@ def scan_words(text: str, wrapped: bool = False) -> tuple[Scan, Hashes]:
         units.hashes, units.starts, units.lengths, units.widths, units.flags, units.ends, units.breaks, wrapped
     )
     tops, repeats = _ngrams(units.hashes, units.lengths, len(codes), count / worth if worth else 1.0)
-    counts = _tally(codes, units.lengths, units.widths, units.flags, units.ends, units.plain, _STOPS)
+    counts = _tally(codes, scripts.table(), units.lengths, units.widths, units.flags, units.ends, units.plain, _STOPS)
     scanned = Scan(
         characters=len(codes),
         words=count,
@@ -154,6 +154,9 @@ def _units(codes: Codes, classes: Codes) -> Any:
                 seen |= np.uint32(BULLET)  # - * – alone
             lengths[count], widths[count], flags[count] = place - start, width, seen
             last = classes[codes[place - 1]] if codes[place - 1] < len(classes) else np.uint32(0)
+            if place - start > 1 and _closes(codes[place - 1]):  # what ends within brackets ends with them
+                inner = classes[codes[place - 2]] if codes[place - 2] < len(classes) else np.uint32(0)
+                last |= inner & np.uint32(END)
             ends[count] = _ending(codes, start, place, last)
             count += 1
             start = -1
@@ -179,6 +182,11 @@ def _parts(entry: Number, seen: Number) -> Number:
     """Whether a character begins a unit though no space is before it: a sign of a script without spaces, or what is
     none behind one."""
     return (entry & ALONE and seen & TEXT) or (seen & ALONE and entry & TEXT and not entry & (ALONE | MARK))
+
+
+@inlined
+def _closes(code: Number) -> Number:
+    return code == 41 or code == 93 or code == 0xFF09 or code == 0xFF3D or code == 0x3011  # ) ] of some scripts
 
 
 @inlined
@@ -210,8 +218,17 @@ _COUNTS = (
 )  # fmt: skip
 
 
+@inlined
+def _speaks(code: Number, classes: Codes) -> Number:
+    """Whether it is a letter of a script that names no files and addresses: there a mark between two letters ends a
+    sentence, and the blank behind it was left out."""
+    return 0x2AF < code < len(classes) and classes[code] & TEXT != 0 and classes[code] & ALONE == 0
+
+
 @compiled
-def _tally(codes: Codes, lengths: Any, widths: Any, flags: Any, ends: Any, plain: Hashes, stops: Hashes) -> Any:
+def _tally(
+    codes: Codes, classes: Codes, lengths: Any, widths: Any, flags: Any, ends: Any, plain: Hashes, stops: Hashes
+) -> Any:
     """The counts of `_COUNTS`, and the plain hashes of the units with text."""
     text = spaced = characters = letters = longest = stop_mask = hash_signs = ellipses = braces = sentences = 0
     plain_hashes = np.empty(len(plain), np.uint64)
@@ -234,6 +251,8 @@ def _tally(codes: Codes, lengths: Any, widths: Any, flags: Any, ends: Any, plain
         braces += code == 123
         dots = code == 46 and place >= 2 and codes[place - 1] == 46 and codes[place - 2] == 46
         ellipses += dots or code == 0x2026
+        if (code == 46 or code == 33 or code == 63) and 0 < place < len(codes) - 1:
+            sentences += _speaks(codes[place - 1], classes) and _speaks(codes[place + 1], classes)
     stop_words = 0
     for number in range(len(stops)):
         stop_words += stop_mask >> number & 1

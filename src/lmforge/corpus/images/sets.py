@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections import Counter
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +22,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lmforge.corpus.sources.files import File, files_of
+from lmforge.corpus.sources.pictures import DIGITS, SUFFIXES
 from lmforge.errors import InputError
-from lmforge.recipe import Source
 
 Pixels = NDArray[np.uint8]
 Classes = Literal["all", "seen", "unseen"]
-DIGITS = "digits"
 SEEN = 0.75  # of the groups
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +79,6 @@ class ImageSet:
         )
 
 
-def image_files(source: Source, notices: Counter[str]) -> list[File]:
-    """The files that a source's set is read from; none of scikit-learn's digits.
-
-    Raises:
-        InputError: there are none.
-    """
-    assert source.path is not None
-    if source.path.name == DIGITS and not source.path.exists():
-        return []
-    return files_of(source, (*SUFFIXES, ".npz"), notices, frozenset())
-
-
 def read_images(path: Path, size: int, channels: int) -> ImageSet:
     """A set in the size and channels that a network takes (areas averaged; colours averaged or repeated).
 
@@ -125,7 +110,7 @@ def _arrays(path: Path) -> tuple[Pixels, NDArray[np.int64], tuple[str, ...], tup
     try:
         with np.load(path, allow_pickle=False) as file:
             found: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path}: not a readable .npz file ({error}); fetch it again") from error
     images = found.get("images")
     if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[1] != images.shape[2]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmforge.corpus.scripts import pieces
+
 RUN = 1000  # words: the length at which types are counted against tokens, since the ratio falls with any text's length
 LEAST_COUNT = 10  # below it a rank's count is mostly chance, and equal counts make steps
 REPEATED_WORDS = 13  # the length of run that contamination is judged by too
@@ -74,7 +76,7 @@ def heaps(points: Sequence[tuple[int, int]]) -> dict[str, Any]:
 def measured_growth(texts: Sequence[str], points: int = 30) -> list[tuple[int, int]]:
     """(words read, distinct words among them) at about `points` lengths evenly spaced in their logarithm, texts in the
     order given."""
-    words = [word for text in texts for word in text.split()]
+    words = [word for text in texts for word in pieces(text)[0]]
     numbers = _numbers(words)
     lengths = (
         np.unique(np.geomspace(min(100, len(words)), len(words), points).astype(np.int64))
@@ -88,7 +90,7 @@ def measured_growth(texts: Sequence[str], points: int = 30) -> list[tuple[int, i
 def type_token(texts: Sequence[str]) -> dict[str, Any]:
     """Distinct words over words, in runs of 1,000 that follow each other (Johnson 1944's mean segmental ratio) and over
     the whole."""
-    words = [word for text in texts for word in text.split()]
+    words = [word for text in texts for word in pieces(text)[0]]
     runs = [len(set(words[start : start + RUN])) / RUN for start in range(0, len(words) - RUN + 1, RUN)]
     return {
         "value": float(np.mean(runs)) if runs else None,
@@ -128,7 +130,7 @@ def repetition(texts: Sequence[str]) -> dict[str, Any]:
 def _runs(text: str) -> npt.NDArray[np.uint64]:
     """A hash of each run of 13 words of a text: polynomial in the words' own hashes, which one process keeps the
     same."""
-    words = np.fromiter(map(hash, text.split()), np.int64).astype(np.uint64)
+    words = np.fromiter(map(hash, pieces(text)[0]), np.int64).astype(np.uint64)
     count = len(words) - REPEATED_WORDS + 1
     run_hashes = np.zeros(max(0, count), np.uint64)
     for back in range(REPEATED_WORDS if count > 0 else 0):

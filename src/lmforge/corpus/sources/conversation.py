@@ -13,14 +13,18 @@ A tool's call is written into the content of the message that makes it, as Herme
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 Message = dict[str, str]
 
 # fields that hold a list of messages, in the order in which they are looked for
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+# others, looked for where a record is a conversation by nothing else: a preferred answer with its question, UltraChat's
+# raw form, a copy of ShareGPT
+_OTHER_LISTS = ("chosen", "data", "items")
 # (fields before the answer, its field): the first of which a record has both
 _PAIRS = (
     ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
@@ -57,16 +61,18 @@ def conversation_of(record: Mapping[str, Any], text_field: str) -> list[Message]
     Raises:
         NotMessages: a message that is not of its form (names its index).
     """
-    value = record.get(text_field)
-    if isinstance(value, list):
-        return _with_system(record, messages_of(value, text_field))
+    value = unfolded(record.get(text_field)) if text_field in LISTS else record.get(text_field)
+    if isinstance(value, list) and _in_turn(value) and text_field not in (*LISTS, *_OTHER_LISTS):
+        raise NotMessages(f"{text_field} is a list of strings; join them, or name it as one of {', '.join(LISTS)}")
+    if isinstance(value, list) or (value is None and text_field in LISTS and text_field in record):
+        return _with_system(record, messages_of(value or [], text_field))
     if text_field in record:
         return None
     shape = shape_of(record)
     if shape is None:
         return None
     if len(shape) == 1:
-        return _with_system(record, messages_of(record[shape[0]], shape[0]))
+        return _with_system(record, messages_of(unfolded(record[shape[0]]) or [], shape[0]))
     return _pair(record, *shape)
 
 
@@ -75,19 +81,38 @@ def shape_of(fields: Collection[str]) -> tuple[str, ...] | None:
     of those whose values can be such where it is a record; None where they are of no known shape."""
     record = fields if isinstance(fields, Mapping) else None
     for name in LISTS:
-        if name in fields and (record is None or is_messages(record[name])):
+        if name in fields and (record is None or is_messages(unfolded(record[name]))):
             return (name,)
     for question, answer in PAIRS:
         if question not in fields or answer not in fields:
             continue
         if record is None or (_sayable(record[question]) and _sayable(record[answer])):
             return question, answer
-    return None
+    others: Iterator[str] = (name for name in _OTHER_LISTS if record and is_messages(record.get(name) or None))
+    if record is not None:  # messages that are null say nothing, as a null text does
+        others = itertools.chain(others, (name for name in LISTS if name in record and record[name] is None))
+    return next(((name,) for name in others), None)
+
+
+def unfolded(value: object) -> object:
+    """A list of messages that is written as JSON within a string, as tables have it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            read = json.loads(value)
+            return read if is_messages(read) else value
+    return value
 
 
 def is_messages(value: object) -> bool:
-    """Whether a value is meant as a list of messages: its first entry has a role, or there is none."""
-    return isinstance(value, list) and (not value or (isinstance(value[0], Mapping) and _role_field(value[0]) != ""))
+    """Whether a value is meant as a list of messages: its first entry has a role, or there is none; or they are
+    strings, two and more, said in turn."""
+    if not isinstance(value, list):
+        return False
+    return not value or _in_turn(value) or (isinstance(value[0], Mapping) and _role_field(value[0]) != "")
+
+
+def _in_turn(value: Sequence[object]) -> bool:
+    return len(value) > 1 and all(isinstance(each, str) for each in value)
 
 
 def messages_of(value: object, where: str) -> list[Message]:
@@ -98,6 +123,8 @@ def messages_of(value: object, where: str) -> list[Message]:
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise NotMessages(_form(where))
+    if _in_turn(value):  # the user begins
+        return [{"role": ("user", "assistant")[turn % 2], "content": said} for turn, said in enumerate(value)]
     return [_message(each, f"{where}[{number}]") for number, each in enumerate(value)]
 
 
@@ -109,6 +136,10 @@ def _message(message: object, where: str) -> Message:
     if role is None:
         raise NotMessages(_form(where, f" (role {said[:40]!r})"))
     content = next((message[name] for name in _CONTENT_FIELDS if name in message), None)
+    if not content and isinstance(message.get("refusal"), str):  # which OpenAI's API says in a field of its own
+        content = message["refusal"]
+    if role == "tool" and isinstance(content, Mapping | list) and not _is_parts(content):  # what a tool gives, as JSON
+        content = json.dumps(content, ensure_ascii=False, default=str)
     calls = _calls(message, where)
     if content is None and not calls and not any(name in message for name in _CONTENT_FIELDS):
         raise NotMessages(_form(where))
@@ -118,6 +149,11 @@ def _message(message: object, where: str) -> Message:
 
 def _role_field(message: Mapping[str, Any]) -> str:
     return next((name for name in _ROLE_FIELDS if isinstance(message.get(name), str)), "")
+
+
+def _is_parts(content: Mapping[str, Any] | list[Any]) -> bool:
+    parts = [content] if isinstance(content, Mapping) else content
+    return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
 
 
 def _words(content: object, where: str) -> str:
@@ -172,7 +208,7 @@ def _with_system(record: Mapping[str, Any], messages: list[Message]) -> list[Mes
 
 def _pair(record: Mapping[str, Any], question: str, answer: str) -> list[Message]:
     """A question and its answer, with a system's words before them and what an instruction is about below it."""
-    messages = _with_system(record, [])
+    messages = [*_with_system(record, []), *_history(record)]
     asked, answered = record[question], record[answer]
     if isinstance(asked, list):
         messages += messages_of(asked, question)
@@ -186,6 +222,15 @@ def _pair(record: Mapping[str, Any], question: str, answer: str) -> list[Message
     else:
         messages.append({"role": "assistant", "content": answered or ""})
     return messages
+
+
+def _history(record: Mapping[str, Any]) -> list[Message]:
+    """What was said before, as Alpaca's form has it: "history": [[question, answer], …]."""
+    history = record.get("history")
+    pairs = history if isinstance(history, list) else []
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair) for pair in pairs):
+        return []
+    return [message for asked, answered in pairs for message in messages_of([asked, answered], "history")]
 
 
 def _form(where: str, more: str = "") -> str:

@@ -19,11 +19,20 @@ from typing import NamedTuple
 import charset_normalizer
 import regex
 
+from lmforge.corpus.sources.strangeness import (
+    BEYOND_ASCII,
+    FEW,
+    MOST_STRANGE,
+    ODD,
+    SCRIPTS,
+    TWO_BYTES,
+    is_korean,
+    strangeness,
+)
+
 Blocks = Callable[[], Iterable[bytes]]
 
 SAMPLE = 1 << 16  # bytes of lines beyond ASCII that detectors see
-FEW = 4  # bytes beyond ASCII below which nothing speaks against the encoding of most old files
-MOST_STRANGE = 0.2  # share of the characters beyond ASCII that may look out of place
 MOST_BROKEN = 0.001  # share of the characters beyond ASCII that may not decode in an encoding that fits otherwise
 LONGEST_UNMARKED = 200  # characters of running text among which a blank or a mark stands
 _MOST_CONTROLS = 0.02  # share of control bytes above which bytes that are not UTF-8 are data, not an old 8-bit text
@@ -45,36 +54,15 @@ _SUPERSET = {
 _NEIGHBOURS = (
     ("cp1252", "mac_roman", "cp850", "iso8859_15"),
     ("cp1250", "iso8859_2", "mac_latin2", "cp852", "mac_roman"),
-    ("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic"),
+    ("cp1251", "koi8_r", "koi8_u", "cp866", "cp1125", "iso8859_5", "mac_cyrillic"),
     ("gb18030", "cp950", "big5hkscs", "cp949", "cp932", "euc_jp"),
     ("cp1253", "iso8859_7"),
     ("cp1255", "iso8859_8"),
     ("cp1256", "iso8859_6"),
     ("cp1257", "iso8859_4", "iso8859_13"),
 )
-_TWO_BYTES = frozenset(("gb18030", "cp950", "big5hkscs", "cp949", "cp932", "euc_jp", "johab"))
-_BEYOND_ASCII = regex.compile(r"[^\x00-\x7f]")
-# What running text does not hold: controls, unassigned and private characters, half-width kana …
-_ODD = regex.compile(r"[\p{Cn}\p{Co}\x7f-\x9f\ufffd\uff61-\uff9f\u2500-\u25ff]|[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-# … a sign between two letters; a capital after a small letter; Latin letters against those of another alphabet
-_SIGN_INSIDE = regex.compile(
-    r"(?<=\p{L}\p{M}*)[^\x00-\x7f\p{L}\p{M}\p{Z}\p{P}](?=\p{L})|[¿¡«»„‚‹›](?<=\p{L}.)(?=\p{L})"
-)
-_CAPITAL_INSIDE = regex.compile(r"\p{Ll}(?=[^\x00-\x7f])\p{Lu}|(?<=[^\x00-\x7f])(?<=\p{Ll})[A-Z](?=\p{Ll})")
-_ALPHABETS = r"\p{Cyrillic}\p{Greek}\p{Hebrew}\p{Arabic}\p{Thai}"
-_MIXED = regex.compile(rf"\p{{Latin}}[{_ALPHABETS}]|[{_ALPHABETS}]\p{{Latin}}")
-_SCRIPTS = tuple(
-    regex.compile(f"[{letters}]")
-    for letters in (
-        r"\u00c0-\u017f\u01a0\u01a1\u01af\u01b0\u0218-\u021b\u1e00-\u1eff",
-        r"\p{Cyrillic}", r"\p{Greek}", r"\p{Hebrew}", r"\p{Arabic}", r"\p{Thai}",
-        r"\p{Han}\p{Hiragana}\p{Katakana}ー", r"\p{Hangul}", r"\p{Devanagari}", r"\p{Armenian}\p{Georgian}",
-        r"\p{Bengali}\p{Tamil}\p{Telugu}\p{Khmer}\p{Myanmar}\p{Ethiopic}",
-    )
-)  # fmt: skip
 _LIKELY = regex.compile(r"[\x09-\x7e]|[\u2010-\u203f\u3000-\u303f\uff00-\uff60]")
 _SPACE_OR_MARK = regex.compile(r"[\s,.\u3000-\u303f\uff00-\uff60]")
-_COMMON_HAN = regex.compile(r"[\u4e00-\u9fff]")
 
 
 class NotText(Exception):
@@ -120,7 +108,8 @@ def encoding_of(blocks: Blocks, declared: str | None = None) -> Encoding:
         return Encoding(declared)
     valid, nul, escapes = _scanned(blocks)
     if nul is None and valid:
-        return (_escaped(blocks) if escapes else None) or Encoding("utf-8")
+        wide = _wide(blocks) if _has_controls(blocks) else None  # one script without a blank, in UTF-16
+        return wide or (_escaped(blocks) if escapes else None) or Encoding("utf-8")
     if nul is not None:
         if wide := _wide(blocks):
             return wide
@@ -173,6 +162,12 @@ def _scanned(blocks: Blocks) -> tuple[bool, int | None, bool]:
     return valid, nul, escapes
 
 
+def _has_controls(blocks: Blocks) -> bool:
+    """Whether a fifth of the first bytes are control characters."""
+    head = next(iter(blocks()), b"")[:SAMPLE]
+    return 5 * (len(head) - len(head.translate(None, _CONTROLS))) > len(head)
+
+
 def _broken(blocks: Blocks, name: str, most: float) -> int | None:
     """How many places do not decode with this encoding; None where more than `most` of those beyond ASCII do not."""
     try:
@@ -208,7 +203,7 @@ def _escaped(blocks: Blocks) -> Encoding | None:
             text = sample.decode(name)
         except UnicodeError:
             continue
-        if "\x1b" not in text and _BEYOND_ASCII.search(text) and _broken(blocks, name, 0) is not None:
+        if "\x1b" not in text and BEYOND_ASCII.search(text) and _broken(blocks, name, 0) is not None:
             return Encoding(name, detected=True)
     return None
 
@@ -224,9 +219,9 @@ def _wide(blocks: Blocks) -> Encoding | None:
     for name in _WIDE:
         piece = head[: len(head) - len(head) % (4 if "32" in name else 2)]
         text = piece.decode(name, "replace").rstrip("\ufffd")
-        if len(text) < 2 or _ODD.search(text):
+        if len(text) < 2 or ODD.search(text):
             continue
-        likely = len(_LIKELY.findall(text)) + max(len(script.findall(text)) for script in _SCRIPTS)
+        likely = len(_LIKELY.findall(text)) + max(len(script.findall(text)) for script in SCRIPTS)
         marks = len(_SPACE_OR_MARK.findall(text))
         share = (likely + marks) / len(text)  # these twice: they tell the byte order
         if marks < len(text) // LONGEST_UNMARKED:  # the bytes of GBK are syllables of Korean here, but no marks
@@ -252,9 +247,9 @@ def _detected(blocks: Blocks) -> Encoding:
     unicode = _sampled(blocks, lambda line: not line.isascii() and _is_utf8(line))
     if not sample or mostly_utf8(sample) or _ends_early(sample):
         return Encoding("utf-8", broken=1)
-    mixed = len(_BEYOND_ASCII.findall(unicode.decode("utf-8", "ignore"))) >= 3
+    mixed = len(BEYOND_ASCII.findall(unicode.decode("utf-8", "ignore"))) >= 3
     judged = sorted(
-        (-1.0 if name == "cp949" and _is_korean(sample) else round(strangeness(sample, name), 2), place, name)
+        (-1.0 if name == "cp949" and is_korean(sample) else round(strangeness(sample, name), 2), place, name)
         for place, name in enumerate(_proposed(sample))
     )
     for strange, _, name in judged:
@@ -262,7 +257,7 @@ def _detected(blocks: Blocks) -> Encoding:
             break
         if mixed:
             return Encoding(name, detected=True, mixed=True)
-        broken = _broken(blocks, name, MOST_BROKEN if name in _TWO_BYTES else 0)
+        broken = _broken(blocks, name, MOST_BROKEN if name in TWO_BYTES else 0)
         if broken is not None:
             return Encoding(name, detected=True, broken=broken)
     if wide := _wide(blocks):
@@ -290,47 +285,6 @@ def _proposed(sample: bytes) -> list[str]:
             proposed += [name for name in near if name not in proposed]
     few = len(sample.translate(None, bytes(range(128)))) < FEW
     return list(dict.fromkeys(["cp1252", *proposed] if few else proposed))
-
-
-def strangeness(sample: bytes, name: str) -> float:
-    """How many of the characters beyond ASCII look out of place when the bytes are read in this encoding, as a share;
-    1 where they do not decode."""
-    try:
-        text = sample.decode(name, "replace" if name in _TWO_BYTES else "strict")
-    except UnicodeError:
-        return 1.0
-    beyond = len(_BEYOND_ASCII.findall(text))
-    if not beyond:
-        return 1.0
-    strange = sum(len(pattern.findall(text)) for pattern in (_ODD, _SIGN_INSIDE, _CAPITAL_INSIDE, _MIXED))
-    letters = sorted(len(script.findall(text)) for script in _SCRIPTS)
-    strange += sum(letters[:-1])
-    if name in _TWO_BYTES:  # rare characters, which a wrong reading is full of
-        han = _COMMON_HAN.findall(text)
-        try:
-            rare = len(han) - sum(_is_common(character, name) for character in han)
-        except UnicodeError:
-            rare = 0
-        strange += rare // 2
-    return min(1.0, strange / beyond)
-
-
-def _is_korean(sample: bytes) -> bool:
-    """Whether nearly all is syllables of Korean when read so: in GBK each is a common character of Chinese."""
-    text = sample.decode("cp949", "replace")
-    return len(regex.findall(r"[\uac00-\ud7a3]", text)) > 0.9 * len(_BEYOND_ASCII.findall(text))
-
-
-def _is_common(character: str, name: str) -> bool:
-    """Whether a Chinese character stands among the common ones of its encoding (the first level of the standard)."""
-    code = character.encode({"cp932": "euc_jp", "big5hkscs": "cp950"}.get(name, name), "ignore")
-    if len(code) != 2:
-        return False
-    if name in ("cp932", "euc_jp"):
-        return 0xB0 <= code[0] <= 0xCF
-    if name in ("cp950", "big5hkscs"):
-        return code[0] <= 0xC6
-    return name == "cp949" or (0xB0 <= code[0] <= 0xD7 and code[1] >= 0xA1)
 
 
 def _sampled(blocks: Blocks, wanted: Callable[[bytes], bool]) -> bytes:
@@ -363,7 +317,7 @@ def mostly_utf8(data: bytes) -> bool:
     """Whether far more of the characters beyond ASCII are UTF-8 than are not."""
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
-    return len(_BEYOND_ASCII.findall(text)) - broken >= max(3, 4 * broken)
+    return len(BEYOND_ASCII.findall(text)) - broken >= max(3, 4 * broken)
 
 
 def _ends_early(data: bytes) -> bool:

@@ -15,14 +15,12 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lmforge.corpus.images.sets import image_files
-from lmforge.corpus.sources import code, hub, pairs, procedural, records, texts, web, wiki
+from lmforge.corpus.sources import code, hub, pairs, pictures, procedural, records, texts, web, wiki
 from lmforge.corpus.sources.document import Document, Encodings, Reading, source_name
 from lmforge.corpus.sources.files import File, SourcePart, listing_hash
 from lmforge.corpus.sources.unfold import COMPRESSED
-from lmforge.errors import InputError
 from lmforge.recipe import Source, SourceKind
 
 __all__ = [
@@ -44,10 +42,6 @@ class _Kind(NamedTuple):
     read: Callable[[Reading, SourcePart], Iterator[Document]]
 
 
-def _not_texts(_: object, __: object) -> Any:
-    raise InputError("corpus.sources: kind 'images' holds no texts; lmforge.corpus.images reads it")
-
-
 _KINDS: dict[SourceKind, _Kind] = {
     "python-library": _Kind(texts.library_files, texts.library_parts, texts.read_library),
     "folder": _Kind(texts.folder_files, texts.folder_parts, texts.read_folder),
@@ -59,7 +53,7 @@ _KINDS: dict[SourceKind, _Kind] = {
     "mediawiki": _Kind(wiki.mediawiki_files, wiki.mediawiki_parts, wiki.read_mediawiki),
     "code": _Kind(code.code_files, code.code_parts, code.read_code),
     "parallel": _Kind(records.jsonl_files, records.jsonl_parts, pairs.read_parallel),
-    "images": _Kind(image_files, _not_texts, _not_texts),
+    "images": _Kind(pictures.image_files, pictures.not_texts, pictures.not_texts),
     "procedural": _Kind(lambda _source, _notices: [], procedural.procedural_parts, procedural.read_procedural),
 }
 

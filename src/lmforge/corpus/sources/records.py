@@ -219,7 +219,7 @@ def read_parquet(reading: Reading, part: SourcePart) -> Iterator[Document]:
     for file in part.files:
         row = [0]
         try:
-            with pyarrow.parquet.ParquetFile(file.path) as table:
+            with pyarrow.parquet.ParquetFile(file.path, page_checksum_verification=True) as table:
                 columns = _columns(table.schema_arrow, reading.source.text_field, file.path)
                 groups = range(part.start, table.num_row_groups if part.stop is None else part.stop)
                 row[0] = sum(table.metadata.row_group(number).num_rows for number in range(part.start))

@@ -101,7 +101,7 @@ def body_of(response: Response, most: int) -> bytes:
     """
     body = response.body
     transfer = response.fields.get("transfer-encoding", "").lower()
-    if "chunked" in transfer:
+    if "chunked" in transfer or _is_chunked(body):
         body = _joined(body)
     codings = f"{response.fields.get('content-encoding', '')},{transfer.replace('chunked', '')}"
     for coding in reversed([coding.strip().lower().encode() for coding in codings.split(",")]):
@@ -111,6 +111,16 @@ def body_of(response: Response, most: int) -> bytes:
     if len(body) > most:
         raise TooLong
     return body
+
+
+def _is_chunked(body: bytes) -> bool:
+    """Whether a body is chunks from its first byte to the empty one that ends them, though no header says so."""
+    if not _CHUNK.match(body):
+        return False
+    try:
+        return _joined(body) != body
+    except Undecodable:
+        return False
 
 
 def _joined(body: bytes) -> bytes:

@@ -34,6 +34,9 @@ _MARKS = {
 }
 # small: a block may unfold a thousandfold, 32,768-fold
 _COMPRESSED_BLOCK = {"gzip": 1 << 16, "Zstandard": 1 << 12, "bzip2": 1 << 16, "xz": 1 << 16}
+# Zstandard frames that hold no text (RFC 8878, section 3.1.2); the one that begins a .warc.zst file is its dictionary
+_SKIPPABLE, _DICTIONARY = range(0x184D2A50, 0x184D2A60), 0x184D2A5D
+_LARGEST_DICTIONARY = 64 << 20
 _ERRORS = (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
 
 
@@ -60,6 +63,8 @@ def blocks_and_breaks(path: Path, start: int = 0) -> Iterator[bytes | Break]:
         magic = file.read(8)
         file.seek(start)
         kind = next((kind for kind, mark in _MARKS.items() if magic.startswith(mark)), None)
+        if int.from_bytes(magic[:4], "little") in _SKIPPABLE:
+            kind = "Zstandard"
         if kind == "bzip2" and magic[3:4] not in b"123456789":
             kind = None
         if kind is not None and not start:
@@ -126,8 +131,13 @@ def _members(file: io.BufferedReader, kind: str, stop: int) -> Iterator[bytes | 
     """Unfold one member or frame after another, up to byte `stop`. (zstandard's own stream reader takes a truncated
     file for a whole one; gzip's ends at the first damage.)"""
     begin, unfolded = file.tell(), [0]
+    try:
+        dictionary = _dictionary(file) if kind == "Zstandard" and not begin else None
+    except _ERRORS as error:
+        yield Break(f"damaged dictionary ({error})")
+        return
     while begin < stop:
-        member = _Member(file, kind, begin, stop)
+        member = _Member(file, kind, begin, stop, dictionary)
         try:
             yield from member.read(unfolded)
         except _Bomb as bomb:
@@ -141,11 +151,31 @@ def _members(file: io.BufferedReader, kind: str, stop: int) -> Iterator[bytes | 
         begin = member.end
 
 
+def _dictionary(file: io.BufferedReader) -> zstandard.ZstdCompressionDict | None:
+    """The dictionary that a .warc.zst file begins with, in a frame of its own, plain or compressed itself
+    (https://iipc.github.io/warc-specifications/specifications/warc-zstd/)."""
+    file.seek(0)
+    mark, size = (int.from_bytes(file.read(4), "little") for _ in range(2))
+    if mark != _DICTIONARY or size > _LARGEST_DICTIONARY:
+        return None
+    data = file.read(size)
+    if data.startswith(_MARKS["Zstandard"]):
+        data = zstandard.ZstdDecompressor().decompress(data, max_output_size=_LARGEST_DICTIONARY)
+    return zstandard.ZstdCompressionDict(data)
+
+
 class _Member:
     """One member of a compressed file; `end` is where the next one begins, None after damage."""
 
-    def __init__(self, file: io.BufferedReader, kind: str, begin: int, stop: int) -> None:
-        self.file, self.kind, self.begin, self.stop = file, kind, begin, stop
+    def __init__(
+        self,
+        file: io.BufferedReader,
+        kind: str,
+        begin: int,
+        stop: int,
+        dictionary: zstandard.ZstdCompressionDict | None = None,
+    ) -> None:
+        self.file, self.kind, self.begin, self.stop, self.dictionary = file, kind, begin, stop, dictionary
         self.end: int | None = None
 
     def read(self, unfolded: list[int]) -> Iterator[bytes | Break]:
@@ -158,7 +188,7 @@ class _Member:
             self.end = self.stop
             return
         self.begin += len(block) - len(stripped)
-        reader, held, size, block = _decompressor(self.kind), list[bytes](), 0, stripped
+        reader, held, size, block = _decompressor(self.kind, self.dictionary), list[bytes](), 0, stripped
         try:
             while block:
                 for text in _decompressed(reader, block, self.kind):
@@ -211,11 +241,11 @@ def _decompressed(reader: Any, block: bytes, kind: str) -> Iterator[bytes]:
             text = b"" if reader.eof else reader.decompress(b"", _BLOCK)
 
 
-def _decompressor(kind: str) -> Any:
+def _decompressor(kind: str, dictionary: zstandard.ZstdCompressionDict | None = None) -> Any:
     if kind == "bzip2":
         return bz2.BZ2Decompressor()
     if kind == "xz":
         return lzma.LZMADecompressor(lzma.FORMAT_XZ)
     if kind == "gzip":
         return zlib.decompressobj(wbits=31)
-    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    return zstandard.ZstdDecompressor(dictionary, max_window_size=1 << 31).decompressobj()

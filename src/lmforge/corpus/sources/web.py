@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from lmforge.corpus.sources.charsets import decoded
 from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
-from lmforge.corpus.sources.encodings import mostly_utf8
+from lmforge.corpus.sources.encodings import NotText
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of, gathered
 from lmforge.corpus.sources.response import Response, TooLong, Undecodable, body_of, media_type, response_of
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
@@ -134,21 +135,6 @@ def _is_text(element: Any) -> bool:
     return words > 0 and 2 * linked <= words
 
 
-def decoded(data: bytes, charset: str | None = None) -> str:
-    """A page's bytes as text: UTF-8 where they are that; else in the named character set, the page's own, or the
-    likeliest."""
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
-
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if mostly_utf8(data[: error.start] if error.reason == "unexpected end of data" else data):
-            return data.decode("utf-8", "replace")  # a stray byte, or a last character that is cut
-        named = map_encoding_to_html5(charset, False) if charset else None
-        encoding = named or detect_encoding(data, from_html_meta=True)
-        return str(bytes_to_str(data, encoding or "windows-1252", errors="replace"))
-
-
 def is_cut(html: str) -> bool:
     """Whether a page surely ends before its end: within a tag, a comment, a script or a style sheet.
 
@@ -186,18 +172,36 @@ def read_html(reading: Reading, part: SourcePart) -> Iterator[Document]:
         yield from _page(reading, data, None, file.name, {}, str(file.path))
 
 
+def _text_of(data: bytes, charset: str | None) -> str:
+    try:
+        return decoded(data, charset)
+    except NotText as error:
+        raise Unfit("page of unknown encoding") from error
+
+
+def _plain(
+    reading: Reading, data: bytes, charset: str | None, name: str, meta: dict[str, Any], where: str
+) -> Iterator[Document]:
+    try:
+        yield reading.document(name, _text_of(data, charset), meta=meta)
+    except Unfit as error:
+        _refuse(reading, error, where)
+
+
+def _refuse(reading: Reading, error: Unfit, where: str) -> None:
+    reading.damaged(str(error), InputError(f'{where}: {error}; leave it out, or set the source\'s damaged to "skip"'))
+
+
 def _page(
     reading: Reading, data: bytes, charset: str | None, name: str, meta: dict[str, Any], where: str
 ) -> Iterator[Document]:
     try:
-        html = decoded(data, charset)
+        html = _text_of(data, charset)
         if len(html) <= LARGEST_PAGE and is_cut(html):
             raise Unfit("page that ends within a tag")
         text, title = page_text(html)
     except Unfit as error:
-        reading.damaged(
-            str(error), InputError(f'{where}: {error}; leave it out, or set the source\'s damaged to "skip"')
-        )
+        _refuse(reading, error, where)
         return
     if text:
         yield reading.document(name, text, meta={**meta, "title": title} if title else meta)
@@ -284,7 +288,7 @@ def _stored(reading: Reading, record: WarcRecord, name: str, where: str) -> Iter
         )
     else:
         if kind == "text/plain":
-            yield reading.document(name, decoded(body, charset), meta=meta)
+            yield from _plain(reading, body, charset, name, meta, where)
         elif kind or _is_page(body):
             yield from _page(reading, body, charset, name, meta, where)
         else:

@@ -26,11 +26,17 @@ DUMPS = tuple(f".xml{packed}" for packed in ("", *COMPRESSED))
 LARGEST_PAGE = LONGEST_LINE  # bytes of XML; MediaWiki itself allows 2 MiB of wikitext
 DEEPEST = 40  # XML elements inside one another, of which there are 5
 DAMAGED_PAGE = "damaged page of a dump"
-_OPEN, _CLOSE, _END = b"<page>", b"</page>", b"</mediawiki>"
+_OPEN, _OPENS, _CLOSE, _END = b"<page>", re.compile(rb"<page[\s>]"), b"</page>", b"</mediawiki>"
 _DECLARATION = re.compile(rb"\s*(?:\xef\xbb\xbf)?(<\?xml[^>]*\?>)")
 _NAMESPACE = re.compile(r"<namespace\b[^>]*\bkey=\"(-?\d+)\"[^>]*>([^<]*)</namespace>")
 _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
-_DISAMBIGUATION = re.compile(r"\{\{\s*(?:disambig|hndis|geodis|disambiguation)", re.IGNORECASE)
+_DISAMBIGUATION = re.compile(
+    r"\{\{\s*(?:disambig|hndis|geodis|begriffsklärung|homonymie|desambiguaci|desambigua|disambigua|неоднозначность|"
+    r"многозначность|багатозначність|曖昧さ回避|aimai|消歧义|消歧義|ujednoznacznienie|توضيح|동음이의|"
+    r"anlam ayrımı|rozcestník)"
+    r"|__DISAMBIG__",
+    re.IGNORECASE,
+)
 
 
 class _Damage(NamedTuple):
@@ -93,7 +99,7 @@ def _pieces(file: File) -> Iterator[bytes | dict[str, str] | _Damage]:
         held += block
         while True:
             if not opened:
-                at = held.find(_OPEN, place)
+                at = _opens(held, place)
                 if not begun and (at >= 0 or len(held) > LARGEST_PAGE >> 4):
                     begun = True
                     preamble = bytes(held[: at if at >= 0 else None])
@@ -107,7 +113,7 @@ def _pieces(file: File) -> Iterator[bytes | dict[str, str] | _Damage]:
                     break
                 del held[:at]
                 place, opened = len(_OPEN), True
-            again = held.find(_OPEN, place)
+            again = _opens(held, place)
             close = held.find(_CLOSE, place, again if again >= 0 else len(held))
             if again >= 0 and (again < close or close < 0):
                 yield _Damage("a page without its end")
@@ -124,6 +130,11 @@ def _pieces(file: File) -> Iterator[bytes | dict[str, str] | _Damage]:
     if opened or not (ended or (not opened and held.find(_END) >= 0)):
         what = "ends within a page" if opened else "no dump, or one without its end (</mediawiki>)"
         yield _Damage(what)
+
+
+def _opens(held: bytearray, place: int) -> int:
+    match = _OPENS.search(held, place)
+    return match.start() if match else -1
 
 
 def _page(xml: bytes) -> dict[str, str] | _Damage:

@@ -60,6 +60,7 @@ _FIRST = _names(
     "number table sorting|num|число|nombre brut|chem2|chem name|flag|flagcountry|flagu|flagdeco|flag country|"
     "inrconvert|読み仮名|ルビ|ruby|ruby-ja|rubi|visible|linktext|poem|quote without source|angle bracket|angbr|"
     "not typo|nowiki|resize|font|dfn|term|cite quote|ipablink|wikt-lang simple|pull|esd|nobs|год|дата|height in|"
+    "1x|юникод|jis2004フォント|jis90フォント|補助漢字フォント|unicodeフォント|"
     "official name|native name simple|unichar simple|transl simple|start-date|end-date"
 )
 # Those whose last argument is
@@ -232,7 +233,9 @@ def _ordinal(call: _Call) -> str:
 
 
 def _century(call: _Call) -> str:
-    return f"{_ordinal(call)} century" if call.at(0).isdecimal() else f"{call.at(0)}e siècle"
+    if call.at(0).isdecimal():
+        return f"{_ordinal(call)} century"
+    return f"{call.at(0)}e siècle" if re.fullmatch("[IVXivx]+", call.at(0)) else call.at(0)  # {{s|…}} elsewhere: small
 
 
 def _ship(call: _Call) -> str:

@@ -48,6 +48,8 @@ _LITERAL = re.compile(r"<(/?)(nowiki|pre|syntaxhighlight|source)\b([^<>]*)>", re
 _MARKUP = "{}[]|<>'=_*#:;-"
 _HIDE = str.maketrans({mark: chr(0xF8D0 + number) for number, mark in enumerate(_MARKUP)})
 _UNHIDE = {0xF8D0 + number: mark for number, mark in enumerate(_MARKUP)}
+_HIDE_SPACE = {ord(" "): "\uf8e8", ord("\t"): "\uf8e9"}
+_UNHIDE |= {0xF8E8: " ", 0xF8E9: "\t"}
 _VARIANT = re.compile(r"-\{([^{}]*)\}-")  # Chinese in its scripts: -{zh-hans:…; zh-hant:…}-
 _BREAK = re.compile(r"<br\b[^<>]*>", re.IGNORECASE)
 _QUOTES = re.compile(r"'{2,}")
@@ -117,7 +119,9 @@ def _literal(text: str) -> str:
     pieces, place = list[str](), 0
     for start, begin, end, stop, name in _spans(text, _LITERAL):
         inside = text[begin:end].translate(_HIDE)
-        pieces += [text[place:start], inside if name == "nowiki" else f"\n{inside}\n"]
+        if name != "nowiki":  # lines as they are set, the blanks before them too
+            inside = f"\n{inside.translate(_HIDE_SPACE)}\n"
+        pieces += [text[place:start], inside]
         place = stop
     return "".join([*pieces, text[place:]]) if pieces else text
 
@@ -141,7 +145,10 @@ def _spans(text: str, element: re.Pattern[str]) -> Iterator[tuple[int, int, int,
 
 def _variant(content: str) -> str:
     """The first of the forms of a word in several scripts."""
-    form = content.split("|")[-1].split(";")[0]
+    flags, _, content = content.rpartition("|")
+    if {"T", "H"}.intersection(flags) and "A" not in flags:  # rules for the title and for what follows
+        return ""
+    form = content.split(";")[0]
     return form.rpartition(":")[2].strip() if ":" in form else form
 
 

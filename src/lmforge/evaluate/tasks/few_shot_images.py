@@ -36,7 +36,7 @@ from lmforge.tokens.images import PATCH, scaled
 
 METRIC = "accuracy"
 ROWS = 64  # images of a forward pass
-PROBE_STEPS = 200
+PROBE_STEPS = 100
 
 
 class FewShotSettings(TaskSettings):
