@@ -90,7 +90,7 @@ def test_a_run_gives_the_network_each_image_where_its_mark_stands(tmp_path: Path
     images = torch.from_numpy(half.images).float() / 127.5 - 1
     assert not torch.equal(model(tokens, images=images), model(tokens, images=images.flip(0)))
     scores = {how: json.loads((run / "scores" / f"{how}.json").read_text()) for how in ("mean", "probe", "context")}
-    values = [score["models"]["model"]["value"] if "models" in score else score["value"] for score in scores.values()]
+    values = [score["value"] for score in scores.values()]
     assert all(0 <= value <= 1 for value in values)
 
 
