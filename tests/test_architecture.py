@@ -94,7 +94,7 @@ def test_the_network_knows_one_device(path: Path) -> None:
 
 
 def test_parts_of_the_corpus_import_in_one_direction() -> None:
-    order = ["sources", "clean", "overlap", "measure", "synthesize"]
+    order = ["sources", "images", "clean", "overlap", "measure", "synthesize"]
     assert {path.name for path in (SOURCE / "corpus").iterdir() if (path / "__init__.py").exists()} == set(order)
     for path in sorted((SOURCE / "corpus").glob("*/*.py")):
         engine = {f"lmforge.corpus.{name}" for name in ("build", "steps", "executors")}

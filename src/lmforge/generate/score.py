@@ -10,15 +10,20 @@ from lmforge.model.gpt import GPT
 
 @torch.inference_mode()
 def token_nats(
-    model: GPT, tokens: Tensor, targets: Tensor, chunk: int = 512, documents: Tensor | None = None
+    model: GPT,
+    tokens: Tensor,
+    targets: Tensor,
+    chunk: int = 512,
+    documents: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
     """−ln p(target) of each token, in nats: tokens and targets (B,T) → (B,T), 0 where a target is negative (not
-    counted). `documents` (B,T), where rows pack several texts, as in `GPT.hidden`.
+    counted). `documents` (B,T), where rows pack several texts, and `images`, as in `GPT.hidden`.
 
     Goes through `model.head`, so it needs no floating-point weight and scores exactly what decoding would use. The
     logits are made `chunk` tokens at a time and never held whole.
     """
-    hidden = model.hidden(tokens, documents=documents).flatten(0, 1)
+    hidden = model.hidden(tokens, documents=documents, images=images).flatten(0, 1)
     wanted = targets.flatten()
     counted = (wanted >= 0).nonzero()[:, 0]
     if 2 * len(counted) < len(wanted):  # most are questions and padding

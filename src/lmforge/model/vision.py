@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.model.config import GPTConfig
+from lmforge.tokens.images import PATCH
 
-PATCH = -1  # the token id that stands for a patch
+__all__ = ["PATCH", "PatchEmbedding", "place_patches"]
 
 
 class PatchEmbedding(nn.Module):

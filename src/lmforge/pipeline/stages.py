@@ -16,6 +16,7 @@ from lmforge.compress.chain import compress
 from lmforge.compress.method import Evaluate, inputs_of
 from lmforge.corpus.build import build_corpus, work_folder
 from lmforge.corpus.clean.filters import filters_fingerprint
+from lmforge.corpus.images.build import build_images, reads_images
 from lmforge.corpus.labelled import build_examples
 from lmforge.corpus.overlap.decontaminate import benchmark_files
 from lmforge.corpus.sources.kinds import fingerprint
@@ -105,6 +106,8 @@ def _corpus(recipe: Recipe, run: Path) -> dict[str, Any]:
         return build_examples(
             recipe, run / "corpus", lambda messages: len(render_conversation(messages, tokenizer).tokens)
         )
+    if reads_images(recipe):
+        return build_images(recipe, run / "corpus")
     steps = {number: step for number, step in enumerate(recipe.corpus.synthesis) if isinstance(step, BackTranslation)}
     translators = {number: _translator(step, recipe.seed) for number, step in steps.items()}
     return build_corpus(
@@ -123,6 +126,8 @@ def _corpus_part(recipe: Recipe) -> Part:
     part = {"corpus": what_of("corpus", recipe.corpus), "seed": recipe.seed}
     if recipe.finetune:
         part |= {"finetune": what_of("finetune", recipe.finetune, "epochs", "lora"), "context": recipe.tokens.context}
+    if any(source.kind == "images" for source in recipe.corpus.sources):
+        part["images"] = {name: getattr(recipe.model, f"image_{name}") for name in ("size", "patch", "channels")}
     return part
 
 

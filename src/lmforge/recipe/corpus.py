@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from lmforge.recipe.types import Curriculum, Level, Positive, Section, Share, check_weight
 
 SourceKind = Literal[
-    "python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code", "parallel", "procedural"
-]
+    "python-library", "folder", "jsonl", "parquet", "hub", "warc", "html", "mediawiki", "code", "parallel",
+    "procedural", "images",
+]  # fmt: skip
 # kinds of which some part is always damaged
 SKIPPING: frozenset[SourceKind] = frozenset(("hub", "warc", "html", "code"))
 Genre = Literal["books", "encyclopedia", "news", "web", "technical", "code", "stories", "unknown"]
@@ -55,9 +56,17 @@ class Source(Section):
     # parallel: the two fields of a line, each a sentence in the language it is named after
     languages: tuple[str, str] | None = None
     tasks: tuple[ProceduralTask, ...] | None = None  # procedural: which, in equal parts; default: all
-    documents: Positive | None = None  # procedural: how many; default: 10,000
+    # procedural: how many, default 10,000; images: how many episodes, default 10,000
+    documents: Positive | None = None
     levels: tuple[Level, Level] | None = None  # procedural: the least and the greatest difficulty; default: 1 to 3
     problems: Positive | None = None  # procedural: in a document; default: 4
+    # images: of which classes; seen and unseen are three quarters and one quarter of the groups that classes belong to
+    classes: Literal["all", "seen", "unseen"] = "all"
+    turned: bool = False  # images: each quarter turn of a class is a class of its own
+    moved: Annotated[int, Field(ge=0)] = 0  # images: pixels up to which each is moved
+    copies_of_each: Positive = 1  # images: how often each stands in the corpus, moved anew
+    # images: (ways, shots): documents are episodes, of so many classes so many named images, and one more to name
+    episodes: tuple[Positive, Positive] | None = None
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> Source:
@@ -79,11 +88,14 @@ class Source(Section):
             ("hub", ("config", "split", "revision")),
             ("code", ("join",)),
             ("parallel", ("languages",)),
-            ("procedural", ("tasks", "documents", "levels", "problems")),
+            ("procedural", ("tasks", "levels", "problems")),
+            ("images", ("classes", "turned", "moved", "copies_of_each", "episodes")),
         ):
             given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if self.kind != kind and given:
                 raise ValueError(f"{given[0]} is a key of kind '{kind}', not of '{self.kind}'")
+        if self.documents is not None and self.kind != "procedural" and not self.episodes:
+            raise ValueError("documents: how many are made is a key of kind 'procedural', and of images with episodes")
         return self
 
     @model_validator(mode="after")

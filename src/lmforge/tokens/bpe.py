@@ -49,7 +49,7 @@ from lmforge.tokens.encode import Encoder, ranks_of
 from lmforge.tokens.merge import Learned, learn
 from lmforge.tokens.piece_table import Pieces
 from lmforge.tokens.pretokenize import SUPERWORDS, WORDS, as_bytes, classes_for
-from lmforge.tokens.special_tokens import CHAT_TOKENS, END_OF_TEXT, guessed
+from lmforge.tokens.special_tokens import CHAT_TOKENS, END_OF_TEXT, IMAGE, guessed
 from lmforge.tokens.tokenizer import Tokenizer
 
 __all__ = ["CHAT_TOKENS", "END_OF_TEXT", "Tokenizer", "machine_share", "train_on_pieces", "train_tokenizer"]
@@ -138,11 +138,13 @@ def train_tokenizer(
     max_ram: int | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda merges: None,
+    images: bool = False,
 ) -> Tokenizer:
     """Learn a vocabulary: the commonest pair of neighbours becomes a token, again and again. The same texts give the
     same bytes.
 
-    A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too.
+    A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too,
+    with `images` with IMAGE.
     With `superwords` the second half of the vocabulary may cross spaces; `documents` must then be a collection, since
     it is read twice. `max_ram` is in bytes (default: half of what is free); `progress` is told of merges made.
 
@@ -151,7 +153,7 @@ def train_tokenizer(
             261 with `chat`).
         LmforgeError: the disk of temporary files is full.
     """
-    special = _special(vocab_size, chat)
+    special = _special(vocab_size, chat, images)
     max_ram, threads = max_ram or machine_share(), threads or cores()
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
     load_without_linear_algebra()
@@ -188,8 +190,8 @@ def train_on_pieces(pairs: Iterable[tuple[bytes, int]], vocab_size: int, chat: b
     return _finished(learned, vocab_size, special, False)
 
 
-def _special(vocab_size: int, chat: bool) -> tuple[str, ...]:
-    special = (END_OF_TEXT, *CHAT_TOKENS) if chat else (END_OF_TEXT,)
+def _special(vocab_size: int, chat: bool, images: bool = False) -> tuple[str, ...]:
+    special = (END_OF_TEXT, *(CHAT_TOKENS if chat else ()), *((IMAGE,) if images else ()))
     least = 256 + len(special)
     if vocab_size < least:
         more = " and the chat tokens" if chat else ""

@@ -25,8 +25,10 @@ from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.tokens.bpe import train_tokenizer
 from lmforge.tokens.documents import encode_lines, is_conversation
+from lmforge.tokens.images import has_images
 from lmforge.tokens.quality import quality
 from lmforge.tokens.shards import FORMAT, INDEX, TOKENIZER, token_dtype
+from lmforge.tokens.special_tokens import IMAGE
 from lmforge.tokens.tokenizer import Tokenizer
 from lmforge.tokens.writer import Names, TokenWriter
 
@@ -93,6 +95,7 @@ def _index(tokenizer: Tokenizer, names: Names, writers: dict[str, TokenWriter]) 
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "tokenizer_sha256": tokenizer.sha256,
         "special": tokenizer.special_tokens.to_json(),
+        **({"image_mark": tokenizer.special[IMAGE]} if IMAGE in tokenizer.special else {}),
         "sources": list(names.sources),
         "genres": list(names.genres),
         "splits": {
@@ -115,9 +118,16 @@ def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
         f"{sample.total / 1e6:.1f} MB"
     )
     chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
+    images = any(source.kind == "images" for source in recipe.corpus.sources)
     with Bar("merges", recipe.tokens.vocab_size, "merge") as bar:
         return train_tokenizer(
-            sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step
+            sample,
+            recipe.tokens.vocab_size,
+            chat,
+            recipe.tokens.superwords,
+            recipe.tokens.max_ram,
+            progress=bar.step,
+            images=images,
         )
 
 
@@ -130,7 +140,7 @@ class _Training:
     def __iter__(self) -> Iterator[str]:
         for document in read_documents(self.corpus_dir, "train"):
             self.conversations = self.conversations or is_conversation(document)
-            yield document["text"]
+            yield document["text"].replace(IMAGE, "") if has_images(document) else document["text"]
 
 
 class Sample:

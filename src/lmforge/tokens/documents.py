@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from lmforge.errors import InputError, LmforgeError
 from lmforge.tokens.chat import end_counts, render_conversation
 from lmforge.tokens.count import batches
+from lmforge.tokens.images import Pixels, has_images, marked_tokens, pictures_of
 from lmforge.tokens.shards import token_dtype
 from lmforge.tokens.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ class Encoded(NamedTuple):
     genre: str
     end_counted: bool = True
     missing: int = 0
+    images: tuple[tuple[int, Pixels], ...] = ()  # each with the place of its first mark
 
 
 def encode_lines(lines: Iterable[bytes], tokenizer_file: Path, workers: int) -> Iterator[list[Encoded]]:
@@ -99,12 +101,24 @@ def encode_batch(lines: Sequence[bytes], tokenizer: Tokenizer) -> list[Encoded]:
         InputError: as `encode_lines`.
     """
     documents = [json.loads(line) for line in lines]
-    flat, ends = tokenizer.encode_arrays([document["text"] for document in documents if not is_conversation(document)])
+    texts = [document["text"] for document in documents if not (is_conversation(document) or has_images(document))]
+    flat, ends = tokenizer.encode_arrays(texts)
     plain = iter(np.split(flat, ends[:-1]) if len(ends) else [])
     return [
-        _conversation(document, tokenizer) if is_conversation(document) else _text(document, next(plain), tokenizer)
+        _conversation(document, tokenizer)
+        if is_conversation(document)
+        else _with_images(document, tokenizer)
+        if has_images(document)
+        else _text(document, next(plain), tokenizer)
         for document in documents
     ]
+
+
+def _with_images(document: dict[str, Any], tokenizer: Tokenizer) -> Encoded:
+    tokens, counted, places = marked_tokens(document, tokenizer)
+    ids = np.array(tokens, dtype=token_dtype(tokenizer.vocab_size))
+    images = tuple(zip(places, pictures_of(document), strict=True))
+    return _encoded(document, ids, counted, False)._replace(images=images)
 
 
 def _conversation(document: dict[str, Any], tokenizer: Tokenizer) -> Encoded:

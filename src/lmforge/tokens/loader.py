@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lmforge.errors import InputError
 from lmforge.progress import log_once
 from lmforge.tokens.batch_schedule import Ramp
+from lmforge.tokens.images import PATCH
 from lmforge.tokens.mixture import CONSTANT, Mixture, Schedule
 from lmforge.tokens.packing import BestFit, Order, Ring, Whole
 from lmforge.tokens.shards import Group, Shards
@@ -31,19 +32,31 @@ Array = NDArray[np.int64]
 class Batch(NamedTuple):
     """Rows of text: `inputs` and `targets` (rows, context) int64, target −1 where it does not count. With best-fit
     packing and with whole documents `documents` (rows, context) int32 numbers the documents within each row, the
-    padding after them as one more; attention must not cross them. None: a row is one text."""
+    padding after them as one more; attention must not cross them. None: a row is one text. `images` (N,C,S,S) uint8,
+    where texts have any: those of all rows in the order of reading, whose patches are the inputs `PATCH`, equally many
+    of each image."""
 
     inputs: Array
     targets: Array
     documents: NDArray[np.int32] | None
+    images: NDArray[np.uint8] | None = None
 
     def part(self, first: int, rows: int) -> Batch:
         """Some of its rows."""
-        return Batch(*(None if each is None else each[first : first + rows] for each in self))  # type: ignore[arg-type]
+        rowed = (None if each is None else each[first : first + rows] for each in self[:3])
+        return Batch(*rowed, None if self.images is None else self._images_of(first, rows))  # type: ignore[arg-type]
+
+    def _images_of(self, first: int, rows: int) -> NDArray[np.uint8]:
+        assert self.images is not None
+        marks = (self.inputs == PATCH).sum(1)
+        patches = max(1, int(marks.sum()) // max(1, len(self.images)))
+        before = np.concatenate(([0], np.cumsum(marks))) // patches
+        return self.images[before[first] : before[min(first + rows, len(marks))]]
 
     def cut(self, context: int) -> Batch:
         """The same tokens in more, shorter rows; `context` divides theirs."""
-        return Batch(*(None if each is None else each.reshape(-1, context) for each in self))  # type: ignore[arg-type]
+        shorter = (None if each is None else each.reshape(-1, context) for each in self[:3])
+        return Batch(*shorter, self.images)  # type: ignore[arg-type]
 
 
 PackingKind = Literal["ring", "best_fit", "whole"]
@@ -152,7 +165,17 @@ class Loader:
             within = np.arange(length.sum()) - np.repeat(before, length)
             numbered[np.repeat(places, length) + within] = np.repeat(nth.astype(np.int32), length)
             documents = numbered.reshape(rows, self.context)
-        return Batch(inputs.reshape(rows, self.context), targets.reshape(rows, self.context), documents)
+        images = self._images(start, length, inputs, targets)
+        return Batch(inputs.reshape(rows, self.context), targets.reshape(rows, self.context), documents, images)
+
+    def _images(self, start: Array, length: Array, inputs: Array, targets: Array) -> NDArray[np.uint8] | None:
+        """The images of some pieces; their marks among the inputs become PATCH, and none is a target."""
+        pictures = self.shards.pictures
+        if pictures is None:
+            return None
+        inputs[inputs == pictures.mark] = PATCH
+        targets[targets == pictures.mark] = -1
+        return pictures.of_pieces(start, length)
 
     def _pieces(self, groups: Array, places: Array) -> tuple[Array, Array, Array, Array]:
         """The pieces of rows in the rows' order: row, start in the split, length, group."""

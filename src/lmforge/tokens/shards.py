@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from lmforge.compiled import compiled
 from lmforge.errors import InputError
 from lmforge.record import hash_file, hash_json, write_atomic
+from lmforge.tokens.images import Pictures
 from lmforge.tokens.remote import fetch_shards, file_hashes
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
@@ -94,6 +95,8 @@ class Shards:
             else None
             for file in self._files
         ]
+        # images that the texts have marks for; None: none
+        self.pictures = Pictures(directory, self._files, index["image_mark"]) if "image_mark" in index else None
 
     @classmethod
     def open(cls, location: Path | str, split: str) -> Shards:

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmforge.corpus.images import IMAGE_MARK
 from lmforge.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 # who speaks, and the end of a turn (lmforge.tokens.chat)
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+IMAGE = IMAGE_MARK  # as a token: a patch of an image (lmforge.tokens.images)
 SETTINGS = "lmforge"  # the key of a tokenizer.json that holds what `tokenizers` has no place for
 # the end of a text and the end of a turn by the names that published vocabularies give them
 TEXT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|eos|>", "</s>", "<eos>", "<|eot|>", "[EOS]", "<end_of_text>")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lmforge.record import hash_file
 from lmforge.tokens.documents import Encoded
+from lmforge.tokens.images import PictureWriter
 from lmforge.tokens.shards import token_dtype
 
 SHARD_TOKENS = 64_000_000  # a shard is ended by the document that reaches this
@@ -98,6 +99,7 @@ class _Shard:
         self.ended_counted = before_counted
         self._file = (folder / f"{name}.bin").open("wb")
         self._digest = hashlib.sha256()
+        self._pictures = PictureWriter(folder, name)
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._uncounted: list[np.ndarray[Any, Any]] = []  # places of tokens that do not count
 
@@ -110,6 +112,8 @@ class _Shard:
         if document.counted is not None:
             self._uncounted.append(np.flatnonzero(~document.counted) + self.tokens)
         self.ended_counted = document.end_counted
+        for place, image in document.images:
+            self._pictures.add(self.tokens + place, image)
         self._rows.append((self.tokens, len(document.tokens), document.bytes, source, genre))
         self.tokens += len(document.tokens)
 
@@ -122,6 +126,7 @@ class _Shard:
             "name": f"{self.name}.bin", "tokens": self.tokens, "documents": len(self._rows),
             "bytes": sum(row[2] for row in self._rows), "sha256": self._digest.hexdigest(),
             "documents_name": documents.name, "documents_sha256": hash_file(documents), **self.label,
+            **self._pictures.end(),
         }  # fmt: skip
         if self._uncounted:
             mask = np.ones(self.tokens, dtype=bool)

@@ -37,16 +37,20 @@ class TrainingData:
         """
         weights = weights_of(recipe, self.training.groups)
         # an example that is cut teaches nothing
-        packing: PackingKind = "whole" if recipe.finetune else recipe.tokens.packing
+        packing: PackingKind = "whole" if self.whole(recipe) else recipe.tokens.packing
         return Loader(self.training, recipe.tokens.context, ramp, recipe.seed, packing, weights)
+
+    def whole(self, recipe: Recipe) -> bool:
+        """Whether documents must not be cut: examples, and texts with images."""
+        return recipe.finetune is not None or self.training.pictures is not None
 
     def epoch_tokens(self, recipe: Recipe) -> int:
         """Tokens of an epoch; of whole examples with the padding of their rows."""
-        return whole_tokens(self.training, recipe.tokens.context) if recipe.finetune else self.training.tokens
+        return whole_tokens(self.training, recipe.tokens.context) if self.whole(recipe) else self.training.tokens
 
     def validation(self, recipe: Recipe) -> Rows:
         """The rows that the run is validated on: whole examples where it fine-tunes."""
         context, tokens = recipe.tokens.context, recipe.train.validate_tokens
-        if recipe.finetune:
+        if self.whole(recipe):
             return Rows(*example_rows(self.held_out, context, tokens, recipe.seed))
         return Rows(*validation_rows(self.held_out, context, tokens))

@@ -10,6 +10,7 @@ from lmforge.errors import InputError
 from lmforge.formats.native import load_model, model_tensors
 from lmforge.model.gpt import GPT
 from lmforge.recipe import Finetune
+from lmforge.tokens.images import scaled
 from lmforge.tokens.loader import Loader, whole_tokens
 from lmforge.tokens.shards import Shards
 from lmforge.train.adapters import adapt
@@ -35,9 +36,10 @@ def start_from(model: GPT, settings: Finetune, seed: int) -> None:
         adapt(model, settings.lora, seed)
 
 
-def example_rows(shards: Shards, context: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def example_rows(shards: Shards, context: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Validation rows of whole examples: inputs, targets (−1 where a token does not count in training; an answer's end
-    does) and documents, each (R, context); R = tokens/context or as many as there are.
+    does) and documents, each (R, context), and images (N,C,S,S) where there are any; R = tokens/context or as many as
+    there are.
 
     Raises:
         InputError: every example is longer than a row.
@@ -46,4 +48,5 @@ def example_rows(shards: Shards, context: int, tokens: int, seed: int) -> tuple[
     batch = Loader(shards, context, rows, seed, "whole").batch(0)
     assert batch.documents is not None
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
-    return inputs, targets, torch.from_numpy(batch.documents)
+    images = None if batch.images is None else torch.from_numpy(scaled(batch.images))
+    return inputs, targets, torch.from_numpy(batch.documents), images

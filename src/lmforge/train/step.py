@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout
 from lmforge.progress import log_once
+from lmforge.tokens.images import scaled
 from lmforge.tokens.loader import Batch
 from lmforge.train.autotune import ExecutionPlan
 from lmforge.train.diagnose import Diagnosis, first_bad_gradient
@@ -67,13 +68,13 @@ class BatchWork:
         size: int,
         tokens: int,
         scale: float,
-        loss: Callable[[nn.Module, tuple[Tensor, Tensor, Tensor | None]], Tensor],
+        loss: Callable[[nn.Module, tuple[Tensor, Tensor, Tensor | None], Tensor | None], Tensor],
         token_bytes: NDArray[np.int64],
         device: torch.device,
     ) -> None:
         """`size` rows a micro-batch, each cut to rows of `context` tokens; `tokens` in the batch of all ranks, by which
         losses are divided, so that neither micro-batches, replicas nor ranks change the gradient; `scale` of the loss;
-        `loss(network, tensors)` in nats."""
+        `loss(network, tensors, images)` in nats."""
         self.batch, self.context, self.size, self.tokens, self.scale = batch, context, size, tokens, scale
         self.factor = scale / tokens
         self.network_loss, self.token_bytes, self.device = loss, token_bytes, device
@@ -96,7 +97,8 @@ class BatchWork:
 
     def loss(self, network: nn.Module, rows: range) -> Tensor:
         """The sum over a micro-batch's tokens in nats."""
-        return self.network_loss(network, self.tensors(rows))
+        images = images_to_device(self.batch.part(rows.start, len(rows)), self.device)
+        return self.network_loss(network, self.tensors(rows), images)
 
     def after_backward(self, network: nn.Module, rows: range) -> None:
         """Note the size of the gradient over few tokens."""
@@ -184,9 +186,10 @@ class TrainStep:
     def work(self, step: int, batch: Batch, scale: float) -> BatchWork:
         """A batch for the layout, its losses scaled by `scale`."""
 
-        def loss(network: nn.Module, tensors: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        def loss(network: nn.Module, tensors: tuple[Tensor, Tensor, Tensor | None], images: Tensor | None) -> Tensor:
+            among = {} if images is None else {"images": images}
             with autocast(self.plan.precision, self.layout.device):
-                value: Tensor = (self.compiled or network.loss)(*tensors)  # type: ignore[operator]
+                value: Tensor = (self.compiled or network.loss)(*tensors, **among)  # type: ignore[operator]
             return value
 
         work = BatchWork(
@@ -226,7 +229,8 @@ class TrainStep:
 
         def loss(rows: Batch) -> Tensor:
             with autocast(self.plan.precision, self.layout.device):
-                value: Tensor = self.model.loss(*to_device(rows.cut(context), self.layout.device))
+                images = images_to_device(rows, self.layout.device)
+                value: Tensor = self.model.loss(*to_device(rows.cut(context), self.layout.device), images=images)
             return value
 
         return self.parts.diagnosis.find(step, batch, loss, cause)
@@ -251,6 +255,11 @@ def to_device(part: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     """Inputs, targets, documents as tensors where the network is."""
     tokens, wanted = torch.from_numpy(part.inputs).to(device), torch.from_numpy(part.targets).to(device)
     return tokens, wanted, None if part.documents is None else torch.from_numpy(part.documents).to(device)
+
+
+def images_to_device(part: Batch, device: torch.device) -> Tensor | None:
+    """The images of rows, from −1 to 1, where the network is."""
+    return None if part.images is None else torch.from_numpy(scaled(part.images)).to(device)
 
 
 def to_host(*numbers: Tensor) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout
+from lmforge.tokens.images import PATCH
 from lmforge.tokens.shards import Shards
 from lmforge.train.precision import autocast
 from lmforge.train.statistics import Activations
@@ -27,6 +28,16 @@ class Rows(NamedTuple):
     inputs: Tensor
     targets: Tensor
     documents: Tensor | None = None
+    images: Tensor | None = None  # (N,C,S,S), of all rows in the order of reading
+
+    def images_of(self, piece: slice) -> Tensor | None:
+        """Those of some rows."""
+        if self.images is None:
+            return None
+        marks = (self.inputs == PATCH).sum(1)
+        patches = max(1, int(marks.sum()) // max(1, len(self.images)))
+        before = [0, *(marks.cumsum(0) // patches).tolist()]
+        return self.images[before[piece.start] : before[piece.stop]]
 
     def text_bytes(self, token_bytes: NDArray[np.int64]) -> int:
         """UTF-8 bytes of the text that is predicted, with the bytes of each token."""
@@ -49,7 +60,8 @@ class Validator:
     def nats(self, rows: Rows | None = None) -> Tensor:
         """−ln p of each token of the rows (or of others) under the weights as they are, (R, context); 0 where a token
         does not count."""
-        inputs, targets, documents = rows or self.rows
+        rows = rows or self.rows
+        inputs, targets, documents, _ = rows
         device = self.layout.device
 
         def work(network: nn.Module, share: range) -> list[Tensor]:
@@ -59,7 +71,11 @@ class Validator:
                     piece = slice(first, min(first + ROWS_AT_ONCE, share.stop))
                     packed = None if documents is None else documents[piece].to(device)
                     tokens, wanted = inputs[piece].to(device), targets[piece].to(device)
-                    nats.append(token_nats(network, tokens, wanted, documents=packed).cpu())  # type: ignore[arg-type]
+                    images = rows.images_of(piece)
+                    seen = None if images is None else images.to(device)
+                    nats.append(
+                        token_nats(network, tokens, wanted, documents=packed, images=seen).cpu()  # type: ignore[arg-type]
+                    )
             return nats
 
         return torch.cat([piece for part in self.layout.forward(work, range(len(inputs))) for piece in part])

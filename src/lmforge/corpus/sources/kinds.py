@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lmforge.corpus.sources import code, hub, pairs, procedural, records, texts, web, wiki
+from lmforge.corpus.sources import code, hub, pairs, pictures, procedural, records, texts, web, wiki
 from lmforge.corpus.sources.document import Document, Encodings, Reading, source_name
 from lmforge.corpus.sources.files import File, SourcePart, listing_hash
 from lmforge.corpus.sources.unfold import COMPRESSED
@@ -53,6 +53,7 @@ _KINDS: dict[SourceKind, _Kind] = {
     "mediawiki": _Kind(wiki.mediawiki_files, wiki.mediawiki_parts, wiki.read_mediawiki),
     "code": _Kind(code.code_files, code.code_parts, code.read_code),
     "parallel": _Kind(records.jsonl_files, records.jsonl_parts, pairs.read_parallel),
+    "images": _Kind(pictures.image_files, pictures.not_texts, pictures.not_texts),
     "procedural": _Kind(lambda _source, _notices: [], procedural.procedural_parts, procedural.read_procedural),
 }
 

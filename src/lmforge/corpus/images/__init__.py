@@ -1,0 +1,3 @@
+"""Corpora of images with names."""
+
+IMAGE_MARK = "<|image|>"  # where an image stands in a text

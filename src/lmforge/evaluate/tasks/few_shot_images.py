@@ -1,0 +1,208 @@
+"""Can a network tell classes of images apart that it was shown a few images of? Episodes of N ways and K shots.
+
+    images of a class ─network, weights as they are─▶ features ─┬─ mean: the nearest class mean, by angle
+                                                                ├─ probe: a linear classifier of the shown images
+    images and letters in one text ─▶ the likeliest letter ─────┴─ context
+
+Nearest class means: Snell et al. 2017, "Prototypical networks", eq. 2, with the angle for the distance; in context:
+Vinyals et al. 2016, "Matching networks", section 2, with the network itself in place of the matching. Episodes are
+drawn by a seed of their own, so that models are asked the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmforge.corpus.images.build import LETTERS
+from lmforge.corpus.images.sets import ImageSet, read_images
+from lmforge.errors import InputError
+from lmforge.evaluate.task import SEED, Context, Score, Task, device_of, not_applicable, register
+from lmforge.model.gpt import GPT
+from lmforge.progress import Bar
+from lmforge.recipe import Recipe
+from lmforge.recipe.evaluate import TaskSettings
+from lmforge.recipe.types import Positive
+from lmforge.tokens.bpe import Tokenizer
+from lmforge.tokens.images import PATCH, scaled
+
+METRIC = "accuracy"
+ROWS = 64  # images of a forward pass
+PROBE_STEPS = 100
+
+
+class FewShotSettings(TaskSettings):
+    """Episodes from a set of images; `limit` of them."""
+
+    data: Path  # FOLDER/CLASS/*.png, an .npz file, or "digits": as of [[corpus.sources]] kind = "images"
+    classes: Literal["all", "seen", "unseen"] = "all"  # which, as of the source
+    ways: Positive = 5  # classes of an episode
+    shots: Positive = 1  # images shown of each
+    asked: Positive = 5  # further images of each that are to be told
+    how: Literal["mean", "probe", "context"] = "mean"
+
+
+def patches_of(model: GPT) -> int:
+    """Tokens of one image."""
+    return (model.config.image_size // model.config.image_patch) ** 2
+
+
+@torch.inference_mode()
+def features(model: GPT, images: np.ndarray[Any, Any], begin: int) -> Tensor:
+    """What the network makes of each image by itself: (N,C,S,S) uint8 → (N,2D), the mean over its patches of the middle
+    layer and of the last, each of length 1."""
+    patches, found = patches_of(model), []
+    device = device_of(model)
+    middle: list[Tensor] = []
+    block = model.blocks[max(0, model.config.layers // 2 - 1)]
+    handle = block.register_forward_hook(lambda _, __, output: middle.append(output))
+    try:
+        for first in range(0, len(images), ROWS):
+            part = torch.from_numpy(scaled(images[first : first + ROWS])).to(device)
+            row = torch.tensor([begin, *[PATCH] * patches], device=device)
+            last = model.hidden(row.expand(len(part), -1), images=part)
+            both = [F.normalize(each[:, 1:].float().mean(1), dim=-1) for each in (middle.pop(), last)]
+            found.append(torch.cat(both, -1))
+    finally:
+        handle.remove()
+    return torch.cat(found).cpu()
+
+
+def nearest_mean(shown: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """shown (N,D) of classes labels (N,), asked (M,D) → the class of the nearest mean (M,)."""
+    centre = shown.mean(0)
+    means = torch.stack([shown[labels == each].mean(0) for each in range(int(labels.max()) + 1)])
+    nearest: Tensor = (F.normalize(asked - centre, dim=-1) @ F.normalize(means - centre, dim=-1).t()).argmax(-1)
+    return nearest
+
+
+@torch.enable_grad()
+def linear_probe(shown: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """The same by a linear classifier of the shown ones, its weights held small; begins at 0, so that nothing is
+    drawn."""
+    mean, spread = shown.mean(0), shown.std(0).clamp(min=1e-6) if len(shown) > 1 else torch.ones_like(shown[0])
+    shown, asked = ((each.clone() - mean) / spread for each in (shown, asked))
+    weight = torch.zeros(int(labels.max()) + 1, shown.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=0.01)
+    for _ in range(PROBE_STEPS):
+        loss = F.cross_entropy(shown @ weight.t(), labels) + 1e-3 * weight.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    told: Tensor = (asked @ weight.t()).argmax(-1).detach()
+    return told
+
+
+@torch.inference_mode()
+def in_context(
+    model: GPT, tokenizer: Tokenizer, shown: np.ndarray[Any, Any], labels: Sequence[int], asked: np.ndarray[Any, Any]
+) -> list[int]:
+    """The letter that the network gives each of `asked` behind the shown images and their letters.
+
+    Raises:
+        InputError: an episode is longer than the context.
+    """
+    patches, device = patches_of(model), device_of(model)
+    letters = [tokenizer.encode(f" {letter}")[0] for letter in LETTERS[: max(labels) + 1]]
+    before = [tokenizer.begin, *itertools.chain(*([*[PATCH] * patches, letters[label]] for label in labels))]
+    row = [*before, *[PATCH] * patches]
+    if len(row) > model.config.context:
+        raise InputError(
+            f"few_shot_images: an episode of {len(labels)} images is {len(row)} tokens, and the context "
+            f"{model.config.context}; ask for fewer ways or shots, or how = 'mean'"
+        )
+    told: list[int] = []
+    for each in asked:
+        images = torch.from_numpy(scaled(np.concatenate([shown, each[None]]))).to(device)
+        logits = model(torch.tensor([row], device=device), images=images)[0, -1, letters]
+        told.append(int(logits.argmax()))
+    return told
+
+
+def episodes(
+    images: ImageSet, ways: int, shots: int, asked: int, count: int
+) -> Iterable[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[int]]]:
+    """So many episodes: numbers of the shown images (ways·shots), of those asked (ways·asked), and the classes.
+
+    Raises:
+        InputError: fewer than `ways` classes have images enough.
+    """
+    counts = np.bincount(images.labels, minlength=len(images.names))
+    enough = np.flatnonzero(counts >= shots + 1)
+    if len(enough) < ways:
+        raise InputError(
+            f"few_shot_images: {len(enough)} classes have more than {shots} images, and {ways} are asked for"
+        )
+    rng = np.random.default_rng(SEED)
+    of_class = {int(each): np.flatnonzero(images.labels == each) for each in enough}
+    for _ in range(count):
+        chosen = rng.choice(enough, ways, replace=False).tolist()
+        drawn = [rng.permutation(of_class[each])[: shots + asked] for each in chosen]
+        yield np.stack([each[:shots] for each in drawn]), np.concatenate([each[shots:] for each in drawn]), chosen
+
+
+@register
+class FewShotImages(Task[FewShotSettings]):
+    """The share of images told right, with the 95% interval over episodes. Not applicable to a network that reads no
+    images."""
+
+    name = "few_shot_images"
+    settings = FewShotSettings
+
+    def texts(self, settings: FewShotSettings) -> Iterable[str]:
+        """None: images are parted by class."""
+        return ()
+
+    def defaults(self, recipe: Recipe) -> dict[str, Any]:
+        """Episodes."""
+        return {"limit": 200}
+
+    def run(self, context: Context, settings: FewShotSettings) -> Score:
+        """Ask every episode."""
+        model, count = context.network, settings.limit or 200
+        key = {
+            "data": settings.data.name,
+            "classes": settings.classes,
+            "episodes": {"ways": settings.ways, "shots": settings.shots, "asked": settings.asked, "count": count},
+            "prompt": settings.how,
+            "marks": "none",
+            "decoding": "likeliest",
+        }
+        if not model.config.image_size:
+            return not_applicable(METRIC, "the network reads no images", key)
+        images = read_images(settings.data, model.config.image_size, model.config.image_channels)
+        images = images.part(settings.classes)
+        made = None if settings.how == "context" else features(model, images.images, context.tokenizer.begin)
+        rows = []
+        with Bar(self.name, count, "episode") as bar:
+            for shown, asked, chosen in episodes(images, settings.ways, settings.shots, settings.asked, count):
+                place = {each: number for number, each in enumerate(chosen)}
+                wanted = [place[int(each)] for each in images.labels[asked]]
+                labels = [number for number in range(settings.ways) for _ in range(settings.shots)]
+                if made is None:
+                    order = np.random.default_rng(len(rows)).permutation(len(labels))
+                    seen = images.images[shown.ravel()][order]
+                    told = in_context(
+                        model, context.tokenizer, seen, [labels[at] for at in order], images.images[asked]
+                    )
+                else:
+                    teach = nearest_mean if settings.how == "mean" else linear_probe
+                    told = teach(made[shown.ravel()], torch.tensor(labels), made[asked]).tolist()
+                right = sum(a == b for a, b in zip(told, wanted, strict=True))
+                rows.append({"classes": [images.names[each] for each in chosen], "right": right, "of": len(wanted)})
+                bar.step(1)
+        shares = np.array([row["right"] / row["of"] for row in rows])
+        value = float(shares.mean())
+        half = 1.96 * float(shares.std(ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else 1.0
+        return Score(
+            METRIC, value, max(0.0, value - half), min(1.0, value + half), len(rows), True, key, rows=rows,
+            ratio=("right", "of"),
+        )  # fmt: skip
