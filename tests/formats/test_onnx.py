@@ -15,7 +15,7 @@ from lmforge.formats.export import export
 from lmforge.formats.load import load_any
 from tests.formats.exporting import GPT2, LAPTOP, LLAMA, small
 
-for package in ("transformers", "onnx", "onnxscript", "onnxruntime"):
+for package in ("transformers", "onnx", "onnxruntime"):
     pytest.importorskip(package)
 from lmforge.formats.onnx import Session  # noqa: E402
 

@@ -21,6 +21,7 @@ from lmforge.model.gpt import GPT
 BATCHES = (1, 16, 64)
 REPETITIONS = 5
 PREFILL_TOKENS = 256
+MOST_DECODED = 256  # tokens of a row in one repetition: a cache of long contexts for 64 rows would fill the memory
 
 
 def resident_bytes(model: nn.Module) -> int:
@@ -74,8 +75,8 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
     """Per model: `resident_bytes, macs_per_token, bit_operations_per_token, decode_tokens_per_second {batch: x},
     prefill_tokens_per_second, threads`.
 
-    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context; prefill is one prompt
-    of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take
+    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context, at most 256 tokens;
+    prefill is one prompt of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take
     turns, after a warm-up; `seconds` is about what the whole takes.
     """
     share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
@@ -113,14 +114,15 @@ def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETIT
 @torch.inference_mode()
 def decode_rate(model: GPT, batch: int, seconds: float) -> float:
     """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt of a quarter
-    context."""
-    length, vocabulary = max(1, model.config.context // 4), model.config.vocab_size
-    prompts = [[(row + position) % vocabulary for position in range(length)] for row in range(batch)]
-    logits, cache = prefill(model, prompts, model.config.context)
-    tokens = logits.argmax(-1, keepdim=True)
+    context, at most 256 tokens. The rows share it, so that it is read once, and go on from tokens of their own."""
+    length, vocabulary = max(1, min(PREFILL_TOKENS, model.config.context // 4)), model.config.vocab_size
+    capacity = min(model.config.context, length + MOST_DECODED)
+    _, cache = prefill(model, [[position % vocabulary for position in range(length)]], capacity)
+    cache.select(cache.lengths.new_zeros(batch))
+    tokens = (torch.arange(batch, device=cache.lengths.device) % vocabulary)[:, None]
     steps = 0
     started = time.perf_counter()
-    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < model.config.context):
+    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < capacity):
         tokens = model(tokens, cache)[:, -1].argmax(-1, keepdim=True)
         steps += 1
     return batch * steps / (time.perf_counter() - started)
