@@ -76,8 +76,8 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
     prefill_tokens_per_second, threads`.
 
     Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context, at most 256 tokens;
-    prefill is one prompt of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take
-    turns, after a warm-up; `seconds` is about what the whole takes.
+    prefill is one prompt of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in
+    which the models take turns, after a warm-up; `seconds` is about what the whole takes.
     """
     share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lmforge.formats.export_tensors import LazyTensor
 
@@ -80,7 +81,7 @@ class Graph:
         """A weight in single precision, in the file beside the graph, once for each name; `change` is done to it when
         it is written."""
         if name not in self._weights:
-            single = tensor if tensor.dtype == torch.float32 else tensor.then(torch.Tensor.float)
+            single = tensor if tensor.dtype == torch.float32 else tensor.then(Tensor.float)
             self._weights[name] = single if change is None else single.then(change)
         return name
 

@@ -270,7 +270,7 @@ class Place:
         return graph.op("Reshape", turned, graph.ints(0, 0, 0, 2 * half))
 
     def _turns(self, local: bool) -> tuple[str, str]:
-        """Cosines and sines (B,1,T,E/2,1), reckoned in double precision; a pair that does not turn has an angle of 0."""
+        """Cosines and sines (B,1,T,E/2,1), reckoned in double precision; pairs that stand still have an angle of 0."""
         graph = self.graph
         theta, size = frequencies(self.shape, local)
         half, turning = self.shape.head_width // 2, len(theta)
