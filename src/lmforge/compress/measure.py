@@ -77,12 +77,14 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
 
     Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context, at most 256 tokens;
     prefill is one prompt of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in
-    which the models take turns, after a warm-up; `seconds` is about what the whole takes.
+    which the models take turns, after a warm-up; `seconds` is about what the whole takes. Of networks that are too
+    large for that there are fewer repetitions, at least one: none begins after twice its share of `seconds`.
     """
     share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
 
     def of_all(rate: Callable[..., float], *settings: float) -> dict[str, float]:
-        return in_turn({name: functools.partial(rate, model, *settings) for name, model in models.items()})
+        rates = {name: functools.partial(rate, model, *settings) for name, model in models.items()}
+        return in_turn(rates, limit=2 * seconds / (len(BATCHES) + 1))
 
     decode = {batch: of_all(decode_rate, batch, share) for batch in BATCHES}
     prefilled = of_all(prefill_rate, share)
@@ -99,11 +101,16 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
     }
 
 
-def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, float]:
+def in_turn(
+    rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS, limit: float = float("inf")
+) -> dict[str, float]:
     """The median of each measurement, all taking turns; every second round runs backwards, and the first round does not
-    count."""
+    count. After `limit` seconds no other round begins, but for one that counts."""
     measured: dict[str, list[float]] = {name: [] for name in rates}
+    started = time.perf_counter()
     for repetition in range(repetitions + 1):
+        if repetition > 1 and time.perf_counter() - started > limit:
+            break
         for name in list(rates)[:: -1 if repetition % 2 else 1]:
             rate = rates[name]()
             if repetition:
