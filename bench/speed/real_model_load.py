@@ -114,7 +114,7 @@ def main() -> None:
     for figures in middle.values():
         for key in ("seconds", "processor_seconds"):
             figures[f"{key}_of_transformers"] = figures[key] / theirs[key]
-    RESULTS.publish({"smollm2": {"rounds": options.rounds, **middle}})
+    RESULTS.publish({"smollm2": middle}, rounds=options.rounds)
 
 
 if __name__ == "__main__":

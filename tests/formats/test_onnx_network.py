@@ -69,5 +69,11 @@ def test_every_field_of_the_shape_is_read_or_refused() -> None:
             if parts is None or getattr(node, "name", "") in parts:
                 words |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
                 words |= {str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)}
-    tensors: set[Any] = {"biases", "experts_shared", "balance", "qk_norm", "norm_placement"}  # said by which tensors there are
+    tensors: set[Any] = {
+        "biases",
+        "experts_shared",
+        "balance",
+        "qk_norm",
+        "norm_placement",
+    }  # said by which tensors there are
     assert {field.name for field in dataclasses.fields(GPTConfig)} - words - OTHERS - tensors == set()
