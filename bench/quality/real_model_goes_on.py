@@ -182,17 +182,17 @@ def chat(work: Path) -> dict[str, Any]:
     before, after = load_any(base), load_any(folder / "model")
     scores = {name: bits(each, folder / "tokens", "test") for name, each in (("before", before), ("after", after))}
     del before
-    exported = {}
+    exported: dict[str, Any] = {}
     for to, place in (("gguf", work / "chat.gguf"), ("transformers", work / "chat-transformers")):
         shutil.rmtree(place, ignore_errors=True)
         place.unlink(missing_ok=True)
-        exported[to] = export(after, place, to)
+        report = export(after, place, to)
+        exported[to] = {key: value for key, value in report.items() if key not in ("to", "path")}
     return {
         "examples": len(files["train"]),
         **killed,
         **{f"answers_bits_per_byte_{name}": value for name, value in scores.items()},
-        "gguf": exported["gguf"],
-        "transformers": {key: value for key, value in exported["transformers"].items() if key != "path"},
+        **exported,
         **answers_in_llama_cpp(after, work / "chat.gguf", [row["messages"][:1] for row in files["test"][:QUESTIONS]]),
     }
 
