@@ -103,9 +103,11 @@ class Graph:
                     proto.external_data.add(key=key, value=str(value))
                 initializers.append(proto)
                 del made
-        ends = [[helper.make_tensor_value_info(*value) for value in values] for values in (inputs, outputs)]
+        entering, leaving = (
+            [helper.make_tensor_value_info(*value) for value in values] for values in (inputs, outputs)
+        )
         model = helper.make_model(
-            helper.make_graph(self._nodes, "lmforge", *ends, initializer=initializers),
+            helper.make_graph(self._nodes, "lmforge", entering, leaving, initializer=initializers),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="lmforge",
