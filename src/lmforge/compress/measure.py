@@ -4,6 +4,7 @@ so that a busy moment of the machine falls on all of them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import statistics
 import time
@@ -16,7 +17,7 @@ from torch import nn
 from lmforge.compress.int8 import QuantizedLinear
 from lmforge.generate.continuation import prefill
 from lmforge.model.experts import Experts
-from lmforge.model.gpt import GPT
+from lmforge.model.gpt import GPT, KVCache
 
 BATCHES = (1, 16, 64)
 REPETITIONS = 5
@@ -82,12 +83,17 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
     """
     share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
 
-    def of_all(rate: Callable[..., float], *settings: float) -> dict[str, float]:
-        rates = {name: functools.partial(rate, model, *settings) for name, model in models.items()}
+    def of_all(rate: Callable[..., float], *settings: Any) -> dict[str, float]:
+        rates = {name: functools.partial(rate, model, share, *settings) for name, model in models.items()}
         return in_turn(rates, limit=2 * seconds / (len(BATCHES) + 1))
 
-    decode = {batch: of_all(decode_rate, batch, share) for batch in BATCHES}
-    prefilled = of_all(prefill_rate, share)
+    begun = {model: read_prompt(model) for model in models.values()}
+
+    def decoding(model: GPT, seconds: float, batch: int) -> float:
+        return decode_rate(model, batch, seconds, begun[model])
+
+    decode = {batch: of_all(decoding, batch) for batch in BATCHES}
+    prefilled = of_all(prefill_rate)
     return {
         name: {
             "resident_bytes": resident_bytes(model),
@@ -119,17 +125,23 @@ def in_turn(
 
 
 @torch.inference_mode()
-def decode_rate(model: GPT, batch: int, seconds: float) -> float:
-    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt of a quarter
-    context, at most 256 tokens. The rows share it, so that it is read once, and go on from tokens of their own."""
-    length, vocabulary = max(1, min(PREFILL_TOKENS, model.config.context // 4)), model.config.vocab_size
+def read_prompt(model: GPT) -> KVCache:
+    """What a network keeps of the prompt that decoding is measured after: a quarter context, at most 256 tokens."""
+    length = max(1, min(PREFILL_TOKENS, model.config.context // 4))
     capacity = min(model.config.context, length + MOST_DECODED)
-    _, cache = prefill(model, [[position % vocabulary for position in range(length)]], capacity)
+    return prefill(model, [[position % model.config.vocab_size for position in range(length)]], capacity)[1]
+
+
+@torch.inference_mode()
+def decode_rate(model: GPT, batch: int, seconds: float, begun: KVCache | None = None) -> float:
+    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt (`begun`, which is
+    left as it is; by default `read_prompt`). The rows share it, and go on from tokens of their own."""
+    cache = copy.deepcopy(begun) if begun is not None else read_prompt(model)
     cache.select(cache.lengths.new_zeros(batch))
-    tokens = (torch.arange(batch, device=cache.lengths.device) % vocabulary)[:, None]
+    tokens = (torch.arange(batch, device=cache.lengths.device) % model.config.vocab_size)[:, None]
     steps = 0
     started = time.perf_counter()
-    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < capacity):
+    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < cache.capacity):
         tokens = model(tokens, cache)[:, -1].argmax(-1, keepdim=True)
         steps += 1
     return batch * steps / (time.perf_counter() - started)
