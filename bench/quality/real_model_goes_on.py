@@ -191,7 +191,7 @@ def chat(work: Path) -> dict[str, Any]:
     return {
         "examples": len(files["train"]),
         **killed,
-        **{f"answers_bits_per_byte_{name}": value for name, value in scores.items()},
+        **{f"bits_per_byte_{name}": value for name, value in scores.items()},
         **exported,
         **answers_in_llama_cpp(after, work / "chat.gguf", [row["messages"][:1] for row in files["test"][:QUESTIONS]]),
     }
