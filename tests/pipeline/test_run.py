@@ -204,7 +204,10 @@ def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
     for documents in splits.values():
         for document in documents:
             document["meta"] = {"loss_spans": [[len(document["text"]) // 2, len(document["text"])]]}
-    recipe = load_recipe(run / "recipe.toml", ["tokens.packing=best_fit", "train.validate_tokens=100000000"])
+    recipe = load_recipe(
+        run / "recipe.toml",
+        ["tokens.packing=best_fit", "train.validate_tokens=100000000", "compress.calibration_rows=5"],
+    )
     write_documents(tmp_path / "masked", splits)
     shutil.rmtree(run / "tokens")
     build_tokens(recipe, tmp_path / "masked", run / "tokens")
@@ -216,6 +219,7 @@ def test_compression_is_calibrated_and_judged_by_what_the_loss_counts(
 
     monkeypatch.setattr(stages, "compress", compress)
     stages._compress(recipe, run)
+    assert len(given["calibration"].inputs) == 5
     left_out = (given["calibration"].targets < 0).mean()
     assert 0.3 < left_out < 0.7
     assert given["calibration"].documents is not None

@@ -4,6 +4,7 @@ so that a busy moment of the machine falls on all of them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import statistics
 import time
@@ -16,13 +17,14 @@ from torch import nn
 from lmforge.compress.int8 import QuantizedLinear
 from lmforge.generate.continuation import prefill
 from lmforge.model.experts import Experts
-from lmforge.model.gpt import GPT
+from lmforge.model.gpt import GPT, KVCache
 from lmforge.model.linear_attention import Linear
 from lmforge.plan.cost import decode_flops_per_token
 
 BATCHES = (1, 8, 64)
 REPETITIONS = 5
 PREFILL_TOKENS = 256
+MOST_DECODED = 256  # tokens of a row in one repetition: a cache of long contexts for 64 rows would fill the memory
 
 
 def resident_bytes(model: nn.Module) -> int:
@@ -85,17 +87,24 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
     """Per model: `resident_bytes, macs_per_token, bit_operations_per_token, decode_tokens_per_second {batch: x},
     prefill_tokens_per_second, threads`.
 
-    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context; prefill is one prompt
-    of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in which the models take
-    turns, after a warm-up; `seconds` is about what the whole takes.
+    Decoding is the network's greedy step (logits and argmax) after a prompt of a quarter context, at most 256 tokens;
+    prefill is one prompt of 256 tokens, or of the context where that is shorter. Each is the median of 5 repetitions in
+    which the models take turns, after a warm-up; `seconds` is about what the whole takes. Of networks that are too
+    large for that there are fewer repetitions, at least one: none begins after twice its share of `seconds`.
     """
     share = seconds / (len(models) * (len(BATCHES) + 1) * (REPETITIONS + 1))
 
-    def of_all(rate: Callable[..., float], *settings: float) -> dict[str, float]:
-        return in_turn({name: functools.partial(rate, model, *settings) for name, model in models.items()})
+    def of_all(rate: Callable[..., float], *settings: Any) -> dict[str, float]:
+        rates = {name: functools.partial(rate, model, share, *settings) for name, model in models.items()}
+        return in_turn(rates, limit=2 * seconds / (len(BATCHES) + 1))
 
-    decode = {batch: of_all(decode_rate, batch, share) for batch in BATCHES}
-    prefilled = of_all(prefill_rate, share)
+    begun = {model: read_prompt(model) for model in models.values()}
+
+    def decoding(model: GPT, seconds: float, batch: int) -> float:
+        return decode_rate(model, batch, seconds, begun[model])
+
+    decode = {batch: of_all(decoding, batch) for batch in BATCHES}
+    prefilled = of_all(prefill_rate)
     return {
         name: {
             "resident_bytes": resident_bytes(model),
@@ -109,11 +118,16 @@ def measure(models: Mapping[str, GPT], seconds: float = 10.0) -> dict[str, dict[
     }
 
 
-def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS) -> dict[str, float]:
+def in_turn(
+    rates: Mapping[str, Callable[[], float]], repetitions: int = REPETITIONS, limit: float = float("inf")
+) -> dict[str, float]:
     """The median of each measurement, all taking turns; every second round runs backwards, and the first round does not
-    count."""
+    count. After `limit` seconds no other round begins, but for one that counts."""
     measured: dict[str, list[float]] = {name: [] for name in rates}
+    started = time.perf_counter()
     for repetition in range(repetitions + 1):
+        if repetition > 1 and time.perf_counter() - started > limit:
+            break
         for name in list(rates)[:: -1 if repetition % 2 else 1]:
             rate = rates[name]()
             if repetition:
@@ -122,16 +136,23 @@ def in_turn(rates: Mapping[str, Callable[[], float]], repetitions: int = REPETIT
 
 
 @torch.inference_mode()
-def decode_rate(model: GPT, batch: int, seconds: float) -> float:
-    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt of a quarter
-    context."""
-    length, vocabulary = max(1, model.config.context // 4), model.config.vocab_size
-    prompts = [[(row + position) % vocabulary for position in range(length)] for row in range(batch)]
-    logits, cache = prefill(model, prompts, model.config.context)
-    tokens = logits.argmax(-1, keepdim=True)
+def read_prompt(model: GPT) -> KVCache:
+    """What a network keeps of the prompt that decoding is measured after: a quarter context, at most 256 tokens."""
+    length = max(1, min(PREFILL_TOKENS, model.config.context // 4))
+    capacity = min(model.config.context, length + MOST_DECODED)
+    return prefill(model, [[position % model.config.vocab_size for position in range(length)]], capacity)[1]
+
+
+@torch.inference_mode()
+def decode_rate(model: GPT, batch: int, seconds: float, begun: KVCache | None = None) -> float:
+    """Tokens per second (all rows together) of greedy decoding for about `seconds`, after a prompt (`begun`, which is
+    left as it is; by default `read_prompt`). The rows share it, and go on from tokens of their own."""
+    cache = copy.deepcopy(begun) if begun is not None else read_prompt(model)
+    cache.select(cache.lengths.new_zeros(batch))
+    tokens = (torch.arange(batch, device=cache.lengths.device) % model.config.vocab_size)[:, None]
     steps = 0
     started = time.perf_counter()
-    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < model.config.context):
+    while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < cache.capacity):
         tokens = model(tokens, cache)[:, -1].argmax(-1, keepdim=True)
         steps += 1
     return batch * steps / (time.perf_counter() - started)

@@ -61,8 +61,7 @@ def quantize(
     result = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     clip_ranges: dict[str, float] = {}
     if calibration:
-        smooth(result, calibration)
-        clip_ranges = find_clip_ranges(result, calibration)
+        clip_ranges = find_clip_ranges(result, calibration, smooth(result, calibration))
     names = [name for name in plain_layers(result) if name not in keep]
     errors: dict[str, float] = {}
     for name in names:

@@ -9,7 +9,7 @@ rounded and cut like the others, and what counts is computed from them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,12 @@ def signed_input(model: GPT, name: str) -> bool:
     return not (name.endswith("ff.down") and model.config.activation in ("relu", "relu2"))
 
 
-def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float = 0.5) -> None:
+def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float = 0.5) -> dict[str, Tensor]:
     """Move scale between layers so that no input channel towers above the rest; the model computes the same function.
 
     s_j = max|x_j|^strength / max|w_j|^(1 − strength) for input channel j; the producer is divided by s_j, the
-    consumer's column j multiplied by it.
+    consumer's column j multiplied by it. Returns max|x_j| of every linear layer (I,) as it then is: what was found
+    before, divided alike, so that the calibration tokens need not be run again for it.
     """
     largest = _largest_inputs(model, calibration)
     for name, divide in _pairs(model):
@@ -43,7 +44,10 @@ def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float 
         scale = largest[name].clamp(min=1e-5) ** strength / consumer.weight.abs().amax(0).clamp(min=1e-5) ** (
             1 - strength
         )
-        consumer.weight.mul_(divide(scale / scale.log().mean().exp()))
+        applied = divide(scale / scale.log().mean().exp())
+        consumer.weight.mul_(applied)
+        largest[name] = largest[name] / applied
+    return largest
 
 
 def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, Tensor]:
@@ -58,10 +62,14 @@ def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict
     return seen
 
 
-def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, float]:
+def find_clip_ranges(
+    model: GPT, calibration: Sequence[CalibrationBatch], largest: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
     """Per linear layer its largest calibration input; 0 where rounding with that one clip_range costs more than
-    COARSE."""
-    clip_ranges = {name: float(channels.amax()) for name, channels in _largest_inputs(model, calibration).items()}
+    COARSE. `largest`: max|x_j| of each layer's channels, where `smooth` has just found them."""
+    if largest is None:
+        largest = _largest_inputs(model, calibration)
+    clip_ranges = {name: float(channels.amax()) for name, channels in largest.items()}
     error, energy = dict.fromkeys(clip_ranges, 0.0), dict.fromkeys(clip_ranges, 0.0)
 
     def see(name: str, x: Tensor) -> None:
@@ -76,10 +84,13 @@ def find_clip_ranges(model: GPT, calibration: Sequence[CalibrationBatch]) -> dic
 
 
 def watch_inputs(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:
-    """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs."""
+    """Run the calibration tokens; `see(name, x)` gets the input x (N,I) of every linear layer each time it runs. The
+    head itself is not run: nothing reads its logits, which are a large part of the work where vocabularies are."""
     with watching(model, see):
         for batch in calibration:
-            model(batch.inputs, documents=batch.documents)
+            hidden = model.hidden(batch.inputs, documents=batch.documents)
+            if isinstance(model.head, nn.Linear):
+                see("head", hidden.flatten(0, -2))
 
 
 @contextlib.contextmanager

@@ -201,20 +201,6 @@ def modeling_source() -> str:
     return layers + "\n\n" + "\n".join(own) + "\n"
 
 
-def network_of_modeling_file(loaded: LoadedModel) -> Any:
-    """The network in the code of the modelling file, with our weights, not copied."""
-    from lmforge.formats.modeling_lmforge import LmforgeConfig, LmforgeForCausalLM
-
-    config = dataclasses.replace(loaded.config, ahead=0)
-    with torch.device("meta"):
-        network = LmforgeForCausalLM(LmforgeConfig(architecture=config.to_json()))
-    tensors = {name: tensor.make() for name, tensor in our_tensors(loaded, config).items()}
-    if config.tied:
-        tensors["head.weight"] = tensors["embed.weight"]
-    network.load_state_dict(tensors, assign=True)
-    return network.eval()  # type: ignore[no-untyped-call]
-
-
 class Running:
     """A model in transformers."""
 

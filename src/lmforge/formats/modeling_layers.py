@@ -1,7 +1,7 @@
 """The layers of every network that lmforge trains, in plain torch, reading whole texts: the first half of the modelling
 file that an export to `transformers` carries (`modeling_lmforge` is the second).
 
-They are written to be read and to run anywhere, ONNX included, not to be fast; `lmforge.model` is what training uses.
+They are written to be read and to run anywhere, not to be fast; `lmforge.model` is what training uses.
 Shapes: B rows, T tokens, S keys, H heads of width E, D width.
 """
 
@@ -103,17 +103,14 @@ def rotate(x: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 class Place:
-    """Where the tokens of one pass stand: q_at (B,T), k_at (B,S) in the text; seen (B,T,S) what is no padding and not
-    later."""
+    """Where the tokens of one pass stand: at (B,T) in the text; seen (B,T,T) what is no padding and not later."""
 
-    def __init__(self, mask: Tensor, length: int, shape: Shape) -> None:
+    def __init__(self, mask: Tensor, shape: Shape) -> None:
         self.shape = shape
-        self.k_at = (mask.long().cumsum(1) - 1).clamp(min=0)
+        self.at = (mask.long().cumsum(1) - 1).clamp(min=0)
         index = torch.arange(mask.shape[1], device=mask.device)
-        query = torch.arange(length, device=mask.device) + (mask.shape[1] - length)
-        self.q_at = self.k_at.gather(1, query.expand(mask.shape[0], -1))
-        own = query[:, None] == index  # a padded query sees itself, so that no row of scores is empty
-        self.seen = ((query[:, None] >= index) & (mask[:, None] > 0)) | own
+        own = index[:, None] == index  # a padded query sees itself, so that no row of scores is empty
+        self.seen = ((index[:, None] >= index) & (mask[:, None] > 0)) | own
 
     def turns(self, at: Tensor, kind: str) -> tuple[Tensor, Tensor] | None:
         """The rotations of positions (B,T) in layers of a kind; pairs that do not turn stand still."""
@@ -127,11 +124,11 @@ class Place:
         return F.pad(cos, (0, still), value=1.0), F.pad(sin, (0, still))
 
     def visible(self, window: int | None, stride: int | None) -> Tensor:
-        """(B,1,T,S): a band of keys and, with a stride, every so many before it."""
+        """(B,1,T,T): a band of keys and, with a stride, every so many before it."""
         seen = self.seen
         if window is not None:
-            near = self.q_at[:, :, None] - self.k_at[:, None] < window
-            seen = seen & (near | (self.k_at % stride == 0)[:, None] if stride else near)
+            near = self.at[:, :, None] - self.at[:, None] < window
+            seen = seen & (near | (self.at % stride == 0)[:, None] if stride else near)
         return seen[:, None]
 
 
@@ -172,24 +169,23 @@ class Attention(nn.Module):
         self.k_norm = Norm(self.kv_heads * E if whole else E, shape, False) if normed and not self.shared else None
         self.mixer = Mixer(shape, layer)
 
-    def forward(self, x: Tensor, place: Place, past: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, place: Place) -> Tensor:
         parts = self.qkv(x).unflatten(-1, (-1, self.shape.head_width)).transpose(1, 2)
         q, *rest = parts.split((self.groups * self.kv_heads, *[self.kv_heads] * (1 if self.shared else 2)), 1)
         q = self.normed(q, self.q_norm)
         k = q if self.shared else self.normed(rest[0], self.k_norm)
         if self.shape.attention_scale:  # scores are divided by √E below
             q = q * (self.shape.attention_scale * math.sqrt(self.shape.head_width))
-        v, turns, plain = rest[-1], place.turns(place.q_at, self.kind), k
+        v, turns, plain = rest[-1], place.turns(place.at, self.kind), k
         q, k = rotate(q, turns), rotate(k, turns)
-        if past is not None:
-            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
         if self.kind == "linear":
             y = self.linear(q, k, v)
         elif self.kind == "lsh":
             y = self.buckets(q, v)
         else:
             y = self.softmax(q, k, v, plain, place)
-        return self.out(y.transpose(1, 2).flatten(2)), (k, v)
+        result: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return result
 
     def normed(self, x: Tensor, norm: Norm | None) -> Tensor:
         """Queries or keys (B,H,T,E), each head by itself or all together."""
@@ -208,7 +204,7 @@ class Attention(nn.Module):
             first = torch.arange(q.shape[2] // shape.pool, device=q.device) * shape.pool
             pooled_k = rotate(self.pooled(plain, "pool_keys"), place.turns((first + shape.pool // 2)[None], kind))
             k, v = torch.cat((k, pooled_k), 2), torch.cat((v, self.pooled(v, "pool_values")), 2)
-            far = place.q_at[:, :, None] >= first + max(window, shape.pool)
+            far = place.at[:, :, None] >= first + max(window, shape.pool)
             seen = torch.cat((seen, far[:, None]), 3)
         k, v = (x.repeat_interleave(self.groups, 1) if self.groups > 1 else x for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
@@ -323,16 +319,16 @@ class Block(nn.Module):
         experts = widths.get("experts", 0)
         self.ff = (Experts(shape, widths) if experts else FeedForward(shape, units, widths)) if units else None
 
-    def forward(self, x: Tensor, second: Tensor | None, place: Place, past: Any) -> tuple[Tensor, Tensor | None, Any]:
+    def forward(self, x: Tensor, second: Tensor | None, place: Place) -> tuple[Tensor, Tensor | None]:
         """One stream, or with `second` the two of reversible blocks."""
-        present, entering = None, x
+        entering = x
         if self.attention is not None:
-            y, present = self.attention(self.attention_norm(x if second is None else second), place, past)
+            y = self.attention(self.attention_norm(x if second is None else second), place)
             x = x + self.attention_out_norm(y)
         if self.ff is None:
-            return x, second, present
+            return x, second
         y = self.ff_out_norm(self.ff(self.ff_norm(entering if self.parallel else x)))
-        return (x + y, None, present) if second is None else (x, second + y, present)
+        return (x + y, None) if second is None else (x, second + y)
 
 
 class Ngrams(nn.Module):

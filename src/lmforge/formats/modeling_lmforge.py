@@ -3,8 +3,7 @@
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 An export carries one file, `modeling_layers` and this one, which needs torch and transformers alone. Tensors have
-lmforge's own names. The text before a new token is read again at each step; `run` takes and gives keys and values,
-where a mask says what every layer sees.
+lmforge's own names. The text before a new token is read again at each step.
 """
 
 from typing import Any
@@ -72,20 +71,20 @@ class LmforgeForCausalLM(PreTrainedModel, GenerationMixin):
         """The whole text at each step."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def run(self, tokens: Tensor, mask: Tensor, past: Any = None) -> tuple[Tensor, list[Any]]:
-        """tokens (B,T), mask (B,S) of keys with those of `past` → logits (B,T,V), and keys and values of each layer."""
-        place, presents = Place(mask, tokens.shape[1], self.shape), []
+    def run(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens (B,T), mask (B,T) → logits (B,T,V)."""
+        place = Place(mask, self.shape)
         x = self.embed(tokens) * self.shape.embedding_scale
         if self.ngrams is not None:
-            x = x + self.ngrams(tokens, place.q_at)
+            x = x + self.ngrams(tokens, place.at)
         if self.learned_positions is not None:
-            x = x + self.learned_positions(place.q_at)
+            x = x + self.learned_positions(place.at)
         second = x if self.shape.residual == "reversible" else None
-        for layer, block in enumerate(self.blocks):
-            x, second, present = block(x, second, place, None if past is None else past[layer])
-            presents.append(present)
+        for block in self.blocks:
+            x, second = block(x, second, place)
         x = x if second is None else (x + second) / 2
-        return self.head(self.norm(x)), presents
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
@@ -96,9 +95,9 @@ class LmforgeForCausalLM(PreTrainedModel, GenerationMixin):
         if padded and any(self.shape.kind(layer) not in MASKABLE for layer in range(self.shape.layers)):
             logits = self.embed.weight.new_zeros(*input_ids.shape, self.shape.vocab_size)
             for row, kept in enumerate(mask > 0):  # blocks and buckets count tokens: each text by itself
-                logits[row, kept] = self.run(input_ids[row, kept][None], mask[row, kept][None])[0][0]
+                logits[row, kept] = self.run(input_ids[row, kept][None], mask[row, kept][None])[0]
         else:
-            logits = self.run(input_ids, mask)[0]
+            logits = self.run(input_ids, mask)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

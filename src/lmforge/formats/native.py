@@ -21,6 +21,7 @@ from lmforge.errors import InputError
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.registry import FORMATS, RESTORERS, Format
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.model.room import with_room
 from lmforge.record import atomic_directory, content_hash, hash_file, verify_directory, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 
@@ -110,7 +111,7 @@ def load_model(directory: Path, restore: Restore | None = None, verify: bool = T
         raise InputError(
             f"{directory / TENSORS}: not readable as safetensors ({error}); make the model again"
         ) from error
-    model = GPT(config["architecture"])
+    model = with_room(config["architecture"])
     for entry in config["compression"]:
         if restore is None:
             raise InputError(

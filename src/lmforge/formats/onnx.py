@@ -8,26 +8,24 @@ The names are those of Hugging Face's Optimum. P is 0 at first. config.json and 
 
 from __future__ import annotations
 
-import contextlib
-import io
+import dataclasses
 import json
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmforge.errors import InputError, LmforgeError
+from lmforge.errors import InputError
 from lmforge.formats.export import EXPORTERS, Exporter
 from lmforge.formats.export_tokenizer import write_tokenizer
-from lmforge.formats.export_transformers import config_json
+from lmforge.formats.export_transformers import config_json, our_tensors
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.modeling_layers import MASKABLE
 from lmforge.formats.native import CONFIG
+from lmforge.formats.onnx_network import Decoder
 
 MODEL = "model.onnx"
 
@@ -47,25 +45,11 @@ def refusal(loaded: LoadedModel) -> str | None:
     return None
 
 
-class _Decoder(nn.Module):
-    """The network as the graph has it."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor]) -> list[Tensor]:
-        """See the top of the file."""
-        pairs = list(zip(past[0::2], past[1::2], strict=True))
-        logits, presents = self.network.run(input_ids, attention_mask, pairs)
-        return [logits, *(tensor for pair in presents for tensor in pair)]
-
-
 class Onnx(Exporter):
     """`--to onnx`."""
 
     name = "onnx"
-    packages = ("transformers", "onnx", "onnxscript", "onnxruntime")
+    packages = ("onnx", "onnxruntime")
 
     def write(self, loaded: LoadedModel, path: Path, **options: Any) -> dict[str, Any]:
         """A folder with model.onnx (and model.onnx.data), config.json and the tokenizer."""
@@ -73,7 +57,8 @@ class Onnx(Exporter):
         if reason is not None:
             raise InputError(f"--to onnx: {reason}; export it --to transformers")
         path.mkdir()
-        _write_graph(loaded, path / MODEL)
+        config = dataclasses.replace(loaded.config, ahead=0)
+        Decoder(config.to_json(), our_tensors(loaded, config)).write(path / MODEL)
         settings, _ = config_json(loaded)
         (path / CONFIG).write_text(json.dumps({**settings, "use_cache": True}, indent=1) + "\n", encoding="utf-8")
         write_tokenizer(loaded, path)
@@ -82,62 +67,6 @@ class Onnx(Exporter):
     def open(self, path: Path, loaded: LoadedModel) -> Session:
         """In onnxruntime, on the CPU."""
         return Session(path / MODEL)
-
-
-def _write_graph(loaded: LoadedModel, path: Path) -> None:
-    from lmforge.formats.export_transformers import network_of_modeling_file
-
-    network, config = network_of_modeling_file(loaded), loaded.config
-    rows, length, before = 2, 3, 5
-    past = [
-        torch.zeros(rows, config.shape_of(layer).kv_heads, before, config.head_width)
-        for layer in range(config.layers)
-        for _ in "kv"
-    ]
-    arguments = (
-        torch.ones(rows, length, dtype=torch.long),
-        torch.ones(rows, before + length, dtype=torch.long),
-        past,
-    )
-    names = [f"{layer}.{part}" for layer in range(config.layers) for part in ("key", "value")]
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
-        warnings.simplefilter("ignore")
-        _traced(
-            _Decoder(network).eval(),
-            arguments,
-            path,
-            input_names=["input_ids", "attention_mask", *(f"past_key_values.{name}" for name in names)],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            dynamic_shapes=(
-                {0: "batch", 1: "sequence"},
-                {0: "batch", 1: "past_and_sequence"},
-                [{0: "batch", 2: "past"} for _ in past],
-            ),
-            dynamo=True,
-            external_data=True,
-        )
-
-
-def _traced(*arguments: Any, **named: Any) -> None:
-    try:
-        torch.onnx.export(*arguments, **named)
-    except torch.onnx.errors.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise LmforgeError(f"--to onnx: torch cannot write this network as a graph: {cause}") from error
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Any:
-    """Loggers that say nothing below an error meanwhile."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 class Session:

@@ -116,10 +116,11 @@ def run_stages(
     network_of(recipe, recipe.tokens.vocab_size)
     wanted = [only] if only else list(NAMES[: NAMES.index(until) + 1 if until else None])
     results: dict[str, Any] = {}
+    known: dict[str, State] = {}  # on rank 0: reckoned anew when a stage has run, not for each one that has not to
     with contextlib.ExitStack() as held:
         agree.on_main(lambda: _open(recipe, run, wanted, held))
         for name in wanted:
-            _bring_up_to_date(stage_named(name), recipe, run, fresh, results)
+            _bring_up_to_date(stage_named(name), recipe, run, fresh, known, results)
     return results
 
 
@@ -146,12 +147,17 @@ def refuse_what_does_not_fit(recipe: Recipe) -> None:
         )
 
 
-def _bring_up_to_date(stage: Stage, recipe: Recipe, run: Path, fresh: bool, results: dict[str, Any]) -> None:
-    """On every rank; `results` gains what rank 0 knows of it."""
+def _bring_up_to_date(
+    stage: Stage, recipe: Recipe, run: Path, fresh: bool, known: dict[str, State], results: dict[str, Any]
+) -> None:
+    """On every rank; `results` gains what rank 0 knows of it. `known`: the states of all stages, empty where they have
+    to be reckoned."""
     begun: list[tuple[State, float]] = []  # on rank 0
 
     def begin() -> bool:
-        state = _state_to_run(stage, recipe, run)
+        if not known:
+            known.update({state.name: state for state in states(recipe, run)})
+        state = _state_to_run(stage, run, known)
         if state.state == "done" and not fresh:
             results[stage.name] = {**state.figures, "stage_seconds": state.seconds, "was": "done"}
             return False
@@ -166,6 +172,7 @@ def _bring_up_to_date(stage: Stage, recipe: Recipe, run: Path, fresh: bool, resu
         for state, started in begun:
             seconds = time.monotonic() - started
             _enter(stage, recipe, run, state, seconds, figures)
+            known.clear()
             results[stage.name] = {**figures, "stage_seconds": round(seconds, 3), "was": state.state}
 
     if agree.on_main(begin):
@@ -173,13 +180,12 @@ def _bring_up_to_date(stage: Stage, recipe: Recipe, run: Path, fresh: bool, resu
         agree.on_main(lambda: end(figures))
 
 
-def _state_to_run(stage: Stage, recipe: Recipe, run: Path) -> State:
-    """The stage's state.
+def _state_to_run(stage: Stage, run: Path, by_name: dict[str, State]) -> State:
+    """The stage's state, by those of all.
 
     Raises:
         InputError: a stage that it needs is not done.
     """
-    by_name = {state.name: state for state in states(recipe, run)}
     for maker in makers(stage.needs):
         if by_name[maker.name].state != "done":
             raise InputError(

@@ -233,7 +233,7 @@ def rows_and_scores(recipe: Recipe, run: Path) -> tuple[Callable[[int], Batch], 
     """What compression trains and calibrates on, and how it is judged."""
     context = recipe.tokens.context
     shards = Shards.open(run / "tokens", "train")
-    rows = min(CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
+    rows = min(recipe.compress.calibration_rows or CALIBRATION_ROWS, max(1, shards.tokens // context - 1))
     loader = Loader(shards, context, rows, recipe.seed, recipe.tokens.packing)
     tokens = recipe.train.validate_tokens
     return loader.batch, lambda model: {

@@ -191,6 +191,8 @@ class Compress(Section):
     steps: tuple[Annotated[CompressStep, Selected(COMPRESSION_STEPS, "method", default="quantize")], ...] = (
         QuantizeStep(),
     )
+    # rows of training text that methods look at, which for a large network are most of the work; default: 32
+    calibration_rows: Positive | None = None
     # what the result may cost: {loss = 0.005, bytes = "60MB", macs = "20M"}
     budget: Annotated[Budget | None, BeforeValidator(_loss_alone)] = None
 
