@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
+from lmforge.cli_evaluate import add_to as add_evaluation
 from lmforge.cli_models import AsJson, ModelPath, Which, add_to, figure, one_of, print_json
 from lmforge.errors import InputError, LmforgeError
 from lmforge.interrupted import Commands
@@ -183,9 +184,6 @@ def compress(
     results = {"compress": ablation(loaded, loaded.directory)} if ablate else results
     if as_json or not ablate:
         _print_results(results, loaded.directory, as_json, stage="compress")
-
-
-_stage_command("evaluate", "Models → scores.")
 
 
 @app.command()
@@ -359,6 +357,7 @@ def _options(
 
 
 add_to(app)
+add_evaluation(app, _print_results)
 
 
 def main() -> None:
