@@ -320,9 +320,12 @@ def compare(first: RunPath, second: RunPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json(result)
         return
-    table = Table("task", str(first), str(second), "difference")
+    table = Table("task", str(first), str(second), "difference", "95% interval", "p")
     for name, row in result["tasks"].items():
-        table.add_row(name, f"{row['first']:.4f}", f"{row['second']:.4f}", f"{row['difference']:+.4f}")
+        interval = "" if row["low"] is None else f"{row['low']:+.4f} – {row['high']:+.4f}"
+        p_value = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        shown = (f"{row['first']:.4f}", f"{row['second']:.4f}", f"{row['difference']:+.4f}", interval, p_value)
+        table.add_row(name, *shown)
     Console().print(table)
 
 

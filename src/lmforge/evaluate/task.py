@@ -10,11 +10,12 @@ A new task is a subclass of `Task` in a file of its own, and a `register` of it:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeGuard, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 from lmforge.evaluate.documents import DocumentSettings, HeldOut, held_out, read_texts
 from lmforge.model.gpt import GPT
@@ -159,6 +160,11 @@ class Task(Generic[S]):
         """
         given = settings.model_dump(exclude_none=True) if settings else {"name": self.name}
         return self.settings.model_validate({**self.defaults(recipe), **given})
+
+    def statistic(self, rows: Sequence[Mapping[str, Any]]) -> Callable[[NDArray[Any]], float] | None:
+        """The score as a function of which items count (their numbers), where it is no ratio of sums over items:
+        `compare` pairs two models' rows by it. None: it cannot be said of items."""
+        return None
 
     def headline(self, score: Content) -> str:
         """A few words for the terminal's table; empty for none."""

@@ -163,6 +163,10 @@ class Standard(Task[StandardSettings]):
         better = metric != "perplexity"
         return Score(NAMES.get(metric, metric), value, low, high, len(rows), better, key, extra, rows, ratio, clean)
 
+    def statistic(self, rows: Sequence[Mapping[str, Any]]) -> Callable[[Numbers], float] | None:
+        """The metric over the items chosen."""
+        return statistic_of(self.definition.metric, rows)
+
     def headline(self, score: Content) -> str:
         """The figure in percent."""
         value = score.get("value")
@@ -225,20 +229,23 @@ _PAIRED: dict[str, Callable[[Sequence[Any], Sequence[Any]], float]] = {
 
 def estimate(metric: str, rows: Sequence[Mapping[str, Any]]) -> tuple[float, float | None, float | None]:
     """A metric over items, with its 95% interval: Wilson's for shares, bootstrapped for others."""
+    of, everything = statistic_of(metric, rows), np.arange(len(rows))
+    if metric in _PAIRED or metric == "perplexity":
+        low, high = bootstrap(of, len(rows), SEED) or (None, None)
+        return of(everything), low, high
+    return of(everything), *wilson(int(sum(row[metric] for row in rows)), len(rows))
+
+
+def statistic_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> Callable[[Numbers], float]:
+    """The metric as a function of which items count."""
     if metric in _PAIRED:
         right, given = ([row[name] for row in rows] for name in ("right", "given"))
         of = _PAIRED[metric]
-
-        def drawn(chosen: Numbers) -> float:
-            return of([right[n] for n in chosen], [given[n] for n in chosen])
-
-        low, high = bootstrap(drawn, len(rows), SEED) or (None, None)
-        return of(right, given), low, high
-    values = np.array([row[metric] for row in rows])
+        return lambda chosen: of([right[n] for n in chosen], [given[n] for n in chosen])
+    values = np.array([row[metric] for row in rows], dtype=np.float64)
     if metric == "perplexity":
-        low, high = bootstrap(lambda chosen: math.exp(-values[chosen].mean()), len(rows), SEED) or (None, None)
-        return math.exp(-values.mean()), low, high
-    return float(values.mean()), *wilson(int(values.sum()), len(rows))
+        return lambda chosen: math.exp(-values[chosen].mean())
+    return lambda chosen: float(values[chosen].mean())
 
 
 def _registered(definition: Definition) -> type[Standard]:
