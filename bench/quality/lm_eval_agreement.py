@@ -39,9 +39,7 @@ TASKS = (
 
 def ours(loaded: LoadedModel, continuations: Continuations) -> HarnessModel:
     """Our model with an empty log: every answer is made anew."""
-    return HarnessModel(
-        loaded.model, loaded.tokenizer, ItemLog(None, ""), puts_begin(loaded.tokenizer), continuations
-    )
+    return HarnessModel(loaded.model, loaded.tokenizer, ItemLog(None, ""), puts_begin(loaded.tokenizer), continuations)
 
 
 def peer(loaded: LoadedModel, work: Path, batch: int | str = 1) -> Any:
@@ -69,7 +67,12 @@ def compared(prepared: Prepared, loaded: LoadedModel, theirs: Any, ways: dict[st
     first, figures = run(prepared, ours(loaded, ways["32"]))
     alone, _ = run(prepared, ours(loaded, ways["1"]))
     backwards = Prepared(
-        prepared.definition, prepared.folder, prepared.names[::-1], prepared.documents[::-1], prepared.data, prepared.shots
+        prepared.definition,
+        prepared.folder,
+        prepared.names[::-1],
+        prepared.documents[::-1],
+        prepared.data,
+        prepared.shots,
     )
     for path in prepared.folder.glob("*.test.jsonl"):
         path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmforge.cli_models import AsJson, Which, one_of, print_json
+from lmforge.cli_models import AsJson, ModelPath, Which, one_of, print_json
 from lmforge.errors import InputError, LmforgeError
 from lmforge.progress import log
 
@@ -86,6 +86,54 @@ def check(names: PackNames = None, as_json: AsJson = False) -> None:
         print(f"{len(found)} packs, {files} files: all as their manifests say")
 
 
+def glue(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(help="the folder for glue.json, dev/ and submission/")],
+    tasks: Annotated[str, typer.Option(help="with commas between")] = "cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli",
+    labels: Annotated[str, typer.Option(help="head: a new matrix; words: the labels' words")] = "words",
+    lora: Annotated[int, typer.Option(help="rank of the adapters; 0 trains every weight")] = 16,
+    epochs: Annotated[float, typer.Option(help="times that each example is seen")] = 3.0,
+    batch: Annotated[int, typer.Option(help="examples of an update")] = 16,
+    rate: Annotated[float | None, typer.Option(help="largest rate; default: by what is trained")] = None,
+    minutes: Annotated[float | None, typer.Option(help="most minutes of training a task")] = None,
+    limit: Annotated[int | None, typer.Option(help="most training examples of a task")] = None,
+    seed: Annotated[int, typer.Option(help="of the order and of new weights")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on GLUE's tasks, each from the model as it is: official metrics, files to submit."""
+    from lmforge.evaluate.glue import TASKS, tune, write_answers, write_figures
+    from lmforge.formats.load import load_any
+    from lmforge.recipe import Lora
+    from lmforge.train.classifier import Fit
+
+    if labels not in ("head", "words"):
+        raise InputError(f"--labels {labels}: give head or words")
+    names = tasks.split(",")
+    if unknown := [name for name in names if name not in TASKS]:
+        raise InputError(f"--tasks {unknown[0]}: no such task; tasks are {', '.join(TASKS)}")
+    content: dict[str, Any] = {}
+    for name in names:
+        log(f"glue: {name}")
+        rank = Lora(rank=lora) if lora else None
+        most = None if minutes is None else 60 * minutes
+        fit = Fit(0, lora=rank, epochs=epochs, batch=batch, peak_lr=rate, seed=seed, most_seconds=most)
+        _, tuned = tune(name, load_any(model), fit, labels, limit)
+        write_answers(name, tuned, out)
+        content = write_figures(out, {name: tuned.figures})
+    if as_json:
+        print_json(content)
+        return
+    table = Table("task", "metric", "value", "95% interval", "items", title=f"GLUE of {model}")
+    for name, own in content["tasks"].items():
+        for split in (split for split, part in own.items() if isinstance(part, dict) and "items" in part):
+            for metric in (metric for metric, part in own[split].items() if isinstance(part, dict)):
+                part = own[split][metric]
+                interval = "" if part["low"] is None else f"{part['low']:.3f} – {part['high']:.3f}"
+                table.add_row(f"{name} ({split})", metric, f"{part['value']:.3f}", interval, f"{own[split]['items']:,}")
+    Console(width=max(100, Console().width)).print(table)
+    print(f"GLUE: {content['glue']['average']:.1f} over {len(content['glue']['tasks'])} tasks; written to {out}")
+
+
 def _suite(
     given: Path, suite: str, limit: int | None, shots: int | None, out: Path | None, which: Any, as_json: bool
 ) -> None:
@@ -142,4 +190,5 @@ def add_to(app: typer.Typer, show: Callable[..., None]) -> None:
         show(run_stages(loaded, loaded.directory, only="evaluate", fresh=fresh), loaded.directory, as_json, "evaluate")
 
     app.command()(evaluate)
+    app.command()(glue)
     app.add_typer(packs, name="packs")

@@ -36,7 +36,9 @@ def test_labels_of_names_numbers_and_tests() -> None:
 
 
 def test_a_schema_joins_its_parts() -> None:
-    own = schema({"txt1": "Ann met Eve,", "pron": "her", "txt2": ".", "answers": ["Ann ", "Eve"], "correctAnswer": "B."})
+    own = schema(
+        {"txt1": "Ann met Eve,", "pron": "her", "txt2": ".", "answers": ["Ann ", "Eve"], "correctAnswer": "B."}
+    )
     assert own["text"] == "Ann met Eve, her."
     assert own["text"][own["pronoun_loc"] :].startswith("her")
     assert (own["options"], own["label"]) == (["Ann", "Eve"], 1)

@@ -15,14 +15,23 @@ from lmforge.evaluate.definitions import DEFINITIONS
 from tests.evaluate.packs_for_tests import shared_packs
 
 pytest.importorskip("lm_eval")
-QUESTION = {"question": "What is 1+1?", "choices": {"text": ["1", "2", "3"], "label": ["A", "B", "C"]}, "answerKey": "B"}
+QUESTION = {
+    "question": "What is 1+1?",
+    "choices": {"text": ["1", "2", "3"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
 TRUE = {"passage": "It rains.", "question": "does it rain?", "answer": True, "idx": 1}
 SUBJECTS = [
     {"subject": subject, "question": f"{subject} {number}?", "choices": ["w", "x", "y", "z"], "answer": "C"}
     for subject in ("anatomy", "virology")
     for number in range(2)
 ]
-SCHEMA = {"txt1": "The cup did not fit because", "pron": "it", "txt2": "was too big.", "answers": ["The cup", "The box"]}
+SCHEMA = {
+    "txt1": "The cup did not fit because",
+    "pron": "it",
+    "txt2": "was too big.",
+    "answers": ["The cup", "The box"],
+}
 
 
 @pytest.fixture

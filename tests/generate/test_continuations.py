@@ -79,7 +79,9 @@ def test_no_tokens_too_many_tokens_and_greedy() -> None:
     long = [rng.randrange(60) for _ in range(100)]
     with torch.inference_mode():
         best = int(model(torch.tensor([[5, 6, 7]]))[0, -1].argmax())
-    scores = dict(Continuations(model).score([[([1], []), (long, [3])], [([5, 6, 7], [best]), ([5, 6, 7], [best + 1])]]))
+    scores = dict(
+        Continuations(model).score([[([1], []), (long, [3])], [([5, 6, 7], [best]), ([5, 6, 7], [best + 1])]])
+    )
     assert (scores[0][0].log_p, scores[0][0].greedy, scores[0][0].cut) == (0.0, True, 0)
     assert scores[0][1].cut == 20
     assert scores[0][1].log_p == pytest.approx(alone(model, long[20:], [3]), abs=1e-4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,28 +87,30 @@ class Tuned:
     answers: dict[str, list[float]]
 
 
-def word_tokens(task: GlueTask, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The token that each label's word begins with after the cue.
+def word_tokens(task: GlueTask, tokenizer: Tokenizer) -> tuple[list[int], tuple[int, ...]]:
+    """(the tokens that every label's word begins with after the cue, such as a blank; the one by which each goes on).
 
     Raises:
-        InputError: two of them begin with the same, so that a head is needed.
+        InputError: two of them go on alike, so that a head is needed.
     """
     cue = tokenizer.encode(f"{task.cue}:")
-    tokens = tuple(tokenizer.encode(f"{task.cue}:{word}")[len(cue) :][:1] or [-1] for word in task.words)
-    firsts = tuple(each[0] for each in tokens)
-    if len({*firsts}) < len(firsts) or -1 in firsts:
+    rests = [tokenizer.encode(f"{task.cue}:{word}")[len(cue) :] for word in task.words]
+    size = next((n for n in range(min(map(len, rests))) if len({rest[n] for rest in rests}) > 1), None)
+    if size is None or len({rest[size] for rest in rests}) < len(rests):
         raise InputError(
             f"{task.pack}: under this tokenizer two of the words {', '.join(task.words)} begin alike; use --labels head"
         )
-    return firsts
+    return rests[0][:size], tuple(rest[size] for rest in rests)
 
 
-def examples_of(task: GlueTask, rows: Sequence[Row], tokenizer: Tokenizer, context: int) -> list[Judged]:
-    """Rows as the model reads them; a text longer than the context loses its beginning."""
+def examples_of(
+    task: GlueTask, rows: Sequence[Row], tokenizer: Tokenizer, context: int, ending: Sequence[int] = ()
+) -> list[Judged]:
+    """Rows as the model reads them, `ending` after each; a text longer than the context loses its beginning."""
     begin = [tokenizer.begin] if puts_begin(tokenizer) else []
     encoded = tokenizer.encode_batch([task.text(row) for row in rows])
     return [
-        Judged([*begin, *tokens[-(context - len(begin)) :]], task.label_of(row) or 0.0)
+        Judged([*begin, *[*tokens, *ending][-(context - len(begin)) :]], task.label_of(row) or 0.0)
         for tokens, row in zip(encoded, rows, strict=True)
     ]
 
@@ -126,10 +129,10 @@ def tune(name: str, loaded: LoadedModel, fit: Fit, labels: str, limit: int | Non
         raise InputError(f"glue: {name} has no training examples; it is answered along with {task.learns_from}")
     context, tokenizer = loaded.model.config.context, loaded.tokenizer
     rows = [row for row in open_pack(task.pack, "train") if task.label_of(row) is not None][:limit]
-    words = word_tokens(task, tokenizer) if labels == "words" else None
+    ending, words = word_tokens(task, tokenizer) if labels == "words" else ([], None)
     outputs = 1 if task.degree and words is None else len(task.words)
     fit = dataclasses.replace(fit, outputs=outputs, degree=task.degree, words=words)
-    classifier, trained = fit_classifier(loaded.model, examples_of(task, rows, tokenizer, context), fit)
+    classifier, trained = fit_classifier(loaded.model, examples_of(task, rows, tokenizer, context, ending), fit)
     figures: dict[str, Any] = {"task": name, "labels": labels, "training": {**trained, "rows": len(rows)}}
     answers: dict[str, list[float]] = {}
     own = [(split, task) for split in dict.fromkeys((*task.dev, *task.files.values()))]
@@ -138,7 +141,7 @@ def tune(name: str, loaded: LoadedModel, fit: Fit, labels: str, limit: int | Non
         there = _rows_of(asked, split.rpartition("/")[2])
         if there is None:
             continue
-        judged = classifier.judged(examples_of(asked, there, tokenizer, context), task.degree)
+        judged = classifier.judged(examples_of(asked, there, tokenizer, context, ending), task.degree)
         answers[split] = [_answer(each, task, words is not None) for each in judged]
         right = [asked.label_of(row) for row in there]
         if all(each is not None for each in right):
@@ -160,8 +163,6 @@ def _answer(numbers: Sequence[float], task: GlueTask, words: bool) -> float:
         return float(max(range(len(numbers)), key=numbers.__getitem__))
     if not words:
         return min(5.0, max(0.0, numbers[0]))
-    import math
-
     return math.fsum(math.exp(each) * degree for degree, each in enumerate(numbers))
 
 
@@ -218,7 +219,9 @@ def write_answers(name: str, tuned: Tuned, out: Path) -> list[Path]:
 
 
 def _tsv(path: Path, task: GlueTask, answers: Sequence[float]) -> Path:
-    shown = (f"{each:.4f}" if task.degree else task.names[int(each)] if task.names else str(int(each)) for each in answers)
+    shown = (
+        f"{each:.4f}" if task.degree else task.names[int(each)] if task.names else str(int(each)) for each in answers
+    )
     write_atomic(path, "index\tprediction\n" + "".join(f"{number}\t{each}\n" for number, each in enumerate(shown)))
     return path
 

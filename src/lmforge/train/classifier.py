@@ -100,7 +100,9 @@ def fit_classifier(model: GPT, examples: Sequence[Judged], fit: Fit) -> tuple[Cl
     """
     longest = max((len(each.tokens) for each in examples), default=0)
     if not 0 < longest <= model.config.context:
-        raise InputError(f"{len(examples)} examples, the longest of {longest} tokens: the model reads {model.config.context}")
+        raise InputError(
+            f"{len(examples)} examples, the longest of {longest} tokens: the model reads {model.config.context}"
+        )
     if fit.lora is not None:
         adapt(model, fit.lora, fit.seed)
     classifier = Classifier(model, fit)
