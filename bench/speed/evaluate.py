@@ -3,8 +3,8 @@
     python -m bench.speed.evaluate MODEL [--limit 16] [--shots 0 5] [--batch 8] [--work DIR]
 
 MODEL as for bench.quality.lm_eval_agreement. Both score the same documents of each task, ours and theirs one after the
-other, task by task (A B, B A); the ratio is of the seconds of all tasks. The peer's rows of a batch are sorted by length, as
-it does; ours have no batch to choose.
+other, task by task (A B, B A); the ratio is of the seconds of all tasks. The peer sorts the rows of its batches by
+length; ours have no batch to choose.
 """
 
 from __future__ import annotations

@@ -219,12 +219,16 @@ def status(
 
 @app.command()
 def report(directory: RunPath, as_json: AsJson = False) -> None:
-    """Write the HTML page of a run and name it."""
+    """Write the HTML page of a run, or of a model's benchmarks, and name it."""
     from lmforge.pipeline import find_recipe
+    from lmforge.report.benchmarks import write_benchmarks
     from lmforge.report.page import write_report
 
-    find_recipe(directory)
-    page = write_report(directory)
+    if not (directory / "recipe.toml").is_file() and (directory / "scores").is_dir():
+        page = write_benchmarks(directory)
+    else:
+        find_recipe(directory)
+        page = write_report(directory)
     print_json({"page": str(page)}) if as_json else print(page)
 
 

@@ -140,11 +140,13 @@ def _suite(
     """A suite's scores of a model, of a run's, or of the run that a recipe makes."""
     from lmforge.evaluate.suites import evaluate_model
     from lmforge.recipe import load_recipe
+    from lmforge.report.benchmarks import write_benchmarks
 
     model = load_recipe(given).directory if given.suffix == ".toml" else given
     folder = out or Path("evaluations") / model.resolve().name
     run = model if (model / "corpus").is_dir() else None
     figures = evaluate_model(model, suite, folder, limit, shots, which, run)
+    page = write_benchmarks(folder)
     if as_json:
         print_json(figures)
         return
@@ -156,7 +158,7 @@ def _suite(
         interval = f"{row['low']:.3f} – {row['high']:.3f}" if row["low"] is not None else ""
         table.add_row(name, row["metric"], f"{row['value']:.3f}", interval, f"{row['items']:,}")
     Console(width=max(100, Console().width)).print(table)
-    print(f"written to {folder}; beside another model's: lmforge compare {folder} OTHER")
+    print(f"written to {folder}, its page is {page}; beside another model's: lmforge compare {folder} OTHER")
 
 
 def add_to(app: typer.Typer, show: Callable[..., None]) -> None:

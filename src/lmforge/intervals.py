@@ -61,8 +61,9 @@ def bootstrap(
 
 
 def paired_p(first: Numbers, second: Numbers, seed: int, resamples: int = 10_000) -> float:
-    """Two-sided p of "neither is better" over the same items, both (N,): of right and wrong answers McNemar's exact test
-    (1947; binomial over the items on which they differ), of other figures signs of the differences drawn at random."""
+    """Two-sided p of "neither is better" over the same items, both (N,): of right and wrong answers McNemar's exact
+    test (1947; binomial over the items on which they differ), of other figures signs of the differences drawn at
+    random."""
     gain = second.astype(np.float64) - first.astype(np.float64)
     gain = gain[gain != 0]
     if not len(gain):

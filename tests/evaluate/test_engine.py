@@ -91,12 +91,14 @@ def test_partial_and_full_scoring_of_a_schema(packs: Path, tmp_path: Path) -> No
     engine.run(engine.prepare(DEFINITIONS["wsc273"], tmp_path / "p"), partial)
     engine.run(engine.prepare(DEFINITIONS["wsc273_full"], tmp_path / "f"), full)
     assert [context for context, _ in partial.asked] == [
-        "The cup did not fit because the cup", "The cup did not fit because the box"
-    ]  # fmt: skip
+        "The cup did not fit because the cup",
+        "The cup did not fit because the box",
+    ]
     assert {continuation.strip() for _, continuation in partial.asked} == {"was too big."}
     assert full.asked == [
-        ("", "The cup did not fit because the cup was too big."), ("", "The cup did not fit because the box was too big.")
-    ]  # fmt: skip
+        ("", "The cup did not fit because the cup was too big."),
+        ("", "The cup did not fit because the box was too big."),
+    ]
 
 
 def test_what_is_not_there_is_said(packs: Path, tmp_path: Path) -> None:

@@ -40,8 +40,11 @@ def test_log_likelihoods_rules_and_going_on(context_of: Callable[..., Context], 
     assert first[1] == (0.0, True)
     assert first[0][0] < 0 > first[2][0]
     assert ours.rules == {
-        ("The man", " went"): "together", ("The man", ""): "empty", ("", "He said"): "begin", ("", "She said no"): "begin",
-    }  # fmt: skip
+        ("The man", " went"): "together",
+        ("The man", ""): "empty",
+        ("", "He said"): "begin",
+        ("", "She said no"): "begin",
+    }
     with ItemLog(tmp_path, "k") as log:
         assert log.found == 2
         again = HarnessModel(model, tokenizer, log, True, ours.continuations)

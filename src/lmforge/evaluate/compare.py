@@ -50,8 +50,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     `difference` is second − first, `low` and `high` its 95% interval: by a bootstrap in pairs where the value is a
     ratio of sums over items (the items are the same, or the runs would be refused), or a statistic of them that its
     task knows, else from the two intervals. `p_value`, where items pair up and each counts alike: of "neither is
-    better" (`intervals.paired_p`). `differs` says whether 0 is outside it, `better` which run is ahead if so. A speed measured on another machine is
-    left out, with the reason in `left_out`.
+    better" (`intervals.paired_p`). `differs` says whether 0 is outside the interval, `better` which run is ahead if so.
+    A speed measured on another machine is left out, with the reason in `left_out`.
 
     Raises:
         InputError: a task was scored in another way in the two (names the task and what differs), or they have none in

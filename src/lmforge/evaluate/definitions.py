@@ -31,8 +31,12 @@ def _hellaswag(row: Row) -> Document:
     """The pack has joined activity and context, which the harness joins again."""
     activity, _, context = row["ctx"].partition(": ")
     return {
-        "activity_label": activity, "ctx_a": context, "ctx_b": "", "endings": row["endings"], "label": str(row["label"]),
-    }  # fmt: skip
+        "activity_label": activity,
+        "ctx_a": context,
+        "ctx_b": "",
+        "endings": row["endings"],
+        "label": str(row["label"]),
+    }
 
 
 def _lambada(row: Row) -> Document:
@@ -108,8 +112,12 @@ def _similarity(row: Row) -> Document | None:
 
 MULTIPLE = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}], "metadata": {"version": 1.0}}
 FULL = {
-    **MULTIPLE, "doc_to_text": "", "doc_to_choice": "{{sentences}}", "doc_to_target": "label", "target_delimiter": "",
-}  # fmt: skip
+    **MULTIPLE,
+    "doc_to_text": "",
+    "doc_to_choice": "{{sentences}}",
+    "doc_to_target": "label",
+    "target_delimiter": "",
+}
 SIMILARITY = {
     **MULTIPLE,
     "doc_to_text": (
@@ -124,50 +132,161 @@ ENTAILED, NLI = ("entailment", "not_entailment"), ("entailment", "neutral", "con
 
 LANGUAGE = (
     Definition("blimp", "blimp/_template_yaml", "blimp", "test", _same, published=SAMPLE),
-    Definition("lambada", "lambada/lambada_openai.yaml", "lambada", "test", _lambada, "acc", ("perplexity",), published=SAMPLE),
-    Definition("hellaswag", "hellaswag/hellaswag.yaml", "hellaswag", "validation", _hellaswag, "acc_norm", ("acc",),
-               "train", published="600 of 10,042; activity and context joined by the pack"),
-    Definition("piqa", "piqa/piqa.yaml", "piqa", "validation", _kept("goal", "sol1", "sol2", "label"), "acc", ("acc_norm",),
-               "train", published=SAMPLE),
-    Definition("arc_easy", "arc/arc_easy.yaml", "arc_easy", "test", _kept("question", "choices", "answerKey"), "acc",
-               ("acc_norm",), "train", published=SAMPLE),
-    Definition("arc_challenge", "arc/arc_challenge.yaml", "arc_challenge", "test", _kept("question", "choices", "answerKey"),
-               "acc_norm", ("acc",), "train", published=SAMPLE),
-    Definition("boolq", "super_glue/boolq/default.yaml", "boolq", "validation", _boolq, learned="train", published=SAMPLE),
-    Definition("openbookqa", "openbookqa/openbookqa.yaml", "openbookqa", "test", _openbookqa, "acc_norm", ("acc",),
-               "validation", published=SAMPLE),
-    Definition("sciq", "sciq/sciq.yaml", "sciq", "validation", _sciq, "acc", ("acc_norm",), "train",
-               published="half of the validation split; published figures are of the test split"),
-    Definition("copa", "super_glue/copa/default.yaml", "copa", "validation",
-               _kept("premise", "choice1", "choice2", "question", "label"), learned="train", published=SAMPLE),
-    Definition("commonsense_qa", "commonsense_qa/default.yaml", "commonsense_qa", "validation",
-               _kept("question", "choices", "answerKey"), learned="train", published=SAMPLE),
+    Definition(
+        "lambada", "lambada/lambada_openai.yaml", "lambada", "test", _lambada, "acc", ("perplexity",), published=SAMPLE
+    ),
+    Definition(
+        "hellaswag",
+        "hellaswag/hellaswag.yaml",
+        "hellaswag",
+        "validation",
+        _hellaswag,
+        "acc_norm",
+        ("acc",),
+        "train",
+        published="600 of 10,042; activity and context joined by the pack",
+    ),
+    Definition(
+        "piqa",
+        "piqa/piqa.yaml",
+        "piqa",
+        "validation",
+        _kept("goal", "sol1", "sol2", "label"),
+        "acc",
+        ("acc_norm",),
+        "train",
+        published=SAMPLE,
+    ),
+    Definition(
+        "arc_easy",
+        "arc/arc_easy.yaml",
+        "arc_easy",
+        "test",
+        _kept("question", "choices", "answerKey"),
+        "acc",
+        ("acc_norm",),
+        "train",
+        published=SAMPLE,
+    ),
+    Definition(
+        "arc_challenge",
+        "arc/arc_challenge.yaml",
+        "arc_challenge",
+        "test",
+        _kept("question", "choices", "answerKey"),
+        "acc_norm",
+        ("acc",),
+        "train",
+        published=SAMPLE,
+    ),
+    Definition(
+        "boolq", "super_glue/boolq/default.yaml", "boolq", "validation", _boolq, learned="train", published=SAMPLE
+    ),
+    Definition(
+        "openbookqa",
+        "openbookqa/openbookqa.yaml",
+        "openbookqa",
+        "test",
+        _openbookqa,
+        "acc_norm",
+        ("acc",),
+        "validation",
+        published=SAMPLE,
+    ),
+    Definition(
+        "sciq",
+        "sciq/sciq.yaml",
+        "sciq",
+        "validation",
+        _sciq,
+        "acc",
+        ("acc_norm",),
+        "train",
+        published="half of the validation split; published figures are of the test split",
+    ),
+    Definition(
+        "copa",
+        "super_glue/copa/default.yaml",
+        "copa",
+        "validation",
+        _kept("premise", "choice1", "choice2", "question", "label"),
+        learned="train",
+        published=SAMPLE,
+    ),
+    Definition(
+        "commonsense_qa",
+        "commonsense_qa/default.yaml",
+        "commonsense_qa",
+        "validation",
+        _kept("question", "choices", "answerKey"),
+        learned="train",
+        published=SAMPLE,
+    ),
     Definition("social_iqa", "siqa/siqa.yaml", "social_iqa", "validation", _social, learned="train", published=SAMPLE),
-    Definition("mmlu", "mmlu/default/mmlu_{part}.yaml", "mmlu", "test", _mmlu, learned="dev", part="subject",
-               published="25 questions a subject"),
-)  # fmt: skip
+    Definition(
+        "mmlu",
+        "mmlu/default/mmlu_{part}.yaml",
+        "mmlu",
+        "test",
+        _mmlu,
+        learned="dev",
+        part="subject",
+        published="25 questions a subject",
+    ),
+)
 WINOGRAD = (
-    Definition("wsc273", "wsc273/default.yaml", "winograd", "collection", schema, published="partial scoring; " + SAMPLE),
+    Definition(
+        "wsc273", "wsc273/default.yaml", "winograd", "collection", schema, published="partial scoring; " + SAMPLE
+    ),
     Definition("wsc273_full", "", "winograd", "collection", _whole_schema, settings=FULL, published="full scoring"),
-    Definition("winogrande", "winogrande/default.yaml", "winogrande", "dev",
-               _kept("sentence", "option1", "option2", "answer"), learned="train", published="partial scoring; " + SAMPLE),
+    Definition(
+        "winogrande",
+        "winogrande/default.yaml",
+        "winogrande",
+        "dev",
+        _kept("sentence", "option1", "option2", "answer"),
+        learned="train",
+        published="partial scoring; " + SAMPLE,
+    ),
     Definition("winogrande_full", "", "winogrande", "dev", _whole_winogrande, settings=FULL, published="full scoring"),
-    Definition("wnli", "glue/wnli/default.yaml", "glue/wnli", "dev", _labelled(*PAIR), learned="train", published=SAMPLE),
-)  # fmt: skip
+    Definition(
+        "wnli", "glue/wnli/default.yaml", "glue/wnli", "dev", _labelled(*PAIR), learned="train", published=SAMPLE
+    ),
+)
 GLUE = (
     Definition("cola", "glue/cola/default.yaml", "glue/cola", "dev", _labelled("sentence"), "mcc", learned="train"),
     Definition("sst2", "glue/sst2/default.yaml", "glue/sst2", "dev", _labelled("sentence"), learned="train"),
     Definition("mrpc", "glue/mrpc/default.yaml", "glue/mrpc", "dev", _labelled(*PAIR), "f1", ("acc",), "train"),
     Definition("stsb", "", "glue/stsb", "dev", _similarity, "pearson", ("spearman",), "train", settings=SIMILARITY),
-    Definition("qqp", "glue/qqp/default.yaml", "glue/qqp", "dev",
-               _labelled("question1", "question2", label="is_duplicate"), "f1", ("acc",), "train"),
-    Definition("mnli", "glue/mnli/default.yaml", "glue/mnli", "dev", _labelled("premise", "hypothesis", names=NLI),
-               learned="train"),
-    Definition("qnli", "glue/qnli/default.yaml", "glue/qnli", "dev", _labelled("question", "sentence", names=ENTAILED),
-               learned="train"),
+    Definition(
+        "qqp",
+        "glue/qqp/default.yaml",
+        "glue/qqp",
+        "dev",
+        _labelled("question1", "question2", label="is_duplicate"),
+        "f1",
+        ("acc",),
+        "train",
+    ),
+    Definition(
+        "mnli",
+        "glue/mnli/default.yaml",
+        "glue/mnli",
+        "dev",
+        _labelled("premise", "hypothesis", names=NLI),
+        learned="train",
+    ),
+    Definition(
+        "qnli",
+        "glue/qnli/default.yaml",
+        "glue/qnli",
+        "dev",
+        _labelled("question", "sentence", names=ENTAILED),
+        learned="train",
+    ),
     Definition("rte", "glue/rte/default.yaml", "glue/rte", "dev", _labelled(*PAIR, names=ENTAILED), learned="train"),
     Definition("ax", "glue/mnli/default.yaml", "glue/ax", "test", _labelled("premise", "hypothesis", names=NLI), "mcc"),
-)  # fmt: skip
+)
 DEFINITIONS = {each.name: each for each in (*LANGUAGE, *WINOGRAD, *GLUE)}
 FAMILIES = {
     each.name: family

@@ -62,20 +62,56 @@ PAIR = ("sentence1", "sentence2")
 YES_NO = (" yes", " no")
 TASKS: dict[str, GlueTask] = {
     "cola": GlueTask("glue/cola", ("sentence",), "Acceptable", (" no", " yes"), ("matthews",), {"CoLA": "test"}),
-    "sst2": GlueTask("glue/sst2", ("sentence",), "Sentiment", (" negative", " positive"), ("accuracy",), {"SST-2": "test"}),
+    "sst2": GlueTask(
+        "glue/sst2", ("sentence",), "Sentiment", (" negative", " positive"), ("accuracy",), {"SST-2": "test"}
+    ),
     "mrpc": GlueTask("glue/mrpc", PAIR, "Same meaning", (" no", " yes"), ("f1", "accuracy"), {"MRPC": "test"}),
-    "stsb": GlueTask("glue/stsb", PAIR, "Similarity from 0 to 5", (" 0", " 1", " 2", " 3", " 4", " 5"),
-                     ("pearson", "spearman"), {"STS-B": "test"}, label="score", degree=True),
-    "qqp": GlueTask("glue/qqp", ("question1", "question2"), "Same question", (" no", " yes"), ("f1", "accuracy"),
-                    {"QQP": "test"}, label="is_duplicate"),
-    "mnli": GlueTask("glue/mnli", ("premise", "hypothesis"), "True, neither or false", (" true", " neither", " false"),
-                     ("accuracy",), {"MNLI-m": "test", "MNLI-mm": "test_mismatched"}, NLI, dev=("dev", "dev_mismatched")),
-    "qnli": GlueTask("glue/qnli", ("question", "sentence"), "Answered", YES_NO, ("accuracy",), {"QNLI": "test"}, ENTAILED),
+    "stsb": GlueTask(
+        "glue/stsb",
+        PAIR,
+        "Similarity from 0 to 5",
+        (" 0", " 1", " 2", " 3", " 4", " 5"),
+        ("pearson", "spearman"),
+        {"STS-B": "test"},
+        label="score",
+        degree=True,
+    ),
+    "qqp": GlueTask(
+        "glue/qqp",
+        ("question1", "question2"),
+        "Same question",
+        (" no", " yes"),
+        ("f1", "accuracy"),
+        {"QQP": "test"},
+        label="is_duplicate",
+    ),
+    "mnli": GlueTask(
+        "glue/mnli",
+        ("premise", "hypothesis"),
+        "True, neither or false",
+        (" true", " neither", " false"),
+        ("accuracy",),
+        {"MNLI-m": "test", "MNLI-mm": "test_mismatched"},
+        NLI,
+        dev=("dev", "dev_mismatched"),
+    ),
+    "qnli": GlueTask(
+        "glue/qnli", ("question", "sentence"), "Answered", YES_NO, ("accuracy",), {"QNLI": "test"}, ENTAILED
+    ),
     "rte": GlueTask("glue/rte", PAIR, "True", YES_NO, ("accuracy",), {"RTE": "test"}, ENTAILED),
     "wnli": GlueTask("glue/wnli", PAIR, "True", (" no", " yes"), ("accuracy",), {"WNLI": "test"}),
-    "ax": GlueTask("glue/ax", ("premise", "hypothesis"), "True, neither or false", (" true", " neither", " false"),
-                   ("matthews",), {"AX": "test"}, NLI, dev=("test",), learns_from="mnli"),
-}  # fmt: skip
+    "ax": GlueTask(
+        "glue/ax",
+        ("premise", "hypothesis"),
+        "True, neither or false",
+        (" true", " neither", " false"),
+        ("matthews",),
+        {"AX": "test"},
+        NLI,
+        dev=("test",),
+        learns_from="mnli",
+    ),
+}
 _MEASURES: dict[str, Any] = {"matthews": matthews, "f1": f1_of, "pearson": pearson, "spearman": spearman}
 
 

@@ -1,6 +1,6 @@
 """Packs: benchmarks as versioned folders on this machine, so that an evaluation opens no connection.
 
-    lmforge packs fetch NAME ─▶ PACKS/NAME/manifest.json (source, licence, splits; rows and SHA-256 of each file), *.jsonl
+    lmforge packs fetch NAME ─▶ PACKS/NAME/pack.json (source, licence, splits, rows), *.jsonl, manifest.json (SHA-256)
     DATA/benchmarks/NAME     ─▶ the same, with SOURCE.md and one MANIFEST.tsv for all
     open_pack(NAME, SPLIT)   ─▶ rows
 
@@ -33,7 +33,7 @@ ALIKE = (("validation", "dev", "val"),)
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What packs.toml says of a pack: `config` "*" stands for every configuration, `rows` names what makes a row ours."""
+    """What packs.toml says of a pack: `config` "*": all configurations; `rows` names what makes a row ours."""
 
     name: str
     licence: str

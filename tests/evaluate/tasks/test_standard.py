@@ -1,4 +1,4 @@
-"""A standard benchmark as a task of ours: interval, rows, fingerprint, contaminated items apart, the same bits again."""
+"""A standard benchmark as a task of ours: interval, rows, fingerprint, contaminated items apart, the same bits."""
 
 from __future__ import annotations
 
