@@ -72,3 +72,11 @@ def test_checksums_are_those_of_the_files(tmp_path: Path) -> None:
     file = find_pack("sciq", [root]).split("test")
     assert file.sha256 == hashlib.sha256((json.dumps({"a": 1}) + "\n").encode()).hexdigest()
     assert file.rows == 1
+
+
+def test_the_guide_lists_every_pack_with_licence_and_source() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "benchmarks.md").read_text()
+    for name, known in known_packs().items():
+        line = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
+        assert known.licence in line
+        assert f"huggingface.co/datasets/{known.hub}" in line

@@ -190,7 +190,7 @@ def _shared(name: str, root: Path, folder: Path) -> Pack:
     source = "; ".join(re.findall(r"^- (.+)$", text.partition("Licence")[0], re.MULTILINE))
     licence = re.search(r"^Licence[^:]*: *(.+)$", text, re.MULTILINE)
     sums = _checksums(root)
-    files = {}
+    files: dict[str, PackFile] = {}
     for path in sorted(folder.glob("*.jsonl*")):
         key = path.relative_to(root.parent).as_posix()
         if key not in sums:
