@@ -23,27 +23,27 @@ def list_packs(as_json: AsJson = False) -> None:
     """Every pack: its version, splits and rows, licence, source; or the command that makes it."""
     from lmforge.evaluate.packs import known_packs, packs_here
 
-    known, rows = known_packs(), []
+    known = known_packs()
+    rows: list[dict[str, Any]] = []
     for name, pack in packs_here().items():
         if pack is None:
             about = known[name]
             rows.append({"name": name, "here": False, "licence": about.licence, "source": f"Hub: {about.hub}"})
         else:
             splits = {split: file.rows for split, file in pack.files.items()}
-            licence, source = pack.licence, pack.source
             rows.append(
                 {"name": name, "here": True, "version": pack.version, "splits": splits}
-                | {"licence": licence, "source": source, "folder": str(pack.directory)}
+                | {"licence": pack.licence, "source": pack.source, "folder": str(pack.directory)}
             )
     if as_json:
         print_json({"packs": rows})
         return
     table = Table("pack", "version", "splits (rows)", "licence", "source")
     for row in rows:
-        made: Any = row.get("splits", {})
-        splits = ", ".join(f"{split} {count if count is not None else '?'}" for split, count in made.items())
+        made = row.get("splits", {})
+        shown = ", ".join(f"{split} {count if count is not None else '?'}" for split, count in made.items())
         missing = f"not here; lmforge packs fetch {row['name']}"
-        table.add_row(row["name"], row.get("version", ""), splits or missing, row["licence"], row["source"])
+        table.add_row(row["name"], row.get("version", ""), shown or missing, row["licence"], row["source"])
     Console(width=max(120, Console().width)).print(table)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 pytest.importorskip("lm_eval")
 from lmforge.errors import InputError
 from lmforge.evaluate.compare import compare
+from lmforge.evaluate.item_log import ItemLog
 from lmforge.evaluate.suites import evaluate_model, suites, tasks_of
 from tests.evaluate.conftest import save
 from tests.evaluate.packs_for_tests import shared_packs
@@ -61,3 +64,38 @@ def test_two_models_compare_in_pairs_and_unlike_ones_are_refused(model: Path, ba
     assert row["cola"]["paired"]  # Matthews correlations, over the same items drawn
     with pytest.raises(InputError, match="data, prompts differ"):
         compare(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_in_a_network_namespace_without_routes(model: Path, tmp_path: Path) -> None:
+    alone = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("this kernel permits no namespaces")
+    command = [*alone, sys.executable, "-m", "lmforge.cli", "evaluate", str(model), "--suite", "full"]
+    done = subprocess.run(
+        [*command, "--limit", "3", "--out", str(tmp_path / "out"), "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    tasks = json.loads(done.stdout)["tasks"]
+    assert tasks["sst2"]["items"] == 3
+    assert all(row["value"] is not None or "packs fetch" in row["not_applicable"] for row in tasks.values())
+
+
+def test_a_killed_evaluation_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate_model(model, "sst2", tmp_path / "whole")["tasks"]["sst2"]["value"]
+    add, answered = ItemLog.add, []
+
+    def killed(log: ItemLog, asked: object, answer: object) -> None:
+        if len(answered) == 2:
+            raise KeyboardInterrupt
+        answered.append(asked)
+        add(log, asked, answer)
+
+    monkeypatch.setattr(ItemLog, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_model(model, "sst2", tmp_path / "cut")
+    assert not (tmp_path / "cut" / "scores").exists()
+    again: list[object] = []
+    monkeypatch.setattr(ItemLog, "add", lambda log, asked, answer: (again.append(asked), add(log, asked, answer))[1])
+    assert evaluate_model(model, "sst2", tmp_path / "cut")["tasks"]["sst2"]["value"] == whole
+    assert len(again) == 3  # of five items, two were there

@@ -206,18 +206,19 @@ def measured(task: GlueTask, right: Sequence[float], given: Sequence[float]) -> 
     """The task's official metrics, each with its 95% interval, the number of items, and what the most frequent label
     gets."""
     result: dict[str, Any] = {"items": len(right)}
+    interval: tuple[float | None, float | None]
     for metric in task.metrics:
         if metric == "accuracy":
             hits = sum(a == b for a, b in zip(right, given, strict=True))
-            value, (low, high) = hits / len(right), wilson(hits, len(right))
+            value, interval = hits / len(right), wilson(hits, len(right))
         else:
             of = _MEASURES[metric]
 
             def drawn(chosen: Numbers, of: Any = of) -> float:
                 return float(of([right[n] for n in chosen], [given[n] for n in chosen]))
 
-            value, (low, high) = of(right, given), bootstrap(drawn, len(right), SEED) or (None, None)
-        result[metric] = {"value": float(value), "low": low, "high": high}
+            value, interval = of(right, given), bootstrap(drawn, len(right), SEED) or (None, None)
+        result[metric] = {"value": float(value), "low": interval[0], "high": interval[1]}
     if not task.degree:
         result["majority"] = max(right.count(label) for label in {*right}) / len(right)
     return result

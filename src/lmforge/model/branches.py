@@ -11,21 +11,31 @@ itself, in shapes that its own size decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmforge.model.cache import ForwardContext
 from lmforge.model.packing import Packing
 from lmforge.model.rope import rotate
 from lmforge.model.softmax_attention import Softmax
 
-if TYPE_CHECKING:
-    from lmforge.model.attention import Attention
-    from lmforge.model.cache import ForwardContext
-
 LayerKeys = dict[int, tuple[Tensor, Tensor]]  # by layer: keys (rotated) and values (1,S,kv_heads,E)
+
+
+class Projecting(Protocol):
+    """What trees need of an attention layer (`attention.Attention`)."""
+
+    layer: int
+    mixer: Any
+
+    def projected(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B,T,H,E), k and v (B,T,kv_heads,E), not rotated."""
+
+    def whole_rows(self, qkv: Tensor, rotations: Tensor | None, forward_ctx: ForwardContext) -> Tensor:
+        """(B,T,W+2K) → (B,T,W): rows that are whole texts."""
 
 
 class Tree:
@@ -90,14 +100,14 @@ class Branches(Packing):
         self.masks = [tree.mask(before).to(device)[None, None] for tree in trees]
         self.kept: LayerKeys = {}
 
-    def mixed(self, attention: Attention, qkv: Tensor, forward_ctx: ForwardContext) -> Tensor:
+    def mixed(self, attention: Projecting, qkv: Tensor, forward_ctx: ForwardContext) -> Tensor:
         """What `attention` makes of queries, keys and values (1,N,W+2K) → (1,N,W); 0 for padding."""
         full = isinstance(attention.mixer, Softmax) and attention.mixer.window is None
         parts = self._full(attention, qkv, forward_ctx) if full else self._alone(attention, qkv, forward_ctx)
         joined = torch.cat(parts, 1)
         return F.pad(joined, (0, 0, 0, self.length - joined.shape[1]))
 
-    def _full(self, attention: Attention, qkv: Tensor, forward_ctx: ForwardContext) -> list[Tensor]:
+    def _full(self, attention: Projecting, qkv: Tensor, forward_ctx: ForwardContext) -> list[Tensor]:
         q, k, v = attention.projected(qkv)
         if forward_ctx.table is not None:
             turns = forward_ctx.table[self.positions[0]]
@@ -120,7 +130,7 @@ class Branches(Packing):
             results.append(y.transpose(1, 2).flatten(2))
         return results
 
-    def _alone(self, attention: Attention, qkv: Tensor, forward_ctx: ForwardContext) -> list[Tensor]:
+    def _alone(self, attention: Projecting, qkv: Tensor, forward_ctx: ForwardContext) -> list[Tensor]:
         """Layers of other kinds, which have no mask for a tree: every branch is a row, with what it shares repeated."""
         assert not self.stem, "a stem needs full attention in every layer"
         results, start = [], 0

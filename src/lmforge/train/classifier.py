@@ -147,7 +147,7 @@ def _rates(classifier: Classifier, rate: float) -> list[dict[str, object]]:
     own = [] if classifier.head is None else list(classifier.head.parameters())
     rest = [each for each in classifier.model.parameters() if each.requires_grad]
     groups = [{"params": rest, "peak": rate}, {"params": own, "peak": max(rate, 1e-3)}]
-    return [group for group in groups if group["params"]]  # type: ignore[misc]
+    return [group for group in groups if group["params"]]
 
 
 def _step(classifier: Classifier, batch: Sequence[Judged], fit: Fit) -> float:
@@ -165,7 +165,7 @@ def _step(classifier: Classifier, batch: Sequence[Judged], fit: Fit) -> float:
         target.scatter_(1, low.long()[:, None], (1 - (labels - low)).float()[:, None])
         target.scatter_(1, low.long()[:, None] + 1, (labels - low).float()[:, None])
         loss = F.cross_entropy(outputs.float(), target)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return float(loss.detach())
 
 
@@ -190,7 +190,7 @@ def _reduce(model: GPT) -> dict[str, Tensor]:
 def _restore(model: GPT, kept: dict[str, Tensor]) -> None:
     """Frozen matrices as they were, adapters added to them, and ordinary layers in the place of adapted ones."""
     for name, weight in kept.items():
-        model.get_submodule(name).weight.data = weight  # type: ignore[union-attr]
+        model.get_submodule(name).weight.data = weight
     if not adapted_layers(model):
         return
     weights = merged(model)
