@@ -44,6 +44,9 @@ def main() -> None:
     continuations = Continuations(loaded.model)
     with tempfile.TemporaryDirectory() as scratch:
         theirs = peer(loaded, given.work or Path(scratch), given.batch)
+        warm = prepare(DEFINITIONS[given.tasks[0]], Path(scratch) / "warm", 0, 1)  # imports and first passes of both
+        for model in (ours(loaded, continuations), theirs):
+            run(warm, model)
         for shots in given.shots:
             rows: dict[str, dict[str, float]] = {}
             for turn, name in enumerate(given.tasks):

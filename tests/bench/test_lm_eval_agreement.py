@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 from bench.quality.lm_eval_agreement import compared, peer
+
 from lmforge.evaluate.definitions import DEFINITIONS
 from lmforge.evaluate.engine import prepare
 from lmforge.formats.load import load_any
