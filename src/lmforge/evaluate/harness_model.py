@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lmforge.evaluate.item_log import ItemLog
 from lmforge.evaluate.joins import join
-from lmforge.generate.continuations import Continuations
+from lmforge.generate.continuations import Continuations, Option
 from lmforge.generate.decode import Sampling, decode
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
@@ -49,46 +49,42 @@ class HarnessModel(LM):  # type: ignore[misc]
         by_task: dict[str, list[list[int]]] = {}
         for (task, _), places in groups.items():
             by_task.setdefault(str(task), []).append(places)
+        waiting: dict[tuple[int, ...], list[tuple[list[int], list[Option]]]] = {}  # by stem: those of all tasks
         with Bar("evaluate", len(groups), "items") as bar:
             for items in by_task.values():
-                self._score(requests, items, results, bar)
+                options = self._options(requests, items)
+                stem = tuple(self.continuations.common(options)) if len(items) > 1 else ()
+                for places, own in zip(items, options, strict=True):
+                    known = self.log.get(own)
+                    if known is None:
+                        waiting.setdefault(stem, []).append((places, own))
+                    else:
+                        self._enter(requests, places, known, results)
+                        bar.step(1)
+            for stem, left in waiting.items():
+                for number, scores in self.continuations.score([own for _, own in left], stem):
+                    places, own = left[number]
+                    answer = [[one.log_p, one.greedy, one.cut] for one in scores]
+                    self.log.add(own, answer)
+                    self._enter(requests, places, answer, results)
+                    bar.step(1)
         return results
 
-    def _score(
-        self, requests: Sequence[Any], items: list[list[int]], results: list[tuple[float, bool]], bar: Bar
-    ) -> None:
-        """One task's items; the stem is of all of them, those answered before among them."""
-        pairs = [[requests[place].args for place in places] for places in items]
-        flat = join(self.forge_tokenizer, [pair for each in pairs for pair in each], self.begins)
-        joined, at = [], 0
-        for each in pairs:
-            joined.append(flat[at : at + len(each)])
-            at += len(each)
-        options = [[(one.before, one.after) for one in each] for each in joined]
-        for each, rules in zip(pairs, joined, strict=True):
-            self.rules.update({tuple(pair): one.rule for pair, one in zip(each, rules, strict=True)})
-        asked = [[[before, after] for before, after in each] for each in options]
-        open_items = []
-        for number, question in enumerate(asked):
-            known = self.log.get(question)
-            if known is None:
-                open_items.append(number)
-            else:
-                self._enter(items[number], pairs[number], known, results)
-                bar.step(1)
-        stem = self.continuations.common(options)
-        for number, scores in self.continuations.score([options[n] for n in open_items], stem):
-            place = open_items[number]
-            answer = [[one.log_p, one.greedy, one.cut] for one in scores]
-            self.log.add(asked[place], answer)
-            self._enter(items[place], pairs[place], answer, results)
-            bar.step(1)
+    def _options(self, requests: Sequence[Any], items: Sequence[Sequence[int]]) -> list[list[Option]]:
+        """The tokens before and after of each item's requests; notes the rules."""
+        pairs = [requests[place].args for places in items for place in places]
+        joined = join(self.forge_tokenizer, pairs, self.begins)
+        self.rules.update({tuple(pair): one.rule for pair, one in zip(pairs, joined, strict=True)})
+        tokens = iter((one.before, one.after) for one in joined)
+        return [[next(tokens) for _ in places] for places in items]
 
-    def _enter(self, places: list[int], pairs: Sequence[Any], answer: Any, results: list[tuple[float, bool]]) -> None:
-        for place, pair, (log_p, greedy, cut) in zip(places, pairs, answer, strict=True):
+    def _enter(
+        self, requests: Sequence[Any], places: Sequence[int], answer: Any, results: list[tuple[float, bool]]
+    ) -> None:
+        for place, (log_p, greedy, cut) in zip(places, answer, strict=True):
             results[place] = (float(log_p), bool(greedy))
             if cut:
-                self.cut[tuple(pair)] = int(cut)
+                self.cut[tuple(requests[place].args)] = int(cut)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """ln p of each whole text, in windows of a context that do not overlap."""
