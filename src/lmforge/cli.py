@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
+from lmforge.cli_evaluate import add_to as add_evaluation
 from lmforge.cli_models import AsJson, ModelPath, Which, add_to, figure, one_of, print_json
 from lmforge.errors import InputError, LmforgeError
 from lmforge.interrupted import Commands
@@ -185,9 +186,6 @@ def compress(
         _print_results(results, loaded.directory, as_json, stage="compress")
 
 
-_stage_command("evaluate", "Models → scores.")
-
-
 @app.command()
 def status(
     directory: RunPath,
@@ -221,12 +219,16 @@ def status(
 
 @app.command()
 def report(directory: RunPath, as_json: AsJson = False) -> None:
-    """Write the HTML page of a run and name it."""
+    """Write the HTML page of a run, or of a model's benchmarks, and name it."""
     from lmforge.pipeline import find_recipe
+    from lmforge.report.benchmarks import write_benchmarks
     from lmforge.report.page import write_report
 
-    find_recipe(directory)
-    page = write_report(directory)
+    if not (directory / "recipe.toml").is_file() and (directory / "scores").is_dir():
+        page = write_benchmarks(directory)
+    else:
+        find_recipe(directory)
+        page = write_report(directory)
     print_json({"page": str(page)}) if as_json else print(page)
 
 
@@ -322,9 +324,12 @@ def compare(first: RunPath, second: RunPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json(result)
         return
-    table = Table("task", str(first), str(second), "difference")
+    table = Table("task", str(first), str(second), "difference", "95% interval", "p")
     for name, row in result["tasks"].items():
-        table.add_row(name, f"{row['first']:.4f}", f"{row['second']:.4f}", f"{row['difference']:+.4f}")
+        interval = "" if row["low"] is None else f"{row['low']:+.4f} – {row['high']:+.4f}"
+        p_value = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        shown = (f"{row['first']:.4f}", f"{row['second']:.4f}", f"{row['difference']:+.4f}", interval, p_value)
+        table.add_row(name, *shown)
     Console().print(table)
 
 
@@ -359,6 +364,7 @@ def _options(
 
 
 add_to(app)
+add_evaluation(app, _print_results)
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lmforge.errors import InputError
-from lmforge.evaluate.task import SEED
-from lmforge.intervals import bootstrap_difference, difference
+from lmforge.evaluate.task import SEED, TASKS, Task
+from lmforge.intervals import bootstrap, bootstrap_difference, difference, paired_p
 
 MANIFEST = "manifest.json"
 
@@ -48,9 +48,10 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     "left_out": {}}`.
 
     `difference` is second − first, `low` and `high` its 95% interval: by a bootstrap in pairs where the value is a
-    ratio of sums over items (the items are the same, or the runs would be refused), else from the two intervals.
-    `differs` says whether 0 is outside it, `better` which run is ahead if so. A speed measured on another machine is
-    left out, with the reason in `left_out`.
+    ratio of sums over items (the items are the same, or the runs would be refused), or a statistic of them that its
+    task knows, else from the two intervals. `p_value`, where items pair up and each counts alike: of "neither is
+    better" (`intervals.paired_p`). `differs` says whether 0 is outside the interval, `better` which run is ahead if so.
+    A speed measured on another machine is left out, with the reason in `left_out`.
 
     Raises:
         InputError: a task was scored in another way in the two (names the task and what differs), or they have none in
@@ -98,7 +99,7 @@ def _short(part: Any) -> str:
 
 
 def _row(name: str, first: Path, second: Path, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    interval = _paired(name, first, second, a["ratio"])
+    interval, p_value = _paired(name, first, second, a)
     paired = interval is not None
     if interval is None and None not in (a["low"], a["high"], b["low"], b["high"]):
         interval = difference((a["value"], a["low"], a["high"]), (b["value"], b["low"], b["high"]))
@@ -113,6 +114,7 @@ def _row(name: str, first: Path, second: Path, a: dict[str, Any], b: dict[str, A
         "low": low,
         "high": high,
         "paired": paired,
+        "p_value": p_value,
         "differs": differs,
         "better": ("second" if gain > 0 else "first") if differs else None,
         "items": a["items"],
@@ -120,20 +122,29 @@ def _row(name: str, first: Path, second: Path, a: dict[str, Any], b: dict[str, A
     }
 
 
-def _paired(name: str, first: Path, second: Path, ratio: list[str] | None) -> tuple[float, float] | None:
-    """The interval of the difference over the items of both, None where their rows do not pair up."""
-    if ratio is None:
-        return None
+def _paired(
+    name: str, first: Path, second: Path, score: dict[str, Any]
+) -> tuple[tuple[float, float] | None, float | None]:
+    """(the interval of the difference over the items of both, p of no difference); None where their rows do not pair
+    up."""
     a, b = _items(first, name), _items(second, name)
     if not a or [row.get("id") for row in a] != [row.get("id") for row in b]:
-        return None
-    above, below = ratio
+        return None, None
+    if score["ratio"] is None:
+        task: Task[Any] = TASKS.get(str(score.get("task", name)), Task())
+        one_of, other_of = task.statistic(a), task.statistic(b)
+        if one_of is None or other_of is None:
+            return None, None
+        return bootstrap(lambda rows: other_of(rows) - one_of(rows), len(a), SEED), None
+    above, below = score["ratio"]
     try:
         one, other = (np.array([float(row[above]) for row in rows]) for rows in (a, b))
         sizes, same = (np.array([float(row[below]) if below else 1.0 for row in rows]) for rows in (a, b))
     except (KeyError, TypeError, ValueError):
-        return None
-    return bootstrap_difference(one, other, sizes, SEED) if np.array_equal(sizes, same) else None
+        return None, None
+    if not np.array_equal(sizes, same):
+        return None, None
+    return bootstrap_difference(one, other, sizes, SEED), None if below else paired_p(one, other, SEED)
 
 
 def _items(run: Path, name: str) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ A new task is a subclass of `Task` in a file of its own, and a `register` of it:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeGuard, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 from lmforge.evaluate.documents import DocumentSettings, HeldOut, held_out, read_texts
 from lmforge.model.gpt import GPT
@@ -64,7 +65,8 @@ def not_applicable(metric: str, reason: str, comparison_key: dict[str, Any], hig
 @dataclasses.dataclass
 class Context:
     """What a task may read. One context serves all models of a run in turn: `model` is the present one (None for a
-    baseline, which comes last), `scores` what earlier tasks found, by the score's title and model's name.
+    baseline, which comes last), `scores` what earlier tasks found, by the score's title and model's name, `weights` the
+    hash of the present model's. `items_dir`: where answers are noted as items end, for an evaluation to go on from.
     """
 
     recipe: Recipe
@@ -73,6 +75,8 @@ class Context:
     tokenizer: Tokenizer
     model: GPT | None = None
     scores: dict[str, dict[str, Score]] = dataclasses.field(default_factory=dict)
+    weights: str = ""
+    items_dir: Path | None = None
     _held_out: dict[tuple[Any, ...], HeldOut] = dataclasses.field(default_factory=dict)
 
     @property
@@ -123,7 +127,8 @@ class Task(Generic[S]):
     """A named way to score. What is below `run` says how its scores show themselves; the defaults suit most tasks.
 
     `per_model` is False for a baseline: it is run once, after all models. `format` is raised whenever the same model on
-    the same texts would come out differently. `opened`: the report shows unfolded what was written.
+    the same texts would come out differently. `opened`: the report shows unfolded what was written. `family`: the suite
+    that it belongs to, where it can be asked of any model by itself.
     """
 
     name: ClassVar[str]
@@ -131,6 +136,7 @@ class Task(Generic[S]):
     per_model: ClassVar[bool] = True
     format: ClassVar[int] = 1
     opened: ClassVar[bool] = False
+    family: ClassVar[str] = ""
 
     def run(self, context: Context, settings: S) -> Score:
         """Score the present model."""
@@ -154,6 +160,11 @@ class Task(Generic[S]):
         """
         given = settings.model_dump(exclude_none=True) if settings else {"name": self.name}
         return self.settings.model_validate({**self.defaults(recipe), **given})
+
+    def statistic(self, rows: Sequence[Mapping[str, Any]]) -> Callable[[NDArray[Any]], float] | None:
+        """The score as a function of which items count (their numbers), where it is no ratio of sums over items:
+        `compare` pairs two models' rows by it. None: it cannot be said of items."""
+        return None
 
     def headline(self, score: Content) -> str:
         """A few words for the terminal's table; empty for none."""

@@ -153,9 +153,11 @@ def sections_below(section: type[BaseModel], path: str) -> Iterator[tuple[str, t
         heading = f"[[{key}]]" if typing.get_origin(field.annotation) is tuple else f"[{key}]"
         if key in REGISTERED:
             selector, registry = REGISTERED[key]
-            # plug-ins of this machine are no part of lmforge
-            own = ((part, cls) for part, cls in registry.items() if cls.__module__.startswith("lmforge."))
-            yield from ((f'{heading} {selector} = "{part}"', cls) for part, cls in own)
+            alike: dict[type[BaseModel], list[str]] = {}  # parts with the same keys share a table
+            for part, cls in registry.items():
+                if cls.__module__.startswith("lmforge."):  # plug-ins of this machine are no part of lmforge
+                    alike.setdefault(cls, []).append(f'"{part}"')
+            yield from ((f"{heading} {selector} = {' or '.join(parts)}", cls) for cls, parts in alike.items())
             continue
         inside = list(tables_within(field.annotation))
         for each in inside:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmforge.evaluate.task import TASKS, Card, Task
+from lmforge.report.benchmarks import beside_published
 from lmforge.report.loaded import LoadedRun
 from lmforge.report.markup import (
     MISSING,
@@ -96,6 +97,7 @@ def scores(run: LoadedRun) -> Html:
         table(head, rows, (3, 4, 5)),
         tag("ul", *(tag("li", sentence) for sentence in told)) if told else None,
         tag("p", words, class_="lead"),
+        beside_published({title: own_score(content) for title, content in tasks.items()}),
         tag("div", *maps, class_="plots") if maps else None,
         *(_samples(run, title) for title in tasks),
     )
