@@ -117,7 +117,13 @@ def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
     chat = training.conversations if recipe.tokens.chat is None else recipe.tokens.chat
     with Bar("merges", recipe.tokens.vocab_size, "merge") as bar:
         return train_tokenizer(
-            sample, recipe.tokens.vocab_size, chat, recipe.tokens.superwords, recipe.tokens.max_ram, progress=bar.step
+            sample,
+            recipe.tokens.vocab_size,
+            chat,
+            recipe.tokens.superwords,
+            recipe.tokens.max_ram,
+            progress=bar.step,
+            single_digits=recipe.tokens.single_digits,
         )
 
 

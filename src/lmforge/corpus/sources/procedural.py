@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lmforge.corpus.sources import algebra, algorithms
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.interpreter import value
@@ -57,8 +58,9 @@ def check(asked: Problem, reply: str) -> bool:
     """Whether a reply answers: its last number where a number is asked for, else its last line, or all lines a program
     would print, blanks and a leading "The answer is" aside."""
     if re.fullmatch(r"-?\d+", asked.answer):
-        numbers = re.findall(r"-?\d+", reply.replace(",", ""))
-        return bool(numbers) and int(numbers[-1]) == int(asked.answer)
+        _, said, end = reply.rpartition("answer is")
+        numbers = re.findall(r"-?\d+", end.replace(",", ""))
+        return bool(numbers) and int(numbers[-1]) == int(asked.answer) and (not said or len(numbers) == 1)
     lines = [" ".join(line.split()) for line in reply.strip().split("\n")]
     wanted = [" ".join(line.split()) for line in asked.answer.split("\n")]
     return lines[-len(wanted) :] == wanted or (
@@ -273,6 +275,16 @@ def _story(kind: tuple[Template, ...]) -> Maker:
     return made
 
 
+def _algebra(rng: random.Random, level: int, held_out: bool) -> Made:
+    made = algebra.made(rng, held_out, algebra.GRADES_OF_LEVEL[level])
+    return made.question, made.working, made.answer, ""
+
+
+def _algorithm(rng: random.Random, _level: int, held_out: bool) -> Made:
+    made = algorithms.made(rng, held_out)
+    return made.question, made.solution, made.solution, ""
+
+
 TASKS: dict[str, Maker] = {
     "sum": _sum,
     "expression": _expression,
@@ -292,4 +304,6 @@ TASKS: dict[str, Maker] = {
     "brackets": _brackets,
     "close": _close,
     "program": _program,
+    "algebra": _algebra,
+    "algorithm": _algorithm,
 }
