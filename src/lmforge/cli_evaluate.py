@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmforge.cli_models import AsJson, print_json
+from lmforge.cli_models import AsJson, Which, one_of, print_json
 from lmforge.errors import InputError, LmforgeError
 from lmforge.progress import log
 
@@ -86,21 +86,58 @@ def check(names: PackNames = None, as_json: AsJson = False) -> None:
         print(f"{len(found)} packs, {files} files: all as their manifests say")
 
 
+def _suite(
+    given: Path, suite: str, limit: int | None, shots: int | None, out: Path | None, which: Any, as_json: bool
+) -> None:
+    """A suite's scores of a model, of a run's, or of the run that a recipe makes."""
+    from lmforge.evaluate.suites import evaluate_model
+    from lmforge.recipe import load_recipe
+
+    model = load_recipe(given).directory if given.suffix == ".toml" else given
+    folder = out or Path("evaluations") / model.resolve().name
+    run = model if (model / "corpus").is_dir() else None
+    figures = evaluate_model(model, suite, folder, limit, shots, which, run)
+    if as_json:
+        print_json(figures)
+        return
+    table = Table("task", "metric", "value", "95% interval", "items", title=f"{suite} of {model}")
+    for name, row in figures["tasks"].items():
+        if row["value"] is None:
+            table.add_row(name, row.get("not_applicable", ""), "", "", "")
+            continue
+        interval = f"{row['low']:.3f} – {row['high']:.3f}" if row["low"] is not None else ""
+        table.add_row(name, row["metric"], f"{row['value']:.3f}", interval, f"{row['items']:,}")
+    Console(width=max(100, Console().width)).print(table)
+    print(f"written to {folder}; beside another model's: lmforge compare {folder} OTHER")
+
+
 def add_to(app: typer.Typer, show: Callable[..., None]) -> None:
     """Make them commands; `show` prints what a run's stage gave."""
 
     def evaluate(
-        recipe: Annotated[Path, typer.Argument(help="a recipe (TOML)")],
+        recipe: Annotated[Path, typer.Argument(help="a recipe (TOML); with --suite also a run or any model")],
+        suite: Annotated[
+            str | None, typer.Option(help="benchmarks: full, language, winograd, glue …, or tasks: sst2,piqa")
+        ] = None,
+        limit: Annotated[int | None, typer.Option(help="of a suite: most items of each task")] = None,
+        shots: Annotated[int | None, typer.Option(help="of a suite: answered examples before each question")] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="of a suite: the folder to write; default: evaluations/NAME")
+        ] = None,
         fresh: Annotated[bool, typer.Option("--fresh", help="do it again from nothing")] = False,
         overrides: Annotated[
             list[str] | None, typer.Option("--set", help="override a key: --set evaluate.items=8 (repeatable)")
         ] = None,
+        which: Which = "auto",
         as_json: AsJson = False,
     ) -> None:
         """Models → scores."""
         from lmforge.pipeline import run_stages
         from lmforge.recipe import load_recipe
 
+        if suite is not None:
+            _suite(recipe, suite, limit, shots, out, one_of(which), as_json)
+            return
         loaded = load_recipe(recipe, overrides or ())
         show(run_stages(loaded, loaded.directory, only="evaluate", fresh=fresh), loaded.directory, as_json, "evaluate")
 

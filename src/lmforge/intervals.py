@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,32 @@ def bootstrap_difference(
     What makes an item hard is hard for both, and so drops out: far narrower than the two intervals apart.
     """
     return bootstrap_ratio(second - first, denominators, seed, resamples)
+
+
+def bootstrap(
+    statistic: Callable[[Numbers], float], items: int, seed: int, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Percentile interval of any statistic of items: `statistic(rows)`, where rows (N,) index items drawn with
+    replacement."""
+    return _percentiles(statistic, items, seed, resamples)
+
+
+def paired_p(first: Numbers, second: Numbers, seed: int, resamples: int = 10_000) -> float:
+    """Two-sided p of "neither is better" over the same items, both (N,): of right and wrong answers McNemar's exact test
+    (1947; binomial over the items on which they differ), of other figures signs of the differences drawn at random."""
+    gain = second.astype(np.float64) - first.astype(np.float64)
+    gain = gain[gain != 0]
+    if not len(gain):
+        return 1.0
+    if set(np.abs(gain)) == {1.0}:
+        n, few = len(gain), int(min((gain > 0).sum(), (gain < 0).sum()))
+        log_half = -n * math.log(2)
+        terms = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + log_half for k in range(few + 1))
+        return min(1.0, 2 * math.fsum(map(math.exp, terms)))
+    generator, extreme = np.random.default_rng(seed), 0
+    for _ in range(resamples):
+        extreme += abs((gain * generator.choice((-1.0, 1.0), len(gain))).sum()) >= abs(gain.sum()) - 1e-12
+    return (extreme + 1) / (resamples + 1)
 
 
 def bootstrap_median(values: Numbers, seed: int, resamples: int = RESAMPLES) -> Interval | None:

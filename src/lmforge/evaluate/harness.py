@@ -25,10 +25,11 @@ from lmforge.model.gpt import GPT
 from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.recipe.evaluate import TaskSettings
-from lmforge.record import atomic_directory, hash_file, hash_json, write_atomic
+from lmforge.record import atomic_directory, content_hash, hash_file, hash_json, write_atomic
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.shards import TOKENIZER
 
+FORMAT = 1  # of what is written
 BASELINE = "baseline"  # what a score is of that no model has
 FIGURES = ("metric", "value", "low", "high", "items", "fingerprint")
 OPTIONAL = ("not_applicable", "clean_value", "clean_low", "clean_high", "leaked_share")
@@ -79,13 +80,14 @@ def evaluate(
         LmforgeError: nothing can be written. In every case `out` stays as it was.
     """
     context = Context(recipe, corpus_dir, tokens_dir, Tokenizer.load(tokens_dir / TOKENIZER))
+    context.items_dir = out.with_name("items")
     wanted = wanted_tasks(recipe)
     described: dict[str, dict[str, dict[str, Any]]] = {title: {} for title in wanted}
-    with _threads(recipe):
+    with threads_of(recipe):
         for name, directory in models.items():
             if not any(task.per_model for task, _ in wanted.values()):
                 break
-            context.model = _load(directory, context)
+            context.model, context.weights = _load(directory, context), weights_of(directory)
             for title, (task, settings) in wanted.items():
                 if task.per_model:
                     described[title][name] = _run(title, task, settings, name, context)
@@ -93,10 +95,10 @@ def evaluate(
         for title, (task, settings) in wanted.items():
             if not task.per_model:
                 described[title][BASELINE] = _run(title, task, settings, BASELINE, context)
-    return {"tasks": _write(described, {title: task for title, (task, _) in wanted.items()}, context, out)}
+    return {"tasks": write_scores(described, {title: task for title, (task, _) in wanted.items()}, context, out)}
 
 
-def _write(
+def write_scores(
     described: Mapping[str, Mapping[str, dict[str, Any]]], tasks: Mapping[str, Task[Any]], context: Context, out: Path
 ) -> dict[str, Any]:
     """Leave the scores' files in `out`; gives the key figures of each."""
@@ -157,6 +159,7 @@ def describe(task: Task[Any], score: Score, context: Context) -> dict[str, Any]:
         "items": score.items,
         "fingerprint": hash_json(comparison_key),
         "higher_is_better": score.higher_is_better,
+        "cache_key": hash_json([comparison_key, context.weights, FORMAT]),
         **reason,
         **score.clean,
         "ratio": list(score.ratio) if score.ratio else None,
@@ -175,8 +178,16 @@ def _load(directory: Path, context: Context) -> GPT:
     return loaded.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def weights_of(path: Path) -> str:
+    """The hash of a model's files, whatever it is called."""
+    if path.is_file():
+        return hash_file(path)
+    files = (file for file in sorted(path.iterdir()) if file.is_file())
+    return content_hash(path) or hash_json({file.name: hash_file(file) for file in files})
+
+
 @contextlib.contextmanager
-def _threads(recipe: Recipe) -> Iterator[None]:
+def threads_of(recipe: Recipe) -> Iterator[None]:
     """As many threads as the recipe says, else OMP_NUM_THREADS, else the cores this process may use; restored
     afterwards.
 

@@ -6,16 +6,45 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 
-def matthews(true: Sequence[str], given: Sequence[str]) -> float:
+def matthews(true: Sequence[Hashable], given: Sequence[Hashable]) -> float:
     """The correlation of two labellings, −1 to 1; 0 where one has a single label (Gorodkin 2004, eq. 8)."""
     n, hits = len(true), sum(a == b for a, b in zip(true, given, strict=True))
     here, there = Counter(true), Counter(given)
     product = sum(here[label] * there[label] for label in here)
     spread = (n * n - sum(count**2 for count in there.values())) * (n * n - sum(count**2 for count in here.values()))
     return (n * hits - product) / math.sqrt(spread) if spread else 0.0
+
+
+def f1_of(true: Sequence[int], given: Sequence[int], positive: int = 1) -> float:
+    """The harmonic mean of precision and recall of one label; 0 where nothing was rightly found."""
+    hits = sum(a == b == positive for a, b in zip(true, given, strict=True))
+    total = sum(a == positive for a in true) + sum(b == positive for b in given)
+    return 2 * hits / total if total else 0.0
+
+
+def pearson(true: Sequence[float], given: Sequence[float]) -> float:
+    """Pearson's correlation; 0 where one side has a single value."""
+    a, b = np.asarray(true, dtype=np.float64), np.asarray(given, dtype=np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    spread = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / spread if spread else 0.0
+
+
+def spearman(true: Sequence[float], given: Sequence[float]) -> float:
+    """Spearman's: Pearson's of ranks, equal values sharing the mean of theirs."""
+    return pearson(_ranks(true), _ranks(given))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    result: list[float] = ((ends - (counts - 1) / 2)[inverse]).tolist()
+    return result
 
 
 def normalised(text: str) -> str:

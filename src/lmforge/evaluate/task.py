@@ -64,7 +64,8 @@ def not_applicable(metric: str, reason: str, comparison_key: dict[str, Any], hig
 @dataclasses.dataclass
 class Context:
     """What a task may read. One context serves all models of a run in turn: `model` is the present one (None for a
-    baseline, which comes last), `scores` what earlier tasks found, by the score's title and model's name.
+    baseline, which comes last), `scores` what earlier tasks found, by the score's title and model's name, `weights` the
+    hash of the present model's. `items_dir`: where answers are noted as items end, for an evaluation to go on from.
     """
 
     recipe: Recipe
@@ -73,6 +74,8 @@ class Context:
     tokenizer: Tokenizer
     model: GPT | None = None
     scores: dict[str, dict[str, Score]] = dataclasses.field(default_factory=dict)
+    weights: str = ""
+    items_dir: Path | None = None
     _held_out: dict[tuple[Any, ...], HeldOut] = dataclasses.field(default_factory=dict)
 
     @property
@@ -123,7 +126,8 @@ class Task(Generic[S]):
     """A named way to score. What is below `run` says how its scores show themselves; the defaults suit most tasks.
 
     `per_model` is False for a baseline: it is run once, after all models. `format` is raised whenever the same model on
-    the same texts would come out differently. `opened`: the report shows unfolded what was written.
+    the same texts would come out differently. `opened`: the report shows unfolded what was written. `family`: the suite
+    that it belongs to, where it can be asked of any model by itself.
     """
 
     name: ClassVar[str]
@@ -131,6 +135,7 @@ class Task(Generic[S]):
     per_model: ClassVar[bool] = True
     format: ClassVar[int] = 1
     opened: ClassVar[bool] = False
+    family: ClassVar[str] = ""
 
     def run(self, context: Context, settings: S) -> Score:
         """Score the present model."""

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lmforge.model.branches import Branches
 from lmforge.model.cache import ForwardContext, KVCache, LayerCache
 from lmforge.model.config import GPTConfig
 from lmforge.model.linear_attention import Linear
@@ -83,6 +84,8 @@ class Attention(nn.Module):
             forward_ctx = forward_ctx.local
         if forward_ctx.packing is None:
             return self._attend(qkv, forward_ctx.rotations, forward_ctx, known)
+        if isinstance(forward_ctx.packing, Branches):
+            return forward_ctx.packing.mixed(self, qkv, forward_ctx)
         parts = forward_ctx.packing.apart(qkv)
         results = [None] * len(parts) if known is None else forward_ctx.packing.apart(known)
         rotations = [
@@ -94,10 +97,12 @@ class Attention(nn.Module):
         ]
         return forward_ctx.packing.together(mixed)
 
-    def _attend(
-        self, qkv: Tensor, rotations: Tensor | None, forward_ctx: ForwardContext, known: Tensor | None = None
-    ) -> Tensor:
-        """(B,T,W+2K) → (B,T,W), each row a text of its own."""
+    def whole_rows(self, qkv: Tensor, rotations: Tensor | None, forward_ctx: ForwardContext) -> Tensor:
+        """(B,T,W+2K) → (B,T,W): rows that are whole texts, whatever the pass is made of."""
+        return self._attend(qkv, rotations, forward_ctx)
+
+    def projected(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `qkv` gives (B,T,W+2K) → q (B,T,H,E), k and v (B,T,kv_heads,E), normalised, not rotated."""
         heads_BTHE = qkv.unflatten(-1, (-1, self.head_width))
         kv_heads = heads_BTHE.shape[2] // (self.groups + (1 if self.shared else 2))
         q, *rest = heads_BTHE.split((self.groups * kv_heads, *[kv_heads] * (1 if self.shared else 2)), dim=2)
@@ -107,6 +112,13 @@ class Attention(nn.Module):
         k = self._normed(keys[0], self.k_norm) if self.k_norm is not None else keys[0] if keys else q
         if self.sharper is not None:
             q = q * self.sharper
+        return q, k, v
+
+    def _attend(
+        self, qkv: Tensor, rotations: Tensor | None, forward_ctx: ForwardContext, known: Tensor | None = None
+    ) -> Tensor:
+        """(B,T,W+2K) → (B,T,W), each row a text of its own."""
+        q, k, v = self.projected(qkv)
         cache = forward_ctx.cache
         if known is not None and self.q_norm is None and rotations is not None:
             # the gradient needs no more of the projections than this, and a view would keep all of them

@@ -239,7 +239,7 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         cache: KVCache | None = None,
-        documents: Tensor | None = None,
+        documents: Tensor | Packing | None = None,
         *,
         lengths: Tensor | None = None,
         images: Tensor | None = None,
@@ -249,8 +249,8 @@ class GPT(nn.Module):
         by T, or by `lengths` (B,) where rows are padded on the right.
 
         documents (B,T), where rows pack several texts: a run of equal numbers is one document, which sees and counts
-        only itself. images (N,C,S,S): their patches go where tokens are below 0 (`vision`). loss_scale (scalar): the
-        gradient that the sum of nats gets, for the losses of routers, where another stage makes that sum.
+        only itself (or `branches`). images (N,C,S,S): their patches go where tokens are below 0 (`vision`).
+        loss_scale (scalar): the gradient of the sum of nats, for the losses of routers, where another stage makes it.
 
         Raises:
             InputError: more tokens than learned positions reach; marks and patches that do not agree.
@@ -301,23 +301,23 @@ class GPT(nn.Module):
         return leave_scale(nats, forward_ctx) if self.config.has_experts and torch.is_grad_enabled() else nats
 
     def _place(
-        self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None, lengths: Tensor | None
+        self, tokens: Tensor, cache: KVCache | None, documents: Tensor | Packing | None, lengths: Tensor | None
     ) -> ForwardContext:
         assert cache is None or documents is None
         rows, length = tokens.shape[:2]
-        reach = (cache.extent if cache else 0) + length
+        packing = Packing(documents) if isinstance(documents, Tensor) else documents
+        reach = packing.reach if packing else (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(
                 f"{reach} tokens: learned positions reach {self.config.context}; shorten the text or use "
                 "model.positions = 'rope'"
             )
-        packing = None if documents is None else Packing(documents)
         positions = None
         if cache is not None:
             cache.extent = reach
             positions = cache.lengths[:, None] + torch.arange(length, device=tokens.device)
             lengths = torch.full((rows,), length, device=tokens.device) if lengths is None else lengths
-        self._reach_to(length if positions is None or self.rotations.numel() == 0 else int(positions.max()) + 1)
+        self._reach_to(reach if positions is None or self.rotations.numel() == 0 else int(positions.max()) + 1)
 
         def context_of(table: Tensor) -> ForwardContext:
             if table.numel() == 0:

@@ -44,6 +44,7 @@ class Packing:
     def __init__(self, documents: Tensor) -> None:
         """documents (B,T): a run of equal numbers within a row is a document."""
         rows, length = documents.shape
+        self.reach = length  # the most tokens of a text, as far as is known
         device = documents.device
         begins = torch.ones(rows, length, dtype=torch.bool, device=device)
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]

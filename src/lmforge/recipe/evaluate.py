@@ -29,6 +29,7 @@ TASK_MODULES = (
     "lmforge.evaluate.tasks.speed",
     "lmforge.evaluate.tasks.answers",
     "lmforge.evaluate.tasks.passkey",
+    "lmforge.evaluate.tasks.standard",
 )
 TASK_SETTINGS: Registry[type[BaseModel]] = Registry("task", TASK_MODULES)
 
