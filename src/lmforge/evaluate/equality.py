@@ -75,7 +75,8 @@ def expression(answer: str) -> str | None:
     single letters, arithmetic and known functions."""
     text = plain(answer).replace("\\cdot", "*").replace("\\times", "*").replace("\\div", "/").replace("\\pi", "pi")
     text = re.sub(r"\\(sqrt|log|ln|exp|sin|cos|tan)(?![a-zA-Z])", r"\1", text)
-    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"((\1)/(\2))", text)
+    text = re.sub(r"\\frac\s*(\d)\s*(?=[\d{])", r"\\frac{\1}", text)
+    text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}", text)
     text = re.sub(r"sqrt\s*(\d|[a-z](?![a-z]))", r"sqrt(\1)", text)
     for _ in range(8):  # innermost first
         new = re.sub(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
@@ -90,6 +91,7 @@ def expression(answer: str) -> str | None:
     text = re.sub(rf"(?<=[\d)])\s*(?=\(|{words}|[a-zA-Z])", "*", text)  # 2x, 3(x+1), (x)(y)
     text = re.sub(rf"(?<![a-zA-Z])([a-zA-Z])\s*(?=\(|(?:{words})\b)", r"\1*", text)
     text = re.sub(r"(?<![a-zA-Z])([a-zA-Z])\s+(?=[a-zA-Z](?![a-zA-Z]))", r"\1*", text)
+    text = re.sub(r"[a-zA-Z]{2,}", lambda run: run[0] if run[0] in FUNCTIONS else "*".join(run[0]), text)  # qr
     return text if _is_plain(text) else None
 
 
@@ -150,8 +152,12 @@ def parts(answer: str) -> list[str]:
 
 def same(given: str, wanted: str) -> bool:
     """Whether two answers are the same: letter by letter, as numbers, or each of a list in any order."""
-    if plain(given).lower() == plain(wanted).lower():
+    one_text, two_text = (re.sub(r"\s+", "", plain(each)).lower() for each in (given, wanted))
+    if one_text == two_text:
         return True
+    if (one := _tuple(one_text)) and (two := _tuple(two_text)):
+        (first_ends, *first), (second_ends, *second) = one, two
+        return first_ends == second_ends and len(first) == len(second) and all(map(same, first, second))
     first, second = parts(given), parts(wanted)
     if len(first) != len(second):
         return False
@@ -163,8 +169,14 @@ def same(given: str, wanted: str) -> bool:
                 return False
             left.remove(match)
         return True
-    one, two = number(given), number(wanted)
-    return one is not None and two is not None and one == two
+    value, right = number(given), number(wanted)
+    return value is not None and right is not None and value == right
+
+
+def _tuple(text: str) -> list[str] | None:
+    """(brackets, item, item …) of a point or an interval such as "(1,2]"; None for what is none."""
+    found = re.fullmatch(r"([(\[])([^()\[\]]*,[^()\[\]]*)([)\]])", text)
+    return [found[1] + found[3], *found[2].split(",")] if found else None
 
 
 def same_symbolically(pairs: Sequence[tuple[str, str]]) -> list[bool]:

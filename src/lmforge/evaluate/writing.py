@@ -2,6 +2,8 @@
 
     prompts ─decode, all rows alike whatever stands beside them─▶ text up to a stop
         with calculator: … "<<3*4=" ─▶ the row stops, "12>>" is added, it goes on in the next round
+
+Texts are noted in the items' log as each batch ends, so that a killed evaluation goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lmforge.evaluate.calculator import completed
+from lmforge.evaluate.item_log import ItemLog
 from lmforge.evaluate.task import Context
 from lmforge.generate.decode import Sampling, decode
 from lmforge.progress import Bar
@@ -17,6 +20,7 @@ from lmforge.record import hash_json
 
 BATCH_ROWS = 32  # prompts continued side by side
 CALLS = 64  # of the calculator in one text
+FORMAT = 1  # raised whenever the same model would write otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +47,32 @@ def write(context: Context, prompts: Sequence[Sequence[int]], how: Writing, titl
     texts: dict[tuple[int, int], str] = dict.fromkeys(rows, "")
     rows = [row for row in rows if 0 < len(prompts[row[0]]) < length]
     rows.sort(key=lambda row: len(prompts[row[0]]))
-    with Bar("evaluate", len(rows), title) as bar:
-        for start in range(0, len(rows), BATCH_ROWS):
-            group = rows[start : start + BATCH_ROWS]
-            given = [list(prompts[number]) for number, _ in group]
-            seeds = [how.seed + int(hash_json([prompt, sample])[:8], 16) for prompt, (_, sample) in zip(given, group, strict=True)]
-            for row, text in zip(group, _group(context, given, seeds, how), strict=True):
+    with ItemLog(context.items_dir, hash_json(_log_key(context, how))) as log, Bar("evaluate", len(rows), title) as bar:
+        asked = {row: [prompts[row[0]], row[1]] for row in rows}
+        texts |= {row: known for row in rows if (known := log.get(asked[row])) is not None}
+        left = [row for row in rows if log.get(asked[row]) is None]
+        bar.step(len(rows) - len(left))
+        for start in range(0, len(left), BATCH_ROWS):
+            group = left[start : start + BATCH_ROWS]
+            seeds = [how.seed + int(hash_json(asked[row])[:8], 16) for row in group]
+            for row, text in zip(group, _group(context, [prompts[row[0]] for row in group], seeds, how), strict=True):
                 texts[row] = text
+                log.add(asked[row], text)
             bar.step(len(group))
     return [[texts[number, sample] for sample in range(how.samples)] for number in range(len(prompts))]
 
 
-def _group(context: Context, prompts: list[list[int]], seeds: Sequence[int], how: Writing) -> list[str]:
+def _log_key(context: Context, how: Writing) -> dict[str, object]:
+    return {
+        "weights": context.weights,
+        "dtype": sorted({str(each.dtype) for each in context.network.parameters()}),
+        "tokenizer": context.tokenizer.sha256,
+        "how": dataclasses.asdict(how),
+        "code": FORMAT,
+    }
+
+
+def _group(context: Context, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Writing) -> list[str]:
     """The texts of one batch of rows."""
     tokenizer, length = context.tokenizer, context.network.config.context
     written: list[list[int]] = [[] for _ in prompts]

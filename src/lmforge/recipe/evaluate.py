@@ -29,6 +29,8 @@ TASK_MODULES = (
     "lmforge.evaluate.tasks.speed",
     "lmforge.evaluate.tasks.answers",
     "lmforge.evaluate.tasks.passkey",
+    "lmforge.evaluate.tasks.programs",
+    "lmforge.evaluate.tasks.mathematics",
     "lmforge.evaluate.tasks.standard",
 )
 TASK_SETTINGS: Registry[type[BaseModel]] = Registry("task", TASK_MODULES)

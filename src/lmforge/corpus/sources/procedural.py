@@ -11,10 +11,13 @@ answers alone, for nobody can foretell the numbers of a question.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lmforge.corpus.sources import algebra, algorithms
@@ -23,7 +26,9 @@ from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.interpreter import value
 from lmforge.corpus.sources.programs import WORDS, program
 from lmforge.corpus.sources.wordproblems import ALGEBRA, ARITHMETIC, Template, problem, templates
+from lmforge.errors import InputError
 from lmforge.recipe import Source
+from lmforge.record import write_atomic
 
 LEVELS = range(1, 6)
 DOCUMENTS = 10_000  # where the recipe does not say
@@ -85,6 +90,35 @@ def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems
         spans.append([len(text), len(text) + len(each.working) + 2])
         text += f"{_gap(each.working)}{each.working}\n{'' if number == problems - 1 else chr(10)}"
     return text, {"synthetic": "procedural", "task": task, "level": level, "loss_spans": spans}
+
+
+def write_exercises(
+    path: Path, task: str, count: int, level: int = 0, seed: int = 0, chat: bool = False, held_out: bool = False
+) -> dict[str, Any]:
+    """Write `count` problems as JSON lines: {"text"} as the source writes them, or {"messages"} of a chat. Level 0
+    takes the levels in turn. The same arguments give the same bytes.
+
+    Raises:
+        InputError: no such task or level, or a number of problems below 1.
+        LmforgeError: nothing can be written there.
+    """
+    if task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"exercises {task!r}: no such task{hint} There are {', '.join(TASKS)}")
+    if level not in (0, *LEVELS) or count < 1:
+        raise InputError(f"exercises: level {level}, count {count}; give a level of 0 to 5 and a count of at least 1")
+    lines = []
+    for index in range(count):
+        each = make(task, seed, index, level or 1 + index % len(LEVELS), held_out)
+        if chat:
+            turns = [{"role": "user", "content": each.question}, {"role": "assistant", "content": each.working}]
+            content: dict[str, Any] = {"messages": turns}
+        else:
+            content = {"text": f"Question: {each.question}\nAnswer:{_gap(each.working)}{each.working}\n"}
+        lines.append(json.dumps({**content, "task": task}, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines))
+    return {"path": str(path), "task": task, "problems": count}
 
 
 def procedural_parts(source: Source, _notices: Counter[str]) -> list[SourcePart]:

@@ -32,6 +32,7 @@ SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")  # where
 Way = Literal["namespaces", "landlock", "macos", "none"]
 Status = Literal["ok", "error", "time", "cpu", "output", "disk", "killed"]
 LOOK = 0.05  # seconds between looks at a scratch folder that no file system bounds
+MOST_FILES = 1024  # in a scratch folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _watched(
                 met = "output"
             elif left <= 0:
                 met = "time"
-            elif way != "namespaces" and _size(scratch) > limits.scratch_bytes:
+            elif way != "namespaces" and _is_full(scratch, limits.scratch_bytes):
                 met = "disk"
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -226,11 +227,14 @@ def _told(held: Mapping[str, bytearray], met: str, seconds: float, limits: Limit
     return Outcome(status, code, stdout, stderr, given, seconds, way)  # type: ignore[arg-type]
 
 
-def _size(folder: str) -> int:
-    """Bytes of the files below a folder, links not followed."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
+def _is_full(folder: str, most: int) -> bool:
+    """Whether the files below a folder, links not followed, take more than `most` bytes or are more than MOST_FILES."""
+    size = count = 0
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
-    return total
+                size += os.lstat(os.path.join(place, name)).st_blocks * 512
+            count += 1
+            if size > most or count > MOST_FILES:
+                return True
+    return False
