@@ -109,9 +109,13 @@ def exercises(
     task: Annotated[str, typer.Argument(help="a procedural task: algebra, algorithm, sort, …")],
     out: Annotated[Path, typer.Argument(help="the .jsonl file to write")],
     count: Annotated[int, typer.Option(help="how many problems")] = 1000,
-    level: Annotated[int, typer.Option(help="1 to 5; of algebra grades 4-5, 6-7, 8-9, 10, 11-12; 0: one after another")] = 0,
+    level: Annotated[
+        int, typer.Option(help="1 to 5; of algebra grades 4-5, 6-7, 8-9, 10, 11-12; 0: one after another")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="the same seed gives the same problems")] = 0,
-    chat: Annotated[bool, typer.Option("--chat", help="as conversations (messages), for fine-tuning; else as texts")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="as conversations (messages), for fine-tuning; else as texts")
+    ] = False,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="of templates and phrasings that training texts never use")
     ] = False,

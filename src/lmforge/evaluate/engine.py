@@ -1,7 +1,7 @@
 """lm-evaluation-harness as the engine of standard tasks: its task definitions and metrics, fed from local packs.
 
-    Definition, rows of a pack ─▶ FOLDER/*.yaml (include: the harness's own file; data: FOLDER/*.jsonl)
-                               ─▶ lm_eval.evaluate with our network ─▶ samples: a document each, with its metrics
+Definition, rows of a pack ─▶ FOLDER/*.yaml (include: the harness's own file; data: FOLDER/*.jsonl)
+                           ─▶ lm_eval.evaluate with our network ─▶ samples: a document each, with its metrics
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def prepare(definition: Definition, folder: Path, shots: int = 0, limit: int | N
     examples: list[Document] = []
     if shots:
         if definition.learned is None:
-            raise InputError(f"{definition.name}: shots = {shots}, but its pack has no examples to learn from; leave it out")
+            raise InputError(
+                f"{definition.name}: shots = {shots}, but its pack has no examples to learn from; leave it out"
+            )
         rows = open_pack(definition.pack, definition.learned)
         examples = [document for row in rows if (document := definition.make(row)) is not None]
     parts = _parts(definition, documents)

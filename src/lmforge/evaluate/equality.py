@@ -65,7 +65,14 @@ def plain(answer: str) -> str:
     text = answer.strip().strip("$").strip().rstrip(".")
     text = re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\\(?:left|right|!|,|;|:|quad|qquad|displaystyle)(?![a-zA-Z])", "", text)
-    for old, new in (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("^\\circ", ""), ("^{\\circ}", ""), ("\\%", ""), ("\\$", "")):
+    for old, new in (
+        ("\\dfrac", "\\frac"),
+        ("\\tfrac", "\\frac"),
+        ("^\\circ", ""),
+        ("^{\\circ}", ""),
+        ("\\%", ""),
+        ("\\$", ""),
+    ):
         text = text.replace(old, new)
     return re.sub(r"\s+", " ", text).strip()
 
@@ -137,7 +144,10 @@ def number(answer: str) -> Fraction | None:
     made = expression(answer)
     if made is not None and (value := calculate(made)) is not None:
         return value
-    found = re.fullmatch(r"(?:[A-Za-z] ?= ?)?(-?\$?\d[\d,]*(?:\.\d+)?(?: ?/ ?\d+)?) ?%?(?: [A-Za-z][A-Za-z .²³^\d]*)?", text)
+    found = re.fullmatch(
+        r"(?:[A-Za-z] ?= ?)?(-?\$?\d[\d,]*(?:\.\d+)?(?: ?/ ?\d+)?) ?%?(?: (?!or\b|and\b)[A-Za-z][A-Za-z .²³^\d]*)?",
+        text,
+    )
     return calculate(found[1]) if found else None
 
 
@@ -152,7 +162,7 @@ def parts(answer: str) -> list[str]:
 
 def same(given: str, wanted: str) -> bool:
     """Whether two answers are the same: letter by letter, as numbers, or each of a list in any order."""
-    one_text, two_text = (re.sub(r"\s+", "", plain(each)).lower() for each in (given, wanted))
+    one_text, two_text = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", plain(each)).lower() for each in (given, wanted))
     if one_text == two_text:
         return True
     if (one := _tuple(one_text)) and (two := _tuple(two_text)):

@@ -84,9 +84,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             self._enter(items[place], pairs[place], answer, results)
             bar.step(1)
 
-    def _enter(
-        self, places: list[int], pairs: Sequence[Any], answer: Any, results: list[tuple[float, bool]]
-    ) -> None:
+    def _enter(self, places: list[int], pairs: Sequence[Any], answer: Any, results: list[tuple[float, bool]]) -> None:
         for place, pair, (log_p, greedy, cut) in zip(places, pairs, answer, strict=True):
             results[place] = (float(log_p), bool(greedy))
             if cut:

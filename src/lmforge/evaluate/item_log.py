@@ -36,7 +36,9 @@ class ItemLog:
             self._read()
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{self.path}: the items' log cannot be written ({error.strerror}); free the place") from error
+            raise InputError(
+                f"{self.path}: the items' log cannot be written ({error.strerror}); free the place"
+            ) from error
         self.found = len(self.answers)
 
     def _read(self) -> None:
@@ -66,6 +68,8 @@ class ItemLog:
     def __enter__(self) -> ItemLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file is not None:
             self._file.close()

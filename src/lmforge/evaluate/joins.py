@@ -55,7 +55,13 @@ def _moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 def _joined(
-    tokenizer: Tokenizer, context: str, continuation: str, own: list[int], whole: list[int], mark: list[int], begins: bool
+    tokenizer: Tokenizer,
+    context: str,
+    continuation: str,
+    own: list[int],
+    whole: list[int],
+    mark: list[int],
+    begins: bool,
 ) -> Joined:
     before = mark if begins else []
     if not continuation:

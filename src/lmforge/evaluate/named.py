@@ -28,7 +28,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "quick": _SORTING | _HEAP, "heap": _SORTING, "nosort": _SORTING | _HEAP,
     "binary": {"index", "bisect", "bisect_left", "bisect_right", "find"}, "recursive": set(),
 }  # fmt: skip
-_NOTING = '''
+_NOTING = """
 
 class _Noted(int):
     def __lt__(self, other): return _noted(self, other, int.__lt__)
@@ -49,7 +49,7 @@ def _lmforge_noted(*given):
     _pairs.clear()
     {name}(*[[_Noted(item) for item in each] if isinstance(each, list) else each for each in given])
     return _pairs[:4000]
-'''
+"""
 
 
 def fault(check: str, source: str, name: str) -> str:
@@ -58,7 +58,10 @@ def fault(check: str, source: str, name: str) -> str:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "no Python"
-    used = {call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "") for call in _calls(tree)}
+    used = {
+        call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        for call in _calls(tree)
+    }
     if wrong := sorted(used & FORBIDDEN[check]):
         return f"calls {wrong[0]}"
     if check == "recursive":
@@ -151,12 +154,20 @@ def _merging(items: Sequence[int], pairs: Sequence[Pair]) -> str:
         return why
     half = len(items) // 2
     across = [number for number, (a, b) in enumerate(pairs) if (items.index(a) < half) != (items.index(b) < half)]
-    return "" if across and across == list(range(across[0], len(pairs))) else "does not merge two sorted halves at the end"
+    return (
+        "" if across and across == list(range(across[0], len(pairs))) else "does not merge two sorted halves at the end"
+    )
 
 
 def _heaping(items: Sequence[int], pairs: Sequence[Pair]) -> str:
     """Heap sort: at most 3 n⌈log₂ n⌉ comparisons, in the order of none of the others."""
-    others = {"bubble": _neighbours, "insertion": _one_by_one, "selection": _least_first, "merge": _merging, "quick": _pivot}
+    others = {
+        "bubble": _neighbours,
+        "insertion": _one_by_one,
+        "selection": _least_first,
+        "merge": _merging,
+        "quick": _pivot,
+    }
     alike = next((name for name, each in others.items() if not each(items, pairs)), None)
     return f"compares as {alike} sort does" if alike else _few(3)(items, pairs)
 

@@ -23,7 +23,7 @@ from lmforge.intervals import Interval, Numbers, bootstrap, wilson
 CALL_LIMITS = Limits(seconds=10, cpu_seconds=5, output_bytes=1 << 20)
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _CODE = re.compile(r"^(?:def|class|import|from|async def)\b|^@", re.MULTILINE)
-_CALLS = '''
+_CALLS = """
 
 def _lmforge_calls():
     import ast, os
@@ -35,7 +35,7 @@ def _lmforge_calls():
         os.write(RESULT, (str(number) + " " + text[:{most}] + "\\n").encode("utf-8", "replace"))
 
 _lmforge_calls()
-'''
+"""
 MOST_SHOWN = 20_000  # characters of one result
 
 
@@ -48,7 +48,9 @@ def program_in(text: str) -> str:
     return (text[first.start() :] if first else text).strip("\n")
 
 
-def results_of(source: str, name: str, cases: Sequence[Sequence[Any]], limits: Limits = CALL_LIMITS) -> tuple[list[Any], Outcome]:
+def results_of(
+    source: str, name: str, cases: Sequence[Sequence[Any]], limits: Limits = CALL_LIMITS
+) -> tuple[list[Any], Outcome]:
     """What the function `name` of a program gives for each list of arguments, run in the sandbox; `Raised` with the name of
     the exception where it raised one or gave no plain value, None-filled `Raised("nothing")` where the run ended before."""
     outcome = run_program(source + _CALLS.format(given=repr(list(cases)), name=name, most=MOST_SHOWN), limits)

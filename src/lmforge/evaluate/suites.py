@@ -35,7 +35,9 @@ def suites() -> dict[str, list[str]]:
     return {FULL: [name for names in families.values() for name in names], **families}
 
 
-def tasks_of(suite: str, limit: int | None = None, shots: int | None = None) -> dict[str, tuple[Task[Any], TaskSettings]]:
+def tasks_of(
+    suite: str, limit: int | None = None, shots: int | None = None
+) -> dict[str, tuple[Task[Any], TaskSettings]]:
     """The tasks of a suite, or of several and single tasks with commas between, each with its settings.
 
     Raises:
@@ -94,4 +96,6 @@ def evaluate_model(
                 score = not_applicable(name, str(error), {})
             context.scores[name] = {"model": score}
             described[name] = {"model": describe(task, score, context)}
-    return {"tasks": write_scores(described, {name: task for name, (task, _) in chosen.items()}, context, out / "scores")}
+    return {
+        "tasks": write_scores(described, {name: task for name, (task, _) in chosen.items()}, context, out / "scores")
+    }

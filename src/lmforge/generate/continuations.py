@@ -112,8 +112,13 @@ class Continuations:
         stemmed = bool(stem) and not any(cuts)
         skip = len(stem) if stemmed else 0
         tree = Tree([row[cut + skip :] for row, cut in zip(rows, cuts, strict=True)], shared=self.shares)
-        places = [path[len(path) - len(after) :] if after else [] for path, (_, after) in zip(tree.paths, options, strict=True)]
-        assert all(len(place) == len(after) for place, (_, after) in zip(places, options, strict=True)), "nothing before"
+        places = [
+            path[len(path) - len(after) :] if after else []
+            for path, (_, after) in zip(tree.paths, options, strict=True)
+        ]
+        assert all(len(place) == len(after) for place, (_, after) in zip(places, options, strict=True)), (
+            "nothing before"
+        )
         return _Item(number, tree, places, [list(after) for _, after in options], cuts, stemmed)
 
     def _groups(self, items: list[_Item]) -> Iterator[list[_Item]]:

@@ -45,7 +45,9 @@ def test_the_filter_lets_through_what_is_not_denied(machine: str, monkeypatch: p
 
 def test_no_number_stands_twice() -> None:
     for column in (0, 1):
-        numbers = [each[column] for table in (inside.DENIED, inside.OWN_ONLY, inside.NOT_THERE) for each in table.values()]
+        numbers = [
+            each[column] for table in (inside.DENIED, inside.OWN_ONLY, inside.NOT_THERE) for each in table.values()
+        ]
         known = [number for number in numbers if number is not None]
         assert len(known) == len(set(known))
 

@@ -98,7 +98,9 @@ def test_the_attacks_succeed_where_nothing_holds_them(tmp_path: Path) -> None:
     """Else the test above could not fail: run bare, in a process that may be lost."""
     secret = tmp_path / "secret"
     secret.write_text("do not read")
-    harmless = {name: ATTACKS[name] for name in ("a secret through a link", "write beside", "udp", "unix socket", "thread")}
+    harmless = {
+        name: ATTACKS[name] for name in ("a secret through a link", "write beside", "udp", "unix socket", "thread")
+    }
     source = TRY_ALL.format(secret=str(secret), home=str(Path.home()), attacks=harmless)
     outcome = run_program(source, QUICK, way="none", unsafe=True)
     assert json.loads(outcome.stdout)[0] == list(harmless)

@@ -96,14 +96,19 @@ def made(
         numbers[gap] = rng.randint(bounds[0], bounds[-1])
     template = rng.choice(chosen.held_out if held_out else chosen.train)
     (name, other), (town, far) = rng.sample(NAMES, 2), rng.sample(TOWNS, 2)
-    words = {"name": name, "other": other, "town": town, "far": far, "items": rng.choice(ITEMS), "boxes": rng.choice(BOXES)}
+    words = {
+        "name": name,
+        "other": other,
+        "town": town,
+        "far": far,
+        "items": rng.choice(ITEMS),
+        "boxes": rng.choice(BOXES),
+    }
     text = _CHOICE.sub(lambda choice: rng.choice(choice[1].split("|")), template)
     question = " ".join(text.format(**words, **numbers).split())
     working = worked(chosen.working, numbers)
     answer = chosen.answer.format(**numbers)
-    return AlgebraProblem(
-        chosen.name, chosen.grade, template, question, f"{working}. The answer is {answer}.", answer
-    )
+    return AlgebraProblem(chosen.name, chosen.grade, template, question, f"{working}. The answer is {answer}.", answer)
 
 
 def worked(working: str, numbers: dict[str, int]) -> str:

@@ -124,7 +124,9 @@ def _words(rng: random.Random, _given: list[Any]) -> list[str]:
 
 
 def _text(rng: random.Random, _given: list[Any], least: int = 0) -> str:
-    return " ".join("".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 8))) for _ in range(rng.randint(least, 6)))
+    return " ".join(
+        "".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 8))) for _ in range(rng.randint(least, 6))
+    )
 
 
 def _palindrome(rng: random.Random, given: list[Any]) -> str:
@@ -207,7 +209,9 @@ _DRAWN: dict[str, Callable[..., Any]] = {
     "undirected": _undirected,
     "weighted": _weighted,
     "perfect": lambda rng, _given: rng.choice((6, 28, 496, rng.randint(1, 500), rng.randint(1, 50))),
-    "year": lambda rng, _given: rng.choice((rng.randint(1600, 2400), 100 * rng.randint(16, 24), 4 * rng.randint(400, 600))),
+    "year": lambda rng, _given: rng.choice(
+        (rng.randint(1600, 2400), 100 * rng.randint(16, 24), 4 * rng.randint(400, 600))
+    ),
     "coins": lambda rng, _given: sorted(rng.sample(range(1, 12), rng.randint(1, 4))),
     "weights": lambda rng, _given: [rng.randint(1, 9) for _ in range(5)],
 }

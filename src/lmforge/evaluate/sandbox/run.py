@@ -214,7 +214,9 @@ def _watched(
 
 
 def _told(held: Mapping[str, bytearray], met: str, seconds: float, limits: Limits, way: Way) -> Outcome:
-    stdout, stderr = (bytes(held[name][: limits.output_bytes]).decode("utf-8", "replace") for name in ("stdout", "stderr"))
+    stdout, stderr = (
+        bytes(held[name][: limits.output_bytes]).decode("utf-8", "replace") for name in ("stdout", "stderr")
+    )
     told = json.loads(held["report"]) if held["report"] else {}
     if "refused" in told or "\0refused: " in stderr:
         why = told.get("refused") or stderr.partition("\0refused: ")[2]

@@ -87,7 +87,10 @@ class Mathematics(Task[Any]):
         given = [self.answer_in(text) for text in texts]
         pairs = [(each, problem.answer) for each, problem in zip(given, asked, strict=True)]
         right = same_symbolically(pairs) if self.symbolic else [same(*pair) for pair in pairs]
-        right = [each or same(final_answer(text), problem.answer) for each, text, problem in zip(right, texts, asked, strict=True)]
+        right = [
+            each or same(final_answer(text), problem.answer)
+            for each, text, problem in zip(right, texts, asked, strict=True)
+        ]
         rows = [
             {
                 "id": problem.id,
@@ -112,7 +115,9 @@ class Mathematics(Task[Any]):
     def answer_in(self, text: str) -> str:
         """The answer that a text gives."""
         found = final_answer(text)
-        return found if number(found) is not None or " and " in found else last_number(found) or last_number(text) or found
+        return (
+            found if number(found) is not None or " and " in found else last_number(found) or last_number(text) or found
+        )
 
     def headline(self, score: Content) -> str:
         """The share in percent."""
@@ -135,7 +140,9 @@ def _score(rows: list[dict[str, Any]], key: dict[str, Any]) -> Score:
     for row in rows:
         own.setdefault(row["part"], []).append(row["correct"])
     parts = {}
-    for part in sorted(own, key=lambda name: [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name)]):
+    for part in sorted(
+        own, key=lambda name: [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name)]
+    ):
         interval = wilson(sum(own[part]), len(own[part]))
         parts[part] = {
             "value": sum(own[part]) / len(own[part]), "low": interval[0], "high": interval[1], "items": len(own[part]),
@@ -220,7 +227,11 @@ class PackProblems(Mathematics):
         else:
             answered, rows = rows[:shots], rows[shots:]
         rows = rows[: settings.limit]
-        return rows, answered, {"pack": find_pack(self.pack).version, "items": hash_json([each.question for each in rows])}
+        return (
+            rows,
+            answered,
+            {"pack": find_pack(self.pack).version, "items": hash_json([each.question for each in rows])},
+        )
 
 
 @register
@@ -259,7 +270,9 @@ class Asdiv(PackProblems):
         """The unit of an answer stands in brackets."""
         answer = row["Answer"].partition("(")[0].strip() or row["Answer"]
         question = f"{row['Body']} {row['Question']}"
-        return MathProblem(row["ID"], f"grade {row['Grade']}", question, f"{row['Formula']}. The answer is {answer}.", answer)
+        return MathProblem(
+            row["ID"], f"grade {row['Grade']}", question, f"{row['Formula']}. The answer is {answer}.", answer
+        )
 
 
 @register
@@ -291,7 +304,9 @@ class MathAlgebra(PackProblems):
 
     def problem(self, row: Row, number_: int) -> MathProblem:
         """Problem, solution, answer."""
-        return MathProblem(f"{number_}", row["category"], row["context"], row["chain_of_thought"].replace("\n\n", "\n"), row["answer"])
+        return MathProblem(
+            f"{number_}", row["category"], row["context"], row["chain_of_thought"].replace("\n\n", "\n"), row["answer"]
+        )
 
 
 @register
@@ -315,4 +330,3 @@ class Aqua(PackProblems):
 def _whole(value: object) -> str:
     text = str(value)
     return text[:-2] if text.endswith(".0") else text
-

@@ -159,7 +159,9 @@ class Algorithms(Programs):
         asked = _phrased(settings)
         prompts = [_prompt(context, each.question) for each in asked]
         texts = write(context, prompts, _writing(settings, (SECTION,)), "programs")
-        whys = _tested(texts, lambda number, text: algorithm_fault(asked[number].algorithm, text, asked[number].name), "tests")
+        whys = _tested(
+            texts, lambda number, text: algorithm_fault(asked[number].algorithm, text, asked[number].name), "tests"
+        )
         rows = [
             {
                 "id": f"{each.algorithm.name}: {each.phrasing}",

@@ -152,7 +152,9 @@ class Standard(Task[StandardSettings]):
         }
         if len(parts := {row["part"] for row in rows if "part" in row}) > 1:
             own = {part: [row for row in rows if row.get("part") == part] for part in sorted(parts)}
-            extra["parts"] = {part: {"value": estimate(metric, each)[0], "items": len(each)} for part, each in own.items()}
+            extra["parts"] = {
+                part: {"value": estimate(metric, each)[0], "items": len(each)} for part, each in own.items()
+            }
         clean: dict[str, Any] = {}
         if any("leaked" in row for row in rows):
             left = [row for row in rows if not row["leaked"]]
