@@ -2,9 +2,10 @@
 
     python -m bench.quality.exercises WORK [--only algebra programs] [--set KEY=VALUE …]
 
-Runs recipes/algebra.toml and recipes/programs.toml on one thread, each about a quarter of an hour of one free core, then
-asks the trained model: algebra problems of every kind from held-out templates, with and without a calculator, and from the
-templates of training; every task's program from held-out phrasings and from those of training, tested in the sandbox.
+Runs recipes/algebra.toml and recipes/programs.toml on one thread, each at most a quarter of an hour of one free core,
+then asks the trained model: algebra problems of every kind from held-out templates, with and without a calculator, and
+from the templates of training; every task's program from held-out phrasings and from those of training, tested in the
+sandbox.
 Writes bench/results/exercises.json: shares with 95% intervals, by grade and family, and processor time of the training.
 What is done in WORK is not done again.
 """

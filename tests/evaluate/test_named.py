@@ -3,7 +3,7 @@
 import pytest
 
 from lmforge.corpus.sources.algorithms import algorithms
-from lmforge.evaluate.named import FORBIDDEN, _lists, _searches, _WATCHED, fault
+from lmforge.evaluate.named import _WATCHED, FORBIDDEN, _lists, _searches, fault
 from lmforge.evaluate.solutions import called
 
 SORTS = ("bubble", "insertion", "selection", "merge", "quick", "heap")

@@ -28,7 +28,10 @@ def test_programs_are_found_in_answers() -> None:
 
 
 def test_a_function_is_called_with_every_input_and_its_failures_are_its_own() -> None:
-    source = "def f(x):\n    if x == 2: raise ValueError\n    if x == 3: return object()\n    print('noise')\n    return (x, {1: [x]})"
+    source = (
+        "def f(x):\n    if x == 2: raise ValueError\n    if x == 3: return object()\n"
+        "    print('noise')\n    return (x, {1: [x]})"
+    )
     results, outcome = results_of(source, "f", [[1], [2], [3], [4]])
     assert results[0] == (1, {1: [1]})
     assert [repr(each) for each in results[1:3]] == ["raised ValueError", "raised no plain value"]
@@ -56,8 +59,10 @@ def test_results_out_here_are_those_in_there() -> None:
 
 @pytest.mark.parametrize(
     ("one", "two", "are"),
-    [((1, 2), [1, 2], True), (True, 1, False), (True, True, True), (0.1 + 0.2, 0.3, True), (1, 1.0, True), ([1], [1, 2], False),
-     ({1: (2,)}, {1: [2]}, True), ({1: 2}, {2: 2}, False), ("a", "a", True), ("1", 1, False), (None, None, True), (float("nan"), 1, False)],
+    [((1, 2), [1, 2], True), (True, 1, False), (True, True, True), (0.1 + 0.2, 0.3, True), (1, 1.0, True),
+     ([1], [1, 2], False),
+     ({1: (2,)}, {1: [2]}, True), ({1: 2}, {2: 2}, False), ("a", "a", True), ("1", 1, False), (None, None, True),
+     (float("nan"), 1, False)],
 )  # fmt: skip
 def test_alike(one: object, two: object, are: bool) -> None:
     assert alike(one, two) is are

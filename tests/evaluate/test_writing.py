@@ -1,4 +1,4 @@
-"""Texts written by a model: the same in any company, drawn alike again, stopped, noted, and with a calculator's results."""
+"""Texts written by a model: the same in any company, drawn alike again, stopped, noted, with a calculator's results."""
 
 from __future__ import annotations
 

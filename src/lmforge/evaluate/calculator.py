@@ -70,7 +70,9 @@ def shown(number: Fraction) -> str:
 
 
 def completed(text: str) -> str | None:
-    """What the calculator adds at the end of a text: "result>>" after an open call that can be worked out, else None."""
+    """What the calculator adds to a text: "result>>" after an open call that can be worked out, else None."""
     call = _CALL.search(text[-220:])
     result = calculate(call[1]) if call else None
-    return None if result is None else f"{shown(result)}>>"
+    if call is None or result is None:
+        return None
+    return f"{' ' if call[1].startswith(' ') else ''}{shown(result)}>>"  # as the call is written

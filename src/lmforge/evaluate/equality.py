@@ -4,9 +4,9 @@ r"""Answers of mathematics: found in a text, and compared: exactly, as numbers, 
     same("\\frac{1}{2}", "0.5")   →  True
     same_symbolically([("x(x+1)", "x^2 + x")])   →  [True]
 
-Nothing of a text is evaluated as Python. Numbers go through the calculator's parser; expressions are rewritten from LaTeX
-and checked to consist of arithmetic, known functions and single letters before SymPy sees them, and SymPy runs in the
-sandbox, within its limits.
+Nothing of a text is evaluated as Python. Numbers go through the calculator's parser; expressions are rewritten from
+LaTeX and checked to consist of arithmetic, known functions and single letters before SymPy sees them, and SymPy runs in
+the sandbox, within its limits.
 """
 
 from __future__ import annotations

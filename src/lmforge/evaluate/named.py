@@ -1,12 +1,12 @@
-"""Is it the algorithm that was asked for? What can be seen of that from outside: which library calls a program makes, and
-which items it compares, in which order.
+"""Is it the algorithm that was asked for? What can be seen of that from outside: which library calls a program makes,
+and which items it compares, in which order.
 
     fault("bubble", source, "solve")  →  "" or what speaks against it
 
 Items are numbers that note every comparison (a, b). Bubble sort compares neighbours and carries the largest along;
 insertion sort takes one new item after another; selection sort compares all pairs, holding on to the least; merge sort
-makes few comparisons on any input; quick sort begins by comparing all with one; heap sort makes few on any input; binary
-search looks at a handful of a thousand. A program that hides another algorithm with the same comparisons passes.
+makes few comparisons on any input; quick sort begins by comparing all with one; heap sort makes few on any input;
+binary search looks at a handful of a thousand. A program that hides another algorithm with the same comparisons passes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ast
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lmforge.evaluate.solutions import Raised, results_of
 
@@ -73,7 +74,7 @@ def fault(check: str, source: str, name: str) -> str:
     for case, pairs in zip(cases, noted, strict=True):
         if isinstance(pairs, Raised):
             return f"could not be watched ({pairs.why})"
-        if why := _WATCHED[check](list(case[0]), [tuple(pair) for pair in pairs]):  # type: ignore[misc]
+        if why := _WATCHED[check](list(case[0]), [(a, b) for a, b in pairs]):
             return why
     return ""
 
@@ -82,13 +83,13 @@ def _calls(tree: ast.AST) -> list[ast.Call]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def _lists(count: int) -> list[list[list[int]]]:
+def _lists(count: int) -> list[list[Any]]:
     """Lists of different numbers in random order, the last one in reverse."""
     rng = random.Random(0)
     return [[rng.sample(range(SIZE), SIZE)] for _ in range(count - 1)] + [[list(range(SIZE))[::-1]]]
 
 
-def _searches() -> list[list[object]]:
+def _searches() -> list[list[Any]]:
     return [[list(range(0, 2 * SEARCHED, 2)), target] for target in (0, 2 * SEARCHED - 2, 777, 1000)]
 
 

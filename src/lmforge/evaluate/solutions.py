@@ -1,6 +1,6 @@
 """Programs a model wrote, tested in the sandbox; and how often one of k would pass.
 
-    text ─program_in─▶ source ─▶ sandbox: the function called with hidden arguments ─▶ results, compared out here
+    text ─program_in─▶ source ─▶ sandbox: the function called with hidden arguments ─▶ results, compared outside
                              └─▶ sandbox: the benchmark's own assertions behind it
 
 A function's results leave the sandbox and what they ought to be never enters it, so a program cannot copy them.
@@ -51,8 +51,8 @@ def program_in(text: str) -> str:
 def results_of(
     source: str, name: str, cases: Sequence[Sequence[Any]], limits: Limits = CALL_LIMITS
 ) -> tuple[list[Any], Outcome]:
-    """What the function `name` of a program gives for each list of arguments, run in the sandbox; `Raised` with the name of
-    the exception where it raised one or gave no plain value, None-filled `Raised("nothing")` where the run ended before."""
+    """What the function `name` of a program gives for each list of arguments, run in the sandbox; `Raised` with the
+    name of the exception where it raised one, or with what kept it from a plain value, or from any, where the run ended."""
     outcome = run_program(source + _CALLS.format(given=repr(list(cases)), name=name, most=MOST_SHOWN), limits)
     results: list[Any] = [Raised(outcome.status if outcome.status != "ok" else "nothing")] * len(cases)
     for line in outcome.result.decode("utf-8", "replace").splitlines():
@@ -112,7 +112,8 @@ def passes_assertions(source: str, tests: str, limits: Limits = CALL_LIMITS) -> 
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The unbiased estimate of the chance that one of k samples is right, 1 − C(n−c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+    """The unbiased estimate of the chance that one of k samples is right, 1 − C(n−c, k) / C(n, k) (Chen et al. 2021,
+    eq. 1).
 
     Raises:
         ValueError: k is more than the samples.

@@ -8,7 +8,6 @@ that is not on this machine) is a score that says so, with the command that make
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

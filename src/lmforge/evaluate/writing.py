@@ -25,8 +25,8 @@ FORMAT = 1  # raised whenever the same model would write otherwise
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """How it is written. `temperature` 0 is greedy; `samples` texts a prompt, each with a seed of its own that depends on
-    the prompt alone; a text ends before the first of `stop`, at a token that ends texts, or after `new_tokens`."""
+    """How it is written. `temperature` 0 is greedy; `samples` texts a prompt, each with a seed of its own that depends
+    on the prompt alone; a text ends before the first of `stop`, at a token that ends texts, or after `new_tokens`."""
 
     new_tokens: int = 256
     stop: tuple[str, ...] = ()

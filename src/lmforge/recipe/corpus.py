@@ -35,6 +35,7 @@ ProceduralTask = Literal[
     "close",
     "program",
     "algebra",
+    "algebra_calculator",
     "algorithm",
 ]
 

@@ -147,7 +147,8 @@ def train_tokenizer(
     A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too.
     With `superwords` the second half of the vocabulary may cross spaces; `documents` must then be a collection, since
     it is read twice. With `single_digits` no two digits are ever merged, so that a number is written digit by digit
-    (Nogueira et al. 2021, section 3: it makes arithmetic easier to learn). `max_ram` is in bytes (default: half of what is free); `progress` is told of merges made.
+    (Nogueira et al. 2021, section 3: it makes arithmetic easier to learn). `max_ram` is in bytes (default: half of what
+    is free); `progress` is told of merges made.
 
     Raises:
         InputError: `vocab_size` is more than these texts support, or less than the tokens that are always there (257;

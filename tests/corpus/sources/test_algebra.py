@@ -75,7 +75,7 @@ def test_the_answer_solves_what_the_question_says(name: str, seed: int, held_out
     assert value(RELATIONS[name], numbers), problem
     assert problem.working.endswith(f"The answer is {problem.answer}.")
     for expression, result in CALL.findall(problem.working):
-        assert Fraction(value(expression)) == int(result)
+        assert Fraction(value(expression.strip())) == int(result)
 
 
 def test_every_number_of_a_call_is_in_the_question_or_worked_out_before() -> None:

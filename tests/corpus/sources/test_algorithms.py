@@ -1,4 +1,4 @@
-"""Algorithmic tasks: references that do what is asked (checked against Python's own), inputs that can tell, phrasings apart."""
+"""Algorithmic tasks: references that agree with Python's own ways, inputs that can tell, phrasings apart."""
 
 import bisect
 import itertools
@@ -14,12 +14,13 @@ from lmforge.corpus.sources.algorithms import NAMES, SENTENCES, algorithms, case
 
 # other ways to the same results, where Python has one
 OTHERWISE: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("bubble_sort", "insertion_sort", "merge_sort", "quick_sort", "heap_sort", "counting_sort"), sorted),
+    **dict.fromkeys(("bubble_sort", "insertion_sort", "merge_sort", "quick_sort", "heap_sort"), sorted),
+    "selection_sort": sorted, "counting_sort": sorted,
     "bubble_sort_descending": lambda items: sorted(items, reverse=True),
     "merge_sorted": lambda a, b: sorted(a + b),
     "is_sorted": lambda items: items == sorted(items),
     "linear_search": lambda items, target: items.index(target) if target in items else -1,
-    "binary_search": lambda items, target: at if (at := bisect.bisect_left(items, target)) < len(items) and items[at] == target else -1,
+    "binary_search": lambda items, target: bisect.bisect_left(items, target) if target in items else -1,
     "maximum": max, "minimum": min, "mean": statistics.fmean, "median": statistics.median,
     "count_occurrences": lambda items, target: items.count(target),
     "factorial": math.factorial, "factorial_recursive": math.factorial, "gcd": math.gcd, "lcm": math.lcm,
@@ -32,10 +33,14 @@ OTHERWISE: dict[str, Callable[..., Any]] = {
     "flatten": lambda lists: list(itertools.chain(*lists)),
     "remove_duplicates": lambda items: list(dict.fromkeys(items)),
     "is_prime": lambda n: n > 1 and all(n % d for d in range(2, n)),
-    "maximum_subarray": lambda items: max(sum(items[i:j]) for i in range(len(items)) for j in range(i + 1, len(items) + 1)),
+    "maximum_subarray": lambda items: max(
+        sum(items[i:j]) for i in range(len(items)) for j in range(i + 1, len(items) + 1)
+    ),
     "two_sum": lambda items, target: any(a + b == target for a, b in itertools.combinations(items, 2)),
     "knapsack": lambda weights, values, room: max(
-        sum(v for _, v in chosen) for n in range(6) for chosen in itertools.combinations(list(zip(weights, values, strict=True)), n)
+        sum(v for _, v in chosen)
+        for n in range(6)
+        for chosen in itertools.combinations(list(zip(weights, values, strict=True)), n)
         if sum(w for w, _ in chosen) <= room
     ),
     "anagrams": lambda a, b: sorted(a) == sorted(b),

@@ -128,7 +128,10 @@ def test_limits_end_a_program(way: Way, source: str, statuses: set[str]) -> None
 
 
 def test_time_ends_a_program_that_will_not_go_and_nothing_stays(way: Way) -> None:
-    source = "import signal, time\nfor s in (15, 2, 1): signal.signal(s, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(60)"
+    source = (
+        "import signal, time\nfor s in (15, 2, 1): signal.signal(s, signal.SIG_IGN)\n"
+        "print('on', flush=True)\ntime.sleep(60)"
+    )
     outcome = run_program(source, Limits(seconds=1.5), way=way)
     assert (outcome.status, outcome.stdout) == ("time", "on\n")
     assert not [each for each in psutil.Process().children(recursive=True) if "inside.py" in " ".join(each.cmdline())]
@@ -170,7 +173,8 @@ def test_an_ordinary_user_has_it_too() -> None:
     source = Path(module.__file__).parents[3]
     program = (
         "from lmforge.evaluate.sandbox import isolation, run_program\n"
-        "print(isolation().way, run_program('import os; os.kill(os.getppid(), 9)').status, run_program('print(2)').stdout)"
+        "killer = run_program('import os; os.kill(os.getppid(), 9)')\n"
+        "print(isolation().way, killer.status, run_program('print(2)').stdout)"
     )
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-i", f"PYTHONPATH={source}"]
     done = subprocess.run([*command, python, "-B", "-c", program], capture_output=True, text=True, check=False)

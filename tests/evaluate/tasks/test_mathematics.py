@@ -18,15 +18,17 @@ from tests.evaluate.conftest import score_of, tiny_model
 
 PACKS = ("gsm8k", "svamp", "asdiv", "mawps", "math_algebra", "aqua")
 ROWS: dict[str, list[Row]] = {
-    "gsm8k": [{"question": f"{n} and 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"} for n in range(9)],
-    "svamp": [{"ID": f"s{n}", "Body": f"Ben has {n}", "Question": "How many?", "Answer": float(n), "Equation": f"( {n}.0 + 0.0 )",
-               "Type": "Addition"} for n in range(9)],
-    "asdiv": [{"ID": f"a{n}", "Grade": str(1 + n % 3), "Body": "Ann.", "Question": f"How many are {n}?", "Answer": f"{n} (apples)",
-               "Formula": f"{n}+0={n}"} for n in range(9)],
+    "gsm8k": [{"question": f"{n} and 1?", "answer": f"It is {n}+1=<<{n}+1={n + 1}>>{n + 1}.\n#### {n + 1}"}
+              for n in range(9)],
+"svamp": [{"ID": f"s{n}", "Body": f"Ben has {n}", "Question": "How many?", "Answer": float(n),
+               "Equation": f"( {n}.0 + 0.0 )", "Type": "Addition"} for n in range(9)],
+    "asdiv": [{"ID": f"a{n}", "Grade": str(1 + n % 3), "Body": "Ann.", "Question": f"How many are {n}?",
+               "Answer": f"{n} (apples)", "Formula": f"{n}+0={n}"} for n in range(9)],
     "mawps": [{"text": f"{n} ?", "Answer": f"{n}.0"} for n in range(9)],
     "math": [{"context": f"What is $x+{n}$?", "answer": f"x+{n}", "chain_of_thought": f"It is $\\boxed{{x+{n}}}$.",
               "category": "algebra" if n % 2 else "geometry"} for n in range(12)],
-    "aqua": [{"question": f"{n}?", "options": ["A)1", "B)2", "C)3"], "rationale": "Think.", "correct": "ABC"[n % 3]} for n in range(9)],
+    "aqua": [{"question": f"{n}?", "options": ["A)1", "B)2", "C)3"], "rationale": "Think.", "correct": "ABC"[n % 3]}
+             for n in range(9)],
 }  # fmt: skip
 
 
@@ -56,7 +58,8 @@ class Scribe:
 
 
 def worked(task: str, **settings: Any) -> list[module.MathProblem]:
-    return TASKS[task].problems(TASKS[task].settings(name=task, **settings))[0]  # type: ignore[attr-defined, no-any-return]
+    own: Any = TASKS[task]
+    return own.problems(own.settings(name=task, **settings))[0]  # type: ignore[no-any-return]
 
 
 @pytest.mark.usefixtures("packs")

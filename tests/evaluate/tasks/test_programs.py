@@ -22,8 +22,8 @@ HUMANEVAL: list[Row] = [
      "test": "def check(candidate):\n    assert candidate() == 1"},
 ]  # fmt: skip
 MBPP: list[Row] = [
-    {"task_id": n, "text": f"Write a function to add {n}.", "code": f"def add(x):\n    return x + {n}", "test_setup_code": "",
-     "test_list": [f"assert add(1) == {n + 1}"]}
+    {"task_id": n, "text": f"Write a function to add {n}.", "code": f"def add(x):\n    return x + {n}",
+     "test_setup_code": "", "test_list": [f"assert add(1) == {n + 1}"]}
     for n in (2, 3, 4, 11)
 ]  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_humaneval_and_mbpp_run_their_own_tests(context: Context, monkeypatch: p
     monkeypatch.setattr(
         module,
         "open_pack",
-        lambda pack, split: HUMANEVAL if pack == "humaneval" else MBPP[split == "test" and 3 or 0 :],
+        lambda pack, split: HUMANEVAL if pack == "humaneval" else MBPP[(split == "test" and 3) or 0 :],
     )
     monkeypatch.setattr(module, "find_pack", lambda pack: type("Pack", (), {"version": "1"}))
     writes(monkeypatch, lambda n: [HUMANEVAL[n]["canonical_solution"], "    return 0\n"])

@@ -3,12 +3,12 @@ mixtures, progressions, exponentials, logarithms.
 
     problem = made(random.Random(1), held_out=True)
     problem.question   "When 7 is added to 3 times a number, the result is 22. Find the number."
-    problem.working    "3x + 7 = 22; 3x = <<22-7=15>>; x = <<15/3=5>>. The answer is 5."
+    problem.working    "3x + 7 = 22; 3x = << 22 - 7 = 15>>; x = << 15 / 3 = 5>>. The answer is 5."
 
-The kinds stand in algebra.toml. `<<expression=value>>` are calls of a calculator as GSM8K writes them (Cobbe et al. 2021,
-section 4.1): a model that has one writes as far as the equals sign. Of each kind some templates are held out: training
-texts never use them. What differs between the two is the wording and the order in which it gives the numbers; the kind of
-problem, the way of working and the names and things are the same.
+The kinds stand in algebra.toml. `<< expression = value>>` are calls of a calculator, much as GSM8K writes them (Cobbe
+et al. 2021, section 4.1): a model that has one writes as far as the equals sign. Of each kind some templates are held out:
+training texts never use them. What differs between the two is the wording and the order in which it gives the numbers;
+the kind of problem, the way of working and the names and things are the same.
 """
 
 from __future__ import annotations
@@ -104,11 +104,21 @@ def made(
         "items": rng.choice(ITEMS),
         "boxes": rng.choice(BOXES),
     }
-    text = _CHOICE.sub(lambda choice: rng.choice(choice[1].split("|")), template)
+    text = _sentences(template, rng)
     question = " ".join(text.format(**words, **numbers).split())
     working = worked(chosen.working, numbers)
     answer = chosen.answer.format(**numbers)
     return AlgebraProblem(chosen.name, chosen.grade, template, question, f"{working}. The answer is {answer}.", answer)
+
+
+def _sentences(template: str, rng: random.Random) -> str:
+    """A template with its choices made, the innermost first, and its facts in an order that is drawn."""
+    text = template
+    while _CHOICE.search(text):
+        text = _CHOICE.sub(lambda choice: rng.choice(choice[1].split("|")), text)
+    *facts, asked = [part.strip() for part in text.split("@")]
+    rng.shuffle(facts)
+    return " ".join([*facts, asked]).replace(" ,", ",").replace(" ?", "?").replace(" .", ".").replace(" ;", ";")
 
 
 def worked(working: str, numbers: dict[str, int]) -> str:
@@ -119,8 +129,8 @@ def worked(working: str, numbers: dict[str, int]) -> str:
         text += working[start : call.start()].format(**numbers)
         name, how, expression = call.groups()
         numbers[name] = int(value(expression, numbers))
-        shown = re.sub(r"[a-zA-Z]\w*", lambda known: str(numbers[known[0]]), expression).replace(" ", "")
+        shown = re.sub(r"[a-zA-Z]\w*", lambda known: str(numbers[known[0]]), expression)
         # what is seen and not calculated, such as a root, uses numbers that a reader does not have
-        text += f"<<{shown}={numbers[name]}>>" if how == ":" else str(numbers[name])
+        text += f"<< {shown} = {numbers[name]}>>" if how == ":" else str(numbers[name])
         start = call.end()
     return text + working[start:].format(**numbers)

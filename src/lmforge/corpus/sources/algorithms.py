@@ -5,9 +5,9 @@
     task.solution   "def run(items): …"
     cases("bubble_sort", seed=0, count=20)   [[[3, 1, 2]], …]     arguments of hidden tests
 
-The tasks stand in algorithms.toml. Of each some phrasings are held out: training texts never use them; the sentence around a
-phrasing and the function's name are drawn alike for both. Arguments are drawn anew from a seed; what a solution ought to
-give is what the reference gives.
+The tasks stand in algorithms.toml. Of each some phrasings are held out: training texts never use them; the sentence
+around a phrasing and the function's name are drawn alike for both. Arguments are drawn anew from a seed; what a
+solution ought to give is what the reference gives.
 """
 
 from __future__ import annotations

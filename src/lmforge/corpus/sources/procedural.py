@@ -33,6 +33,7 @@ from lmforge.record import write_atomic
 LEVELS = range(1, 6)
 DOCUMENTS = 10_000  # where the recipe does not say
 PART_DOCUMENTS = 10_000
+_GIVEN = re.compile(r"(?<= =)[^<>=]*(?=>>)")  # what follows the equals sign of a calculator's call
 _OPEN, _CLOSE = "([{<", ")]}>"
 
 
@@ -87,16 +88,23 @@ def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems
     for number in range(problems):
         each = make(task, 0, index * problems + number, level)
         text += f"Question: {each.question}\nAnswer:"
-        spans.append([len(text), len(text) + len(each.working) + 2])
+        spans += _counted(task, len(text), f"{_gap(each.working)}{each.working}\n")
         text += f"{_gap(each.working)}{each.working}\n{'' if number == problems - 1 else chr(10)}"
     return text, {"synthetic": "procedural", "task": task, "level": level, "loss_spans": spans}
+
+
+def _counted(task: str, start: int, answer: str) -> list[list[int]]:
+    """The spans of an answer that count in the loss: all of it, less what a calculator gives where one is at hand."""
+    cuts = [match.span() for match in _GIVEN.finditer(answer)] if task == "algebra_calculator" else []
+    edges = [0, *(edge for cut in cuts for edge in cut), len(answer)]
+    return [[start + a, start + b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def write_exercises(
     path: Path, task: str, count: int, level: int = 0, seed: int = 0, chat: bool = False, held_out: bool = False
 ) -> dict[str, Any]:
-    """Write `count` problems as JSON lines: {"text"} as the source writes them, or {"messages"} of a chat. Level 0
-    takes the levels in turn. The same arguments give the same bytes.
+    """Write `count` problems as JSON lines: {"text"} as the source writes them, or {"messages"} of a chat. Level
+    0 takes the levels in turn. The same arguments give the same bytes.
 
     Raises:
         InputError: no such task or level, or a number of problems below 1.
@@ -339,5 +347,6 @@ TASKS: dict[str, Maker] = {
     "close": _close,
     "program": _program,
     "algebra": _algebra,
+    "algebra_calculator": _algebra,
     "algorithm": _algorithm,
 }

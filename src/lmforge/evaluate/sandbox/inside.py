@@ -1,8 +1,8 @@
-"""The process that runs a program: it shuts itself in, then runs it. Started as `python -I -S inside.py FD`, so it imports
-nothing of lmforge.
+"""The process that runs a program: it shuts itself in, then runs it. Started as `python -I -S inside.py FD`, so it
+imports nothing of lmforge.
 
-    outer ─unshare user, net, pid, mount …─▶ init (pid 1: its end is the end of all) ─▶ program: own root of read-only
-    library folders, scratch in memory ─▶ no capabilities, Landlock, seccomp ─▶ exec(source)
+    outer ─unshare user, net, pid, mount …─▶ init (pid 1: its end is the end of all) ─▶ program: own root of
+    read-only library folders, scratch in memory ─▶ no capabilities, Landlock, seccomp ─▶ exec(source)
 
 FD holds the order as JSON. On `report` one line comes back: {"ended": wait status, "cpu": seconds} or {"refused": why}.
 Without namespaces (`way` "landlock") the root stays, and Landlock alone keeps files apart.

@@ -3,8 +3,8 @@
     run_program("print(1 + 1)")  →  Outcome(status="ok", stdout="2\\n", …)
     isolation()                  →  what this machine gives: namespaces, else landlock, else macos, else nothing
 
-What is written comes over pipes that are read up to a limit. Whatever happens, the process group is killed at the end, and
-with namespaces the end of their first process is the end of every other.
+What is written comes over pipes that are read up to a limit. Whatever happens, the process group is killed at the end,
+and with namespaces the end of their first process is the end of every other.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a program ended. status: ok (it came to its end), error (an exception or a non-zero exit, `stderr` says which),
-    time, cpu, output, disk (that limit was met), killed (by a signal, `code` −N). `result` is what it wrote to the file
-    descriptor RESULT."""
+    """How a program ended. status: ok (it came to its end), error (an exception or a non-zero exit, `stderr` says
+    which), time, cpu, output, disk (that limit was met), killed (by a signal, `code` −N). `result` is what it wrote to
+    the file descriptor RESULT."""
 
     status: Status
     code: int
@@ -90,8 +90,9 @@ WAYS: Mapping[Way, Isolation] = {
     "none": Isolation("none", "limits alone", ("network, files and other processes are open to the program",)),
 }  # fmt: skip
 PROFILE = (
-    '(version 1)(allow default)(deny network*)(deny process-fork)(deny file-write*)(allow file-write* (subpath "{scratch}")'
-    '(literal "/dev/null"))(deny file-read* (subpath "/Users"))(allow file-read* (subpath "{scratch}"){readable})'
+    "(version 1)(allow default)(deny network*)(deny process-fork)(deny file-write*)"
+    '(allow file-write* (subpath "{scratch}")(literal "/dev/null"))'
+    '(deny file-read* (subpath "/Users"))(allow file-read* (subpath "{scratch}"){readable})'
     "(deny signal (target others))"
 )
 
@@ -126,8 +127,8 @@ def run_program(
     way = way or isolation().way
     if way == "none" and not unsafe:
         raise LmforgeError(
-            "sandbox: this machine gives no isolation (neither namespaces nor Landlock with seccomp, nor sandbox-exec), so "
-            "programs that a model wrote are not run; allow it with unsafe = true, in a container that you can lose"
+            "sandbox: this machine gives no isolation (neither namespaces nor Landlock with seccomp nor sandbox-exec), "
+            "so programs that a model wrote are not run; allow it with unsafe = true, in a container that you can lose"
         )
     return _once(source, limits, way, stdin, packages)
 
@@ -150,8 +151,9 @@ def _once(source: str, limits: Limits, way: Way, stdin: str, packages: Sequence[
     scratch = tempfile.mkdtemp(prefix="lmforge-sandbox-")
     report, result = os.pipe(), os.pipe()
     order = {
-        **dataclasses.asdict(limits), "source": source, "stdin": stdin, "way": way, "scratch": os.path.realpath(scratch),
-        "readable": _readable(packages), "packages": [str(path) for path in packages],
+        **dataclasses.asdict(limits), "source": source, "stdin": stdin, "way": way,
+        "scratch": os.path.realpath(scratch), "readable": _readable(packages),
+        "packages": [str(path) for path in packages],
         "report": report[1], "result": result[1],
     }  # fmt: skip
     try:

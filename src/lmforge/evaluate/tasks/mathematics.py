@@ -1,6 +1,6 @@
 """Mathematics: word problems made by code (school grades 4 to 12) and the packs GSM8K, SVAMP, ASDiv, MATH, MAWPS, AQuA.
 
-    question, after answered ones ─▶ the model writes, with a calculator where it is wanted ─▶ its answer found ─▶ equal?
+    question, after answered ones ─▶ the model writes, with a calculator where wanted ─▶ its answer found ─▶ equal?
 
 An answer is right when it is the same number, the same list of numbers, or, where SymPy decides, the same expression
 (`evaluate.equality`). Rows have the grade or kind of a problem, and the score its share by these.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import NonNegativeInt

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
-from typing_extensions import Annotated
 
 from lmforge.corpus.sources.algorithms import Algorithm, AlgorithmicTask, algorithms, cases, worded
 from lmforge.evaluate import named
@@ -265,7 +264,7 @@ class PackPrograms(Programs):
 
 @register
 class HumanEval(PackPrograms):
-    """HumanEval (Chen et al. 2021): a signature with its docstring is completed; stops as in the paper's section 3.2."""
+    """HumanEval (Chen et al. 2021): a signature with its docstring is completed; stops as in its section 3.2."""
 
     name, pack = "humaneval", "humaneval"
     stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
