@@ -52,7 +52,7 @@ def results_of(
     source: str, name: str, cases: Sequence[Sequence[Any]], limits: Limits = CALL_LIMITS
 ) -> tuple[list[Any], Outcome]:
     """What the function `name` of a program gives for each list of arguments, run in the sandbox; `Raised` with the
-    name of the exception where it raised one, or with what kept it from a plain value, or from any, where the run ended."""
+    name of the exception where it raised one, or with what kept it from giving a plain value."""
     outcome = run_program(source + _CALLS.format(given=repr(list(cases)), name=name, most=MOST_SHOWN), limits)
     results: list[Any] = [Raised(outcome.status if outcome.status != "ok" else "nothing")] * len(cases)
     for line in outcome.result.decode("utf-8", "replace").splitlines():

@@ -245,7 +245,7 @@ class Corpus(Section):
     def made_alone(self) -> bool:
         """Whether every source makes its documents: they are then read, split and held out like any other, and not
         bounded by a share of real text."""
-        return all(source.kind == "procedural" for source in self.sources)
+        return bool(self.sources) and all(source.kind == "procedural" for source in self.sources)
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Corpus:

@@ -6,9 +6,9 @@ mixtures, progressions, exponentials, logarithms.
     problem.working    "3x + 7 = 22; 3x = << 22 - 7 = 15>>; x = << 15 / 3 = 5>>. The answer is 5."
 
 The kinds stand in algebra.toml. `<< expression = value>>` are calls of a calculator, much as GSM8K writes them (Cobbe
-et al. 2021, section 4.1): a model that has one writes as far as the equals sign. Of each kind some templates are held out:
-training texts never use them. What differs between the two is the wording and the order in which it gives the numbers;
-the kind of problem, the way of working and the names and things are the same.
+et al. 2021, section 4.1): a model that has one writes as far as the equals sign. Of each kind some templates are held
+out: training texts never use them. What differs between the two is the wording and the order in which it gives the
+numbers; the kind of problem, the way of working and the names and things are the same.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class AlgebraProblem:
-    """`template` is the text it was made from; `working` ends with the answer."""
+    """`template` is the text it was made from, `wording` what was chosen of it, with its gaps; `working` ends with the
+    answer."""
 
     kind: str
     grade: int
     template: str
+    wording: str
     question: str
     working: str
     answer: str
@@ -104,14 +106,15 @@ def made(
         "items": rng.choice(ITEMS),
         "boxes": rng.choice(BOXES),
     }
-    text = _sentences(template, rng)
+    text = sentences(template, rng)
     question = " ".join(text.format(**words, **numbers).split())
     working = worked(chosen.working, numbers)
     answer = chosen.answer.format(**numbers)
-    return AlgebraProblem(chosen.name, chosen.grade, template, question, f"{working}. The answer is {answer}.", answer)
+    solution = f"{working}. The answer is {answer}."
+    return AlgebraProblem(chosen.name, chosen.grade, template, text, question, solution, answer)
 
 
-def _sentences(template: str, rng: random.Random) -> str:
+def sentences(template: str, rng: random.Random) -> str:
     """A template with its choices made, the innermost first, and its facts in an order that is drawn."""
     text = template
     while _CHOICE.search(text):
