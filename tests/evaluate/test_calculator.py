@@ -44,9 +44,10 @@ def test_all_else_is_refused(expression: str) -> None:
 
 
 def test_calls_are_completed_where_they_are_open() -> None:
-    assert completed("She has 3 * 4 = <<3*4=") == "12>>"
-    assert completed("<<10/4=") == "2.5>>"
-    assert completed("<<1/3=") == "0.3333333333>>"
+    assert completed("She has 3 * 4 = <<3*4=") == "12"
+    assert completed("<<10/4=") == "2.5"
+    assert completed("<<1/3=") == "0.3333333333"
+    assert completed("<< 7 * 2 =") == " 14"
     for text in ("<<3*4", "<<3*4=12>>", "3*4=", "<<x*4=", "<<=", "<<1=2="):
         assert completed(text) is None
     assert shown(Fraction(-7)) == "-7"

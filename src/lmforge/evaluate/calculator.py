@@ -1,6 +1,6 @@
 """A calculator for texts: `<<expression=` is followed by what the expression gives.
 
-    completed("He has <<3*4=")  →  "12>>"
+    completed("He has <<3*4=")  →  "12"
 
 Calls are written as in GSM8K (Cobbe et al. 2021, section 4.1). The expression is parsed, never evaluated as Python:
 numbers, + - * / ** % // and brackets, percent signs and thousands separators; results are exact fractions.
@@ -70,9 +70,10 @@ def shown(number: Fraction) -> str:
 
 
 def completed(text: str) -> str | None:
-    """What the calculator adds to a text: "result>>" after an open call that can be worked out, else None."""
+    """What the calculator adds to a text: the result after an open call that can be worked out, else None. The model
+    closes the call itself: what it learned to write there may be one token with what follows."""
     call = _CALL.search(text[-220:])
     result = calculate(call[1]) if call else None
     if call is None or result is None:
         return None
-    return f"{' ' if call[1].startswith(' ') else ''}{shown(result)}>>"  # as the call is written
+    return f"{' ' if call[1].startswith(' ') else ''}{shown(result)}"  # as the call is written

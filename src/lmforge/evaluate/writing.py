@@ -1,7 +1,7 @@
 """What a model writes after prompts: greedy or drawn, several times each, with a calculator where it is wanted.
 
     prompts ─decode, all rows alike whatever stands beside them─▶ text up to a stop
-        with calculator: … "<<3*4=" ─▶ the row stops, "12>>" is added, it goes on in the next round
+        with calculator: … "<<3*4=" ─▶ the row stops, "12" is added, it goes on in the next round
 
 Texts are noted in the items' log as each batch ends, so that a killed evaluation goes on.
 """
@@ -20,7 +20,7 @@ from lmforge.record import hash_json
 
 BATCH_ROWS = 32  # prompts continued side by side
 CALLS = 64  # of the calculator in one text
-FORMAT = 1  # raised whenever the same model would write otherwise
+FORMAT = 2  # raised whenever the same model would write otherwise
 
 
 @dataclasses.dataclass(frozen=True)
