@@ -103,7 +103,7 @@ def main() -> None:
         )  # fmt: skip
         RESULTS.publish({f"{name}/training": {**figures, **counts}}, threads=1)
         for label, settings in ASKED[name].items():
-            RESULTS.publish({f"{name}/{label}": shown(score(run, TASK[name], settings))}, threads=1)
+            RESULTS.publish({f"{name}/scores/{label}": shown(score(run, TASK[name], settings))}, threads=1)
 
 
 if __name__ == "__main__":
