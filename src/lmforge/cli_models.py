@@ -105,8 +105,32 @@ def import_(
     print(f'next: lmforge chat {model}, or a recipe with [finetune] base = "{model}"')
 
 
+def exercises(
+    task: Annotated[str, typer.Argument(help="a procedural task: algebra, algorithm, sort, …")],
+    out: Annotated[Path, typer.Argument(help="the .jsonl file to write")],
+    count: Annotated[int, typer.Option(help="how many problems")] = 1000,
+    level: Annotated[
+        int, typer.Option(help="1 to 5; of algebra grades 4-5, 6-7, 8-9, 10, 11-12; 0: one after another")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same problems")] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="as conversations (messages), for fine-tuning; else as texts")
+    ] = False,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="of templates and phrasings that training texts never use")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write problems made by code, with worked answers: texts to train on, or question and answer as a chat."""
+    from lmforge.corpus.sources.procedural import write_exercises
+
+    figures = write_exercises(out, task, count, level, seed, chat, held_out)
+    print_json(figures) if as_json else print(f"{out}: {figures['problems']:,} problems of {task}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Make them commands."""
     app.command()(inspect)
     app.command("export")(export_)
     app.command("import")(import_)
+    app.command()(exercises)

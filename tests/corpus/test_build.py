@@ -332,3 +332,14 @@ def test_trained_filters_tell_how_well_they_do_and_are_kept(tmp_path: Path, monk
     }
     build_corpus(recipe(source), tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / "statistics.json").read_text())["filters"] == {}
+
+
+def test_tasks_made_by_code_can_be_all_there_is(tmp_path: Path) -> None:
+    source = {"kind": "procedural", "tasks": ["algorithm", "algebra_calculator"], "documents": 400, "problems": 1}
+    given = {"sources": [source], "near_duplicates": 1, "leaked_share": 1.0, "holdout": 0.1, "analyse_bytes": 0}
+    build_corpus(Recipe.model_validate({"corpus": given}), tmp_path / "corpus")
+    found = splits(tmp_path / "corpus")
+    assert len(found["valid"]) + len(found["test"]) > 20
+    assert len(found["train"]) > 200
+    statistics = json.loads((tmp_path / "corpus" / "statistics.json").read_text())
+    assert statistics["synthetic"]["documents"] == 0

@@ -22,6 +22,7 @@ def test_a_place_is_the_texts_or_that_of_those_it_belongs_to() -> None:
     assert place_of(document(), other) == 0.5
     assert place_of(document(split_key="a"), digest) == place_of(document(split_key="a"), other) not in (0, 0.5)
     assert split_at(place_of(document(synthetic="augment"), digest), (0.4, 0.499)) == "train"
+    assert place_of(document(synthetic="procedural"), digest) == place_of(document(), digest)
 
 
 @given(st.lists(st.binary(min_size=32, max_size=32), min_size=3, max_size=40, unique_by=lambda digest: digest[:7]))

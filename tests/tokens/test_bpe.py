@@ -210,7 +210,7 @@ def test_superwords_begin_with_the_vocabulary_of_words() -> None:
     documents = texts(3)
     words, both = train_tokenizer(documents, 300), train_tokenizer(documents, 540, superwords=True)
     assert [both.token_bytes(token) for token in range(270)] == [words.token_bytes(token) for token in range(270)]
-    assert not any(b" " in words.token_bytes(token)[1:].strip() for token in range(300))
+    assert not any(b" " in words.token_bytes(token)[1:].strip() for token in range(270))
 
 
 def test_very_long_words_and_lines_come_back() -> None:
@@ -334,3 +334,18 @@ def test_a_vocabulary_of_before_keeps_its_own_cuts() -> None:
     assert new.encode(text) != old.encode(text)
     words = {tokenizer: len(tokenizer.encode(text)) for tokenizer in (old, new)}
     assert words[new] < words[old]
+
+
+@pytest.mark.parametrize("superwords", [False, True])
+def test_digits_can_stay_apart(superwords: bool) -> None:
+    texts = [f"There are {n} of 12 apples and {n * 7} pears, x{n}y.\n" for n in range(300)]
+    single = train_tokenizer(texts, 270, superwords=superwords, single_digits=True)
+    for text in texts[::30]:
+        tokens = single.encode(text)
+        assert single.decode(tokens) == text
+        assert all(sum(byte in b"0123456789" for byte in single.token_bytes(token)) <= 1 for token in tokens)
+    together = train_tokenizer(texts, 300, superwords=superwords)
+    assert any(
+        together.token_bytes(token).strip().isdigit() and len(together.token_bytes(token).strip()) > 1
+        for token in range(270)
+    )

@@ -142,8 +142,9 @@ class _Build:
         self.recipe, self.work = recipe, work
         self.notices: Counter[str] = Counter()
         sources = recipe.corpus.sources
-        # those are made
-        read = [(number, source) for number, source in enumerate(sources) if source.kind != "procedural"]
+        # beside real texts, tasks are made at the end, up to a share of them
+        made = set() if recipe.corpus.made_alone else {"procedural"}
+        read = [(number, source) for number, source in enumerate(sources) if source.kind not in made]
         pieces = [(number, part) for number, source in read for part in parts(source, self.notices)]
         self.plan = CorpusPlan(
             recipe, tuple(map(tuple, _gathered(pieces, _scaled(TASK_BYTES, sum(part.bytes for _, part in pieces)))))

@@ -173,8 +173,9 @@ def choose(
     """Valid, then test, out of candidates in the order of their places; those of which more than the share `most`
     stands in training (`outside`, or any candidate that is not held out) go there.
 
-    Candidates of equal place stay together. Where all documents of a split are within the bound and still more than
-    MOST_LEAKED of its characters stand in training, the bound is halved.
+    Candidates of equal place stay together. With `most` 1 nothing that stands in training is minded; else, where all
+    documents of a split are within the bound and still more than MOST_LEAKED of its characters stand in training, the
+    bound is halved.
     """
     groups = [np.flatnonzero(places == place).tolist() for place in np.unique(places)]
     leaked: set[int] = set()
@@ -185,7 +186,7 @@ def choose(
         marks = marked_by(windows, outside, training)
         shares = {number: windows.share(number, marks) for number in splits}
         wrong = {number for number, share in shares.items() if share > most}
-        if not wrong and _leaky(splits, shares, windows.lengths):
+        if not wrong and most < 1 and _leaky(splits, shares, windows.lengths):
             most /= 2  # each document is within its bound, all together are not
             wrong = {number for number, share in shares.items() if share > most}
         wrong = {each for group in groups if set(group) & wrong for each in group}

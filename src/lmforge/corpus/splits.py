@@ -27,9 +27,10 @@ def place_of(document: Document, digest: bytes) -> float:
     """Where a document lies in [0, 1): by its text's digest, or by `meta.split_key`, which it shares with those it must
     not be parted from.
 
-    One that is made (`meta.synthetic`), by whatever means, lies at the end: it is for training only.
+    One that is made from others (`meta.synthetic`) lies at the end: it is for training only. So would be a task made by
+    code beside real texts, but these never come here: tasks are placed where they are all there is.
     """
-    if "synthetic" in document["meta"]:
+    if document["meta"].get("synthetic", "procedural") != "procedural":
         return math.nextafter(1, 0)
     key = document["meta"].get("split_key")
     return unit(digest[:8] if key is None else hashlib.sha256(str(key).encode()).digest()[:8])

@@ -73,7 +73,7 @@ WHAT: dict[str, frozenset[str]] = {
         max_duplicate_lines max_duplicate_ngrams rules languages mask_private
         rules_off toxic_words perplexity quality analyse_bytes synthesis synthetic_share near_duplicates repeated_lines
         decontaminate"""),
-    "tokens": _keys("vocab_size context sample_bytes superwords max_ram chat packing"),
+    "tokens": _keys("vocab_size context sample_bytes superwords single_digits max_ram chat packing"),
     "model": _keys("""
         layers d_model heads kv_heads d_ff activation attention window stride pool pooling lsh_span lsh_rounds
         feature_map norm norm_eps norm_placement parallel_residual head_dim attention_scale embedding_scale

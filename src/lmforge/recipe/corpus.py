@@ -35,6 +35,9 @@ ProceduralTask = Literal[
     "brackets",
     "close",
     "program",
+    "algebra",
+    "algebra_calculator",
+    "algorithm",
 ]
 
 
@@ -249,6 +252,12 @@ class Corpus(Section):
     # processes, or tasks at once on a cluster; default: the cores, but one where that is quicker
     workers: Positive | None = None
     slurm: Slurm | None = None  # how a Slurm cluster is asked; needed with executor slurm
+
+    @property
+    def made_alone(self) -> bool:
+        """Whether every source makes its documents: they are then read, split and held out like any other, and not
+        bounded by a share of real text."""
+        return bool(self.sources) and all(source.kind == "procedural" for source in self.sources)
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Corpus:

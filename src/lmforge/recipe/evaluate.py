@@ -30,6 +30,8 @@ TASK_MODULES = (
     "lmforge.evaluate.tasks.answers",
     "lmforge.evaluate.tasks.passkey",
     "lmforge.evaluate.tasks.few_shot_images",
+    "lmforge.evaluate.tasks.programs",
+    "lmforge.evaluate.tasks.mathematics",
     "lmforge.evaluate.tasks.standard",
 )
 TASK_SETTINGS: Registry[type[BaseModel]] = Registry("task", TASK_MODULES)

@@ -31,6 +31,7 @@ class Tokens(Section):
     context: Annotated[int, Field(ge=8)] = 256  # tokens of a row, which is what the model sees at once
     sample_bytes: Positive = 64_000_000  # text the vocabulary is learned from, spread evenly over the training split
     superwords: bool = False  # half of the vocabulary may cross spaces
+    single_digits: bool = False  # each digit of a number is a token of its own; default: up to three together
     # memory for learning the vocabulary, in bytes or as "2GiB"; default: half of what is free
     max_ram: Size | None = None
     # chat tokens in the vocabulary; default: when there are conversations among the training documents

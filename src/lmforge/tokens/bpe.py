@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,7 @@ def train_tokenizer(
     threads: int | None = None,
     progress: Callable[[int], None] = lambda merges: None,
     images: bool = False,
+    single_digits: bool = False,
 ) -> Tokenizer:
     """Learn a vocabulary: the commonest pair of neighbours becomes a token, again and again. The same texts give the
     same bytes.
@@ -146,7 +148,9 @@ def train_tokenizer(
     A pair seen once is not worth a token, nor is one of 64 bytes or more. With `chat` it begins with CHAT_TOKENS too,
     with `images` with IMAGE.
     With `superwords` the second half of the vocabulary may cross spaces; `documents` must then be a collection, since
-    it is read twice. `max_ram` is in bytes (default: half of what is free); `progress` is told of merges made.
+    it is read twice. With `single_digits` no two digits are ever merged, so that a number is written digit by digit
+    (Nogueira et al. 2021, section 3: it makes arithmetic easier to learn). `max_ram` is in bytes (default: half of what
+    is free); `progress` is told of merges made.
 
     Raises:
         InputError: `vocab_size` is more than these texts support, or less than the tokens that are always there (257;
@@ -158,14 +162,17 @@ def train_tokenizer(
     first = vocab_size if not superwords else max(256 + len(special), int(vocab_size * SUPERWORD_SHARE))
     load_without_linear_algebra()
     with freed_memory_returned():
-        learned = _learn_words(_counted(documents, False, max_ram, threads), first, special, progress)
+        counted = partial(_counted, documents, max_ram=max_ram, threads=threads, single_digits=single_digits)
+        learned = _learn_words(counted(False), first, special, progress)
         if superwords:
-            learned = _learn_lines(_counted(documents, True, max_ram, threads), learned, vocab_size, progress)
+            learned = _learn_lines(counted(True), learned, vocab_size, progress)
         give_back_freed_memory()
         return _finished(learned, vocab_size, special, superwords)
 
 
-def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: int) -> Pieces:
+def _counted(
+    documents: Iterable[str], superwords: bool, max_ram: int, threads: int, single_digits: bool = False
+) -> Pieces:
     """The pieces to learn from; says so where not all of them fit."""
     pieces, least = count_pieces(documents, superwords, max_ram, threads, _LINE_RAM if superwords else _PIECE_RAM)
     if least:
@@ -176,7 +183,17 @@ def _counted(documents: Iterable[str], superwords: bool, max_ram: int, threads: 
             f"{max_ram / 2**30:.2g} GiB (tokens.max_ram)"
         )
     give_back_freed_memory()
+    pieces = without_numbers(pieces) if single_digits else pieces
     return replace(pieces, prints=pieces.prints[:0])  # of no more use
+
+
+def without_numbers(pieces: Pieces) -> Pieces:
+    """The pieces less those of two or more of the digits 0 to 9: numbers are pieces of their own, so what is learned
+    from the others never joins two digits."""
+    digit = (pieces.data >= ord("0")) & (pieces.data <= ord("9"))
+    before = np.concatenate([[0], np.cumsum(digit, dtype=np.int64)])
+    starts = np.concatenate([[0], pieces.ends[:-1]])
+    return pieces.chosen(np.flatnonzero(before[pieces.ends] - before[starts] < 2))
 
 
 def train_on_pieces(pairs: Iterable[tuple[bytes, int]], vocab_size: int, chat: bool = False) -> Tokenizer:

@@ -128,6 +128,7 @@ def _learned(recipe: Recipe, training: _Training, sample: Sample) -> Tokenizer:
             recipe.tokens.max_ram,
             progress=bar.step,
             images=images,
+            single_digits=recipe.tokens.single_digits,
         )
 
 

@@ -1,15 +1,28 @@
 """Problems: reproducible, answered by their own working, proved a second time, and checked by code that wrong replies
 do not pass."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.corpus.sources.procedural import LEVELS, TASKS, balanced, check, closing, document, make, proved
+from lmforge.corpus.sources.procedural import (
+    LEVELS,
+    TASKS,
+    balanced,
+    check,
+    closing,
+    document,
+    make,
+    proved,
+    write_exercises,
+)
 from lmforge.corpus.sources.wordproblems import ALGEBRA, templates
+from lmforge.errors import InputError
 from lmforge.recipe import ProceduralTask
 
 TASK = st.sampled_from(sorted(TASKS))
@@ -41,7 +54,21 @@ def test_another_problems_answer_does_not_pass(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "task", sorted(set(TASKS) - {"arithmetic_words", "algebra_words", "distinct", "brackets", "close", "program"})
+    "task",
+    sorted(
+        set(TASKS)
+        - {
+            "arithmetic_words",
+            "algebra_words",
+            "distinct",
+            "brackets",
+            "close",
+            "program",
+            "algebra",
+            "algebra_calculator",
+            "algorithm",
+        }
+    ),
 )
 def test_most_tasks_carry_a_proof(task: str) -> None:
     assert all(
@@ -88,3 +115,22 @@ def test_documents_mark_their_answers(index: int, problems: int) -> None:
         assert text[:start].endswith("Answer:")
         assert text[start:end].strip() == asked.working
         assert text[end - 1] == "\n"
+
+
+def test_exercises_are_written_as_texts_or_as_chats(tmp_path: Path) -> None:
+    for chat in (False, True):
+        path = tmp_path / f"{chat}.jsonl"
+        assert write_exercises(path, "algebra", 10, seed=3, chat=chat)["problems"] == 10
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for index, row in enumerate(rows):
+            asked = make("algebra", 3, index, 1 + index % 5)
+            if chat:
+                assert [turn["content"] for turn in row["messages"]] == [asked.question, asked.working]
+            else:
+                assert row["text"] == f"Question: {asked.question}\nAnswer: {asked.working}\n"
+
+
+@pytest.mark.parametrize(("task", "count", "level"), [("sorts", 1, 0), ("sort", 0, 0), ("sort", 1, 6)])
+def test_exercises_that_cannot_be_written_are_refused(task: str, count: int, level: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exercises"):
+        write_exercises(tmp_path / "out.jsonl", task, count, level)

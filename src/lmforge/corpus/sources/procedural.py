@@ -11,22 +11,29 @@ answers alone, for nobody can foretell the numbers of a question.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from lmforge.corpus.sources import algebra, algorithms
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SourcePart
 from lmforge.corpus.sources.interpreter import value
 from lmforge.corpus.sources.programs import WORDS, program
 from lmforge.corpus.sources.wordproblems import ALGEBRA, ARITHMETIC, Template, problem, templates
+from lmforge.errors import InputError
 from lmforge.recipe import Source
+from lmforge.record import write_atomic
 
 LEVELS = range(1, 6)
 DOCUMENTS = 10_000  # where the recipe does not say
 PART_DOCUMENTS = 10_000
+_GIVEN = re.compile(r"(?<= =)[^<>=]*(?=>>)")  # what follows the equals sign of a calculator's call
 _OPEN, _CLOSE = "([{<", ")]}>"
 
 
@@ -57,8 +64,9 @@ def check(asked: Problem, reply: str) -> bool:
     """Whether a reply answers: its last number where a number is asked for, else its last line, or all lines a program
     would print, blanks and a leading "The answer is" aside."""
     if re.fullmatch(r"-?\d+", asked.answer):
-        numbers = re.findall(r"-?\d+", reply.replace(",", ""))
-        return bool(numbers) and int(numbers[-1]) == int(asked.answer)
+        _, said, end = reply.rpartition("answer is")
+        numbers = re.findall(r"-?\d+", end.replace(",", ""))
+        return bool(numbers) and int(numbers[-1]) == int(asked.answer) and (not said or len(numbers) == 1)
     lines = [" ".join(line.split()) for line in reply.strip().split("\n")]
     wanted = [" ".join(line.split()) for line in asked.answer.split("\n")]
     return lines[-len(wanted) :] == wanted or (
@@ -80,9 +88,45 @@ def document(tasks: Sequence[str], index: int, levels: tuple[int, int], problems
     for number in range(problems):
         each = make(task, 0, index * problems + number, level)
         text += f"Question: {each.question}\nAnswer:"
-        spans.append([len(text), len(text) + len(each.working) + 2])
+        spans += _counted(task, len(text), f"{_gap(each.working)}{each.working}\n")
         text += f"{_gap(each.working)}{each.working}\n{'' if number == problems - 1 else chr(10)}"
     return text, {"synthetic": "procedural", "task": task, "level": level, "loss_spans": spans}
+
+
+def _counted(task: str, start: int, answer: str) -> list[list[int]]:
+    """The spans of an answer that count in the loss: all of it, less what a calculator gives where one is at hand."""
+    cuts = [match.span() for match in _GIVEN.finditer(answer)] if task == "algebra_calculator" else []
+    edges = [0, *(edge for cut in cuts for edge in cut), len(answer)]
+    return [[start + a, start + b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def write_exercises(
+    path: Path, task: str, count: int, level: int = 0, seed: int = 0, chat: bool = False, held_out: bool = False
+) -> dict[str, Any]:
+    """Write `count` problems as JSON lines: {"text"} as the source writes them, or {"messages"} of a chat. Level
+    0 takes the levels in turn. The same arguments give the same bytes.
+
+    Raises:
+        InputError: no such task or level, or a number of problems below 1.
+        LmforgeError: nothing can be written there.
+    """
+    if task not in TASKS:
+        near = difflib.get_close_matches(task, TASKS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"exercises {task!r}: no such task{hint} There are {', '.join(TASKS)}")
+    if level not in (0, *LEVELS) or count < 1:
+        raise InputError(f"exercises: level {level}, count {count}; give a level of 0 to 5 and a count of at least 1")
+    lines = []
+    for index in range(count):
+        each = make(task, seed, index, level or 1 + index % len(LEVELS), held_out)
+        if chat:
+            turns = [{"role": "user", "content": each.question}, {"role": "assistant", "content": each.working}]
+            content: dict[str, Any] = {"messages": turns}
+        else:
+            content = {"text": f"Question: {each.question}\nAnswer:{_gap(each.working)}{each.working}\n"}
+        lines.append(json.dumps({**content, "task": task}, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines))
+    return {"path": str(path), "task": task, "problems": count}
 
 
 def procedural_parts(source: Source, _notices: Counter[str]) -> list[SourcePart]:
@@ -273,6 +317,16 @@ def _story(kind: tuple[Template, ...]) -> Maker:
     return made
 
 
+def _algebra(rng: random.Random, level: int, held_out: bool) -> Made:
+    made = algebra.made(rng, held_out, algebra.GRADES_OF_LEVEL[level])
+    return made.question, made.working, made.answer, ""
+
+
+def _algorithm(rng: random.Random, _level: int, held_out: bool) -> Made:
+    made = algorithms.made(rng, held_out)
+    return made.question, made.solution, made.solution, ""
+
+
 TASKS: dict[str, Maker] = {
     "sum": _sum,
     "expression": _expression,
@@ -292,4 +346,7 @@ TASKS: dict[str, Maker] = {
     "brackets": _brackets,
     "close": _close,
     "program": _program,
+    "algebra": _algebra,
+    "algebra_calculator": _algebra,
+    "algorithm": _algorithm,
 }

@@ -58,7 +58,8 @@ def synthesize(recipe: Recipe, folder: Path, train_bytes: int, translators: Mapp
     settings, run = recipe.corpus, _Run(recipe, folder, train_bytes)
     steps = list(enumerate(settings.synthesis))
     room = _room(settings, train_bytes)
-    tasks = run.procedural(room) if any(source.kind == "procedural" for source in settings.sources) else 0
+    apart = not settings.made_alone and any(source.kind == "procedural" for source in settings.sources)
+    tasks = run.procedural(room) if apart else 0
     whole = (train_bytes + tasks) / (1 - sum(step.share for _, step in steps))
     for number, step in steps:
         run.step(number, step, int(step.share * whole), translators.get(number))
