@@ -15,6 +15,7 @@ from torch import nn
 
 from lmforge.compress.int8 import QuantizedLinear
 from lmforge.generate.continuation import prefill
+from lmforge.generate.lean import next_logits
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT
 
@@ -117,11 +118,11 @@ def decode_rate(model: GPT, batch: int, seconds: float) -> float:
     length, vocabulary = max(1, model.config.context // 4), model.config.vocab_size
     prompts = [[(row + position) % vocabulary for position in range(length)] for row in range(batch)]
     logits, cache = prefill(model, prompts, model.config.context)
-    tokens = logits.argmax(-1, keepdim=True)
+    tokens = logits.argmax(-1)
     steps = 0
     started = time.perf_counter()
     while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < model.config.context):
-        tokens = model(tokens, cache)[:, -1].argmax(-1, keepdim=True)
+        tokens = next_logits(model, tokens, cache).argmax(-1)
         steps += 1
     return batch * steps / (time.perf_counter() - started)
 

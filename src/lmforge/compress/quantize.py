@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmforge.compress.int8 import TINY, QuantizedEmbedding, QuantizedLinear, int8_engine, round_rows
+from lmforge.compress.int8 import TINY, QuantizedEmbedding, QuantizedLinear, engine_here, round_rows
 from lmforge.compress.method import CalibrationBatch, Compressed, Context, Method, register
 from lmforge.compress.smooth import find_clip_ranges, signed_input, smooth
 from lmforge.compress.weight_only import plain_layers, quantize_weights, restore_weights
@@ -56,7 +56,7 @@ def quantize(
     """
     if not plain_layers(model):
         raise InputError("compress.steps: quantize: every layer is in 8 bits already; name the step once")
-    if int8_engine() is None:
+    if engine_here().startswith("none"):
         log("quantize: no working int8 kernel on this machine; the file will be small, but the speed is that of fp32")
     result = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     clip_ranges: dict[str, float] = {}
@@ -81,10 +81,10 @@ def quantize(
         result.get_submodule(name).load_state_dict(state)
         if tied and isinstance(result.head, QuantizedLinear):
             result.head.load_state_dict({"clip_range": torch.tensor([clip_ranges.get("head", 0.0)])})
-    entry = {"method": METHOD, "bits": 8, "activation_bits": 7, "kept": sorted(keep)}
+    entry = {"method": METHOD, "bits": 8, "activation_bits": 8, "kept": sorted(keep)}
     return result, {
         "entry": entry,
-        "engine": int8_engine() or "none (fp32 products)",
+        "engine": engine_here(),
         "weight_errors": errors,
         "clip_ranges": clip_ranges,
     }
