@@ -8,6 +8,7 @@ that size, "kernel" is "load".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,33 +16,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.compress.frozen import Frozen
-from lmforge.compress.groups import Rounded, pack_codes, packed_width, unpack_codes
+from lmforge.compress.groups import Rounded, pack_codes, packed_width, spread, unpack_codes
 from lmforge.kernels import matrix
 from lmforge.kernels.build import library
 from lmforge.kernels.matrix import Packed
 
 
 class Grouped(Frozen):
-    """A matrix (rows, width) in groups. The file holds `codes`, `scale`, `zero`, and with `scaled` `channel` (width,),
-    by which columns were multiplied before they were rounded."""
+    """A matrix (rows, width) in groups. The file holds `codes` and `scale`, with `scaled` `channel` (width,), by which
+    columns were multiplied before they were rounded, and by `offset`:
+
+        "zero"     `zero`, w = scale · (code − zero)
+        "least"    `least` float16, w = scale · code + least
+        a number   nothing: the zero of all groups
+    """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor
+    least: Tensor
     channel: Tensor | None
 
     def __init__(
-        self, rows: int, width: int, bits: int, group: int, scaled: bool = False, unpack: str = "load"
+        self,
+        rows: int,
+        width: int,
+        bits: int,
+        group: int,
+        scaled: bool = False,
+        unpack: str = "load",
+        offset: str | int = "zero",
     ) -> None:
         super().__init__()
         self.rows, self.width, self.weight_bits, self.group, self.unpack = rows, width, bits, group, unpack
+        self.offset = offset
         self._dense: Tensor | None = None
         self.packed: Packed | None = None
         groups = -(-width // group)
         self.register_buffer("codes", torch.zeros(rows, packed_width(width, bits), dtype=torch.uint8))
         self.register_buffer("scale", torch.zeros(rows, groups, dtype=torch.float16))
-        self.register_buffer("zero", torch.zeros(rows, groups, dtype=torch.uint8))
+        if isinstance(offset, str):
+            kind = torch.uint8 if offset == "zero" else torch.float16
+            self.register_buffer(offset, torch.zeros(rows, groups, dtype=kind))
         self.register_buffer("channel", torch.ones(width) if scaled else None)
+
+    @property
+    def parted(self) -> tuple[str, ...]:
+        """Names of the buffers that lie in the kernel's matrix, where there is one."""
+        return ("codes", "scale", self.offset) if isinstance(self.offset, str) else ("codes", "scale")
 
     def fill(self, rounded: Rounded, channel: Tensor | None = None) -> None:
         """Take weights that were rounded."""
@@ -57,25 +79,36 @@ class Grouped(Frozen):
             return
         if matrix.group_of(self.width, self.group) is None:
             return
-        code, channel = unpack_codes(self.codes, self.width, self.weight_bits), self.channel
-        self.packed = matrix.codes(code, self.weight_bits, self.group, self.scale, self.zero, channel=channel)
-        self.codes, self.scale, self.zero = (each.new_empty(0) for each in (self.codes, self.scale, self.zero))
+        code = unpack_codes(self.codes, self.width, self.weight_bits)
+        offsets: dict[str, Any] = {"zero": self.offset}
+        if isinstance(self.offset, str):
+            offsets = {self.offset: getattr(self, self.offset)}
+        self.packed = matrix.codes(
+            code, self.weight_bits, self.group, self.scale, **offsets, channel=self.channel
+        )
+        for name in self.parted:
+            setattr(self, name, getattr(self, name).new_empty(0))
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`codes`, `scale` and `zero`, as in the file."""
+    def parts(self) -> tuple[Tensor, ...]:
+        """The buffers of `parted`, as in the file."""
         if self.packed is None:
-            return self.codes, self.scale, self.zero
-        scale, zero = matrix.groups_of(self.packed)
-        assert zero is not None
-        return pack_codes(self.packed.codes(), self.weight_bits), scale, zero
+            return tuple(getattr(self, name) for name in self.parted)
+        scale, offset = matrix.groups_of(self.packed)
+        codes = pack_codes(self.packed.codes(), self.weight_bits)
+        return (codes, scale) if offset is None else (codes, scale, offset)
 
     def rows_of(self, index: Tensor | None = None) -> Tensor:
         """The weights (O,I) float32, or some of their rows (N,I)."""
         if self.packed is not None:
             return self.packed.rows_of(torch.arange(self.rows) if index is None else index.cpu())
-        parts = self.parts()
-        codes, scale, zero = parts if index is None else (part[index] for part in parts)
-        weight = Rounded(unpack_codes(codes, self.width, self.weight_bits), scale, zero).dense(self.group)
+        codes, scale, *offset = (part if index is None else part[index] for part in self.parts())
+        code = unpack_codes(codes, self.width, self.weight_bits)
+        if self.offset == "least":
+            wide, least = (spread(each.float(), self.group, self.width) for each in (scale, offset[0]))
+            weight = code.float() * wide + least
+        else:
+            zero = offset[0] if offset else torch.full_like(scale, float(self.offset))
+            weight = Rounded(code, scale, zero).dense(self.group)
         return weight if self.channel is None else weight / self.channel
 
     def dense(self) -> Tensor:
@@ -85,6 +118,10 @@ class Grouped(Frozen):
         if self._dense is None or self._dense.device != self.codes.device:
             self._dense = self.rows_of()
         return self._dense
+
+    def dense_weight(self) -> Tensor:
+        """As `dense`, for what writes other formats."""
+        return self.dense()
 
     @property
     def activation_bits(self) -> int:
@@ -103,12 +140,13 @@ class Grouped(Frozen):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, part in zip(("codes", "scale", "zero"), self.parts(), strict=True):
+        for name, part in zip(self.parted, self.parts(), strict=True):
             destination[prefix + name] = part
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         if self.packed is not None:  # room for what comes
-            self.codes, self.scale, self.zero = (torch.empty_like(part) for part in self.parts())
+            for name, part in zip(self.parted, self.parts(), strict=True):
+                setattr(self, name, torch.empty_like(part))
         super()._load_from_state_dict(*arguments)
         self._settle()
 
@@ -119,9 +157,17 @@ class GroupedLinear(Grouped):
     bias: Tensor | None
 
     def __init__(
-        self, rows: int, width: int, bias: bool, bits: int, group: int, scaled: bool = False, unpack: str = "load"
+        self,
+        rows: int,
+        width: int,
+        bias: bool,
+        bits: int,
+        group: int,
+        scaled: bool = False,
+        unpack: str = "load",
+        offset: str | int = "zero",
     ) -> None:
-        super().__init__(rows, width, bits, group, scaled, unpack)
+        super().__init__(rows, width, bits, group, scaled, unpack, offset)
         self.in_features, self.out_features = width, rows
         self.register_buffer("bias", torch.zeros(rows) if bias else None)
 
@@ -185,8 +231,9 @@ class TiedGroupedHead(Frozen):
         return self.in_features * self.out_features
 
 
-def grouped_form(old: nn.Linear | nn.Embedding, bits: int, group: int, scaled: bool, unpack: str) -> Grouped:
-    """The empty grouped form of a layer."""
+def grouped_form(old: nn.Linear | nn.Embedding, about: Mapping[str, Any], unpack: str) -> Grouped:
+    """The empty grouped form of a layer, from its entry: bits, group, scaled, offset."""
+    shape = (about["bits"], about["group"], about["scaled"], unpack, about.get("offset", "zero"))
     if isinstance(old, nn.Embedding):
-        return GroupedEmbedding(old.num_embeddings, old.embedding_dim, bits, group, scaled, unpack)
-    return GroupedLinear(old.out_features, old.in_features, old.bias is not None, bits, group, scaled, unpack)
+        return GroupedEmbedding(old.num_embeddings, old.embedding_dim, *shape)
+    return GroupedLinear(old.out_features, old.in_features, old.bias is not None, *shape)

@@ -46,7 +46,7 @@ def put_grouped(model: GPT, name: str, about: Mapping[str, Any], unpack: str) ->
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear | nn.Embedding)
     tied = name == "embed" and is_tied(model)
-    new = grouped_form(old, about["bits"], about["group"], about["scaled"], unpack)
+    new = grouped_form(old, about, unpack)
     model.set_submodule(name, new)
     if tied and isinstance(new, GroupedEmbedding):
         model.set_submodule("head", TiedGroupedHead(new))
