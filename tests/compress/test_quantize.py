@@ -113,8 +113,8 @@ def test_without_a_kernel_it_falls_back_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
-    for module in (quantize_module, int8):
-        monkeypatch.setattr(module, "int8_engine", lambda: None)
+    monkeypatch.setattr(int8, "library", lambda: None)
+    monkeypatch.setattr(int8, "int8_engine", lambda: None)
     small, details = quantize(model)
     assert "no working int8 kernel" in capsys.readouterr().err
     assert details["engine"].startswith("none")
