@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmforge.generate.lean import next_logits
+from lmforge.generate.lean import lean_of, next_logits
 from lmforge.model.gpt import GPT, KVCache
 
 GROUP_ROWS = 16  # rows that an invariant pass takes at most, and up to which kernels are probed
@@ -209,7 +209,14 @@ def _probe(model: GPT) -> int | None:
         return None
     # as many places as rows, whatever their number
     whole = _Group(model, dict(enumerate(texts)), capacity, 1)
-    calls = _watched(model, lambda: whole.advance({row: [*text, row] for row, text in enumerate(texts)}))
+    def step() -> None:
+        whole.advance({row: [*text, row] for row, text in enumerate(texts)})
+
+    if lean_of(model) is None:
+        calls = _watched(model, step)
+    else:  # one call, with no layers to look at
+        calls = []
+        step()
     for multiple in MULTIPLES[:-1]:
         sizes = range(multiple, GROUP_ROWS, multiple)
         if all(_same(module, x, y, size) for module, x, y in calls for size in sizes) and all(

@@ -35,11 +35,19 @@ from lmforge.model.softmax_attention import SoftmaxCache
 
 MOST_ROWS_OF_FLOATS = 16  # beyond, the library's products of matrices of floats are the faster ones
 
+BYTES_A_THREAD = 1 << 21
+
 
 def next_logits(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Logits (B,V) after one more token of each row, tokens (B,); the cache takes them in."""
-    lean = lean_of(model)
-    if lean is not None and lean.suits(tokens, cache):
+    """Logits (B,V) after one more token of each row, tokens (B,); the cache takes them in.
+
+    Raises:
+        InputError: more tokens than learned positions reach.
+    """
+    if cache.plan is None:  # looked for once for a cache, not at each step
+        cache.plan = (lean_of(model),)
+    (lean,) = cache.plan
+    if lean is not None and lean.model() is model and lean.suits(tokens, cache):
         return lean.step(tokens, cache)
     logits: Tensor = model(tokens[:, None], cache)
     return logits[:, -1]
@@ -47,7 +55,7 @@ def next_logits(model: GPT, tokens: Tensor, cache: KVCache) -> Tensor:
 
 def lean_of(model: GPT) -> Lean | None:
     """The plan of a network's steps; None: it is run module by module. Made anew where its weights have changed."""
-    if model.training or library() is None:
+    if model.training or library() is None or not weights_may_be_read(model):
         return None
     known, state = _PLANS.get(model, (None, None)), _state(model)
     if known[1] == state:
@@ -82,6 +90,11 @@ def kernel_matrix(module: nn.Module) -> Packed | None:
     return matrix.floats(module.weight, module.bias)
 
 
+def _place(tensor: Tensor | None) -> Any:
+    """Where a tensor lies, and how."""
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape)
+
+
 class _Refused(Exception):
     """The network has a part that the native step has not."""
 
@@ -99,7 +112,7 @@ class Lean:
     def __init__(self, model: GPT) -> None:
         config = model.config
         usual = type(model) is GPT and model.embed is not None and model.norm is not None and model.head is not None
-        if not usual or config.residual == "reversible" or model.ngrams is not None or not weights_may_be_read(model):
+        if not usual or config.residual == "reversible":
             raise _Refused
         self.model = weakref.ref(model)
         self.kept: list[Any] = []  # what the structs point to
@@ -112,6 +125,8 @@ class Lean:
         ]
         self.turning: tuple[Tensor | None, Tensor | None] = (None, None)
         head = self._matrix(model.head)
+        # threads that wait for one another cost more than a small matrix takes
+        self.threads = max(1, sum(each.nbytes for each in self.kept if isinstance(each, Packed)) // BYTES_A_THREAD)
         self.floats = any(type(part) is nn.Linear for part in model.modules())
         first = next(iter(model.blocks)).attention
         sharper = getattr(first, "sharper", None) or 1.0
@@ -176,7 +191,8 @@ class Lean:
 
     def _caches(self, cache: KVCache) -> Any:
         """The caches of the layers as structs; kept as long as they lie where they did."""
-        places = tuple(layer.store.data_ptr() for layer in cache.layers.values())  # type: ignore[attr-defined]
+        parts: Any = cache.layers.values()
+        places = tuple((_place(layer.store), _place(layer.scales), layer.window) for layer in parts)
         if self.step_caches[0] != places:
             own = (CCache * len(self.layers))()
             for number, layer in cache.layers.items():
@@ -225,7 +241,7 @@ class Lean:
             ctypes.c_void_p(positions.data_ptr()),
             ctypes.c_int64(rows),
             ctypes.c_void_p(logits.data_ptr()),
-            ctypes.c_int64(torch.get_num_threads()),
+            ctypes.c_int64(min(torch.get_num_threads(), self.threads)),
         )
         cache.advance(tokens[:, None].clamp(min=0), torch.ones_like(tokens))
         return logits
