@@ -115,7 +115,7 @@ class Lean:
         if not usual or config.residual == "reversible":
             raise _Refused
         self.model = weakref.ref(model)
-        self.kept: list[Any] = []  # what the structs point to
+        self.kept: list[Any] = []  # what the structs point to; `step_bytes` of it are matrices, which a step reads
         self.layers = (CLayer * len(model.blocks))()
         for own, block in zip(self.layers, model.blocks, strict=True):
             self._fill(own, block)
@@ -126,7 +126,8 @@ class Lean:
         self.turning: tuple[Tensor | None, Tensor | None] = (None, None)
         head = self._matrix(model.head)
         # threads that wait for one another cost more than a small matrix takes
-        self.threads = max(1, sum(each.nbytes for each in self.kept if isinstance(each, Packed)) // BYTES_A_THREAD)
+        self.step_bytes = sum(each.nbytes for each in self.kept if isinstance(each, Packed))
+        self.threads = max(1, self.step_bytes // BYTES_A_THREAD)
         self.floats = any(type(part) is nn.Linear for part in model.modules())
         first = next(iter(model.blocks)).attention
         sharper = getattr(first, "sharper", None) or 1.0

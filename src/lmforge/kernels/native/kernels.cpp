@@ -64,6 +64,22 @@ int64_t lmforge_layout(int64_t which) {
     return sizes[which];
 }
 
+// reads `bytes` and nothing else: what memory can deliver
+int32_t lmforge_read(const uint8_t* data, int64_t bytes, int64_t threads) {
+    std::atomic<int32_t> all{0};
+    pool.run((int)threads, [&](const Team& team) {
+        int64_t first, last;
+        team.share(bytes, 4096, &first, &last);
+        I sums[4] = {izero(), izero(), izero(), izero()};
+        for (int64_t at = first; at + 256 <= last; at += 256)
+            for (int i = 0; i < 4; i++) sums[i] = iadd(sums[i], iload((const int32_t*)(data + at + 64 * i)));
+        int32_t lane[16];
+        istore(lane, iadd(iadd(sums[0], sums[1]), iadd(sums[2], sums[3])));
+        all += lane[0];
+    });
+    return all;
+}
+
 // y (tokens, O) = x (tokens, I) times m
 void lmforge_linear(const Matrix* m, const float* x, int64_t tokens, float* y, int64_t threads) {
     Sizes s{1, 1, 1, 1, threads};
