@@ -31,7 +31,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "norms after": {"norm_placement": "post", "activation": "relu2", "tied": False},
     "parallel": {"parallel_residual": True, "rotary_fraction": 0.5, "activation": "gelu"},
     "n-grams": {"ngram_rows": 32},
-    "layers that differ": {"layer_shapes": (THIN, LayerShape(0, 0, 64), LayerShape(2, 2, 0)), "layers": 3, "kv_heads": 2},
+    "layers that differ": {
+        "layer_shapes": (THIN, LayerShape(0, 0, 64), LayerShape(2, 2, 0)),
+        "layers": 3,
+        "kv_heads": 2,
+    },
 }
 
 

@@ -27,7 +27,9 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     torch.set_num_threads(threads)
 
 
-def drawn(rows: int, width: int, group: int, bits: int, offsets: str, seed: int = 0) -> tuple[Packed, dict[str, object]]:
+def drawn(
+    rows: int, width: int, group: int, bits: int, offsets: str, seed: int = 0
+) -> tuple[Packed, dict[str, object]]:
     generator = torch.Generator().manual_seed(seed)
     groups = -(-width // group)
     parts: dict[str, object] = {

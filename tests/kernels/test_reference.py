@@ -33,7 +33,9 @@ def test_a_library_that_is_wrong_is_found() -> None:
     assert reference.agrees(here)
 
     class Wrong:
-        def lmforge_linear(self, struct: object, x: object, tokens: object, y: ctypes.c_void_p, threads: object) -> None:
+        def lmforge_linear(
+            self, struct: object, x: object, tokens: object, y: ctypes.c_void_p, threads: object
+        ) -> None:
             here.lmforge_linear(struct, x, tokens, y, threads)
             first = ctypes.cast(y, ctypes.POINTER(ctypes.c_float))
             first[0] += 1.0

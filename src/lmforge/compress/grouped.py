@@ -83,9 +83,7 @@ class Grouped(Frozen):
         offsets: dict[str, Any] = {"zero": self.offset}
         if isinstance(self.offset, str):
             offsets = {self.offset: getattr(self, self.offset)}
-        self.packed = matrix.codes(
-            code, self.weight_bits, self.group, self.scale, **offsets, channel=self.channel
-        )
+        self.packed = matrix.codes(code, self.weight_bits, self.group, self.scale, **offsets, channel=self.channel)
         for name in self.parted:
             setattr(self, name, getattr(self, name).new_empty(0))
 
@@ -180,7 +178,9 @@ class GroupedLinear(Grouped):
 
     def kernel_matrix(self) -> Packed | None:
         """Its matrix as our own kernels take it; None: they do not multiply it."""
-        return None if self.packed is None else self.packed.with_bias(self.bias)
+        if self.packed is not None:
+            return self.packed.with_bias(self.bias)
+        return matrix.floats(self.dense(), self.bias) if self.unpack == "load" else None
 
     def macs_per_token(self) -> int:
         """As many as in floating point."""
@@ -219,7 +219,8 @@ class TiedGroupedHead(Frozen):
 
     def kernel_matrix(self) -> Packed | None:
         """As `GroupedLinear.kernel_matrix`."""
-        return self.table[0].packed
+        table = self.table[0]
+        return matrix.floats(table.dense()) if table.packed is None and table.unpack == "load" else table.packed
 
     @property
     def activation_bits(self) -> int:

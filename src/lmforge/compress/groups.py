@@ -16,6 +16,7 @@ from lmforge.kernels.bits import pack_codes, packed_width, unpack_codes
 
 __all__ = ["Rounded", "grid", "pack_codes", "packed_width", "round_groups", "spread", "to_codes", "unpack_codes"]
 
+
 class Rounded(NamedTuple):
     """codes (O,I) uint8, scale (O,G) float16, zero (O,G) uint8."""
 

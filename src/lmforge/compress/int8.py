@@ -103,7 +103,8 @@ class QuantizedLinear(nn.Module):
     The file holds `weight` (O,I) int8, `scale` (O,) fp32, `clip_range` (1,) fp32 (0: each token's own) and `bias`; in
     memory the weight lies packed for the kernel only. Where no int8 kernel works (or x is not on the CPU) the product
     is taken in fp32: the file stays small, the speed does not rise. `signed` False: x is never negative, so all levels
-    serve its positive side. `tied`: the table whose matrix this layer shares.
+    serve its positive side. `tied`: the table whose matrix this layer shares. `floats`: the product is taken in fp32
+    although there are kernels, since it was measured to be the faster one.
     """
 
     weight: Tensor
@@ -118,9 +119,10 @@ class QuantizedLinear(nn.Module):
         bias: bool,
         signed: bool = True,
         tied: QuantizedEmbedding | None = None,
+        floats: bool = False,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.signed = in_features, out_features, signed
+        self.in_features, self.out_features, self.signed, self.floats = in_features, out_features, signed, floats
         self.tied = (tied,)  # in a tuple, so that the embedding is not registered (and stored) a second time
         self.packed: Any = None
         self.engine: str | None = None
@@ -134,7 +136,13 @@ class QuantizedLinear(nn.Module):
 
     def pack(self, weight: Tensor, scale: Tensor) -> None:
         """Take an int8 matrix (O,I) with its scales (O,) and lay it out for the kernel."""
-        self.engine = OWN if library() is not None and self.in_features <= matrix.MOST_COLUMNS else int8_engine()
+        self.engine = (
+            None
+            if self.floats
+            else OWN
+            if library() is not None and self.in_features <= matrix.MOST_COLUMNS
+            else int8_engine()
+        )
         if self.engine == OWN:
             code, clip = (weight.cpu().short() + CENTRE).to(torch.uint8), self.fixed
             one, bias = scale.cpu().float()[:, None], None if self.bias is None else self.bias.cpu()
@@ -181,7 +189,9 @@ class QuantizedLinear(nn.Module):
 
     def kernel_matrix(self) -> Packed | None:
         """Its matrix as our own kernels take it; None: they do not multiply it."""
-        return self.packed if isinstance(self.packed, Packed) else None
+        if isinstance(self.packed, Packed):
+            return self.packed
+        return matrix.floats(self.dense, self.bias) if self.floats and self.dense is not None else None
 
     def kernel_columns(self) -> Packed | None:
         """The same for inputs of which many are 0: their columns are not touched where there is a token at a time."""

@@ -19,7 +19,7 @@ from lmforge.generate.lean import next_logits
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT
 
-BATCHES = (1, 16, 64)
+BATCHES = (1, 8, 16, 64)
 REPETITIONS = 5
 PREFILL_TOKENS = 256
 

@@ -260,6 +260,7 @@ def restore_weights(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, 
         )
     # files of version 0.1 said only whether dense matrices were made in each product
     unpack = entry.get("unpack", "fly" if entry.get("fly") else "load")
+    unpack = "load" if entry.get("serve") == "floats" else unpack
     for name, about in layers.items():
         put_grouped(model, name, about, unpack)
         new = model.get_submodule(name)

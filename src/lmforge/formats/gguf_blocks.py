@@ -75,7 +75,9 @@ def keep_blocks(
         (kind,) = kinds
         rows = row_numbers(place, theirs, file, settings, name_of, inside)
         blocks = torch.cat([file.rows(each) for each in theirs])[rows]
-        codes, scale, least = taken_apart(kind, blocks.unflatten(1, (-1, blocks.shape[1] // (module.weight.shape[1] // BLOCK))))
+        codes, scale, least = taken_apart(
+            kind, blocks.unflatten(1, (-1, blocks.shape[1] // (module.weight.shape[1] // BLOCK)))
+        )
         bits, offset = TYPES[kind]
         layers[name] = {"bits": bits, "group": BLOCK, "scaled": False, "offset": offset}
         tensors |= {f"{name}.codes": pack_codes(codes, bits), f"{name}.scale": scale}

@@ -119,7 +119,6 @@ class GgufFile:
             )
         return result
 
-
     def rows(self, name: str) -> Tensor:
         """The bytes of a tensor's rows as they are (O, bytes of a row)."""
         info = self.tensors[name]

@@ -209,6 +209,7 @@ def _probe(model: GPT) -> int | None:
         return None
     # as many places as rows, whatever their number
     whole = _Group(model, dict(enumerate(texts)), capacity, 1)
+
     def step() -> None:
         whole.advance({row: [*text, row] for row, text in enumerate(texts)})
 

@@ -115,7 +115,9 @@ def build(choice: str) -> Path | None:
         log("kernels: no C++ compiler here (c++, g++, clang++); torch is used, which is slower for few bits")
         return None
     sources = sorted(NATIVE.iterdir())
-    known = hashlib.sha256("\0".join((tool, str(_version(tool)), *_COMMON, *FLAGS[choice], str(describe()["capability"]))).encode())
+    known = hashlib.sha256(
+        "\0".join((tool, str(_version(tool)), *_COMMON, *FLAGS[choice], str(describe()["capability"]))).encode()
+    )
     for source in sources:
         known.update(source.read_bytes())
     try:

@@ -54,7 +54,11 @@ class CNetwork(ctypes.Structure):
 class CCache(ctypes.Structure):
     """`Cache` of native/attention.h."""
 
-    _fields_ = (("store", _POINTER), ("scales", _POINTER), *((name, _INT) for name in ("rows", "slots", "window", "bytes")))
+    _fields_ = (
+        ("store", _POINTER),
+        ("scales", _POINTER),
+        *((name, _INT) for name in ("rows", "slots", "window", "bytes")),
+    )
 
 
 STRUCTS = (CMatrix, CNorm, CLayer, CNetwork, CCache)  # in the order of `lmforge_layout`

@@ -195,7 +195,9 @@ def codes(
         parts.append(by_panel(zero))
     parts.append(_panels(F.pad(code, (0, size * groups - cols, 0, -rows % ROWS)), groups, base, planes))
     numbers = {"group": size, "base": base, "planes": planes, "wide_scale": wide, "offsets": offsets}
-    packed = Packed(CODES, rows, cols, **numbers, whole_row=whole_row, clip=clip, zero=0 if isinstance(zero, Tensor) else zero)
+    packed = Packed(
+        CODES, rows, cols, **numbers, whole_row=whole_row, clip=clip, zero=0 if isinstance(zero, Tensor) else zero
+    )
     packed.struct.groups, packed.struct.padded = groups, groups * size
     packed.keep("data", torch.cat(parts, 2)).keep("bias", bias)
     return packed.keep("channel", None if channel is None else channel.float())

@@ -87,5 +87,7 @@ def agrees(kernels: ctypes.CDLL) -> bool:
 def _called(kernels: ctypes.CDLL, packed: Packed, x: Tensor) -> Tensor:
     y = torch.empty(len(x), packed.rows)
     pointers = [ctypes.c_void_p(each.data_ptr()) for each in (x, y)]
-    kernels.lmforge_linear(ctypes.byref(packed.struct), pointers[0], ctypes.c_int64(len(x)), pointers[1], ctypes.c_int64(1))
+    kernels.lmforge_linear(
+        ctypes.byref(packed.struct), pointers[0], ctypes.c_int64(len(x)), pointers[1], ctypes.c_int64(1)
+    )
     return y

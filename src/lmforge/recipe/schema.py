@@ -143,6 +143,7 @@ class QuantizeStep(CompressStep):
     method: Literal["quantize"] = "quantize"  # integers of few bits
     # w8a8: 8-bit integers multiplied as such; weights: stored in groups of few bits
     kind: Literal["w8a8", "weights"] = "w8a8"
+    cache_bits: Literal[8, 32] = 32  # of the keys and values that decoding keeps
     # the rest is of kind = "weights"
     bits: Literal[3, 4, 5, 6, 8] = 4
     group: Annotated[int, Field(ge=8)] = 32  # neighbours in a row that share a scale
@@ -157,7 +158,7 @@ class QuantizeStep(CompressStep):
     @model_validator(mode="after")
     def _keys_of_the_kind(self) -> QuantizeStep:
         if self.kind == "w8a8":
-            names = set(QuantizeStep.model_fields) - {"method", "kind"}
+            names = set(QuantizeStep.model_fields) - {"method", "kind", "cache_bits"}
             for name in sorted(names):
                 if getattr(self, name) != QuantizeStep.model_fields[name].default:
                     raise ValueError(f"{name} is of kind = 'weights'; add that, or leave {name} out")

@@ -182,6 +182,7 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], Callable[[object], str], bool], ...]
     ("peak memory", ("peak_memory", "peak_bytes"), size, False),
     ("MACs per token", ("macs_per_token",), metric, False),
     ("decode tokens/s, batch 1", ("decode_tokens_per_second", "1"), count, True),
+    ("batch 8", ("decode_tokens_per_second", "8"), count, True),
     ("batch 16", ("decode_tokens_per_second", "16"), count, True),
     ("batch 64", ("decode_tokens_per_second", "64"), count, True),
     ("prefill tokens/s", ("prefill_tokens_per_second",), count, True),
