@@ -1,7 +1,7 @@
-"""Decoding and reading a prompt of one real model on this processor: ours in 32, 8 and 4 bits, beside llama.cpp at equal
-bits and transformers; in turn, in one run.
+"""Decoding and reading a prompt of one real model on this processor: ours in 32, 8 and 4 bits, beside llama.cpp at
+equal bits and transformers; in turn, in one run.
 
-    python -m bench.speed.decode_cpu MODEL.gguf [--threads 1] [--rounds 5] [--peer-python PYTHON] [--only ours,llama.cpp]
+    python -m bench.speed.decode_cpu MODEL.gguf [--threads 1] [--rounds 5] [--peer-python PYTHON] [--only KINDS]
 
 MODEL.gguf: a file in Q4_1 (SmolLM2-135M-Instruct's). Its blocks are the 4-bit row for ours and for llama.cpp. Its
 weights, as numbers, are exported by us as F32 and Q8_0, which both then read; W8A8 is ours alone. Each contestant is a

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lmforge.compress import int8
-from lmforge.compress import quantize as quantize_module
 from lmforge.compress.int8 import QuantizedEmbedding
 from lmforge.compress.quantize import plain_layers, quantize, restore
 from lmforge.errors import InputError

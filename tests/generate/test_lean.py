@@ -143,9 +143,13 @@ def test_changed_weights_are_seen() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"attention": ("sparse",), "window": 8, "stride": 4, "pool": 4}, {"attention": ("lsh",)}, {"attention": ("linear",)},
-     {"experts": 4, "experts_active": 2}],
-)  # fmt: skip
+    [
+        {"attention": ("sparse",), "window": 8, "stride": 4, "pool": 4},
+        {"attention": ("lsh",)},
+        {"attention": ("linear",)},
+        {"experts": 4, "experts_active": 2},
+    ],
+)
 def test_what_the_step_has_not_goes_module_by_module(changes: dict[str, Any]) -> None:
     model = network(**changes)
     assert lean_of(model) is None

@@ -1,4 +1,4 @@
-"""Products of the kernels: bit by bit what integers give, for each set of instructions, in any batch, on any threads."""
+"""Products of the kernels: bit by bit what integers give, for all instructions, in any batch, on any threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""8-bit weights and 8-bit activations, multiplied as integers: by our own kernels, or where they cannot be built by torch's.
+"""8-bit weights and 8-bit activations, multiplied as integers: by our own kernels, or else by torch's.
 
     x (…,I) ─divided by its clip_range, 127 levels─▶ 8 bits ─┐
                             weight (O,I) int8 ─packed──┴─ int8 GEMM, int32 sums ─▶ · scale (O) · clip_range ─▶ y (…,O)
@@ -7,8 +7,8 @@ Weights: symmetric, one scale per output row. Activations: a clip_range (the lar
 from calibration text, so that a layer is one call; where that rounds too coarsely, or without calibration, the
 clip_range is each token's own largest magnitude, found as it passes. Either way no token's result depends on its
 neighbours in the batch: sums of integers are exact in any order. With our own kernels (`lmforge.kernels`) activations
-have 127 levels on each side of 0. torch's use 7 of their 8 bits (reduced range): without VNNI they add pairs of products
-in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there).
+have 127 levels on each side of 0. torch's use 7 of their 8 bits (reduced range): without VNNI they add pairs of
+products in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there).
 """
 
 from __future__ import annotations

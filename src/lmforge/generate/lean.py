@@ -1,7 +1,7 @@
 """Decoding steps in one call: a token of each row through the whole network in machine code (`lmforge.kernels`).
 
     model ─plan─▶ structs that point into its weights ─┐
-    tokens (B,), cache ────────────────────────────────┴─ native step ─▶ logits (B,V); the cache grows by one token a row
+    tokens (B,), cache ────────────────────────────────┴─ native step ─▶ logits (B,V); the cache grows by a token a row
 
 A small network spends most of a step between its operations, not in them: thirty layers are some five hundred calls of
 torch. Networks of standard blocks go this way: full or window attention with grouped heads, RoPE or learned positions,
@@ -77,7 +77,7 @@ def _state(model: GPT) -> Any:
 
 
 def kernel_matrix(module: nn.Module) -> Packed | None:
-    """A layer's matrix as the kernels take it: where it says so itself (`kernel_matrix()`), of floats, or a thin pair."""
+    """A layer's matrix as the kernels take it: as it says itself (`kernel_matrix()`), of floats, or a thin pair."""
     own = getattr(module, "kernel_matrix", None)
     if own is not None:
         result: Packed | None = own()

@@ -3,9 +3,9 @@
     weights ─`floats`, `codes`, `columns`, `pair`─▶ Packed ─(x (…,I))─▶ y (…,O)
 
 Codes: w = scale · (code − zero), or scale · code + least, a scale for each group of neighbours in a row. Activations
-are rounded to 8 bits on the way in: a scale for each of these groups, or one a token (`whole_row`; within a fixed `clip`
-where it is known). Sums of products are exact integers. Each number of y is then made from its groups in their order, so
-that it has the same bits in any batch and with any number of threads (`reference`).
+are rounded to 8 bits on the way in: a scale for each of these groups, or one a token (`whole_row`; within a fixed
+`clip` where it is known). Sums of products are exact integers. Each number of y is then made from its groups in their
+order, so that it has the same bits in any batch and with any number of threads (`reference`).
 """
 
 from __future__ import annotations

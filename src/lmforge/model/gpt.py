@@ -169,7 +169,7 @@ class GPT(nn.Module):
         self.register_buffer("local_rotations", local, persistent=False)
 
     def macs_per_token(self) -> int:
-        """Multiplications of a token by the matrices of blocks and head (`measure`), without what only training uses."""
+        """Multiplications of a token by the matrices of blocks and head (`measure`), not by what only training uses."""
         return sum(map(macs_per_token, self.blocks)) + (0 if self.head is None else macs_per_token(self.head))
 
     def initialise(self, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:

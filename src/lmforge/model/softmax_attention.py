@@ -193,7 +193,8 @@ class SoftmaxCache:
     """Keys and values of one layer: a ring of the last `window` tokens, then the extras; nothing else is kept.
 
     store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. scales
-    (2,B,kv_heads,window+M+1): what 8-bit ones are multiplied by. partial (2,B,kv_heads,E): the pooled key (before rotation) and value of the block that is not complete yet.
+    (2,B,kv_heads,window+M+1): what 8-bit ones are multiplied by. partial
+    (2,B,kv_heads,E): the pooled key (before rotation) and value of the block that is not complete yet.
     """
 
     def __init__(self, rule: Softmax, k: Tensor, capacity: int, dtype: torch.dtype) -> None:
