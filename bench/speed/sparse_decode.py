@@ -58,11 +58,15 @@ def main() -> None:
             pair = {"dense": dense, "sparse": thinned(dense, options.share)}
             row: dict[str, Any] = {"skipped": skipped(pair["sparse"], [batch])["of_matrices"], "path": path_taken()}
             for rows in (1, 8):
-                rates = {name: functools.partial(decode_rate, each, rows, options.seconds) for name, each in pair.items()}
+                rates = {
+                    name: functools.partial(decode_rate, each, rows, options.seconds) for name, each in pair.items()
+                }
                 found = in_turn(rates, options.repetitions)
                 row[f"decode_{rows}"] = found | {"ratio": found["sparse"] / found["dense"]}
             name = f"d_model {width}, {layers} layers, {form}"
-            print(f"{name}: {row['skipped']:.0%} skipped, {row['decode_1']['ratio']:.2f}×, {row['decode_8']['ratio']:.2f}×")
+            print(
+                f"{name}: {row['skipped']:.0%} skipped, {row['decode_1']['ratio']:.2f}×, {row['decode_8']['ratio']:.2f}×"
+            )
             RESULTS.add(name, row, threads=torch.get_num_threads(), repetitions=options.repetitions)
 
 

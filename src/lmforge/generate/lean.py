@@ -57,20 +57,18 @@ def lean_of(model: GPT) -> Lean | None:
     """The plan of a network's steps; None: it is run module by module. Made anew where its weights have changed."""
     if model.training or library() is None or not weights_may_be_read(model):
         return None
-    known, state = _PLANS.get(model, (None, None)), _state(model)
-    if known[1] == state:
-        return known[0]
-    lean = _planned(model)
-    _PLANS[model] = (lean, state)
-    return lean
+    known, state = _PLANS.get(model), _state(model)
+    if known is None or known[1] != state:
+        known = _PLANS[model] = (_planned(model), state)
+    return known[0]
 
 
-_PLANS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
+_PLANS: weakref.WeakKeyDictionary[nn.Module, tuple[Lean | None, Any]] = weakref.WeakKeyDictionary()
 
 
 def _state(model: GPT) -> Any:
     """What changes where a weight is put in the place of another, or written to."""
-    numbers: list[Any] = [id(module) for module in model.modules()]
+    numbers: list[Any] = [(id(module), id(getattr(module, "packed", None))) for module in model.modules()]
     for parameter in model.parameters():
         numbers += [parameter.data_ptr(), -1 if parameter.is_inference() else parameter._version]
     return tuple(numbers)
@@ -119,10 +117,6 @@ class Lean:
         self.layers = (CLayer * len(model.blocks))()
         for own, block in zip(self.layers, model.blocks, strict=True):
             self._fill(own, block)
-        self.window = [
-            block.attention.mixer.window if block.attention is not None else None  # type: ignore[union-attr]
-            for block in model.blocks
-        ]
         self.turning: tuple[Tensor | None, Tensor | None] = (None, None)
         head = self._matrix(model.head)
         # threads that wait for one another cost more than a small matrix takes
@@ -164,8 +158,8 @@ class Lean:
             own.up, own.down = self._matrix(ff.up).struct, self._matrix(ff.down).struct
             own.units = own.down.cols
 
-    def _matrix(self, module: nn.Module) -> Packed:
-        packed = kernel_matrix(module)
+    def _matrix(self, module: nn.Module | None) -> Packed:
+        packed = None if module is None else kernel_matrix(module)
         if packed is None:
             raise _Refused
         self.kept.append(packed)

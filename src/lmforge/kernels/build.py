@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmforge.errors import InputError
@@ -29,8 +29,10 @@ from lmforge.progress import log
 NATIVE = Path(__file__).parent / "native"
 VARIABLE = "LMFORGE_KERNELS"
 SECONDS = 300  # that a compiler may take
-_COMMON = ("-std=c++17", "-shared", "-fPIC", "-pthread", "-w", "-ffp-contract=off", "-fno-math-errno")
-_COMMON += ("-fno-trapping-math",)  # comparisons may be made sixteen at a time
+CHECKS: list[Callable[[ctypes.CDLL], bool]] = []  # what a library has to pass before it is used (`reference`)
+# the last: comparisons may be made sixteen at a time
+_COMMON: tuple[str, ...] = ("-std=c++17", "-shared", "-fPIC", "-pthread", "-w", "-ffp-contract=off")
+_COMMON = (*_COMMON, "-fno-math-errno", "-fno-trapping-math")
 FLAGS = {
     "native": ("-O3", "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"),
     "avx2": ("-O3", "-mavx2", "-mfma", "-mf16c"),
@@ -90,8 +92,6 @@ def read_rate(address: int, size: int, threads: int) -> float:
 
 @functools.cache
 def _loaded(choice: str) -> ctypes.CDLL | None:
-    from lmforge.kernels.reference import agrees
-
     built = build(choice)
     if built is None:
         return None
@@ -102,7 +102,7 @@ def _loaded(choice: str) -> ctypes.CDLL | None:
         return None
     here.lmforge_layout.restype = ctypes.c_int64
     same = [here.lmforge_layout(ctypes.c_int64(n)) == ctypes.sizeof(each) for n, each in enumerate(STRUCTS)]
-    if not all(same) or not agrees(here):
+    if not all(same) or not all(check(here) for check in CHECKS):
         log(f"kernels: {built} multiplies wrongly on this machine; torch is used")
         return None
     return here

@@ -238,8 +238,9 @@ def unpanelled(packed: Packed) -> Tensor:
         first = 32 * (s.base + plane)
         there = body[..., first : first + 32].unflatten(3, (4, 8, 1))
         quads = quads | (((there >> bits) & 1).flatten(4) << (s.base + plane))
-    code = quads.unflatten(4, (ROWS, 4)).permute(0, 4, 1, 2, 3, 5).flatten(2).flatten(0, 1)
-    return code[: packed.rows, : packed.cols].contiguous()
+    code: Tensor = quads.unflatten(4, (ROWS, 4)).permute(0, 4, 1, 2, 3, 5).flatten(2).flatten(0, 1)
+    code = code[: packed.rows, : packed.cols]
+    return code.contiguous()
 
 
 def groups_of(packed: Packed) -> tuple[Tensor, Tensor | None]:
