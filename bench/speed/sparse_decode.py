@@ -14,9 +14,9 @@ import functools
 from typing import Any
 
 import torch
+
 from bench.harness import Results
 from bench.speed.int8 import random_model
-
 from lmforge.compress.measure import decode_rate, in_turn
 from lmforge.compress.method import CalibrationBatch
 from lmforge.compress.quantize import quantize
@@ -64,9 +64,8 @@ def main() -> None:
                 found = in_turn(rates, options.repetitions)
                 row[f"decode_{rows}"] = found | {"ratio": found["sparse"] / found["dense"]}
             name = f"d_model {width}, {layers} layers, {form}"
-            print(
-                f"{name}: {row['skipped']:.0%} skipped, {row['decode_1']['ratio']:.2f}×, {row['decode_8']['ratio']:.2f}×"
-            )
+            ratios = ", ".join(f"{row[f'decode_{rows}']['ratio']:.2f}×" for rows in (1, 8))
+            print(f"{name}: {row['skipped']:.0%} skipped, {ratios}")
             RESULTS.add(name, row, threads=torch.get_num_threads(), repetitions=options.repetitions)
 
 

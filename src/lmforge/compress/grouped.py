@@ -2,8 +2,8 @@
 
 `unpack` says how they are multiplied: "kernel", as integers by our own kernels, activations rounded to 8 bits group by
 group (the weights lie in memory as these want them, and nowhere else); "load", in float32 by the dense matrix, made
-once when it is first used; "fly", the same, made in each product. Where there are no kernels, or they do not take groups of
-that size, "kernel" is "load".
+once when it is first used; "fly", the same, made in each product. Where there are no kernels, or they do not take
+groups of that size, "kernel" is "load".
 """
 
 from __future__ import annotations

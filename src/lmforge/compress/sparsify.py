@@ -225,7 +225,7 @@ def _entry(model: GPT, kept: Collection[str]) -> dict[str, Any]:
 
 
 def _report(model: GPT, context: Context) -> dict[str, Any]:
-    report = {
+    report: dict[str, Any] = {
         "thresholds": {name: float(module.threshold) for name, module in sparse_inputs(model).items()},
         "skipped": skipped(model, context.calibration),
     }

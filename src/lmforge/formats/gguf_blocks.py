@@ -84,7 +84,7 @@ def keep_blocks(
         if least is not None:
             tensors[f"{name}.least"] = least
         if getattr(module, "bias", None) is not None:
-            tensors[f"{name}.bias"] = module.bias.detach()  # type: ignore[union-attr, operator]
+            tensors[f"{name}.bias"] = module.bias.detach()  # type: ignore[operator]
     if not layers:
         return model, None
     entry = {"method": METHOD, "kind": "weights", "layers": layers, "unpack": "kernel", "kept": []}
