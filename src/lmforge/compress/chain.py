@@ -24,7 +24,7 @@ import torch
 
 from lmforge import machine
 from lmforge.compress.budget import check_size, within_budget
-from lmforge.compress.measure import decode_rate, measure
+from lmforge.compress.measure import decode_rate, measure, step_seconds
 from lmforge.compress.method import CalibrationBatch, Context, Evaluate, inputs_of
 from lmforge.formats.native import (
     TENSORS,
@@ -44,6 +44,7 @@ from lmforge.tokens.loader import Batch
 REPORT, STEP = "report.json", "step.json"
 FINISHED = "finished"  # in a step's folder: the model that it made
 SAME = 0.98  # a ratio of speeds or sizes from which on nothing has changed
+NARROW = 128  # narrower networks take so little time that nothing is chosen by it
 SLOWER = "decode at batch 1: integers are slower than floating point on this machine; the model is served in that"
 MEMORY_FROM_BYTES = 2_000_000  # a smaller model cannot be told from the interpreter around it
 
@@ -108,7 +109,7 @@ def compress(
             directory, last.config, model_tensors(last), model_dir / TOKENIZER, compression=entries, notes=notes
         )
         report = _report(stages, model_dir, directory)
-        faster = served_in_floats(entries, report["steps"])
+        faster = served_in_floats(entries, stages)
         if faster is not None:
             tensors, tokenizer = model_tensors(last), directory / TOKENIZER
             write_model(directory, last.config, tensors, tokenizer, compression=faster, notes=notes)
@@ -184,17 +185,14 @@ def _report(stages: Sequence[ChainStage], model_dir: Path, directory: Path) -> d
     }
 
 
-def served_in_floats(
-    entries: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]] | None:
-    """The entries, saying that what is quantised is multiplied in floating point, where decoding at batch 1 got slower
-    by quantising; None where it did not."""
-    names = [step["name"] for step in steps]
-    if "quantize" not in names[1:]:
+def served_in_floats(entries: Sequence[Mapping[str, Any]], stages: Sequence[ChainStage]) -> list[dict[str, Any]] | None:
+    """The entries, saying that what is quantised is multiplied in floating point, where a step at batch 1 takes more of
+    the processor after quantising than before; None where it does not."""
+    at = max((number for number, stage in enumerate(stages) if number and stage.name == "quantize"), default=0)
+    if not at or stages[at].model.config.d_model < NARROW:
         return None
-    at = len(names) - 1 - names[::-1].index("quantize")
-    after, before = (steps[n]["decode_tokens_per_second"]["1"] for n in (at, at - 1))
-    if after >= SAME * before:
+    before, after = step_seconds([stages[at - 1].model, stages[at].model])
+    if before >= SAME * after:
         return None
     return [{**entry, "serve": "floats"} if entry.get("method") == "quantize" else dict(entry) for entry in entries]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,3 +137,17 @@ def prefill_rate(model: GPT, seconds: float) -> float:
         prefill(model, [prompt], model.config.context)
         tokens += len(prompt)
     return tokens / (time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def step_seconds(models: Sequence[GPT], repetitions: int = 15) -> list[float]:
+    """Processor seconds of one greedy step at batch 1, the least of several in turn: what else the machine does is not
+    in it, so that a choice made by it is the same on a busy machine."""
+    begun = [prefill(model, [[0]], min(model.config.context, repetitions + 4)) for model in models]
+    least = [float("inf")] * len(models)
+    for _ in range(min(repetitions, models[0].config.context - 2)):
+        for number, (model, (_, cache)) in enumerate(zip(models, begun, strict=True)):
+            started = time.process_time()
+            next_logits(model, torch.zeros(1, dtype=torch.long), cache)
+            least[number] = min(least[number], time.process_time() - started)
+    return least
