@@ -14,6 +14,7 @@ FLOORS = [
     "recipe",
     "corpus",
     "tokens",
+    "kernels",
     "model",
     "parallel",
     "formats",

@@ -1,4 +1,4 @@
-"""fp32 against int8: decoding at batch 1 and 16 and reading a prompt, in turn, in one run; trains nothing.
+"""fp32 against int8: decoding at batch 1, 8, 16 and 64 and reading a prompt, in turn, in one run; trains nothing.
 
     OMP_NUM_THREADS=1 python -m bench.speed.int8 [--model DIR] [--repetitions 5] [--seconds 0.4]
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.harness import Results
-from lmforge.compress.int8 import int8_engine
+from lmforge.compress.int8 import engine_here
 from lmforge.compress.measure import decode_rate, in_turn, prefill_rate, resident_bytes
 from lmforge.compress.method import CalibrationBatch
 from lmforge.compress.quantize import quantize
@@ -27,7 +27,7 @@ from lmforge.formats.native import load_network, model_tensors
 from lmforge.generate.decode import Sampling, decode
 from lmforge.model.gpt import GPT, GPTConfig
 
-SIZES = {256: 6, 384: 6, 768: 12}  # d_model: layers
+SIZES = {128: 6, 256: 6, 384: 6, 768: 12}  # d_model: layers
 VOCABULARY, CONTEXT, HEAD_WIDTH = 8192, 512, 64
 WIDTHS = (6, 22, 22, 8, 8, 8, 19)
 RESULTS = Results("int8", packages=("safetensors",))
@@ -85,7 +85,7 @@ def compare(name: str, model: GPT, repetitions: int, seconds: float, bytes_per_s
     tasks: dict[str, functools.partial[float]] = {
         f"{word}_{batch}": functools.partial(rate, batch=batch, seconds=seconds)
         for word, rate in (("decode", decode_rate), ("loop", loop_rate))
-        for batch in (1, 16)
+        for batch in (1, 8, 16, 64)
     } | {"prefill": functools.partial(prefill_rate, seconds=seconds)}
     for task, rate in tasks.items():
         rates = in_turn({key: functools.partial(rate, each) for key, each in pair.items()}, repetitions)
@@ -109,7 +109,7 @@ def main() -> None:
         if options.model
         else [f"d_model {width}, {layers} layers" for width, layers in SIZES.items()]
     )
-    print(f"int8 engine {int8_engine()}, {torch.get_num_threads()} thread(s), {speed / 1e9:.1f} GB/s read")
+    print(f"int8 engine {engine_here()}, {torch.get_num_threads()} thread(s), {speed / 1e9:.1f} GB/s read")
     heads = ("file", "decode 1", "decode 16", "loop 1", "loop 16", "prefill", "× floor fp32, int8")
     print(f"{'model':24} " + " ".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
     rows = []

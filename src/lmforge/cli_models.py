@@ -88,13 +88,16 @@ def import_(
     context: Annotated[
         int | None, typer.Option(help="the most tokens it is to read, where the checkpoint allows more")
     ] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="keep a GGUF file's own 4, 5 or 8 bits, and multiply them as they are")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a model of a checkpoint of transformers or of a GGUF file (Llama, Mistral, Qwen, Gemma, GPT-2 and others):
     to chat, score, compress, or fine-tune from."""
     from lmforge.formats.importing import import_model
 
-    figures = import_model(checkpoint, model, context)
+    figures = import_model(checkpoint, model, context, blocks)
     if as_json:
         print_json(figures)
         return

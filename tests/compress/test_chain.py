@@ -16,7 +16,7 @@ from torch import Tensor
 from lmforge.compress import chain, int8, measure, quantize
 from lmforge.compress.method import CalibrationBatch
 from lmforge.errors import InputError, LmforgeError
-from lmforge.formats.native import CONFIG, TENSORS, load_model, load_network, model_tensors, write_model
+from lmforge.formats.native import CONFIG, TENSORS, load_model, load_network, model_tensors, read_config, write_model
 from lmforge.generate.decode import Sampling, decode
 from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT, GPTConfig
@@ -28,6 +28,7 @@ REALISTIC = GPTConfig(
     vocab_size=2048, context=64, layers=4, d_model=128, heads=4, kv_heads=4, d_ff=512, ngram_rows=2048
 )
 TINY = GPTConfig(vocab_size=300, context=32, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=128)
+WIDE = GPTConfig(vocab_size=300, context=32, layers=1, d_model=128, heads=2, kv_heads=2, d_ff=64)
 
 PEAK_MEMORY = chain.peak_memory
 
@@ -223,3 +224,20 @@ def test_peak_memory_is_that_of_a_process_with_the_model(tmp_path: Path) -> None
     assert memory is not None
     assert memory["peak_bytes"] >= memory["before_bytes"] > 10_000_000
     assert PEAK_MEMORY(tmp_path / "nothing") is None
+
+
+def test_where_integers_are_slower_the_model_is_served_in_floats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chain, "step_seconds", lambda models: [1.0, 2.0])
+    model_dir, out = saved(tmp_path / "model", WIDE), tmp_path / "compressed"
+    chain.compress(recipe(), model_dir, out, drawn(WIDE), bits)
+    assert chain.SLOWER in capsys.readouterr().err
+    assert read_config(out)["compression"][0]["serve"] == "floats"
+    small = load_network(out)
+    assert small.blocks[0].ff.up.floats  # type: ignore[union-attr]
+    ids = torch.arange(6)[None]
+    weight, scale = small.blocks[0].ff.up.unpacked()  # type: ignore[union-attr, operator]
+    x = torch.randn(2, weight.shape[1])
+    assert torch.equal(small.blocks[0].ff.up(x), torch.nn.functional.linear(x, weight * scale[:, None]))  # type: ignore[union-attr, operator]
+    assert small(ids).shape == (1, 6, small.config.vocab_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from lmforge.compress import int8
 from lmforge.compress.int8 import QuantizedLinear, int8_engine
+from lmforge.kernels.reference import product
 from tests.compress.conftest import relative
 
 
@@ -36,6 +39,7 @@ def test_a_token_does_not_depend_on_its_neighbours(clip_range: float) -> None:
 def test_no_neighbour_changes_the_range_of_a_kernel_that_finds_its_own(
     signed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(int8, "library", lambda: None)
     monkeypatch.setattr(int8, "int8_engine", lambda: "qnnpack")
     layer = small_linear(signed=signed)
     x = torch.rand(6, 64, generator=torch.Generator().manual_seed(0))  # alone, the first rows have no negative side
@@ -49,6 +53,14 @@ def test_no_neighbour_changes_the_range_of_a_kernel_that_finds_its_own(
 @given(seed=st.integers(0, 10_000), signed=st.booleans(), rows=st.integers(1, 5), extreme=st.booleans())
 def test_the_kernel_computes_what_the_formula_says(seed: int, signed: bool, rows: int, extreme: bool) -> None:
     """Exact integers times scales; all-largest values are where a saturating kernel would be wrong."""
+    for own in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not own:
+                patch.setattr(int8, "library", lambda: None)
+            computes_what_the_formula_says(seed, signed, rows, extreme)
+
+
+def computes_what_the_formula_says(seed: int, signed: bool, rows: int, extreme: bool) -> None:
     torch.manual_seed(seed)
     layer = small_linear(signed)
     if extreme:
@@ -57,14 +69,17 @@ def test_the_kernel_computes_what_the_formula_says(seed: int, signed: bool, rows
     x = x if signed else x.abs()
     weight, scale = layer.unpacked()
     largest = x.abs().amax(1, keepdim=True)
-    levels = 63 if signed else 127
+    levels = 63 if signed and layer.engine != int8.OWN else 127
     whole = (x / largest * levels).round()
     expected = (whole.double() @ weight.double().t()).float() * scale * largest / levels + layer.bias
-    if int8_engine() == "fbgemm":
+    if layer.engine in (int8.OWN, "fbgemm"):
         # one unit of rounding apart at most, where x/m falls on the border between two levels
         assert (layer(x) - expected).abs().max() <= 1e-4 * expected.abs().max() + float(
             (127 * scale.max() * largest.max()) / levels
         )
+    if layer.engine == int8.OWN:
+        code = (weight.short() + 128).to(torch.uint8)
+        assert torch.equal(layer(x), product(x, code, 64, scale[:, None], 128, bias=layer.bias, whole_row=True))
     assert relative(layer(x), x @ (weight.float() * scale[:, None]).t() + layer.bias) < (1e-5 if extreme else 0.05)
 
 
@@ -104,3 +119,9 @@ def test_a_saturating_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     assert int8_engine() is None
     monkeypatch.undo()
     int8_engine.cache_clear()
+
+
+def test_a_layer_goes_to_another_process_as_it_is() -> None:
+    layer = small_linear()
+    x = torch.randn(2, 64)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lmforge.compress import int8
-from lmforge.compress import quantize as quantize_module
 from lmforge.compress.int8 import QuantizedEmbedding
 from lmforge.compress.quantize import plain_layers, quantize, restore
 from lmforge.errors import InputError
@@ -113,8 +112,8 @@ def test_without_a_kernel_it_falls_back_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
-    for module in (quantize_module, int8):
-        monkeypatch.setattr(module, "int8_engine", lambda: None)
+    monkeypatch.setattr(int8, "library", lambda: None)
+    monkeypatch.setattr(int8, "int8_engine", lambda: None)
     small, details = quantize(model)
     assert "no working int8 kernel" in capsys.readouterr().err
     assert details["engine"].startswith("none")

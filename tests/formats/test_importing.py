@@ -30,3 +30,13 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
         import_model(str(path), tmp_path / "a")
     with pytest.raises(InputError, match="no such model"):
         import_model("nowhere", tmp_path / "b")
+
+
+def test_blocks_of_a_gguf_file_are_kept_where_that_is_asked(tmp_path: Path) -> None:
+    file = gguf(tmp_path / "m.gguf", model(), "Q8_0")
+    plain, kept = (import_model(str(file), tmp_path / str(blocks), blocks=blocks) for blocks in (False, True))
+    assert plain["parameters"] == kept["parameters"]
+    sizes = [(tmp_path / str(blocks) / "model.safetensors").stat().st_size for blocks in (False, True)]
+    assert sizes[1] < 0.5 * sizes[0]
+    with pytest.raises(InputError, match="no GGUF file"):
+        import_model(str(checkpoint(tmp_path / "c", "gpt2")), tmp_path / "b", blocks=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import pytest
 import torch
 
 from lmforge.model.cache import KVCache
@@ -16,6 +20,21 @@ def test_counts_and_last_ids_leave_padding_out() -> None:
     cache.advance(None, torch.tensor([1, 1]))  # a stage that does not see ids
     assert cache.lengths.tolist() == [4, 2]
     assert cache.recent.tolist() == [[6, 7], [0, 8]]
+
+
+@pytest.mark.parametrize("kind", [{}, {"attention": ("window", "sparse"), "window": 4, "stride": 3, "pool": 2}])
+@torch.no_grad()
+def test_keys_and_values_of_8_bits_are_close_and_a_quarter_of_the_bytes(kind: dict[str, Any]) -> None:
+    model, text = network(dataclasses.replace(PLAIN, **kind)), tokens(2, 12)
+    exact, small = (KVCache(2, 24, torch.device("cpu"), dtype) for dtype in (torch.float32, torch.int8))
+    for part in (text[:, :7], text[:, 7:8], text[:, 8:]):
+        expected, reached = (model(part, cache) for cache in (exact, small))
+        assert float((reached - expected).norm() / expected.norm()) < 0.02
+    assert small.nbytes < 0.5 * exact.nbytes  # heads of 8 channels: a scale for each of their keys and values is half
+    small.select(torch.tensor([1]))
+    exact.select(torch.tensor([1]))
+    reached, expected = (model(text[1:, :1], cache) for cache in (small, exact))
+    assert float((reached - expected).norm() / expected.norm()) < 0.02
 
 
 def test_layers_make_their_parts_when_they_run_and_rows_are_kept_in_order() -> None:

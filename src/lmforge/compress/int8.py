@@ -1,14 +1,14 @@
-"""8-bit weights and 8-bit activations, multiplied by the CPU's own int8 kernels.
+"""8-bit weights and 8-bit activations, multiplied as integers: by our own kernels, or else by torch's.
 
-    x (…,I) ─divided by its clip_range, 127 levels─▶ uint8 ─┐
+    x (…,I) ─divided by its clip_range, 127 levels─▶ 8 bits ─┐
                             weight (O,I) int8 ─packed──┴─ int8 GEMM, int32 sums ─▶ · scale (O) · clip_range ─▶ y (…,O)
 
 Weights: symmetric, one scale per output row. Activations: a clip_range (the largest magnitude kept) per layer, learned
 from calibration text, so that a layer is one call; where that rounds too coarsely, or without calibration, the
 clip_range is each token's own largest magnitude, found as it passes. Either way no token's result depends on its
-neighbours in the batch: sums of integers are exact in any order. Activations use 7 of their 8 bits (reduced range):
-without VNNI the kernels add pairs of products in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full
-range measured 10-17% wrong there).
+neighbours in the batch: sums of integers are exact in any order. With our own kernels (`lmforge.kernels`) activations
+have 127 levels on each side of 0. torch's use 7 of their 8 bits (reduced range): without VNNI they add pairs of
+products in 16 bits, and 2·127·127 = 32,258 is the most that never saturates (full range measured 10-17% wrong there).
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmforge.kernels import matrix
+from lmforge.kernels.build import library, path_taken
+from lmforge.kernels.matrix import Packed
+
+OWN = "own"
+CENTRE = 128  # the code of a weight of 0, in our own layout
 # weights lie in [−127, 127]; activations in [1, 127] about 64, or in [0, 127] where they cannot be negative
 LEVELS = 127
 TINY = 1e-30  # keeps a row of zeros from dividing by zero
@@ -48,6 +54,11 @@ def int8_engine() -> str | None:
         if float((product - true).norm() / true.norm()) < 0.03:
             return engine
     return None
+
+
+def engine_here() -> str:
+    """What multiplies integers here, in words."""
+    return path_taken() if library() is not None else int8_engine() or "none (fp32 products)"
 
 
 def _pack(weight: Tensor, scale: Tensor, engine: str) -> Any:
@@ -92,7 +103,8 @@ class QuantizedLinear(nn.Module):
     The file holds `weight` (O,I) int8, `scale` (O,) fp32, `clip_range` (1,) fp32 (0: each token's own) and `bias`; in
     memory the weight lies packed for the kernel only. Where no int8 kernel works (or x is not on the CPU) the product
     is taken in fp32: the file stays small, the speed does not rise. `signed` False: x is never negative, so all levels
-    serve its positive side. `tied`: the table whose matrix this layer shares.
+    serve its positive side. `tied`: the table whose matrix this layer shares. `floats`: the product is taken in fp32
+    although there are kernels, since it was measured to be the faster one.
     """
 
     weight: Tensor
@@ -107,9 +119,10 @@ class QuantizedLinear(nn.Module):
         bias: bool,
         signed: bool = True,
         tied: QuantizedEmbedding | None = None,
+        floats: bool = False,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.signed = in_features, out_features, signed
+        self.in_features, self.out_features, self.signed, self.floats = in_features, out_features, signed, floats
         self.tied = (tied,)  # in a tuple, so that the embedding is not registered (and stored) a second time
         self.packed: Any = None
         self.engine: str | None = None
@@ -123,8 +136,19 @@ class QuantizedLinear(nn.Module):
 
     def pack(self, weight: Tensor, scale: Tensor) -> None:
         """Take an int8 matrix (O,I) with its scales (O,) and lay it out for the kernel."""
-        self.engine = int8_engine()
-        if self.engine is None:
+        self.engine = (
+            None
+            if self.floats
+            else OWN
+            if library() is not None and self.in_features <= matrix.MOST_COLUMNS
+            else int8_engine()
+        )
+        if self.engine == OWN:
+            code, clip = (weight.cpu().short() + CENTRE).to(torch.uint8), self.fixed
+            one, bias = scale.cpu().float()[:, None], None if self.bias is None else self.bias.cpu()
+            self.packed = matrix.codes(code, 8, self.in_features, one, CENTRE, bias=bias, whole_row=True, clip=clip)
+            self.dense = None
+        elif self.engine is None:
             self.packed, self.dense = None, weight.float() * scale[:, None]
         else:
             self.packed, self.dense = _pack(weight.cpu(), scale.cpu(), self.engine), None
@@ -138,12 +162,16 @@ class QuantizedLinear(nn.Module):
             return self.tied[0].weight, self.tied[0].scale
         if self.packed is None:
             return self.weight, self.scale
+        if isinstance(self.packed, Packed):
+            return (self.packed.codes().short() - CENTRE).to(torch.int8), self.scale
         return torch.ops.quantized.linear_unpack(self.packed)[0].int_repr(), self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(…,I) → (…,O)."""
         if self.packed is None or not x.is_cpu:
             return F.linear(x, self._dense_on(x.device), self.bias)
+        if isinstance(self.packed, Packed):
+            return self.packed(x.float() if self.signed else x.float().clamp(min=0))
         assert self.engine is not None
         if self.fixed and self.engine == "fbgemm":  # the dynamic kernels of other engines find their own range
             # The kernel itself cuts at 255, beyond the 127 that its 16-bit sums can bear, so the cut at the clip_range
@@ -159,6 +187,19 @@ class QuantizedLinear(nn.Module):
         y = _multiply(self.packed, x / largest, self.engine, self.signed).mul_(largest)
         return y if self.bias is None else y.add_(self.bias)
 
+    def kernel_matrix(self) -> Packed | None:
+        """Its matrix as our own kernels take it; None: they do not multiply it."""
+        if isinstance(self.packed, Packed):
+            return self.packed
+        return matrix.floats(self.dense, self.bias) if self.floats and self.dense is not None else None
+
+    def kernel_columns(self) -> Packed | None:
+        """The same for inputs of which many are 0: their columns are not touched where there is a token at a time."""
+        if not isinstance(self.packed, Packed):
+            return None
+        weight, scale = self.unpacked()
+        return matrix.columns(weight, scale, self.packed, clip=self.fixed)
+
     def _dense_on(self, device: torch.device) -> Tensor:
         if self.dense is None or self.dense.device != device:
             weight, scale = self.unpacked()
@@ -169,6 +210,7 @@ class QuantizedLinear(nn.Module):
         """Bytes held beside the registered tensors: the kernel's copy (with three numbers of each row) or the fp32
         one."""
         packed = self.out_features * (self.in_features + 12) if self.packed is not None else 0
+        packed = self.packed.data.nbytes if isinstance(self.packed, Packed) else packed
         return packed + (self.dense.nbytes if self.dense is not None else 0)
 
     def weight_bytes(self) -> int:

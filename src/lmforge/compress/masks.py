@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.errors import InputError
+from lmforge.kernels.matrix import Packed, floats
 from lmforge.model.gpt import GPT
 
 BITS = 8
@@ -61,6 +62,11 @@ class MaskedLinear(nn.Linear):
         """(…,I) → (…,O)."""
         weight = self.weight.masked_fill(~self.mask, 0.0) if self.weight.requires_grad else self.weight
         return F.linear(x, weight, self.bias)
+
+    def kernel_matrix(self) -> Packed | None:
+        """As our own kernels take it: of floats, zeros among them."""
+        fits = self.weight.dtype == torch.float32 and self.weight.is_cpu and not self.weight.requires_grad
+        return floats(self.weight, self.bias) if fits else None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         weight = self.weight if keep_vars else self.weight.detach()

@@ -8,7 +8,7 @@ import copy
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from lmforge.compress.int8 import QuantizedLinear
 from lmforge.generate.continuation import prefill
+from lmforge.generate.lean import next_logits
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT, KVCache
 from lmforge.model.linear_attention import Linear
@@ -149,11 +150,11 @@ def decode_rate(model: GPT, batch: int, seconds: float, begun: KVCache | None = 
     left as it is; by default `read_prompt`). The rows share it, and go on from tokens of their own."""
     cache = copy.deepcopy(begun) if begun is not None else read_prompt(model)
     cache.select(cache.lengths.new_zeros(batch))
-    tokens = (torch.arange(batch, device=cache.lengths.device) % model.config.vocab_size)[:, None]
+    tokens = torch.arange(batch, device=cache.lengths.device) % model.config.vocab_size
     steps = 0
     started = time.perf_counter()
     while steps < 3 or (time.perf_counter() - started < seconds and cache.extent < cache.capacity):
-        tokens = model(tokens, cache)[:, -1].argmax(-1, keepdim=True)
+        tokens = next_logits(model, tokens, cache).argmax(-1)
         steps += 1
     return batch * steps / (time.perf_counter() - started)
 
@@ -168,3 +169,17 @@ def prefill_rate(model: GPT, seconds: float) -> float:
         prefill(model, [prompt], model.config.context)
         tokens += len(prompt)
     return tokens / (time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def step_seconds(models: Sequence[GPT], repetitions: int = 15) -> list[float]:
+    """Processor seconds of one greedy step at batch 1, the least of several in turn: what else the machine does is not
+    in it, so that a choice made by it is the same on a busy machine."""
+    begun = [prefill(model, [[0]], min(model.config.context, repetitions + 4)) for model in models]
+    least = [float("inf")] * len(models)
+    for _ in range(min(repetitions, models[0].config.context - 2)):
+        for number, (model, (_, cache)) in enumerate(zip(models, begun, strict=True)):
+            started = time.process_time()
+            next_logits(model, torch.zeros(1, dtype=torch.long), cache)
+            least[number] = min(least[number], time.process_time() - started)
+    return least

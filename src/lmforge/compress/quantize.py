@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmforge.compress.int8 import TINY, QuantizedEmbedding, QuantizedLinear, int8_engine, round_rows
+from lmforge.compress.int8 import TINY, QuantizedEmbedding, QuantizedLinear, engine_here, round_rows
 from lmforge.compress.method import CalibrationBatch, Compressed, Context, Method, register
 from lmforge.compress.smooth import find_clip_ranges, signed_input, smooth
 from lmforge.compress.weight_only import plain_layers, quantize_weights, restore_weights
@@ -24,9 +24,10 @@ from lmforge.progress import log
 from lmforge.recipe import QuantizeStep
 
 METHOD = "quantize"
+FLOATS = "floats"  # an entry's "serve" where integers were measured to be slower here
 
 
-def _replace(model: GPT, name: str) -> None:
+def _replace(model: GPT, name: str, floats: bool = False) -> None:
     """Put the empty quantised form of layer `name` in its place (and of the head, where it is tied to it)."""
     old = model.get_submodule(name)
     if isinstance(old, nn.Embedding):
@@ -34,12 +35,12 @@ def _replace(model: GPT, name: str) -> None:
         table = QuantizedEmbedding(old.num_embeddings, old.embedding_dim)
         model.set_submodule(name, table)
         if tied:
-            model.set_submodule("head", QuantizedLinear(old.embedding_dim, old.num_embeddings, bias=False, tied=table))
+            head = QuantizedLinear(old.embedding_dim, old.num_embeddings, bias=False, tied=table, floats=floats)
+            model.set_submodule("head", head)
     else:
         assert isinstance(old, nn.Linear)
-        model.set_submodule(
-            name, QuantizedLinear(old.in_features, old.out_features, old.bias is not None, signed_input(model, name))
-        )
+        signed, bias = signed_input(model, name), old.bias is not None
+        model.set_submodule(name, QuantizedLinear(old.in_features, old.out_features, bias, signed, floats=floats))
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def quantize(
     """
     if not plain_layers(model):
         raise InputError("compress.steps: quantize: every layer is in 8 bits already; name the step once")
-    if int8_engine() is None:
+    if engine_here().startswith("none"):
         log("quantize: no working int8 kernel on this machine; the file will be small, but the speed is that of fp32")
     result = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     clip_ranges: dict[str, float] = {}
@@ -80,10 +81,10 @@ def quantize(
         result.get_submodule(name).load_state_dict(state)
         if tied and isinstance(result.head, QuantizedLinear):
             result.head.load_state_dict({"clip_range": torch.tensor([clip_ranges.get("head", 0.0)])})
-    entry = {"method": METHOD, "bits": 8, "activation_bits": 7, "kept": sorted(keep)}
+    entry = {"method": METHOD, "bits": 8, "activation_bits": 8, "kept": sorted(keep)}
     return result, {
         "entry": entry,
-        "engine": int8_engine() or "none (fp32 products)",
+        "engine": engine_here(),
         "weight_errors": errors,
         "clip_ranges": clip_ranges,
     }
@@ -121,7 +122,7 @@ def restore(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor])
                 raise InputError(
                     f"model.safetensors: {name}.{part}: {have}, not {kind} {wanted}; run the compress stage again"
                 )
-        _replace(model, name)
+        _replace(model, name, entry.get("serve") == FLOATS)
     return model.requires_grad_(False)
 
 
@@ -132,14 +133,20 @@ class Quantize(Method[QuantizeStep]):
     settings = QuantizeStep
 
     def apply(self, model: GPT, settings: QuantizeStep, context: Context, kept: Collection[str] = ()) -> Compressed:
-        """As `quantize`, or `quantize_weights`."""
+        """As `quantize`, or `quantize_weights`; with `cache_bits = 8` decoding keeps keys and values in 8 bits too."""
         if settings.kind == "weights":
-            return Compressed(*quantize_weights(model, settings, context, kept))
-        result, details = quantize(model, context.calibration, kept)
-        return Compressed(result, details.pop("entry"), details)
+            result, entry, details = quantize_weights(model, settings, context, kept)
+        else:
+            result, details = quantize(model, context.calibration, kept)
+            entry = details.pop("entry")
+        if settings.cache_bits == 8:
+            entry, result.cache_dtype = {**entry, "cache_bits": 8}, torch.int8
+        return Compressed(result, entry, details)
 
     def restore(self, model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GPT:
         """As the function `restore`, or `restore_weights`."""
+        if entry.get("cache_bits") == 8:
+            model.cache_dtype = torch.int8
         if entry.get("kind") == "weights":
             return restore_weights(model, entry, tensors)
         return restore(model, entry, tensors)

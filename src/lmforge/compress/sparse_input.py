@@ -1,6 +1,7 @@
 """Activations that are set to zero before a matrix, so that its columns for them need not be multiplied.
 
-There is no kernel here that skips columns: the product is dense, and what a kernel could leave out is measured.
+A step of decoding (`generate.lean`) does not touch these columns where so few tokens share it that it pays; elsewhere
+the product is dense. What is left out is measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from lmforge.compress.measure import module_macs
 from lmforge.compress.method import CalibrationBatch
 from lmforge.errors import InputError
+from lmforge.generate.lean import kernel_matrix
+from lmforge.kernels.matrix import Packed, float_columns
 from lmforge.model.gpt import GPT
 
 TOGETHER = 8  # tokens whose zeros are intersected: a batch that is decoded together
@@ -35,6 +38,17 @@ class SparseInput(nn.Module):
         """(…,I) → (…,O)."""
         result: Tensor = self.inner(self.sparse(x))
         return result
+
+    def kernel_matrix(self) -> Packed | None:
+        """The matrix with its thinning, as our own kernels take it; None: they do not multiply it."""
+        columns = getattr(self.inner, "kernel_columns", None)
+        if columns is not None:
+            packed: Packed | None = columns()
+        elif type(self.inner) is nn.Linear and self.inner.weight.dtype == torch.float32:
+            packed = float_columns(self.inner.weight, self.inner.bias)
+        else:
+            packed = kernel_matrix(self.inner)
+        return None if packed is None else packed.thinned(float(self.threshold), self.count)
 
     def sparse(self, x: Tensor) -> Tensor:
         """x (…,I) with zeros; the gradient passes where it is not 0."""

@@ -27,6 +27,8 @@ from lmforge.compress.method import CalibrationBatch, Compressed, Context, Metho
 from lmforge.compress.smooth import watch_inputs
 from lmforge.compress.sparse_input import SparseInput, skipped, sparse_inputs
 from lmforge.errors import InputError
+from lmforge.generate.lean import lean_of
+from lmforge.kernels.build import path_taken
 from lmforge.model.gpt import GPT
 from lmforge.recipe import CompressStep
 
@@ -223,11 +225,13 @@ def _entry(model: GPT, kept: Collection[str]) -> dict[str, Any]:
 
 
 def _report(model: GPT, context: Context) -> dict[str, Any]:
-    return {
+    report: dict[str, Any] = {
         "thresholds": {name: float(module.threshold) for name, module in sparse_inputs(model).items()},
         "skipped": skipped(model, context.calibration),
-        "note": "no gain in speed on this machine: no kernel here skips columns; products are dense",
     }
+    if lean_of(model) is None:
+        report["note"] = f"no gain in speed on this machine: nothing skips columns ({path_taken()}); products are dense"
+    return report
 
 
 register(Sparsify())

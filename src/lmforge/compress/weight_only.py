@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from lmforge.compress.calibration import grams_by_block
 from lmforge.compress.feedback import output_error, round_with_feedback
-from lmforge.compress.grouped import GroupedEmbedding, TiedGroupedHead, grouped_form
+from lmforge.compress.grouped import Grouped, GroupedEmbedding, TiedGroupedHead, grouped_form
 from lmforge.compress.groups import Rounded, packed_width, round_groups
 from lmforge.compress.importance import divergence
 from lmforge.compress.masks import MaskedLinear
 from lmforge.compress.method import Context
 from lmforge.errors import InputError, LmforgeError
 from lmforge.formats.native import is_tied, model_tensors
+from lmforge.kernels.build import path_taken
 from lmforge.model.gpt import GPT
 from lmforge.recipe import QuantizeStep
 
@@ -40,12 +41,12 @@ def plain_layers(model: GPT) -> list[str]:
     return [name for name in names if not (name == "head" and is_tied(model))]
 
 
-def put_grouped(model: GPT, name: str, about: Mapping[str, Any], fly: bool) -> None:
+def put_grouped(model: GPT, name: str, about: Mapping[str, Any], unpack: str) -> None:
     """The empty grouped form of layer `name` in its place, and of the head where that is tied to it."""
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear | nn.Embedding)
     tied = name == "embed" and is_tied(model)
-    new = grouped_form(old, about["bits"], about["group"], about["scaled"], fly)
+    new = grouped_form(old, about, unpack)
     model.set_submodule(name, new)
     if tied and isinstance(new, GroupedEmbedding):
         model.set_submodule("head", TiedGroupedHead(new))
@@ -83,17 +84,21 @@ def quantize_weights(
         "method": "quantize",
         "kind": "weights",
         "layers": layers,
-        "fly": settings.unpack == "fly",
+        "unpack": settings.unpack,
         "kept": sorted(kept),
     }
     details |= {
         "bits": plan,
         "mean_bits": _mean_bits(model, plan),
         "output_errors": errors,
-        "engine": "fp32 products of unpacked weights",
-        "note": "no gain in speed on this machine: there is no kernel of few bits here; the file is smaller",
+        "engine": path_taken() if by_kernel(result) else "fp32 products of unpacked weights",
     }
     return result, entry, details
+
+
+def by_kernel(model: GPT) -> bool:
+    """Whether our own kernels multiply what is in groups."""
+    return all(module.packed is not None for module in model.modules() if isinstance(module, Grouped))
 
 
 def _round_layer(
@@ -121,7 +126,7 @@ def _round_layer(
     missed = rounded.dense(settings.group)
     missed = (missed if channel is None else missed / channel) - weight
     layers[name] = {"bits": bits, "group": settings.group, "scaled": channel is not None}
-    put_grouped(model, name, layers[name], settings.unpack == "fly")
+    put_grouped(model, name, layers[name], settings.unpack)
     _fill(model, name, rounded, channel, getattr(old, "bias", None))
     whole = output_error(weight, gram)
     return (output_error(missed, gram) / whole) ** 0.5 if whole else 0.0
@@ -253,8 +258,11 @@ def restore_weights(model: GPT, entry: Mapping[str, Any], tensors: Mapping[str, 
         raise InputError(
             "config.json: compression: layers: not an entry this version reads; run the compress stage again"
         )
+    # files of version 0.1 said only whether dense matrices were made in each product
+    unpack = entry.get("unpack", "fly" if entry.get("fly") else "load")
+    unpack = "load" if entry.get("serve") == "floats" else unpack
     for name, about in layers.items():
-        put_grouped(model, name, about, bool(entry.get("fly")))
+        put_grouped(model, name, about, unpack)
         new = model.get_submodule(name)
         for part, wanted in new.state_dict().items():
             tensor = tensors.get(f"{name}.{part}")

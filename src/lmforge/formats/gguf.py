@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmforge.errors import InputError
 from lmforge.formats.families import family_of
+from lmforge.formats.gguf_blocks import keep_blocks
 from lmforge.formats.gguf_file import GgufFile, is_gguf, string_of
 from lmforge.formats.gguf_names import ROPE_TENSORS, checkpoint_name, laid_out, settings_of
 from lmforge.formats.loaded import LoadedModel
@@ -43,8 +44,9 @@ def gguf_in(path: Path) -> Path | None:
     return inside[0] if len(inside) == 1 else None
 
 
-def read_gguf(path: Path, context: int | None = None) -> LoadedModel:
-    """The model in a GGUF file. `context`: the most tokens that it is to read, where the file allows more.
+def read_gguf(path: Path, context: int | None = None, blocks: bool = False) -> LoadedModel:
+    """The model in a GGUF file. `context`: the most tokens that it is to read, where the file allows more. `blocks`:
+    matrices of 4, 5 or 8 bits stay as they are and are multiplied so (`gguf_blocks`); else all become floats.
 
     Raises:
         InputError: it is damaged, of an architecture or a kind of vocabulary that is not known, tensors are missing or
@@ -66,8 +68,13 @@ def read_gguf(path: Path, context: int | None = None) -> LoadedModel:
         notes["tied"] = f"{kept} is embedding and output; {left}, the same matrix in another precision, is left out"
     family = family_of(settings)
     model = with_room(config_of(file, context))
-    fill(model, family, CheckpointTensors(file, settings, finer))
-    return LoadedModel(model.eval(), tokenizer, path.stem, path, notes=notes)
+    weights = CheckpointTensors(file, settings, finer)
+    fill(model, family, weights)
+    entry = None
+    if blocks:
+        model, entry = keep_blocks(model, file, settings, family, weights, weights.inside)
+    compression = () if entry is None else (entry,)
+    return LoadedModel(model.eval(), tokenizer, path.stem, path, compression, notes=notes)
 
 
 def _settings(file: GgufFile) -> tuple[dict[str, Any], str | None]:
@@ -132,21 +139,21 @@ class CheckpointTensors:
     def __init__(self, file: GgufFile, settings: dict[str, Any], finer: str | None) -> None:
         """`finer`: which of embedding and output is both (`_finer_copy`)."""
         self.source, self._file, self._settings = file.path, file, settings
-        self._names: dict[str, str] = {}
+        self.inside: dict[str, str] = {}  # names of a checkpoint → of the file
         for name in file.tensors:
             if name not in ROPE_TENSORS and not (finer is not None and name in (EMBEDDING, OUTPUT)):
-                self._names[checkpoint_name(file.architecture, name) or name] = name
+                self.inside[checkpoint_name(file.architecture, name) or name] = name
         if finer is not None:
-            self._names[checkpoint_name(file.architecture, EMBEDDING) or EMBEDDING] = finer
+            self.inside[checkpoint_name(file.architecture, EMBEDDING) or EMBEDDING] = finer
 
     @property
     def names(self) -> frozenset[str]:
         """Of all tensors."""
-        return frozenset(self._names)
+        return frozenset(self.inside)
 
     def read(self, name: str) -> Tensor:
         """One of them."""
-        inside = self._names[name]
+        inside = self.inside[name]
         return laid_out(self._file.architecture, self._settings, inside)(self._file.tensor(inside))
 
 

@@ -119,6 +119,12 @@ class GgufFile:
             )
         return result
 
+    def rows(self, name: str) -> Tensor:
+        """The bytes of a tensor's rows as they are (O, bytes of a row)."""
+        info = self.tensors[name]
+        data: NDArray[np.uint8] = np.fromfile(self.path, dtype=np.uint8, count=info.size, offset=info.offset)
+        return torch.from_numpy(data.reshape(info.elements // info.shape[-1], -1))
+
 
 def gguf_package() -> Any:
     """The package `gguf`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lmforge.errors import InputError
 from lmforge.formats.families import Family, family_of
+from lmforge.formats.families_rows import Place
 from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import CONFIG, TOKENIZER
 from lmforge.formats.registry import FORMATS, Format
@@ -81,12 +83,11 @@ def fill(model: GPT, family: Family, files: Weights) -> None:
     """
     state = own_tensors(model)
     places = list(family.places(model.config, state))
-    prefix = _prefix(family, files, next(iter(places[0].theirs)))
+    name_of = naming(family, files, places)
     left = set(files.names)
 
     def take(name: str) -> Tensor:
-        usual = family.prefixes[0]
-        named = prefix + name.removeprefix(usual) if name.startswith(usual) else name
+        named = name_of(name)
         if named not in files.names:
             raise InputError(f"{files.source}: no tensor {named}; is the checkpoint complete?")
         left.discard(named)
@@ -103,6 +104,12 @@ def fill(model: GPT, family: Family, files: Weights) -> None:
     rest = sorted(name for name in left if not any(re.search(expression, name) for expression in known))
     if rest:
         raise InputError(f"{files.source}: tensors that this architecture does not have: {', '.join(rest[:5])}")
+
+
+def naming(family: Family, files: Weights, places: Sequence[Place]) -> Callable[[str], str]:
+    """What these files call a tensor that the family calls so."""
+    prefix, usual = _prefix(family, files, next(iter(places[0].theirs))), family.prefixes[0]
+    return lambda name: prefix + name.removeprefix(usual) if name.startswith(usual) else name
 
 
 def own_tensors(model: GPT) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmforge.generate.lean import lean_of, next_logits
 from lmforge.model.gpt import GPT, KVCache
 
 GROUP_ROWS = 16  # rows that an invariant pass takes at most, and up to which kernels are probed
@@ -37,7 +38,7 @@ def prefill(model: GPT, prompts: Sequence[Sequence[int]], capacity: int) -> tupl
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    cache = KVCache(len(prompts), capacity, device)
+    cache = KVCache(len(prompts), capacity, device, model.cache_dtype)
     hidden = model.hidden(tokens.to(device), cache, lengths=lengths.to(device))
     last = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]
     assert model.head is not None
@@ -57,7 +58,7 @@ class Continuation:
         device = self.cache.lengths.device
         if parents is not None:
             self.cache.select(torch.tensor(parents, device=device))
-        self.logits = self.model(torch.tensor(tokens, device=device)[:, None], self.cache)[:, -1]
+        self.logits = next_logits(self.model, torch.tensor(tokens, device=device), self.cache)
 
 
 class Rows:
@@ -169,7 +170,7 @@ class _Group:
         device = self.cache.lengths.device
         self.cache.lengths, self.cache.by_row = torch.tensor(counts, device=device), counts
         self.cache.extent = max(counts)
-        logits = self.model(torch.tensor(tokens, device=device)[:, None], self.cache)[:, -1].float().cpu()
+        logits = next_logits(self.model, torch.tensor(tokens, device=device), self.cache).float().cpu()
         self.logits = {row: logits[place] for place, row in enumerate(self.slots) if row is not None}
 
 
@@ -208,7 +209,15 @@ def _probe(model: GPT) -> int | None:
         return None
     # as many places as rows, whatever their number
     whole = _Group(model, dict(enumerate(texts)), capacity, 1)
-    calls = _watched(model, lambda: whole.advance({row: [*text, row] for row, text in enumerate(texts)}))
+
+    def step() -> None:
+        whole.advance({row: [*text, row] for row, text in enumerate(texts)})
+
+    if lean_of(model) is None:
+        calls = _watched(model, step)
+    else:  # one call, with no layers to look at
+        calls = []
+        step()
     for multiple in MULTIPLES[:-1]:
         sizes = range(multiple, GROUP_ROWS, multiple)
         if all(_same(module, x, y, size) for module, x, y in calls for size in sizes) and all(

@@ -47,6 +47,7 @@ class KVCache:
         self.recent = torch.zeros(rows, 2, dtype=torch.long, device=device)
         self.extent = 0
         self.by_row: list[int] | None = None
+        self.plan: tuple[Any] | None = None  # how its model decodes, once that is known (`generate.lean`)
 
     @classmethod
     def joined(cls, caches: Sequence[KVCache]) -> KVCache:

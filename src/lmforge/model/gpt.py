@@ -140,6 +140,8 @@ class GPT(nn.Module):
         InputError: a last stage by itself cannot embed the tokens that it looks further `ahead` to.
     """
 
+    cache_dtype = torch.float32  # of keys and values that decoding keeps; int8: with a scale for each
+
     def __init__(self, config: GPTConfig, layers: range | None = None) -> None:
         super().__init__()
         layers = range(config.layers) if layers is None else layers
@@ -167,8 +169,7 @@ class GPT(nn.Module):
         self.register_buffer("local_rotations", local, persistent=False)
 
     def macs_per_token(self) -> int:
-        """Multiplications of a token by the matrices of blocks and head (`measure`); what only training or images use
-        is not in it."""
+        """Multiplications of a token by the matrices of blocks and head (`measure`), not by what only training uses."""
         return sum(map(macs_per_token, self.blocks)) + (0 if self.head is None else macs_per_token(self.head))
 
     def initialise(self, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
@@ -376,8 +377,7 @@ class GPT(nn.Module):
         """The losses of the tokens further ahead, weighted (DeepSeek-V3, eq. 25)."""
         assert self.norm is not None
         assert self.head is not None
-        nats = hidden.new_zeros(())
-        following, wanted = targets, targets
+        nats, following, wanted = hidden.new_zeros(()), targets, targets
         for module in self.ahead:
             hidden = module(hidden, self._embedding(following.clamp(min=0)), forward_ctx)
             wanted = F.pad(wanted[:, 1:], (0, 1), value=-1)

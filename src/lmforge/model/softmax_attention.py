@@ -192,7 +192,8 @@ def saves_attention(config: GPTConfig, kind: str) -> bool:
 class SoftmaxCache:
     """Keys and values of one layer: a ring of the last `window` tokens, then the extras; nothing else is kept.
 
-    store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. partial
+    store (2,B,kv_heads,window+M+1,E): keys and values; the last slot takes what is not to be kept. scales
+    (2,B,kv_heads,window+M+1): what 8-bit ones are multiplied by. partial
     (2,B,kv_heads,E): the pooled key (before rotation) and value of the block that is not complete yet.
     """
 
@@ -208,17 +209,23 @@ class SoftmaxCache:
         self.strided, self.pooled = strided.to(k.device), pooled.to(k.device)
         shape = (2, rows, kv_heads, len(self.seen) + 1, head_width)
         self.store = torch.zeros(shape, device=k.device, dtype=dtype)
-        self.partial = torch.zeros((2, rows, kv_heads, head_width), device=k.device, dtype=dtype) if rule.pool else None
+        small = dtype == torch.int8
+        self.scales = torch.zeros(shape[:-1], device=k.device) if small else None
+        exact = torch.float32 if small else dtype
+        self.partial = torch.zeros((2, rows, kv_heads, head_width), device=k.device, dtype=exact) if rule.pool else None
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         self.store = self.store[:, rows]
+        self.scales = None if self.scales is None else self.scales[:, rows]
         self.partial = None if self.partial is None else self.partial[:, rows]
 
     def joined(self, parts: Sequence[SoftmaxCache]) -> SoftmaxCache:
         """The rows of several caches of this layer, in order."""
         whole = copy.copy(self)
         whole.store = torch.cat([each.store for each in parts], 1)
+        scales = [each.scales for each in parts if each.scales is not None]
+        whole.scales = torch.cat(scales, 1) if scales else None
         partial = [each.partial for each in parts if each.partial is not None]
         whole.partial = torch.cat(partial, 1) if partial else None
         return whole
@@ -226,7 +233,12 @@ class SoftmaxCache:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.store.nbytes + (0 if self.partial is None else self.partial.nbytes)
+        return sum(each.nbytes for each in (self.store, self.scales, self.partial) if each is not None)
+
+    def read(self, rows: slice, slots: slice) -> Tensor:
+        """What these rows hold in these slots, (2,B,kv_heads,S,E), as floats."""
+        held = self.store[:, rows, :, slots]
+        return held if self.scales is None else held * self.scales[:, rows, :, slots, None]
 
     def write(self, rule: Softmax, k: Tensor, v: Tensor, plain: Tensor, forward_ctx: ForwardContext) -> None:
         """Take in tokens: k (rotated), v, plain (k before rotation), each (B,T,kv_heads,E)."""
@@ -302,8 +314,13 @@ class SoftmaxCache:
     def _put(self, slots: Tensor, kept: Tensor, k: Tensor, v: Tensor) -> None:
         """k, v (B,T,kv_heads,E) to slots (B,T), those not `kept` to the last."""
         rows = torch.arange(len(slots), device=slots.device)[:, None]
-        view = self.store.permute(1, 3, 0, 2, 4)
-        view[rows, torch.where(kept, slots, view.shape[1] - 1)] = torch.stack((k, v), 2).to(view.dtype)
+        view, new = self.store.permute(1, 3, 0, 2, 4), torch.stack((k, v), 2)
+        slots = torch.where(kept, slots, view.shape[1] - 1)
+        if self.scales is not None:  # 127 levels on each side of the largest of a head's channels
+            most = new.float().abs().amax(-1).clamp(min=1e-30)
+            self.scales.permute(1, 3, 0, 2)[rows, slots] = most / 127.0
+            new = (new.float() * (127.0 / most)[..., None]).round()
+        view[rows, slots] = new.to(view.dtype)
 
     def _count(self, extent: int) -> int:
         """Slots that a text of `extent` tokens has filled and may see."""
@@ -317,17 +334,16 @@ class SoftmaxCache:
         count = self._count(forward_ctx.cache.extent)
         alone = forward_ctx.positions.numel() == 1  # the only row is the longest: it sees all there is
         mask = None if alone else (forward_ctx.positions[:, :, None] >= self.seen[:count])[:, None]
-        return self.store[0, :, :, :count], self.store[1, :, :, :count], mask
+        keys, values = self.read(slice(None), slice(count))
+        return keys, values, mask
 
     def each_alone(self, q: Tensor, before: Sequence[int]) -> Tensor:
         """One query a row, q (B,H,1,E), of which row i stands after `before[i]` tokens → (B,H,1,E): each row in a call
         of its own over what it sees, as if there were no other."""
         shared = q.shape[1] > self.store.shape[2]
-        keys, values = (each.split(1) for each in self.store.unbind(0))
         answers = []
-        for own, key, value, tokens in zip(q.split(1), keys, values, before, strict=True):
-            count = self._count(tokens + 1)
-            key, value = key.narrow(2, 0, count).to(q.dtype), value.narrow(2, 0, count).to(q.dtype)
+        for row, (own, tokens) in enumerate(zip(q.split(1), before, strict=True)):
+            key, value = self.read(slice(row, row + 1), slice(self._count(tokens + 1))).to(q.dtype)
             answers.append(F.scaled_dot_product_attention(own, key, value, enable_gqa=shared))
         return torch.cat(answers)
 
@@ -345,10 +361,10 @@ class SoftmaxCache:
         query = positions[:, :, None]
         band = (reach >= 0) & (reach <= query) & (query - reach < self.window)
         mask = torch.cat((band, query >= seen), 2)[:, None]
-        new = torch.stack((k, v)).transpose(2, 3).to(self.store.dtype)
-        keys, values = torch.cat(
-            (self.store[..., : self.window, :], new, self.store[..., self.window : max(count, self.window), :]), 3
-        )
+        every = slice(None)
+        before = self.read(every, slice(self.window))
+        extras = self.read(every, slice(self.window, max(count, self.window)))
+        keys, values = torch.cat((before, torch.stack((k, v)).transpose(2, 3).to(before.dtype), extras), 3)
         return keys, values, mask
 
 

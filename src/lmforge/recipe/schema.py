@@ -142,8 +142,9 @@ class QuantizeStep(CompressStep):
     """8-bit weights and activations, or weights alone in groups of few bits."""
 
     method: Literal["quantize"] = "quantize"  # integers of few bits
-    # w8a8: 8-bit integers multiplied as such; weights: stored in groups, multiplied in floating point
+    # w8a8: 8-bit integers multiplied as such; weights: stored in groups of few bits
     kind: Literal["w8a8", "weights"] = "w8a8"
+    cache_bits: Literal[8, 32] = 32  # of the keys and values that decoding keeps
     # the rest is of kind = "weights"
     bits: Literal[3, 4, 5, 6, 8] = 4
     group: Annotated[int, Field(ge=8)] = 32  # neighbours in a row that share a scale
@@ -152,12 +153,13 @@ class QuantizeStep(CompressStep):
     damping: Annotated[float, Field(gt=0)] = 0.01  # of feedback: added to the diagonal, as a share of its mean
     scaled: bool = False  # channels with large inputs are rounded more finely
     bytes: Size | None = None  # bits layer by layer, so that the file's tensors fit; bits is then not used
-    unpack: Literal["load", "fly"] = "load"  # dense once in memory, or in each product
+    # kernel: multiplied as integers; load: in floating point, dense once in memory; fly: dense in each product
+    unpack: Literal["kernel", "load", "fly"] = "kernel"
 
     @model_validator(mode="after")
     def _keys_of_the_kind(self) -> QuantizeStep:
         if self.kind == "w8a8":
-            names = set(QuantizeStep.model_fields) - {"method", "kind"}
+            names = set(QuantizeStep.model_fields) - {"method", "kind", "cache_bits"}
             for name in sorted(names):
                 if getattr(self, name) != QuantizeStep.model_fields[name].default:
                     raise ValueError(f"{name} is of kind = 'weights'; add that, or leave {name} out")
