@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
+from lmforge.parallel.initial import initialise_by_index
 from lmforge.parallel.mesh import AXES, Mesh, join_mesh
+from lmforge.parallel.spread import Spread
+from lmforge.parallel.whole import WholeMatrices, gather_whole, part_of, state_names, tensor_of
 from lmforge.recipe.schema import Parallel
 from lmforge.registry import Registry
 
@@ -56,6 +59,7 @@ class Layout(abc.ABC):
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.spread = Spread(mesh)  # where each parameter lies; whole everywhere, unless a layout enters something
 
     @classmethod
     def join(cls, settings: Parallel) -> Self:
@@ -100,6 +104,10 @@ class Layout(abc.ABC):
     def apply(self, model: GPT) -> GPT:
         """Lay a whole network, the same in every process, over the devices; what this process is to train of it."""
 
+    def initialise(self, model: GPT, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
+        """Values of a network, laid out already, that depend on no layout (`initial`)."""
+        initialise_by_index(model, self.spread, seed, base_width, output_multiplier)
+
     @abc.abstractmethod
     def prepare(self, replicas: int, threads: int) -> None:
         """Before the first batch, when the network has its last form: how this process runs it, as `replicas` side by
@@ -137,6 +145,24 @@ class Layout(abc.ABC):
 
         All processes take part with the same `state`.
         """
+
+    def gathered(self, tensors: Mapping[str, Tensor], parameter_of: Mapping[str, str]) -> dict[str, Tensor]:
+        """This process's tensors, such as gradients or an optimizer's state, with those of all others: whole, on the
+        CPU of the main rank; empty elsewhere. `parameter_of`: the parameter in whose shape each is (others are alike on
+        all processes). All take part."""
+        return gather_whole(self.mesh, self.spread, tensors, parameter_of)
+
+    def part(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """What this process holds of a whole tensor in the shape of parameter `name`, of which it holds `like`."""
+        return part_of(self.spread, name, like, whole)
+
+    def whole_matrices(self, model: nn.Module) -> WholeMatrices | None:
+        """For an optimizer that needs whole matrices; None where this process has them."""
+        return None
+
+    def shapes(self, model: GPT) -> dict[str, torch.Size]:
+        """The shape of every tensor of the whole network by name, tied ones once."""
+        return {name: tensor_of(model, name).shape for name in state_names(model)}
 
     def total(self, *values: float) -> list[float]:
         """The sums of some numbers over data ranks, in float64."""

@@ -25,10 +25,10 @@ from lmforge.parallel.expert import apply_expert
 from lmforge.parallel.layout import LAYOUTS, Layout, MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh, join_mesh, sum_together
 from lmforge.parallel.pipeline import PipelineRunner, apply_pipeline
-from lmforge.parallel.shard import SHARD_AXES, apply_shard, local, sharded_modules
-from lmforge.parallel.spread import Spread
+from lmforge.parallel.shard import SHARD_AXES, apply_shard, sharded_modules
+from lmforge.parallel.shares import local
 from lmforge.parallel.tensor import apply_tensor
-from lmforge.parallel.whole import gather_whole, put_parts, state_names, tensor_of
+from lmforge.parallel.whole import WholeMatrices, put_parts, state_names, tensor_of
 from lmforge.recipe.schema import Parallel
 
 
@@ -37,7 +37,7 @@ class MeshLayout(Layout):
 
     def __init__(self, mesh: Mesh, settings: Parallel | None = None) -> None:
         super().__init__(mesh)
-        self.settings, self.spread = settings or Parallel(), Spread(mesh)
+        self.settings = settings or Parallel()
         self._model: GPT | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._pipeline: PipelineRunner | None = None
@@ -57,7 +57,7 @@ class MeshLayout(Layout):
         mesh, settings, sizes = self.mesh, self.settings, self.mesh.sizes
         if problems := impossible(sizes, model.config):
             raise InputError("parallel: " + "; ".join(problems))
-        self._shapes = {name: tensor_of(model, name).shape for name in state_names(model)}
+        self._shapes = super().shapes(model)
         if sizes["pipeline"] > 1:
             apply_pipeline(model, mesh, self.spread, settings)
         if sizes["expert"] > 1:
@@ -70,6 +70,15 @@ class MeshLayout(Layout):
         if sizes["shard"] > 1:
             apply_shard(model, mesh, settings)
         return self._model
+
+    def whole_matrices(self, model: nn.Module) -> WholeMatrices | None:
+        """Matrices are put together where shards or tensor parallel have cut them."""
+        cut = self.mesh.size("shard", "tensor") > 1
+        return WholeMatrices(self.mesh, self.spread, model) if cut else None
+
+    def shapes(self, model: GPT) -> dict[str, torch.Size]:
+        """As they were before anything was laid out."""
+        return self._shapes
 
     @property
     def model(self) -> GPT:
@@ -118,7 +127,7 @@ class MeshLayout(Layout):
             if last:
                 self._sum.arm()
             return
-        for module in sharded_modules(self.model):
+        for module in sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ():
             module.set_is_last_backward(last)
             module.set_requires_all_reduce(last)
 
@@ -127,7 +136,7 @@ class MeshLayout(Layout):
         if self._pipeline is not None:
             return self._pipeline.forward(work, rows)
         result = work(self.model, rows)
-        for module in sharded_modules(self.model):  # other weights may be put in before the next pass
+        for module in sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ():  # other weights may be put in before the next pass
             module.reshard()
         return [result]
 
@@ -175,7 +184,7 @@ class MeshLayout(Layout):
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Put together on the main rank, tensor by tensor."""
         own = {name: tensor_of(model, name) for name in state_names(model)}
-        return gather_whole(self.mesh, self.spread, own, {name: name for name in own})
+        return self.gathered(own, {name: name for name in own})
 
     def load_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Each process takes its parts."""
