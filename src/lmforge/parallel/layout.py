@@ -17,8 +17,12 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
-from lmforge.parallel.mesh import Mesh, join_mesh
+from lmforge.parallel.initial import initialise_by_index
+from lmforge.parallel.mesh import AXES, Mesh, join_mesh
+from lmforge.parallel.spread import Spread
+from lmforge.parallel.whole import WholeMatrices, gather_whole, part_of, state_names, tensor_of
 from lmforge.recipe.schema import Parallel
 from lmforge.registry import Registry
 
@@ -55,6 +59,7 @@ class Layout(abc.ABC):
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.spread = Spread(mesh)  # where each parameter lies; whole everywhere, unless a layout enters something
 
     @classmethod
     def join(cls, settings: Parallel) -> Self:
@@ -63,7 +68,7 @@ class Layout(abc.ABC):
         Raises:
             InputError: the recipe's [parallel] asks for other processes than there are.
         """
-        return cls(join_mesh(settings.data))
+        return cls(join_mesh(settings))
 
     @property
     def rank(self) -> int:
@@ -88,16 +93,20 @@ class Layout(abc.ABC):
     @property
     def data_rank(self) -> int:
         """Which share of a batch's rows this process takes part in."""
-        return self.rank
+        return self.mesh.data_rank
 
     @property
     def data_size(self) -> int:
         """Into how many shares a batch is cut."""
-        return self.world
+        return self.mesh.data_size
 
     @abc.abstractmethod
     def apply(self, model: GPT) -> GPT:
         """Lay a whole network, the same in every process, over the devices; what this process is to train of it."""
+
+    def initialise(self, model: GPT, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
+        """Values of a network, laid out already, that depend on no layout (`initial`)."""
+        initialise_by_index(model, self.spread, seed, base_width, output_multiplier)
 
     @abc.abstractmethod
     def prepare(self, replicas: int, threads: int) -> None:
@@ -137,6 +146,24 @@ class Layout(abc.ABC):
         All processes take part with the same `state`.
         """
 
+    def gathered(self, tensors: Mapping[str, Tensor], parameter_of: Mapping[str, str]) -> dict[str, Tensor]:
+        """This process's tensors, such as gradients or an optimizer's state, with those of all others: whole, on the
+        CPU of the main rank; empty elsewhere. `parameter_of`: the parameter in whose shape each is (others are alike on
+        all processes). All take part."""
+        return gather_whole(self.mesh, self.spread, tensors, parameter_of)
+
+    def part(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """What this process holds of a whole tensor in the shape of parameter `name`, of which it holds `like`."""
+        return part_of(self.spread, name, like, whole)
+
+    def whole_matrices(self, model: nn.Module) -> WholeMatrices | None:
+        """For an optimizer that needs whole matrices; None where this process has them."""
+        return None
+
+    def shapes(self, model: GPT) -> dict[str, torch.Size]:
+        """The shape of every tensor of the whole network by name, tied ones once."""
+        return {name: tensor_of(model, name).shape for name in state_names(model)}
+
     def total(self, *values: float) -> list[float]:
         """The sums of some numbers over data ranks, in float64."""
         return self.mesh.total(*values)
@@ -170,7 +197,22 @@ class Layout(abc.ABC):
         self.mesh.close()
 
 
-LAYOUTS: Registry[type[Layout]] = Registry("layout (parallel.layout)", ("lmforge.parallel.data_parallel",))
+LAYOUTS: Registry[type[Layout]] = Registry(
+    "layout (parallel.layout)", ("lmforge.parallel.data_parallel", "lmforge.parallel.mesh_layout")
+)
+ALONE = "data-parallel"  # the layout that knows no other axis than "data"
+
+
+def layout_name(settings: Parallel) -> str:
+    """The name of the layout that a recipe's [parallel] chooses.
+
+    Raises:
+        InputError: it names "data-parallel" and gives axes that this does not know.
+    """
+    others = [axis for axis in AXES if axis != "data" and getattr(settings, axis) > 1]
+    if settings.layout == ALONE and others:
+        raise InputError(f"parallel.layout: '{ALONE}' knows no {', '.join(others)}; use 'mesh', or leave it out")
+    return settings.layout or ("mesh" if others else ALONE)
 
 
 def join_layout(settings: Parallel) -> Layout:
@@ -179,4 +221,4 @@ def join_layout(settings: Parallel) -> Layout:
     Raises:
         InputError: there is none of that name (names those there are), or it needs other processes.
     """
-    return LAYOUTS[settings.layout].join(settings)
+    return LAYOUTS[layout_name(settings)].join(settings)

@@ -23,6 +23,7 @@ from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.formats.native import load_model, model_tensors, read_config
 from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
+from lmforge.model.room import with_room
 from lmforge.parallel.layout import Layout, join_layout
 from lmforge.plan.cost import TRAINING, training_flops_per_token
 from lmforge.progress import Bar, format_duration, log
@@ -92,8 +93,8 @@ class Trainer:
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)
-        self.model = layout.apply(whole_network(recipe, self.data.vocab_size, out if layout.is_main else None))
-        self.optimizers = build_optimizers(self.model, recipe.train)
+        self.model = laid_out(recipe, self.data.vocab_size, layout, out if layout.is_main else None)
+        self.optimizers = build_optimizers(self.model, recipe.train, layout)
         store = recipe.train.store if layout.is_main else None
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.train.keep, store)
         layout.on_main(self.checkpoints.sweep)
@@ -338,6 +339,19 @@ class Trainer:
         }
 
 
+def by_index(recipe: Recipe) -> bool:
+    """Whether a network's first values are drawn where they lie, by their index."""
+    return recipe.train.initialisation == "by_index" and not recipe.model.base and not recipe.finetune
+
+
+def laid_out(recipe: Recipe, vocab_size: int, layout: Layout, out: Path | None = None) -> GPT:
+    """What this process holds of the network before its first step."""
+    model = layout.apply(whole_network(recipe, vocab_size, out))
+    if by_index(recipe):
+        layout.initialise(model, recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
+    return model
+
+
 def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> GPT:
     """The network before its first step, the same in every process: initialised, or that which is gone on from."""
     if recipe.model.base:
@@ -345,7 +359,10 @@ def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> G
         if out is not None:
             keep_origin(out, base.notes)
         return base.model
-    model = GPT(network_of(recipe, vocab_size))
+    network = network_of(recipe, vocab_size)
+    if by_index(recipe):
+        return with_room(network)  # its values are drawn when it is laid out
+    model = GPT(network)
     model.initialise(recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
     if recipe.finetune:
         if out is not None:
