@@ -70,6 +70,59 @@ class Case:
 DP, FSDP, HSDP = {"data": 4}, {"shard": 4}, {"data": 2, "shard": 2}
 TP, FSDP_TP, DP_TP = {"tensor": 4}, {"shard": 2, "tensor": 2}, {"data": 2, "tensor": 2}
 TP2 = {"tensor": 2}
+
+
+def pipeline_cases() -> list[Case]:
+    """Each schedule, and what a stage has to get right: tied and untied embeddings, reversible streams, recomputed
+    blocks, router losses, tokens further ahead."""
+    two, split = {"pipeline": 2}, {"pipeline": 2, "tensor": 2}
+    schedules = ("gpipe", "1f1b", "interleaved", "zero-bubble", "zbv")
+    networks = {
+        "gpipe": ("experts",),
+        "1f1b": ("ahead", "biased experts", "lsh"),
+        "interleaved": ("biases", "reversible"),
+        "zero-bubble": ("sparse", "experts"),
+        "zbv": ("biases", "mixed"),
+    }
+    keys = {name: {"pipeline_schedule": name} for name in schedules}
+    return [
+        *(Case(f"PP, {name}", two, "full", "muon", keys[name]) for name in schedules),
+        *(Case(f"PP, {name}", two, each, "adamw", keys[name]) for name in schedules for each in networks[name]),
+        Case("PP", {"pipeline": 4}, "full", "muon"),
+        Case("DP × PP, zero-bubble", {"data": 2, "pipeline": 2}, "experts", "adamw", keys["zero-bubble"]),
+        *(Case(f"PP × TP, {name}", split, "full", "muon", keys[name]) for name in ("1f1b", "zbv")),
+        Case("PP × TP, interleaved", split, "biases", "adamw", keys["interleaved"]),
+        Case("DP × TP × PP, 1f1b", {"data": 2} | split, "full", "muon", keys["1f1b"]),
+        Case("DP × TP × PP, zero-bubble", {"data": 2} | split, "sparse", "adamw", keys["zero-bubble"]),
+    ]
+
+
+def expert_cases() -> list[Case]:
+    """Experts over processes, alone and with the other axes."""
+    return [
+        Case("EP", {"expert": 2}, "experts", "muon"),
+        Case("EP", {"expert": 4}, "experts"),
+        Case("EP", {"expert": 2}, "biased experts"),
+        Case("DP × EP", {"data": 2, "expert": 2}, "experts", "muon"),
+        Case("DP × EP", {"data": 2, "expert": 2}, "biased experts"),
+        Case("EP × TP", {"expert": 2, "tensor": 2}, "experts"),
+        Case("EP × CP", {"expert": 2, "context": 2}, "experts"),
+    ]
+
+
+def context_cases() -> list[Case]:
+    """Tokens of rows over processes: every kind of attention, and the other axes."""
+    two, four = {"context": 2}, {"context": 4}
+    return [
+        *(Case("CP", two, network, "muon") for network in ("full", "grouped", "sparse", "linear", "lsh", "mixed")),
+        *(Case("CP", two, network) for network in ("biases", "reversible", "experts", "biased experts")),
+        *(Case("CP", four, network) for network in ("full", "sparse", "linear", "lsh")),
+        *(Case("DP × CP", {"data": 2} | two, network, "muon") for network in ("full", "mixed", "linear")),
+        *(Case("CP × TP", two | {"tensor": 2}, network) for network in ("full", "sparse", "linear", "lsh")),
+        *(Case("FSDP × CP", {"shard": 2} | two, network) for network in ("full", "sparse")),
+    ]
+
+
 CASES = [
     *(Case("DP", DP, network, "muon") for network in ("full", "sparse", "experts")),
     Case("DP", DP, "biased experts"),
@@ -84,6 +137,9 @@ CASES = [
     *(Case("FSDP × TP", FSDP_TP, network, "muon") for network in ("grouped", "lsh", "experts")),
     *(Case("FSDP × TP", FSDP_TP, network) for network in ("full", "ahead", "biases")),
     *(Case("DP × TP", DP_TP, network, "muon") for network in ("full", "sparse")),
+    *pipeline_cases(),
+    *expert_cases(),
+    *context_cases(),
 ]
 
 

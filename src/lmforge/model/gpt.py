@@ -134,7 +134,8 @@ class GPT(nn.Module):
     embedding takes hidden states (B,T,D) in the place of tokens, one without head gives them back; between stages of
     reversible blocks go both streams side by side (B,T,2D). Deleting parts of a network makes a stage, too.
 
-    `cross_entropy` is a hook: a loss over vocabulary that other devices hold part of goes in its place.
+    `cross_entropy` is a hook: a loss over vocabulary that other devices hold part of goes in its place. Where others
+    hold the rest of each row's tokens between blocks, the hidden states that enter a stage are one of `row_parts`.
 
     Raises:
         InputError: a last stage by itself cannot embed the tokens that it looks further `ahead` to.
@@ -159,6 +160,7 @@ class GPT(nn.Module):
             self.head.weight = self.embed.weight
         self.ahead = nn.ModuleList(MultiTokenPrediction(config) for _ in range(config.ahead if last else 0))
         self.cross_entropy: CrossEntropy = linear_cross_entropy
+        self.row_parts = 1
         self.rotations: Tensor
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
         self.local_rotations: Tensor | None
@@ -312,13 +314,14 @@ class GPT(nn.Module):
     ) -> ForwardContext:
         assert cache is None or documents is None
         rows, length = tokens.shape[:2]
+        length *= self.row_parts if tokens.ndim > 2 else 1
         reach = (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(
                 f"{reach} tokens: learned positions reach {self.config.context}; shorten the text or use "
                 "model.positions = 'rope'"
             )
-        packing = None if documents is None else Packing(documents)
+        packing = None if documents is None or not len(documents) else Packing(documents)
         positions = None
         if cache is not None:
             cache.extent = reach

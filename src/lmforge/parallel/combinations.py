@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lmforge.model.config import GPTConfig
+from lmforge.parallel.context import context_problems
 
 
 def impossible(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
@@ -48,13 +49,40 @@ def _expert(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
 
 
 def _pipeline(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
-    if config.layers < sizes["pipeline"]:
-        return [f"{config.layers} layers are fewer than its processes"]
-    return []
+    checks = [
+        (
+            config.layers < sizes["pipeline"],
+            f"{config.layers} layers are fewer than its processes",
+        ),
+        (
+            sizes["shard"] > 1,
+            "stages are run one by one, and shards are gathered around the whole network; use data in the place of "
+            "shard",
+        ),
+        (
+            sizes["context"] > 1,
+            "parts of rows and parts of layers would exchange across each other in an order that no schedule fixes; "
+            "use tensor (whose processes share tokens between matrices) in the place of context",
+        ),
+        (
+            sizes["expert"] > 1,
+            "a schedule runs stages of different micro-batches at once, and experts wait for the same micro-batch; use "
+            "data in the place of expert",
+        ),
+        (
+            config.ahead > 0 and not config.tied,
+            "model.ahead needs the embedding in the last stage; set model.tied = true",
+        ),
+        (
+            config.ahead > 0 and sizes["tensor"] > 1,
+            "model.ahead embeds tokens in the last stage, which tensor does in the first; use tensor = 1",
+        ),
+    ]
+    return [reason for wrong, reason in checks if wrong]
 
 
-def _context(_sizes: Mapping[str, int], _config: GPTConfig) -> list[str]:
-    return []
+def _context(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
+    return context_problems(config, sizes["context"], sizes["tensor"])
 
 
 CHECKS = {"tensor": _tensor, "expert": _expert, "pipeline": _pipeline, "context": _context}

@@ -21,7 +21,7 @@ from lmforge.model.gpt import GPT
 from lmforge.parallel.combinations import impossible
 from lmforge.parallel.context import apply_context
 from lmforge.parallel.data import OverlappedSum
-from lmforge.parallel.expert import apply_expert
+from lmforge.parallel.expert import apply_expert, as_many, count_together
 from lmforge.parallel.layout import LAYOUTS, Layout, MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh, join_mesh, sum_together
 from lmforge.parallel.pipeline import PipelineRunner, apply_pipeline
@@ -66,6 +66,7 @@ class MeshLayout(Layout):
             apply_tensor(model, mesh, self.spread)
         if sizes["context"] > 1:
             apply_context(model, mesh, self.spread)
+        count_together(model, mesh)
         self._model = model.to(self.device)
         if sizes["shard"] > 1:
             apply_shard(model, mesh, settings)
@@ -106,11 +107,12 @@ class MeshLayout(Layout):
 
     def forward_backward(self, work: MicroBatchWork, rows: range) -> Tensor:
         """One micro-batch after another, or the pipeline's schedule; the same loss on every process of a data rank."""
+        mesh = self.mesh
         if self._pipeline is not None:
             nats = self._pipeline.forward_backward(work, rows)
         else:
             nats = torch.zeros((), dtype=torch.float64, device=self.device)
-            pieces = list(work.micro_batches(rows))
+            pieces = as_many(mesh, list(work.micro_batches(rows)))
             for number, piece in enumerate(pieces):
                 self._next_is_last(number + 1 == len(pieces))
                 loss = work.loss(self.model, piece)

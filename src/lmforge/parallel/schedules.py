@@ -99,6 +99,7 @@ class PutOff:
         """What computes the gradients noted since the last call (torch's `dw_builder`)."""
         noted, self.noted = self.noted, []
 
+        @torch.no_grad()
         def products() -> None:
             for weight, above, below in noted:
                 gradient = (above.t() @ below).to(weight.dtype)

@@ -136,6 +136,10 @@ class Parallel(Section):
     pipeline: Positive = 1  # processes that share the layers
     expert: Positive = 1  # processes that share the experts of a layer, each with its own rows
     context: Positive = 1  # processes that share the tokens of a row
+    # of pipeline: gpipe, 1f1b, interleaved; zero-bubble (interleaved) and zbv put gradients of weights off
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zero-bubble", "zbv"] = "1f1b"
+    pipeline_stages: Positive | None = None  # stages of a process; default: 1, or 2 where the schedule has several
+    pipeline_layers: tuple[int, ...] = ()  # layers of each stage; default: such that the costliest costs least
     # of shard: let a block's weights go after its forward pass and gather them again in the backward pass
     reshard: bool = True
     gather: Literal["fp32", "bf16"] = "fp32"  # of shard: the numbers in which weights travel; gradients travel in fp32
