@@ -98,15 +98,18 @@ def pipeline_cases() -> list[Case]:
 
 
 def expert_cases() -> list[Case]:
-    """Experts over processes, alone and with the other axes."""
+    """Experts over processes, alone and with the other axes. What the processes of the axis run at once is one
+    micro-batch of one process, whose loads are balanced together."""
+    all_rows, half = ({"micro_batch_tokens": ROWS * CONTEXT // parts} for parts in (1, 2))
+    two = {"expert": 2}
     return [
-        Case("EP", {"expert": 2}, "experts", "muon"),
-        Case("EP", {"expert": 4}, "experts"),
-        Case("EP", {"expert": 2}, "biased experts"),
-        Case("DP × EP", {"data": 2, "expert": 2}, "experts", "muon"),
-        Case("DP × EP", {"data": 2, "expert": 2}, "biased experts"),
-        Case("EP × TP", {"expert": 2, "tensor": 2}, "experts"),
-        Case("EP × CP", {"expert": 2, "context": 2}, "experts"),
+        Case("EP", two, "experts", "muon", train=all_rows),
+        Case("EP", {"expert": 4}, "experts", train=all_rows),
+        Case("EP", two, "biased experts", train=all_rows),
+        Case("DP × EP", {"data": 2} | two, "experts", "muon", train=half),
+        Case("DP × EP", {"data": 2} | two, "biased experts", train=half),
+        Case("EP × TP", two | {"tensor": 2}, "experts", train=all_rows),
+        Case("EP × CP", two | {"context": 2}, "experts", train=all_rows),
     ]
 
 
