@@ -95,8 +95,8 @@ def recipe_of(case: Case, **changes: Any) -> Any:
         "steps": 10,
         "batch_tokens": ROWS * CONTEXT,
         "micro_batch_tokens": 2 * CONTEXT,
-        "peak_lr": 1e-2,
-        "matrix_lr": 1e-2,
+        "peak_lr": 1e-3,
+        "matrix_lr": 2e-3,
         "clip": 0.1,  # always clipped
         "warmup": 1,
         "optimizer": case.optimizer,
@@ -220,8 +220,8 @@ def differences(result: dict[str, Any], expected: dict[str, Any]) -> dict[str, A
 
     loss = max(abs(a / b - 1) for a, b in zip(result["losses"], expected["losses"], strict=True))
     gradient, where = max(worst(a, b) for a, b in zip(result["gradients"], expected["gradients"], strict=True))
-    weights, _ = worst(result["weights"], expected["weights"])
-    return {"loss": loss, "gradient": gradient, "weights": weights, "where": where}
+    weights, last = worst(result["weights"], expected["weights"])
+    return {"loss": loss, "gradient": gradient, "weights": weights, "where": f"{where}; {last}"}
 
 
 def compare(case: Case, mesh: Any, kind: str = "float32") -> dict[str, Any] | None:
