@@ -78,6 +78,6 @@ def initialise_by_index(
         begin = first_row(parameter)
         rows = rows[begin : begin + len(own)]
         # experts of a layer begin equal (`Experts.alike`); a tied matrix has one name
-        alias = "embed.weight" if model.config.tied and name == "head.weight" else name
-        draw_rows(own, seed, re.sub(r"\.experts\.\d+\.", ".experts.0.", alias), width, rows, columns)
+        alias = re.sub(r"\.experts\.\d+\.", ".experts.0.", spread.whole_name(name))
+        draw_rows(own, seed, alias, width, rows, columns)
         own.mul_(std)

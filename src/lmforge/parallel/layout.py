@@ -23,7 +23,7 @@ from lmforge.parallel.initial import initialise_by_index
 from lmforge.parallel.mesh import AXES, Mesh, join_mesh
 from lmforge.parallel.spread import Spread
 from lmforge.parallel.whole import WholeMatrices, gather_whole, part_of, state_names, tensor_of
-from lmforge.recipe.schema import Parallel
+from lmforge.recipe.schema import Parallel, Recipe
 from lmforge.registry import Registry
 
 Result = TypeVar("Result")
@@ -134,6 +134,11 @@ class Layout(abc.ABC):
     def clip_gradients(self, model: nn.Module, largest: float, norm: float) -> None:
         """Scale the gradient, whose whole norm is `norm`, down to `largest`."""
 
+    def squares(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Σ x² of tensors in the shape of parameters, over the whole of each, of all processes, by name. All take
+        part."""
+        return {name: float(tensor.square().sum()) for name, tensor in tensors.items()}
+
     @abc.abstractmethod
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Every tensor of the whole network by name, tied ones once, on the CPU of the main rank; empty elsewhere. All
@@ -163,6 +168,29 @@ class Layout(abc.ABC):
     def shapes(self, model: GPT) -> dict[str, torch.Size]:
         """The shape of every tensor of the whole network by name, tied ones once."""
         return {name: tensor_of(model, name).shape for name in state_names(model)}
+
+    def everywhere(self, model: GPT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The main rank's whole state on every process."""
+        if self.world == 1:
+            return dict(state)
+        wholes = {}
+        for name, shape in self.shapes(model).items():
+            dtype = self.mesh.gather(state[name].dtype if self.is_main and name in state else None)[0]
+            if dtype is not None:
+                wholes[name] = self.broadcast_tensor(state[name] if self.is_main else torch.empty(shape, dtype=dtype))
+        return wholes
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether processes need each other in every pass."""
+        return False
+
+    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:
+        """Whether a recipe whose batches have so many rows can be trained in this layout.
+
+        Raises:
+            InputError: it cannot; names every reason.
+        """
 
     def total(self, *values: float) -> list[float]:
         """The sums of some numbers over data ranks, in float64."""

@@ -36,7 +36,7 @@ from lmforge.train import fp8
 from lmforge.train.advice import base_advice, label_advice, length_advice
 from lmforge.train.autotune import ExecutionPlan, choose, compiled_loss, describe
 from lmforge.train.base import base_of, take_base
-from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.checkpoint import Checkpoints, optimizer_tensors
 from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.data import TrainingData
 from lmforge.train.diagnose import Diagnosis
@@ -91,6 +91,7 @@ class Trainer:
         self.layout, self.out, self.data = layout, out, TrainingData(tokens_dir)
         self.recipe = recipe = with_length(recipe, self.data.epoch_tokens(recipe))
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
+        layout.check(recipe, schedule.ramp.sizes)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)
         self.model = laid_out(recipe, self.data.vocab_size, layout, out if layout.is_main else None)
@@ -151,8 +152,8 @@ class Trainer:
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or as it is before the first step; alike in all ranks."""
         self.layout.on_main(self.checkpoints.prepare)
-        load = self.layout.load_state
-        self.state.load_state_dict(self.checkpoints.load_newest(self.model, self.optimizers, load) or {})
+        state = self.checkpoints.load_newest(self.model, self.optimizers, self.layout)
+        self.state.load_state_dict(state or {})
         steps = self.layout.gather(self.state.step)
         if len({*steps}) > 1:
             raise InputError(
@@ -295,6 +296,7 @@ class Trainer:
         """Checkpoint now, or from now on while the steps go on; the best so far is remembered in it."""
         self.state.note_validation()
         weights = self.layout.full_state(self.model)
+        moments, average = optimizer_tensors(self.model, self.optimizers, self.layout), self.selection.average()
 
         def write() -> None:
             self.checkpoints.save(
@@ -303,9 +305,10 @@ class Trainer:
                 self.optimizers,
                 self.state.state_dict(),
                 self.data.tokenizer_file,
-                self.selection.average,
+                average,
                 wait,
                 weights,
+                moments,
             )
 
         self.layout.on_main(write)
