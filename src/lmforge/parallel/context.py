@@ -26,8 +26,8 @@ from lmforge.model.lsh import LSH
 from lmforge.model.softmax_attention import Softmax
 from lmforge.parallel.context_heads import HeadsLSH
 from lmforge.parallel.context_linear import SharedLinear
-from lmforge.parallel.context_ring import RingSoftmax
 from lmforge.parallel.context_share import Rows, Share
+from lmforge.parallel.context_softmax import RingSoftmax
 from lmforge.parallel.mesh import Mesh
 from lmforge.parallel.spread import Spread
 

@@ -1,145 +1,43 @@
-"""Softmax attention over rows whose tokens are spread over processes: keys and values go round, results are merged.
+"""Keys and values that go round between processes, and softmax over parts of them, merged.
 
     own queries × own keys ─▶ (y, log Σ exp) ─┐
     own queries × keys of the process 1 before ─▶ merged ─┐
     own queries × keys of the process 2 before ─▶ ……………… merged ─▶ y            (Liu et al. 2023, "Ring attention")
 
 Each token sees one interval of keys: from the beginning of its document, or of its window, to itself. So each process
-is sent what its queries need of the others' keys, and no more: with a window, the end of the neighbouring piece. What
-strided and pooled kinds see beside it is little, and every process gets all of it. The backward pass asks for the keys
-again and sends their gradients back.
+is sent what its queries need of the others' keys, and no more: with a window, the end of the neighbouring piece. The
+backward pass asks for the keys again and sends their gradients back.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmforge.model.kernels.banded import kernel, kernel_backward
-from lmforge.model.rope import rotate
-from lmforge.model.softmax_attention import Softmax
-from lmforge.parallel.context_share import TILE, Rows, Share
+from lmforge.parallel.context_share import Rows, Share
+
+TILE = 512  # queries that meet their keys at once
 
 
-class Extras(NamedTuple):
-    """Keys and values beside the band, the same on all processes: keys, values (B,M,kv_heads,E); the first token after
-    which each is seen and the token where it begins, both positions in the row (B,M)."""
-
-    keys: Tensor
-    values: Tensor
-    seen: Tensor
-    begin: Tensor
-
-
-class RingSoftmax(Softmax):
-    """The softmax kinds over a share of a row; takes the place of `Softmax` in a network."""
-
-    share: Share
-    table: Any  # the rotations of all positions, asked for in each pass
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotations: Tensor | None, known: Tensor | None = None) -> Tensor:
-        """See `attention.Mixer`: q (B,t,H,E), k and v (B,t,kv_heads,E) of this process's tokens → (B,H,t,E)."""
-        rows, share = self.share.current, self.share
-        plain, turns = k, None
-        if rotations is not None:
-            turns = self.table()
-            q, k = rotate(q, turns[rows.positions]), rotate(k, turns[rows.positions])
-        parts = []
-        if self.stride:
-            parts.append(self._strided(rows, k, v))
-        if self.pool and self.window is not None:
-            parts.append(self._blocks(rows, plain, v, turns))
-        extras = Extras(*(torch.cat(part, 1) for part in zip(*parts, strict=True))) if parts else _no_extras(rows, k)
-        y: Tensor = _Ring.apply(q, k, v, *extras, share, rows, self.window)  # type: ignore[no-untyped-call]
-        return y
-
-    def _strided(self, rows: Rows, k: Tensor, v: Tensor) -> Extras:
-        """The tokens 0, stride, 2·stride, … of each document, seen when they have left the window."""
-        assert self.stride
-        assert self.window is not None
-        at = torch.arange(rows.length, device=k.device)
-        chosen = (at - rows.starts) % self.stride == 0
-        slot = chosen.cumsum(1) - 1
-        begin = self._at_slots(rows, chosen, slot)
-        own = rows.cut(chosen)
-        gathered = self._summed(torch.cat((k, v), -1) * own[..., None, None], rows.cut(slot), begin.shape[1])
-        keys, values = gathered.chunk(2, -1)
-        return Extras(keys, values, begin + self.window, begin)
-
-    def _blocks(self, rows: Rows, k: Tensor, v: Tensor, turns: Tensor | None) -> Extras:
-        """One pooled key and value for each block of `pool` tokens of a document; seen when the block is complete and
-        its first token has left the window, which no token of a document does that ends before."""
-        assert self.pool
-        assert self.window is not None
-        offset = (torch.arange(rows.length, device=k.device) - rows.starts) % self.pool
-        slot = (offset == 0).cumsum(1) - 1
-        begin = self._at_slots(rows, offset == 0, slot)
-        own_slot, both = rows.cut(slot), torch.cat((k, v), -1)
-        if self.pooling == "max":
-            pooled: Tensor = _LargestOf.apply(both, own_slot, begin.shape[1], self.share)  # type: ignore[no-untyped-call]
-        elif self.pooling == "conv":
-            weights = torch.cat([*self.pool_weights(rows.cut(offset))], -1)
-            pooled = self._summed(both * weights, own_slot, begin.shape[1])
-        else:
-            pooled = self._summed(both / self.pool, own_slot, begin.shape[1])
-        keys, values = pooled.chunk(2, -1)
-        if turns is not None:
-            middle = begin - rows.starts.gather(1, begin.clamp(max=rows.length - 1)) + self.pool // 2
-            keys = rotate(keys, turns[middle.clamp(max=len(turns) - 1)])
-        return Extras(keys, values, begin + max(self.window, self.pool), begin)
-
-    @staticmethod
-    def _at_slots(rows: Rows, chosen: Tensor, slot: Tensor) -> Tensor:
-        """Where the chosen tokens (B,T) stand, slot by slot (B,M); rows with fewer than M are filled up with the row's
-        length, which no token sees."""
-        most = int(chosen.sum(1).max()) if rows.rows else 0
-        begin = slot.new_full((rows.rows, most + 1), rows.length)
-        at = torch.arange(rows.length, device=slot.device).expand_as(slot)
-        begin.scatter_(1, torch.where(chosen, slot, most), torch.where(chosen, at, rows.length))
-        return begin[:, :most]
-
-    def _summed(self, x: Tensor, slot: Tensor, slots: int) -> Tensor:
-        """x (B,t,h,W) added up by slot (B,t), over all processes → (B,slots,h,W)."""
-        into = x.new_zeros(x.shape[0], slots, *x.shape[2:])
-        return self.share.sum(into.scatter_add(1, slot[..., None, None].expand_as(x), x))
-
-
-def _no_extras(rows: Rows, k: Tensor) -> Extras:
-    keys, at = k.new_zeros(len(k), 0, *k.shape[2:]), rows.starts.new_zeros(len(k), 0)
-    return Extras(keys, keys, at, at)
-
-
-class _LargestOf(torch.autograd.Function):
-    """x (B,t,h,W) → the largest of each slot over all processes (B,slots,h,W); the gradient goes to it, in equal parts
-    where several are as large, as that of `amax`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slot: Tensor, slots: int, share: Share) -> Tensor:
-        index = slot[..., None, None].expand_as(x)
-        most = x.new_full((x.shape[0], slots, *x.shape[2:]), float("-inf")).scatter_reduce(1, index, x, "amax")
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=share.group)
-        ctx.save_for_backward(x, slot, most)
-        ctx.share = share
-        return most
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        x, slot, most = ctx.saved_tensors
-        index = slot[..., None, None].expand_as(x)
-        largest = (x == most.gather(1, index)).to(x.dtype)
-        both = torch.stack((torch.zeros_like(most).scatter_add(1, index, largest), gradient))
-        torch.distributed.all_reduce(both, group=ctx.share.group)
-        return largest * (both[1] / both[0].clamp(min=1)).gather(1, index), None, None, None
+def ring_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, share: Share, extras: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> Tensor:
+    """Causal attention of this process's queries q (B,t,H,E) over keys and values k, v (B,t,kv_heads,E) of all, each
+    query over those of its document (and window), and over `extras`, which all processes have: keys, values
+    (B,M,kv_heads,E); the position from which each is seen and where it begins, which has to be in the query's document
+    (B,M). → (B,H,t,E)."""
+    y: Tensor = _Ring.apply(q, k, v, *extras, share, share.current, window)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Ring(torch.autograd.Function):
-    """See the head of this file. q (B,t,H,E); k, v, extras (B,…,kv_heads,E) → (B,H,t,E)."""
+    """See `ring_attention`."""
 
     @staticmethod
     def forward(
@@ -337,14 +235,23 @@ def _meet(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor,
     if q.device.type == "cpu":
         part, log_sum = kernel(q, k, v, 0.0, False, attn_mask=None if mask is None else mask.to(q.dtype))
     else:
-        scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
-        scores = scores if mask is None else scores + mask
-        log_sum = scores.logsumexp(-1)
-        part = (scores - log_sum.unsqueeze(-1)).exp().to(v.dtype) @ v
+        part, log_sum = plain_meet(q, k, v, mask)
     if mask is None:
         return part, log_sum
     nothing = (mask == float("-inf")).all(-1).expand_as(log_sum)
     return part.masked_fill(nothing.unsqueeze(-1), 0), log_sum.masked_fill(nothing, float("-inf"))
+
+
+def plain_meet(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`_meet` where there is no such kernel; NaN where a query sees nothing."""
+    scores = _scores(q, k, mask)
+    log_sum = scores.logsumexp(-1)
+    return (scores - log_sum.unsqueeze(-1)).exp().to(v.dtype) @ v, log_sum
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(q.shape[-1])
+    return scores if mask is None else scores + mask
 
 
 def _merge(out: Tensor, total: Tensor, tile: slice, part: Tensor, log_sum: Tensor) -> None:
@@ -358,16 +265,21 @@ def _merge(out: Tensor, total: Tensor, tile: slice, part: Tensor, log_sum: Tenso
 
 def _meet_backward(
     gradient: Tensor, q: Tensor, y: Tensor, total: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> list[Tensor]:
-    """Gradients of q, k, v from that of the merged result y, whose log Σ exp is `total` (Dao et al. 2022, algorithm
-    4)."""
-    if q.device.type == "cpu":
-        parts = [x.contiguous() for x in (gradient, q, k, v, y, total)]
-        given = None if mask is None else mask.to(q.dtype)
-        return list(kernel_backward(*parts[:4], parts[4], parts[5], 0.0, False, attn_mask=given))
-    scale = 1 / math.sqrt(q.shape[-1])
-    scores = (q @ k.mT).float() * scale - total.unsqueeze(-1)
-    weights = (scores if mask is None else scores + mask).exp()
-    along = (gradient.float() * y.float()).sum(-1, keepdim=True)
-    grad = weights * ((gradient @ v.mT).float() - along) * scale
-    return [grad.to(q.dtype) @ k, grad.mT.to(q.dtype) @ q, weights.mT.to(q.dtype) @ gradient]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v from that of the merged result y, whose log Σ exp is `total`."""
+    if q.device.type != "cpu":
+        return plain_meet_backward(gradient, q, y, total, k, v, mask)
+    gradient, q, k, v, y, total = (x.contiguous() for x in (gradient, q, k, v, y, total))
+    given = None if mask is None else mask.to(q.dtype)
+    grads: tuple[Tensor, Tensor, Tensor] = kernel_backward(gradient, q, k, v, y, total, 0.0, False, attn_mask=given)
+    return grads
+
+
+def plain_meet_backward(
+    gradient: Tensor, q: Tensor, y: Tensor, total: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_meet_backward` where there is no such kernel (Dao et al. 2022, algorithm 4)."""
+    weights = (_scores(q, k, mask) - total.unsqueeze(-1)).exp()
+    above = (gradient @ v.mT - (gradient * y).sum(-1, keepdim=True)).to(weights.dtype)
+    grad = (weights * above / math.sqrt(q.shape[-1])).to(q.dtype)
+    return grad @ k, grad.mT @ q, weights.mT.to(q.dtype) @ gradient

@@ -1,6 +1,6 @@
 """Which tokens of a row each process has, and what processes exchange about them.
 
-    row of T tokens in 2·c pieces, c processes:   0 1 2 3 4 5   →   process 0: 0 and 5, process 1: 1 and 4, process 2: 2, 3
+    row of T tokens in 2·3 pieces: 0 1 2 3 4 5 ─▶ process 0: 0 and 5; process 1: 1 and 4; process 2: 2 and 3
 
 Early tokens see few others and late ones many, so each process takes an early and a late piece: with causal attention
 all have the same work (Dubey et al. 2024, "The Llama 3 herd of models", section 3.3.2). Tokens and documents of whole
@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmforge.parallel.mesh import Mesh
-
-TILE = 512  # queries that meet their keys at once
 
 
 class Rows:

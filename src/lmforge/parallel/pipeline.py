@@ -20,58 +20,17 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti
 
-from lmforge.model.cache import KVCache
-from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh
-from lmforge.parallel.schedules import KINDS, PutOff, micro_batches_of, stages_of
+from lmforge.parallel.relay import Relay
+from lmforge.parallel.schedules import KINDS, PutOff, micro_batches_of
 from lmforge.parallel.shares import local
 from lmforge.parallel.spread import Spread
-from lmforge.parallel.stages import divide, leave, part_of
+from lmforge.parallel.stages import Stages, leave, part_of
 from lmforge.recipe.schema import Parallel
 
 EMBEDDING = "embed.weight"
-
-
-class Stages:
-    """Which process has which stages, and which layers they are."""
-
-    def __init__(self, config: GPTConfig, mesh: Mesh, settings: Parallel) -> None:
-        """
-        Raises:
-            InputError: a schedule that is not known or does not take so many stages, or fewer layers than stages.
-        """
-        self.schedule = settings.pipeline_schedule
-        self.by_rank = stages_of(self.schedule, mesh.sizes["pipeline"], settings.pipeline_stages)
-        self.count = sum(map(len, self.by_rank))
-        self.own = self.by_rank[mesh.places["pipeline"]]
-        self.layers = divide(config, self.count, settings.pipeline_layers)
-        self.tied = config.tied
-
-    @property
-    def own_layers(self) -> list[int]:
-        """Layers of this process."""
-        return [layer for stage in self.own for layer in self.layers[stage]]
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process embeds tokens."""
-        return 0 in self.own
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this process has the head."""
-        return self.count - 1 in self.own
-
-    def process_of(self, stage: int) -> int:
-        """Which process of the pipeline has a stage."""
-        return next(rank for rank, own in enumerate(self.by_rank) if stage in own)
-
-    @property
-    def ends_meet(self) -> bool:
-        """Whether one process has both the embedding and the head."""
-        return self.process_of(0) == self.process_of(self.count - 1)
 
 
 def apply_pipeline(model: GPT, mesh: Mesh, spread: Spread, settings: Parallel) -> None:
@@ -155,7 +114,10 @@ class PipelineRunner:
 
     def forward(self, work: Callable[[nn.Module, range], Result], rows: range) -> list[Result]:
         """As `Layout.forward`, the results on all stages: each runs `work`, with a network that answers on all."""
-        return [work(Relay(self), rows)] if len(rows) else []  # type: ignore[arg-type]
+        if not len(rows):
+            return []
+        relay: Any = Relay(self.parts, self.stages, self.mesh, self.model.config)
+        return [work(relay, rows)]
 
     def sum_tied(self, model: GPT) -> None:
         """The gradient of a tied embedding becomes the sum of its copies on the first and the last stage: they stay
@@ -240,51 +202,3 @@ class _Passing:
             return part.loss(entering, targets, documents)
         scale = torch.tensor(self.factor, device=entering.device) if part.config.has_experts else None
         return part.hidden(entering, documents=documents, loss_scale=scale)
-
-
-class Relay:
-    """A network over all stages, for what needs no gradients: every process of the pipeline calls it alike, and gets
-    what the last stage made. A cache holds the layers of its process."""
-
-    def __init__(self, runner: PipelineRunner) -> None:
-        self.runner, self.config = runner, runner.model.config
-
-    @torch.no_grad()
-    def hidden(
-        self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, **more: Any
-    ) -> Tensor:
-        """As `GPT.hidden`."""
-        runner, stages = self.runner, self.runner.stages
-        before = None if cache is None else (cache.extent, cache.lengths)
-        x: Tensor = tokens
-        for stage in range(stages.count):
-            if stage in runner.parts:
-                if cache is not None and before is not None:  # it grows once, whatever the number of stages here
-                    cache.extent, cache.lengths = before
-                x = runner.parts[stage].hidden(x, cache, documents, **more)
-            x = self._passed(x, stage)
-        return x
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """hidden (…,D) → logits (…,V), which the last stage makes."""
-        last = self.runner.stages.count - 1
-        head = self.runner.parts[last].head if last in self.runner.parts else None
-        with torch.no_grad():
-            return self._passed(hidden if head is None else head(hidden), last)
-
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """As `GPT.forward`: logits (B,T,V)."""
-        return self.head(self.hidden(tokens, cache, documents))
-
-    __call__ = forward
-
-    def _passed(self, x: Tensor, stage: int) -> Tensor:
-        """What the process of a stage has, on all processes."""
-        origin, group = self.runner.ranks[self.runner.stages.process_of(stage)], self.runner.group
-        what = [(x.shape, x.dtype)]
-        dist.broadcast_object_list(what, origin, group=group)
-        if self.runner.mesh.rank != origin:
-            x = torch.empty(what[0][0], dtype=what[0][1], device=self.runner.mesh.device)
-        x = x.contiguous()
-        dist.broadcast(x, origin, group=group)
-        return x

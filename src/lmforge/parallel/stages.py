@@ -17,8 +17,51 @@ from torch import nn
 from lmforge.errors import InputError
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
+from lmforge.parallel.mesh import Mesh
+from lmforge.parallel.schedules import stages_of
+from lmforge.recipe.schema import Parallel
 
 BEFORE_BLOCKS = ("embed", "ngrams", "learned_positions", "patches")
+
+
+class Stages:
+    """Which process has which stages, and which layers they are."""
+
+    def __init__(self, config: GPTConfig, mesh: Mesh, settings: Parallel) -> None:
+        """
+        Raises:
+            InputError: a schedule that is not known or does not take so many stages, or fewer layers than stages.
+        """
+        self.schedule = settings.pipeline_schedule
+        self.by_rank = stages_of(self.schedule, mesh.sizes["pipeline"], settings.pipeline_stages)
+        self.count = sum(map(len, self.by_rank))
+        self.own = self.by_rank[mesh.places["pipeline"]]
+        self.layers = divide(config, self.count, settings.pipeline_layers)
+        self.tied = config.tied
+
+    @property
+    def own_layers(self) -> list[int]:
+        """Layers of this process."""
+        return [layer for stage in self.own for layer in self.layers[stage]]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process embeds tokens."""
+        return 0 in self.own
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this process has the head."""
+        return self.count - 1 in self.own
+
+    def process_of(self, stage: int) -> int:
+        """Which process of the pipeline has a stage."""
+        return next(rank for rank, own in enumerate(self.by_rank) if stage in own)
+
+    @property
+    def ends_meet(self) -> bool:
+        """Whether one process has both the embedding and the head."""
+        return self.process_of(0) == self.process_of(self.count - 1)
 
 
 def divide(config: GPTConfig, stages: int, counts: Sequence[int] = ()) -> list[range]:
