@@ -18,7 +18,7 @@ SETTINGS: list[Setting] = [
     (SPARSE, 26, True),
     (SPARSE | {"pooling": "conv", "kv_heads": 2}, 27, True),
     (SPARSE | {"pooling": "max"}, 27, True),
-    (SPARSE, 3, True),  # fewer tokens than pieces
+    ({"attention": "sparse", "window": 2, "stride": 2, "pool": 2}, 3, True),  # fewer tokens than pieces
 ]
 
 
