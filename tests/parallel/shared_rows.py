@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from bench.quality.layouts import join_for
 from torch import Tensor
 
-from bench.quality.layouts import join_for
 from lmforge.model.attention import Attention
 from lmforge.model.cache import ForwardContext
 from lmforge.model.config import GPTConfig

@@ -4,8 +4,8 @@ that end anywhere."""
 from __future__ import annotations
 
 import pytest
-
 from bench.quality.layouts import on_ranks
+
 from tests.parallel.shared_rows import Setting, largest_differences
 
 SPARSE = {"attention": "sparse", "window": 5, "stride": 3, "pool": 4}
