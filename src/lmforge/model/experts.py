@@ -127,7 +127,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, results: Tensor, weights: Tensor, order: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(results, weights, order, back)
-        return (weights.unsqueeze(1) @ results[back].view(*weights.shape, -1))[:, 0]
+        return (weights.unsqueeze(1) @ results[back].view(*weights.shape, results.shape[-1]))[:, 0]
 
     @staticmethod
     @once_differentiable
