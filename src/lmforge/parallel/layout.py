@@ -187,7 +187,7 @@ class Layout(abc.ABC):
         """Whether processes need each other in every pass."""
         return False
 
-    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:
+    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:  # noqa: B027 (most layouts train everything)
         """Whether a recipe whose batches have so many rows can be trained in this layout.
 
         Raises:
