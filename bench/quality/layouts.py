@@ -232,7 +232,9 @@ class Run:
         real = self.step.update
 
         def update(step: int, figures: dict[str, Any]) -> None:
-            self.gradients.append(self.whole({n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}))
+            self.gradients.append(
+                self.whole({n: p.grad for n, p in self.model.named_parameters() if p.grad is not None})
+            )
             real(step, figures)
 
         self.step.update = update  # type: ignore[method-assign]
@@ -373,7 +375,9 @@ def compare_all(cases: Iterable[Case], kind: str, tell: bool) -> list[tuple[Case
             rows.append((case, figures | {"processes": case.processes}))
             if tell:
                 took = time.monotonic() - started
-                print(f"{case.row}: " + ", ".join(f"{k} {v}" for k, v in figures.items()) + f" ({took:.1f} s)", flush=True)
+                print(
+                    f"{case.row}: " + ", ".join(f"{k} {v}" for k, v in figures.items()) + f" ({took:.1f} s)", flush=True
+                )
     return rows
 
 
@@ -405,9 +409,7 @@ def on_ranks(world: int, work: Callable[..., Any], *arguments: Any, limit: float
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     answers: Any = context.Queue()
-    ranks = [
-        context.Process(target=_rank, args=(rank, world, port, work, arguments, answers)) for rank in range(world)
-    ]
+    ranks = [context.Process(target=_rank, args=(rank, world, port, work, arguments, answers)) for rank in range(world)]
     for process in ranks:
         process.start()
     try:

@@ -1,6 +1,6 @@
 """Embedding and loss of a vocabulary that processes share: each has some rows of the matrix, and nobody all logits.
 
-    loss:  hidden (N,D) · own rows ─▶ logits (N,V/n) ─▶ largest, Σ exp, the target's: three numbers a token travel
+loss:  hidden (N,D) · own rows ─▶ logits (N,V/n) ─▶ largest, Σ exp, the target's: three numbers a token travel
 """
 
 from __future__ import annotations

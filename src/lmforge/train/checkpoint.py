@@ -75,8 +75,8 @@ def restore_optimizers(
     where: str = "optimizer.safetensors",
     layout: Layout | None = None,
 ) -> None:
-    """Put the state of `optimizer_tensors` back; with a `layout` this process's part of it. Where earlier versions wrote a parameter's number in its optimizer
-    instead of its name, that number is taken.
+    """Put the state of `optimizer_tensors` back; with a `layout` this process's part of it. Where earlier versions
+    wrote a parameter's number in its optimizer instead of its name, that number is taken.
 
     Raises:
         InputError: state of an optimizer or a parameter that is not there, or of another shape (`where` names the
