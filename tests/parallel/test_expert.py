@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
-from bench.quality.layouts import join_for, on_ranks
+from bench.quality.layouts import CONTEXT, ROWS, Case, change_all, join_for, on_ranks
 
 from lmforge.model.cache import ForwardContext
 from lmforge.model.experts import Experts, dispatch_here
@@ -94,3 +96,13 @@ def of_two_processes() -> None:
 
 def test_two_processes_give_what_one_gives() -> None:
     on_ranks(2, of_two_processes)
+
+
+@pytest.mark.slow
+def test_every_layout_of_experts_goes_on_from_every_other(tmp_path: Path) -> None:
+    sizes = [{"expert": 4}, {"expert": 2, "tensor": 2}, {"expert": 2, "context": 2}]
+    whole = {"micro_batch_tokens": ROWS * CONTEXT}  # what all processes run at once is one micro-batch
+    cases = [Case(" × ".join(size), size, "experts", "muon", train=whole) for size in sizes]
+    pairs = on_ranks(4, change_all, cases, str(tmp_path), limit=900)[0]
+    assert len(pairs) == 12
+    assert all(figures["same"] and figures["loss"] < 1e-5 for _, figures in pairs), pairs

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-from bench.quality.layouts import on_ranks
+from bench.quality.layouts import Case, change_all, on_ranks
 
 from lmforge.errors import InputError
 from lmforge.parallel import agree
@@ -48,6 +50,27 @@ def of_two_processes() -> None:
 
 def test_two_processes_give_what_one_gives() -> None:
     on_ranks(2, of_two_processes)
+
+
+def test_a_pipeline_goes_on_from_shared_rows_and_back(tmp_path: Path) -> None:
+    cases = [
+        Case("PP", TWO, "mixed", more={"pipeline_schedule": "zbv"}),
+        Case("CP", {"context": 2}, "mixed"),
+    ]
+    pairs = on_ranks(2, change_all, cases, str(tmp_path))[0]
+    assert len(pairs) == 6
+    assert all(figures["same"] and figures["loss"] < 1e-5 for _, figures in pairs), pairs
+
+
+@pytest.mark.slow
+def test_every_layout_of_layers_and_rows_goes_on_from_every_other(tmp_path: Path) -> None:
+    sizes = {"DP": {"data": 4}, "PP": {"pipeline": 4}, "PP × TP": {"pipeline": 2, "tensor": 2}, "CP": {"context": 4}}
+    sizes |= {"DP × CP": {"data": 2, "context": 2}, "FSDP × CP": {"shard": 2, "context": 2}}
+    pairs = on_ranks(
+        4, change_all, [Case(n, size, "full", "muon") for n, size in sizes.items()], str(tmp_path), limit=900
+    )[0]
+    assert len(pairs) == 42
+    assert all(figures["same"] and figures["loss"] < 1e-5 for _, figures in pairs), pairs
 
 
 def four_with_two_axes() -> None:
