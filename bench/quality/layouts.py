@@ -26,6 +26,7 @@ from bench.harness import Results
 
 RESULTS = Results("layouts")
 STEPS, ROWS, CONTEXT, VOCABULARY = 3, 16, 32, 203  # a vocabulary that no number of processes divides
+LONG = 30_000  # tokens of a row
 SMALL = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 4, "d_ff": 72}
 NETWORKS: dict[str, dict[str, Any]] = {
     "full": SMALL | {"activation": "swiglu", "kv_heads": 4},
@@ -39,6 +40,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "experts": SMALL | {"experts": 4, "experts_active": 2, "experts_shared": 1, "balance": "loss"},
     "biased experts": SMALL | {"experts": 4, "experts_active": 2, "balance": "bias", "recompute": True},
     "reversible": SMALL | {"residual": "reversible"},
+    "long": SMALL | {"attention": ("sparse", "linear"), "window": 256, "activation": "swiglu", "recompute": True},
 }
 
 
@@ -52,6 +54,8 @@ class Case:
     optimizer: str = "adamw"
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: int = ROWS
+    context: int = CONTEXT
 
     @property
     def processes(self) -> int:
@@ -123,6 +127,7 @@ def context_cases() -> list[Case]:
         *(Case("DP × CP", {"data": 2} | two, network, "muon") for network in ("full", "mixed", "linear")),
         *(Case("CP × TP", two | {"tensor": 2}, network) for network in ("full", "sparse", "linear", "lsh")),
         *(Case("FSDP × CP", {"shard": 2} | two, network) for network in ("full", "sparse")),
+        *(Case(f"CP, {LONG} tokens", two, network, rows=1, context=LONG) for network in ("full", "long")),
     ]
 
 
@@ -152,8 +157,8 @@ def recipe_of(case: Case, **changes: Any) -> Any:
 
     train = {
         "steps": 10,
-        "batch_tokens": ROWS * CONTEXT,
-        "micro_batch_tokens": 2 * CONTEXT,
+        "batch_tokens": case.rows * case.context,
+        "micro_batch_tokens": 2 * case.context,
         "peak_lr": 1e-3,
         "matrix_lr": 2e-3,
         "clip": 0.1,  # always clipped
@@ -165,7 +170,7 @@ def recipe_of(case: Case, **changes: Any) -> Any:
     }
     parallel = dict(case.sizes) | case.more
     return Recipe(
-        tokens={"context": CONTEXT, "vocab_size": 300},
+        tokens={"context": case.context, "vocab_size": 300},
         model=NETWORKS[case.network],
         train=train | case.train,
         parallel=parallel,
@@ -173,21 +178,21 @@ def recipe_of(case: Case, **changes: Any) -> Any:
     )
 
 
-def batch_of(step: int) -> Any:
-    """The rows of a step, whoever asks."""
+def batch_of(step: int, rows: int = ROWS, context: int = CONTEXT) -> Any:
+    """The rows of a step, whoever asks. Documents have ten tokens on average, or a twentieth of long rows."""
     import numpy as np
 
     from lmforge.tokens.loader import Batch
 
     rng = np.random.default_rng(step)
-    text = rng.integers(1, VOCABULARY, (ROWS, CONTEXT + 1))
-    documents = (rng.random((ROWS, CONTEXT)) < 0.1).cumsum(1).astype(np.int32)
+    text = rng.integers(1, VOCABULARY, (rows, context + 1))
+    documents = (rng.random((rows, context)) < min(0.1, 20 / context)).cumsum(1).astype(np.int32)
     targets = text[:, 1:].copy()
     targets[:, :-1][documents[:, 1:] != documents[:, :-1]] = -1
-    for row, length in enumerate(rng.integers(1, CONTEXT + 1, ROWS)):
+    for row, length in enumerate(rng.integers(1, context + 1, rows)):
         targets[row, length:] = -1
     targets[rng.random(targets.shape) < 0.25] = -1
-    targets[5] = -1
+    targets[5:6] = -1
     return Batch(text[:, :-1].copy(), targets, documents)
 
 
@@ -210,7 +215,7 @@ class Run:
         from lmforge.train.step import StepParts, TrainStep
         from lmforge.train.watchdog import Watchdog
 
-        recipe = recipe_of(case)
+        self.case, recipe = case, recipe_of(case)
         layout_class = LAYOUTS[layout_name(recipe.parallel)]
         known = issubclass(layout_class, MeshLayout)
         self.layout = layout_class(mesh, recipe.parallel) if known else layout_class(mesh)  # type: ignore[call-arg]
@@ -248,8 +253,8 @@ class Run:
         """Steps from `first` on; their losses."""
         losses = []
         for step in range(first, first + steps):
-            batch = batch_of(step)
-            rows = ROWS // self.layout.data_size
+            batch = batch_of(step, self.case.rows, self.case.context)
+            rows = self.case.rows // self.layout.data_size
             figures = self.step.run(step, batch.part(rows * self.layout.data_rank, rows))
             assert "skipped" not in figures, figures
             losses.append(figures["loss"])

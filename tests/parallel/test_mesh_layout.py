@@ -80,7 +80,8 @@ def test_all_that_cannot_be_trained_is_told_at_once() -> None:
 @pytest.mark.parametrize("world", sorted({case.processes for case in layouts.CASES}))
 def test_every_layout_of_the_table_equals_one_process(world: int) -> None:
     cases = [case for case in layouts.CASES if case.processes == world]
-    exact = [case for case in cases if case.network == "reversible"]  # undoing blocks rounds in another order
+    # undoing blocks rounds in another order, and so do sums over long rows
+    exact = [case for case in cases if case.network in ("reversible", "long")]
     rows = layouts.on_ranks(world, layouts.compare_all, [c for c in cases if c not in exact], "float32", True, limit=1800)[0]
     rows += layouts.on_ranks(world, layouts.compare_all, exact, "float64", True, limit=1800)[0] if exact else []
     assert len(rows) == len(cases)
