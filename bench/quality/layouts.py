@@ -86,6 +86,11 @@ CASES = [
     *(Case("DP × TP", DP_TP, network, "muon") for network in ("full", "sparse")),
 ]
 
+CHANGES = [
+    Case(name, sizes, "experts", "muon")
+    for name, sizes in (("DP", DP), ("FSDP", FSDP), ("HSDP", HSDP), ("TP + SP", TP), ("FSDP × TP", FSDP_TP))
+]
+
 
 def recipe_of(case: Case, **changes: Any) -> Any:
     """The recipe of a case."""
@@ -372,14 +377,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose row has this in its name")
     parser.add_argument("--type", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--changes", action="store_true", help="checkpoints of each layout under each other, instead")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     options = parser.parse_args()
+    if options.changes:
+        with tempfile.TemporaryDirectory() as folder:
+            for pair, figures in on_ranks(4, change_all, CHANGES, folder, limit=1800)[0]:
+                RESULTS.add(f"changes/{pair}", figures)
+        return
     cases = [case for case in CASES if options.only in case.row]
     for world in sorted({case.processes for case in cases}):
         here = [case for case in cases if case.processes == world]
         for case, figures in on_ranks(world, compare_all, here, options.type, True, limit=1800)[0]:
             if not options.dry:
-                RESULTS.add(f"{case.row}, {options.type}", figures)
+                RESULTS.add(f"equal/{case.row}, {options.type}", figures)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,10 @@ def test_a_network_begins_as_the_ordinary_one_does() -> None:
     usual.initialise(0, 32, 2.0)
     initialise_by_index(model, Spread(Mesh(0, 1, torch.device("cpu"))), 0, 32, 2.0)
     for (name, a), b in zip(usual.named_parameters(), model.parameters(), strict=True):
-        assert float(b.std()) == pytest.approx(float(a.std()), rel=0.1, abs=1e-7), name
-        assert float(b.mean()) == pytest.approx(float(a.mean()), abs=0.003), name
+        first, own = a.detach(), b.detach()
+        close = 0.05 if a.numel() > 2000 else 0.3
+        assert float(own.std()) == pytest.approx(float(first.std()), rel=close, abs=1e-7), name
+        assert float(own.mean()) == pytest.approx(float(first.mean()), abs=0.005), name
     experts = model.blocks[0].ff.experts
     assert torch.equal(experts[0].up.weight, experts[1].up.weight)
     part = GPT(config)

@@ -9,16 +9,8 @@ import pytest
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.parallel.tensor import PLANS, Plan
 
-SHAPE = {
-    "vocab_size": 41,
-    "context": 16,
-    "layers": 1,
-    "d_model": 32,
-    "heads": 6,
-    "kv_heads": 3,
-    "d_ff": 50,
-    "head_dim": 4,
-}
+NARROW = {"vocab_size": 41, "context": 16, "layers": 1, "d_model": 32}
+SHAPE = NARROW | {"heads": 6, "kv_heads": 3, "d_ff": 50, "head_dim": 4}
 
 
 def plan_of(module: object, size: int) -> Plan:
