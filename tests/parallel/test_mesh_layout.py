@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bench.quality import layouts
+from bench.ranks import on_ranks
 
 from lmforge.errors import InputError
 from lmforge.parallel.layout import join_layout, layout_name
@@ -82,9 +83,9 @@ def test_every_layout_of_the_table_equals_one_process(world: int) -> None:
     cases = [case for case in layouts.CASES if case.processes == world]
     exact = [case for case in cases if case.network == "reversible"]  # undoing blocks rounds in another order
     usual = [case for case in cases if case not in exact]
-    rows = layouts.on_ranks(world, layouts.compare_all, usual, "float32", True, limit=1800)[0]
+    rows = on_ranks(world, layouts.compare_all, usual, "float32", True, limit=1800)[0]
     if exact:
-        rows += layouts.on_ranks(world, layouts.compare_all, exact, "float64", True, limit=1800)[0]
+        rows += on_ranks(world, layouts.compare_all, exact, "float64", True, limit=1800)[0]
     assert len(rows) == len(cases)
     for case, figures in rows:
         assert figures["loss"] < LIMIT, case.row
@@ -94,7 +95,7 @@ def test_every_layout_of_the_table_equals_one_process(world: int) -> None:
 @pytest.mark.slow
 def test_every_layout_goes_on_from_every_other() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        rows = layouts.on_ranks(4, layouts.change_all, layouts.CHANGES, folder, limit=900)[0]
+        rows = on_ranks(4, layouts.change_all, layouts.CHANGES, folder, limit=900)[0]
     assert len(rows) == len(layouts.CHANGES) * (len(layouts.CHANGES) + 1)
     assert all(figures["same"] and figures["loss"] < LIMIT for _, figures in rows), rows
 
@@ -102,6 +103,6 @@ def test_every_layout_goes_on_from_every_other() -> None:
 @pytest.mark.slow
 def test_weights_may_travel_in_bfloat16() -> None:
     case = layouts.Case("FSDP", layouts.FSDP, "full", more={"gather": "bf16"})
-    rows = layouts.on_ranks(4, layouts.compare_all, [case, dataclasses.replace(case, more={})], "float32", True)[0]
+    rows = on_ranks(4, layouts.compare_all, [case, dataclasses.replace(case, more={})], "float32", True)[0]
     assert LIMIT < rows[0][1]["gradient"] < 0.05
     assert rows[1][1]["gradient"] < LIMIT

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from bench.quality import layouts
+from bench.ranks import on_ranks
 
 from lmforge.parallel.shard import sharded_modules
 from lmforge.parallel.shares import is_shared, local
@@ -32,7 +33,7 @@ def one_in_a_group_of_one(_: str) -> dict[str, Any]:
 
 
 def test_each_block_is_gathered_by_itself_and_travels_in_bfloat16() -> None:
-    (found,) = layouts.on_ranks(1, one_in_a_group_of_one, "")
+    (found,) = on_ranks(1, one_in_a_group_of_one, "")
     assert found["modules"] == 4 + 1 + 1  # blocks, the one that looks ahead, and the rest
     assert found["shared"]
     assert found["kinds"] == {"torch.bfloat16", "torch.float32"}
