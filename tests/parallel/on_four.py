@@ -50,7 +50,12 @@ def meshes() -> dict[str, Any]:
             sums[axes] = float(both), mesh.ranks(*axes)
         else:
             sums[axes] = float(ones), mesh.ranks(*axes)
-    return {"sums": sums, "data": (mesh.data_rank, mesh.data_size), "total": mesh.total(10.0**mesh.rank)}
+    return {
+        "sums": sums,
+        "data": (mesh.data_rank, mesh.data_size),
+        "total": mesh.total(10.0**mesh.rank),
+        "anyone": (mesh.anyone(mesh.rank == 3), mesh.anyone(False)),
+    }
 
 
 def exchanges(mesh: Mesh) -> dict[str, float]:

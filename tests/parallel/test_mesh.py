@@ -64,4 +64,5 @@ def test_groups_are_those_of_the_axes(four: list[dict[str, Any]]) -> None:
             ("data",): (10.0**rank, [rank]),
         }
         assert found["data"] == (rank // 2, 2)
+        assert found["anyone"] == (True, False)  # also where it is set on one that has no rows of its own
         assert found["total"] == [sum(10.0**each for each in across)]  # over those who have rows of their own
