@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from bench.ranks import on_ranks
 
-from bench.quality.layouts import on_ranks
 from tests.parallel.on_four import everything
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from bench.quality import layouts
 from torch import Tensor, nn
 
-from bench.quality import layouts
 from lmforge.model.loss import linear_cross_entropy
 from lmforge.parallel import exchange
 from lmforge.parallel.data import OverlappedSum
@@ -20,7 +20,6 @@ from lmforge.parallel.whole import gather_whole, part_of
 CASES = [
     layouts.Case("FSDP × TP", layouts.FSDP_TP, "grouped", "muon"),
     layouts.Case("HSDP", layouts.HSDP, "experts"),
-    layouts.Case("DP", layouts.DP, "full", "muon"),
 ]
 
 
@@ -51,7 +50,12 @@ def meshes() -> dict[str, Any]:
             sums[axes] = float(both), mesh.ranks(*axes)
         else:
             sums[axes] = float(ones), mesh.ranks(*axes)
-    return {"sums": sums, "data": (mesh.data_rank, mesh.data_size), "total": mesh.total(10.0**mesh.rank)}
+    return {
+        "sums": sums,
+        "data": (mesh.data_rank, mesh.data_size),
+        "total": mesh.total(10.0**mesh.rank),
+        "anyone": (mesh.anyone(mesh.rank == 3), mesh.anyone(False)),
+    }
 
 
 def exchanges(mesh: Mesh) -> dict[str, float]:
@@ -107,7 +111,7 @@ def vocabulary(mesh: Mesh) -> dict[str, float]:
     loss.backward()
     d_hidden = exchange.total(part_h.grad, group)
     embedding = nn.Embedding(len(mine), 16)
-    embedding.__class__, embedding.first = PartEmbedding, mine.start
+    PartEmbedding.take(embedding, mine.start)
     embedding.weight.data = weight[mine.start : mine.stop]
     ids = torch.arange(203)
     logits = whole_logits(hidden @ part_w.detach().t(), [len(part) for part in parts], group)

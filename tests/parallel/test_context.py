@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bench.quality.layouts import on_ranks
+from bench.ranks import on_ranks
 
 from lmforge.generate.score import token_nats
 from lmforge.model.cache import KVCache

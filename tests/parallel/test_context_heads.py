@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.quality.layouts import on_ranks
+from bench.ranks import on_ranks
 
 from lmforge.model.config import GPTConfig
 from lmforge.parallel.context import context_problems

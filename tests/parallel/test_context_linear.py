@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.quality.layouts import on_ranks
+from bench.ranks import on_ranks
 
 from tests.parallel.shared_rows import Setting, largest_differences
 

@@ -4,7 +4,7 @@ that end anywhere."""
 from __future__ import annotations
 
 import pytest
-from bench.quality.layouts import on_ranks
+from bench.ranks import on_ranks
 
 from tests.parallel.shared_rows import Setting, largest_differences
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from bench.quality.layouts import CONTEXT, ROWS, Case, change_all, join_for, on_ranks
+from bench.quality.layouts import CONTEXT, ROWS, Case, change_all, join_for
+from bench.ranks import on_ranks
 
 from lmforge.model.cache import ForwardContext
 from lmforge.model.experts import Experts, dispatch_here

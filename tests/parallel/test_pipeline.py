@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from bench.quality.layouts import Case, change_all, on_ranks
+from bench.quality.layouts import Case, change_all
+from bench.ranks import on_ranks
 
 from lmforge.errors import InputError
 from lmforge.parallel import agree

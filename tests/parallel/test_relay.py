@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bench.quality.layouts import on_ranks
+from bench.ranks import on_ranks
 from torch import Tensor
 
 from lmforge.generate.score import token_nats

@@ -198,6 +198,10 @@ class Layout(abc.ABC):
         """The sums of some numbers over data ranks, in float64."""
         return self.mesh.total(*values)
 
+    def anyone(self, flag: bool) -> bool:
+        """Whether it is set on some process, of all axes."""
+        return self.mesh.anyone(flag)
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's `value`, in the order of ranks; small plain things."""
         return self.mesh.gather(value)

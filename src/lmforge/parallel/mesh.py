@@ -127,6 +127,14 @@ class Mesh:
             dist.all_reduce(numbers, group=self.group(*DATA_AXES))
         return [float(number) for number in numbers]
 
+    def anyone(self, flag: bool) -> bool:
+        """Whether it is set on some rank."""
+        if self.world == 1:
+            return flag
+        number = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return bool(number)
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in the order of ranks; small plain things."""
         if self.world == 1:

@@ -22,6 +22,12 @@ class PartEmbedding(nn.Embedding):
 
     first: int
 
+    @classmethod
+    def take(cls, whole: nn.Embedding, first: int) -> None:
+        """Make an embedding, whose weight holds these rows only, one of this class in place."""
+        part: Any = whole
+        part.__class__, part.first = cls, first
+
     def forward(self, ids: Tensor) -> Tensor:
         """Ids of any shape → (…,D)."""
         own = ids - self.first

@@ -69,7 +69,7 @@ def optimizer_tensors(
 
 
 def restore_optimizers(
-    model: nn.Module,
+    model: GPT,
     optimizers: Mapping[str, torch.optim.Optimizer],
     tensors: Mapping[str, Tensor],
     where: str = "optimizer.safetensors",
