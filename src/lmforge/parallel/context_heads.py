@@ -60,7 +60,8 @@ def _to_tokens(x: Tensor, share: Share, rows: Rows) -> Tensor:
     own = len(rows.index)
     room = x.new_empty(share.size * own, *ordered.shape[1:])
     dist.all_to_all_single(room, ordered, [own] * share.size, counts, group=share.group)
-    return room.unflatten(0, (share.size, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+    tokens: Tensor = room.unflatten(0, (share.size, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+    return tokens
 
 
 def _order(rows: Rows, share: Share) -> Tensor:

@@ -39,9 +39,10 @@ class SharedLinear(Linear):
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         sizes = [len(piece) for piece in rows.own]
-        parts = [*zip(rows.own, *(x.split(sizes, 2) for x in (q, k, v)), strict=True)]
-        begins = self._begins(rows, [(piece, *each[1:]) for piece, *each in parts if len(piece)])
-        return torch.cat([_piece(rows, *part, begins) for part in parts if len(part[0])], 2)
+        split = zip(rows.own, q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
+        parts = [part for part in split if len(part[0])]
+        begins = self._begins(rows, [(piece, keys, values) for piece, _, keys, values in parts])
+        return torch.cat([_piece(rows, piece, a, b, c, begins) for piece, a, b, c in parts], 2)
 
     def _begins(self, rows: Rows, parts: list[tuple[range, Tensor, Tensor]]) -> Tensor:
         """What each piece of the row begins with (pieces,B,H,F,E+1), from keys and values of this process's."""
@@ -79,6 +80,7 @@ def _piece(rows: Rows, piece: range, q: Tensor, k: Tensor, v: Tensor, begins: Te
         begin = tokens[:, 0]  # a document's first token here; it goes on from earlier pieces if it is the piece's first
         goes_on = (begin % len(piece) == 0).to(state.dtype)
         carried = state[begin // len(piece)] * goes_on[:, None, None, None]
-        each = [x.unflatten(-1, (q.shape[1], -1)).transpose(1, 2) for x in part.split(widths, -1)]
-        results.append(linear_attention(*each, carried)[0].transpose(1, 2).flatten(2))
-    return packing.together(results).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+        queries, keys, values = (x.unflatten(-1, (q.shape[1], -1)).transpose(1, 2) for x in part.split(widths, -1))
+        results.append(linear_attention(queries, keys, values, carried)[0].transpose(1, 2).flatten(2))
+    y: Tensor = packing.together(results).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+    return y

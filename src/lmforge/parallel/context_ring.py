@@ -62,8 +62,8 @@ class _Ring(torch.autograd.Function):
             for tile, keys, mask in held.tiles():
                 _merge(out, total, tile, *_meet(q[:, :, tile], *held.keys_values(keys, q.shape[1]), mask))
         for tile, mask in _extra_tiles(rows, seen, begin):
-            parts = [_wide(x, q.shape[1]) for x in (extra_k, extra_v)]
-            _merge(out, total, tile, *_meet(q[:, :, tile], *parts, mask))
+            keys_values = _wide(extra_k, q.shape[1]), _wide(extra_v, q.shape[1])
+            _merge(out, total, tile, *_meet(q[:, :, tile], *keys_values, mask))
         y = out.to(v.dtype)
         ctx.save_for_backward(q, k, v, extra_k, extra_v, seen, begin, y, total)
         return y
@@ -82,14 +82,13 @@ class _Ring(torch.autograd.Function):
             back = torch.zeros(held.both.shape, dtype=exact, device=q.device)
             for tile, keys, mask in held.tiles():
                 at = held.slice_of(keys)
-                grads = _meet_backward(*(x[:, :, tile] for x in given), *held.keys_values(keys, heads), mask)
+                grads = _meet_backward(given, tile, *held.keys_values(keys, heads), mask)
                 dq[:, :, tile] += grads[0]
                 back[:, at] += torch.cat([_narrow(x, k.shape[2]) for x in grads[1:]], -1)
             held.give_back(back, d_both)
         d_extra = [torch.zeros(x.shape, dtype=exact, device=q.device) for x in (extra_k, extra_v)]
         for tile, mask in _extra_tiles(rows, seen, begin):
-            parts = [_wide(x, heads) for x in (extra_k, extra_v)]
-            grads = _meet_backward(*(x[:, :, tile] for x in given), *parts, mask)
+            grads = _meet_backward(given, tile, _wide(extra_k, heads), _wide(extra_v, heads), mask)
             dq[:, :, tile] += grads[0]
             for into, more in zip(d_extra, grads[1:], strict=True):
                 into += _narrow(more, k.shape[2])
@@ -131,9 +130,10 @@ class _Held:
             begin += len(needed)
         raise AssertionError(keys)
 
-    def keys_values(self, keys: range, heads: int) -> list[Tensor]:
+    def keys_values(self, keys: range, heads: int) -> tuple[Tensor, Tensor]:
         """Each (B,heads,keys,E)."""
-        return [_wide(x, heads) for x in self.both[:, self.slice_of(keys)].chunk(2, -1)]
+        k, v = self.both[:, self.slice_of(keys)].chunk(2, -1)
+        return _wide(k, heads), _wide(v, heads)
 
     def give_back(self, gradient: Tensor, own: Tensor) -> None:
         """Send the gradient of what is held to the process it is from; add to `own` what another sends of this one's
@@ -227,7 +227,8 @@ def _wide(x: Tensor, heads: int) -> Tensor:
 
 def _narrow(gradient: Tensor, kv_heads: int) -> Tensor:
     """The gradient of what `_wide` made → that of what it was given."""
-    return gradient.unflatten(1, (kv_heads, -1)).sum(2).transpose(1, 2)
+    narrow: Tensor = gradient.unflatten(1, (kv_heads, -1)).sum(2).transpose(1, 2)
+    return narrow
 
 
 def _meet(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -264,9 +265,11 @@ def _merge(out: Tensor, total: Tensor, tile: slice, part: Tensor, log_sum: Tenso
 
 
 def _meet_backward(
-    gradient: Tensor, q: Tensor, y: Tensor, total: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    given: tuple[Tensor, ...], tile: slice, k: Tensor, v: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v from that of the merged result y, whose log Σ exp is `total`."""
+    """Gradients of some queries, k and v; given: the gradient of the merged result, all queries, that result, and its
+    log Σ exp."""
+    gradient, q, y, total = (x[:, :, tile] for x in given)
     if q.device.type != "cpu":
         return plain_meet_backward(gradient, q, y, total, k, v, mask)
     gradient, q, k, v, y, total = (x.contiguous() for x in (gradient, q, k, v, y, total))
