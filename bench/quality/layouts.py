@@ -1,6 +1,7 @@
 """Every layout beside one process: loss and every gradient over three steps of the optimizer.
 
-    python -m bench.quality.layouts [--changes] [--only "FSDP × TP"] [--type float64]   (adds to bench/results/layouts.json)
+    python -m bench.quality.layouts [--changes] [--only "FSDP × TP"] [--type float64]
+    (adds to bench/results/layouts.json)
 
 A small network begins with the layouts' own values (`train.initialisation = "by_index"`). Each step has other rows, of
 whole documents side by side, ragged, a quarter of the tokens not counted, one row not at all. `loss` and `gradient` are
