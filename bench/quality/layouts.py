@@ -1,11 +1,14 @@
 """Every layout beside one process: loss and every gradient over three steps of the optimizer.
 
-    python -m bench.quality.layouts [--only "FSDP × TP"] [--type float64]   (writes bench/results/layouts.json)
+    python -m bench.quality.layouts [--changes] [--only "FSDP × TP"] [--type float64]
+    (adds to bench/results/layouts.json)
 
 A small network begins with the layouts' own values (`train.initialisation = "by_index"`). Each step has other rows, of
 whole documents side by side, ragged, a quarter of the tokens not counted, one row not at all. `loss` and `gradient` are
 the largest relative differences from one process over all steps (of gradients: ‖g − g₁‖ / ‖g₁‖ of each parameter, as
-they are when the optimizer gets them), `weights` that of the weights after the last.
+they are when the optimizer gets them), `weights` that of the weights after the last. Two things differ for reasons of
+their own: biases of keys have no gradient but rounding, which AdamW scales up to whole steps; and undoing reversible
+blocks rounds differently from running them again, so that case is compared in float64 too.
 """
 
 from __future__ import annotations
