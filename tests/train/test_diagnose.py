@@ -16,7 +16,7 @@ from lmforge.tokens.loader import Batch
 from lmforge.train.diagnose import first_non_finite
 from lmforge.train.loop import train
 from lmforge.train.step import TrainStep
-from tests.train.runs import poisoned, recipe_of, skipped
+from tests.train.runs import one_rank, poisoned, recipe_of, skipped
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,17 @@ def test_the_first_layer_is_named() -> None:
         model.blocks[0].ff.down.weight[0, 0] = math.inf
     assert first_non_finite(model, loss) == "weights blocks.0.ff.down.weight"
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_where_processes_share_a_network_all_documents_of_the_batch_are_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process can run a row alone there, and none may try: the others would wait for it."""
+    with one_rank(recipe_of(tiny_run), tiny_run / "tokens", tmp_path) as run:
+        monkeypatch.setattr(type(run.layout), "shares_network", True)
+        monkeypatch.setattr(GPT, "forward", None)
+        found = run.step.diagnose(0, run.loader.batch(0), "the loss is nan")
+    ids = {document["id"] for document in read_documents(tiny_run / "corpus", "train")}
+    assert found["layer"] is None
+    assert len(found["documents"]) > 3
+    assert set(found["documents"]) <= ids

@@ -50,11 +50,23 @@ Dispatch = Callable[[Tensor, Tensor, Tensor, Sequence[nn.Module]], Tensor]
 def dispatch_here(x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[nn.Module]) -> Tensor:
     """x (N,D), the experts chosen for each token (N,k) and their weights → Σ weight · expert(x) (N,D), all experts on
     this device."""
+    copies, order, back, load = spread_copies(x, chosen, len(experts))
+    return gather_results(run_experts(copies, load, experts), weights, order, back)
+
+
+def spread_copies(x: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (N,D) and the experts chosen for each token (N,k), of `count` → copies sorted by expert (N·k,D), the order of
+    the choices (N·k,), where each went (N·k,), and how many each expert takes (count,)."""
     picks = chosen.flatten()
     order = picks.argsort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     copies: Tensor = _Spread.apply(x, order, back, chosen.shape[1])  # type: ignore[no-untyped-call]
-    results = run_experts(copies, torch.bincount(picks, minlength=len(experts)), experts)
+    return copies, order, back, torch.bincount(picks, minlength=count)
+
+
+def gather_results(results: Tensor, weights: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """What experts made of copies (N·k,D), in the order of `spread_copies`, and weights (N,k) → Σ weight · result of
+    each token (N,D)."""
     y: Tensor = _Gather.apply(results, weights.to(results.dtype), order, back)  # type: ignore[no-untyped-call]
     return y
 
@@ -115,7 +127,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, results: Tensor, weights: Tensor, order: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(results, weights, order, back)
-        return (weights.unsqueeze(1) @ results[back].view(*weights.shape, -1))[:, 0]
+        return (weights.unsqueeze(1) @ results[back].view(*weights.shape, results.shape[-1]))[:, 0]
 
     @staticmethod
     @once_differentiable
@@ -145,20 +157,27 @@ class _LeaveScale(torch.autograd.Function):
         return gradient, None
 
 
+def alone(load: Tensor) -> Tensor:
+    """The load of the tokens that are here: there are no others."""
+    return load
+
+
 class Experts(nn.Module):
-    """The feed-forward part of a block, as experts. `dispatch` is a hook: expert parallelism puts its own in its
-    place."""
+    """The feed-forward part of a block, as experts. Hooks: expert parallelism puts its own `dispatch` in its place, and
+    leaves some of the experts; `together` adds up loads where other processes have more of a micro-batch's tokens."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.active, self.balance = layer, config.experts_active, config.balance
         shape = config.shape_of(layer)
+        self.count = shape.experts  # those that other processes have included
         width, ranks = shape.d_ff // shape.experts, (shape.up_rank, shape.down_rank)
         self.router = nn.Linear(config.d_model, shape.experts, bias=False)
         self.choice_bias = nn.Parameter(torch.zeros(shape.experts)) if config.balance == "bias" else None
         self.experts = nn.ModuleList(FeedForward(config, width, *ranks) for _ in range(shape.experts))
         self.shared = FeedForward(config, width * config.experts_shared, *ranks) if config.experts_shared else None
         self.dispatch: Dispatch = dispatch_here
+        self.together: Callable[[Tensor], Tensor] = alone
 
     def macs_per_token(self) -> int:
         """Multiplications of a token by the router, the experts that it is sent to and the shared one (`measure`)."""
@@ -195,14 +214,15 @@ class Experts(nn.Module):
         y = self.dispatch(flat, chosen, weights, list(self.experts))
         if self.shared is not None:
             y = y + self.shared(flat)
-        load = torch.bincount(chosen.flatten(), minlength=len(self.experts))
-        forward_ctx.loads[self.layer] = load
+        load = torch.bincount(chosen.flatten(), minlength=self.count)
+        loads = forward_ctx.loads[self.layer] = self.together(load)
         if torch.is_grad_enabled():
             # what each expert's load would be a part of, were all equal: N
-            share = load * (len(self.experts) / self.active)
+            share = load * (self.count / self.active)
             losses = ROUTER_Z_LOSS * logits.logsumexp(-1).square().sum()
             if self.balance != "none":
-                losses = losses + BALANCE_LOSS[self.balance] * (share / len(flat) * scores.sum(0)).sum()
+                frequent = loads * (self.count / loads.sum().clamp(min=1))
+                losses = losses + BALANCE_LOSS[self.balance] * (frequent * scores.sum(0)).sum()
             y = _AlsoLearn.apply(y, losses, bias, BIAS_GRADIENT * (share - len(flat)), forward_ctx)  # type: ignore[no-untyped-call]
         return y.view(x.shape)
 

@@ -11,8 +11,6 @@ each under its number in the whole network.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +24,7 @@ from lmforge.model.cache import ForwardContext, KVCache
 from lmforge.model.config import GPTConfig, LayerShape
 from lmforge.model.experts import Experts, leave_scale
 from lmforge.model.feed_forward import FeedForward
+from lmforge.model.first_values import constant, deviation
 from lmforge.model.loss import CrossEntropy, linear_cross_entropy, loss_chunk
 from lmforge.model.measure import macs_per_token
 from lmforge.model.ngrams import NgramEmbedding
@@ -134,7 +133,8 @@ class GPT(nn.Module):
     embedding takes hidden states (B,T,D) in the place of tokens, one without head gives them back; between stages of
     reversible blocks go both streams side by side (B,T,2D). Deleting parts of a network makes a stage, too.
 
-    `cross_entropy` is a hook: a loss over vocabulary that other devices hold part of goes in its place.
+    `cross_entropy` is a hook: a loss over vocabulary that other devices hold part of goes in its place. Where others
+    hold the rest of each row's tokens between blocks, the hidden states that enter a stage are one of `row_parts`.
 
     Raises:
         InputError: a last stage by itself cannot embed the tokens that it looks further `ahead` to.
@@ -161,6 +161,7 @@ class GPT(nn.Module):
             self.head.weight = self.embed.weight
         self.ahead = nn.ModuleList(MultiTokenPrediction(config) for _ in range(config.ahead if last else 0))
         self.cross_entropy: CrossEntropy = linear_cross_entropy
+        self.row_parts = 1
         self.rotations: Tensor
         self.register_buffer("rotations", rotations(config, config.positions_used), persistent=False)
         self.local_rotations: Tensor | None
@@ -196,17 +197,14 @@ class GPT(nn.Module):
                 own["embed.weight"] = own.pop("head.weight")  # one matrix in the whole network
         for name, whole in names.items():
             parameter = own.pop(name, None)
-            std = self._std(name, whole, ratio)
+            std = deviation(self.config, name, whole.shape, ratio)
             if parameter is None:
                 if std is not None:
                     torch.empty(whole.shape, dtype=some.dtype, device=some.device).normal_(generator=generator)
             elif std is not None:
                 nn.init.normal_(parameter, std=std, generator=generator)
-            elif name.endswith("bias") or name.startswith("ngrams."):
-                nn.init.zeros_(parameter)
-            elif "norm" in name:
-                gain = ratio * output_multiplier if name == "norm.weight" else 1.0
-                nn.init.constant_(parameter, gain - self.config.norm_offset)
+            elif (value := constant(self.config, name, ratio * output_multiplier)) is not None:
+                nn.init.constant_(parameter, value)
             if not own:
                 break
         for block in self.blocks:
@@ -216,25 +214,6 @@ class GPT(nn.Module):
     @property
     def _is_stage(self) -> bool:
         return self.embed is None or self.head is None or len(self.blocks) < self.config.layers
-
-    def _std(self, name: str, parameter: Tensor, ratio: float) -> float | None:
-        """The standard deviation that a parameter begins with; None where it does not begin at random."""
-        if name.endswith("bias") or name.startswith("ngrams.") or "norm" in name:
-            return None
-        if name.endswith(("features", "pool_keys", "pool_values")):  # made as identity and mean
-            return None
-        thin = re.fullmatch(
-            r"(.*)\.([01])\.weight", name
-        )  # of a LowRankLinear: their product begins as the matrix would
-        matrix = f"{thin[1]}.weight" if thin else name
-        scale = (
-            1 / math.sqrt(2 * self.config.layers) if matrix.endswith(("attention.out.weight", "down.weight")) else 1.0
-        )
-        scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
-        if thin is None:
-            return 0.02 * scale
-        rank: int = parameter.shape[1 if thin[2] == "1" else 0]
-        return math.sqrt(0.02 * scale) / math.sqrt(math.sqrt(rank))
 
     def hidden(
         self,
@@ -306,7 +285,9 @@ class GPT(nn.Module):
     ) -> ForwardContext:
         assert cache is None or documents is None
         rows, length = tokens.shape[:2]
-        packing = Packing(documents) if isinstance(documents, Tensor) else documents
+        length *= self.row_parts if tokens.ndim > 2 else 1
+        packed = isinstance(documents, Tensor) and len(documents) > 0
+        packing = Packing(documents) if packed else None if isinstance(documents, Tensor) else documents
         reach = packing.reach if packing else (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(

@@ -11,15 +11,21 @@ line, `LAYOUTS.register("name", Class)`; a recipe chooses it with `parallel.layo
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
-from lmforge.parallel.mesh import Mesh, join_mesh
-from lmforge.recipe.schema import Parallel
+from lmforge.parallel.initial import initialise_by_index
+from lmforge.parallel.lost import LostRanks
+from lmforge.parallel.mesh import AXES, Mesh, join_mesh
+from lmforge.parallel.spread import Spread
+from lmforge.parallel.whole import WholeMatrices, gather_whole, part_of, state_names, tensor_of
+from lmforge.recipe.schema import Parallel, Recipe
 from lmforge.registry import Registry
 
 Result = TypeVar("Result")
@@ -55,6 +61,7 @@ class Layout(abc.ABC):
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.spread = Spread(mesh)  # where each parameter lies; whole everywhere, unless a layout enters something
 
     @classmethod
     def join(cls, settings: Parallel) -> Self:
@@ -63,7 +70,7 @@ class Layout(abc.ABC):
         Raises:
             InputError: the recipe's [parallel] asks for other processes than there are.
         """
-        return cls(join_mesh(settings.data))
+        return cls(join_mesh(settings))
 
     @property
     def rank(self) -> int:
@@ -88,16 +95,20 @@ class Layout(abc.ABC):
     @property
     def data_rank(self) -> int:
         """Which share of a batch's rows this process takes part in."""
-        return self.rank
+        return self.mesh.data_rank
 
     @property
     def data_size(self) -> int:
         """Into how many shares a batch is cut."""
-        return self.world
+        return self.mesh.data_size
 
     @abc.abstractmethod
     def apply(self, model: GPT) -> GPT:
         """Lay a whole network, the same in every process, over the devices; what this process is to train of it."""
+
+    def initialise(self, model: GPT, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
+        """Values of a network, laid out already, that depend on no layout (`initial`)."""
+        initialise_by_index(model, self.spread, seed, base_width, output_multiplier)
 
     @abc.abstractmethod
     def prepare(self, replicas: int, threads: int) -> None:
@@ -125,6 +136,11 @@ class Layout(abc.ABC):
     def clip_gradients(self, model: nn.Module, largest: float, norm: float) -> None:
         """Scale the gradient, whose whole norm is `norm`, down to `largest`."""
 
+    def squares(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Σ x² of tensors in the shape of parameters, over the whole of each, of all processes, by name. All take
+        part."""
+        return {name: float(tensor.square().sum()) for name, tensor in tensors.items()}
+
     @abc.abstractmethod
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Every tensor of the whole network by name, tied ones once, on the CPU of the main rank; empty elsewhere. All
@@ -137,9 +153,54 @@ class Layout(abc.ABC):
         All processes take part with the same `state`.
         """
 
+    def gathered(self, tensors: Mapping[str, Tensor], parameter_of: Mapping[str, str]) -> dict[str, Tensor]:
+        """This process's tensors, such as gradients or an optimizer's state, with those of all others: whole, on the
+        CPU of the main rank; empty elsewhere. `parameter_of`: the parameter in whose shape each is (others are alike on
+        all processes). All take part."""
+        return gather_whole(self.mesh, self.spread, tensors, parameter_of)
+
+    def part(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """What this process holds of a whole tensor in the shape of parameter `name`, of which it holds `like`."""
+        return part_of(self.spread, name, like, whole)
+
+    def whole_matrices(self, model: nn.Module) -> WholeMatrices | None:
+        """For an optimizer that needs whole matrices; None where this process has them."""
+        return None
+
+    def shapes(self, model: GPT) -> dict[str, torch.Size]:
+        """The shape of every tensor of the whole network by name, tied ones once."""
+        return {name: tensor_of(model, name).shape for name in state_names(model)}
+
+    def everywhere(self, model: GPT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The main rank's whole state on every process."""
+        if self.world == 1:
+            return dict(state)
+        wholes = {}
+        for name, shape in self.shapes(model).items():
+            dtype = self.mesh.gather(state[name].dtype if self.is_main and name in state else None)[0]
+            if dtype is not None:
+                wholes[name] = self.broadcast_tensor(state[name] if self.is_main else torch.empty(shape, dtype=dtype))
+        return wholes
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether processes need each other in every pass."""
+        return False
+
+    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:  # noqa: B027 (most layouts train everything)
+        """Whether a recipe whose batches have so many rows can be trained in this layout.
+
+        Raises:
+            InputError: it cannot; names every reason.
+        """
+
     def total(self, *values: float) -> list[float]:
         """The sums of some numbers over data ranks, in float64."""
         return self.mesh.total(*values)
+
+    def anyone(self, flag: bool) -> bool:
+        """Whether it is set on some process, of all axes."""
+        return self.mesh.anyone(flag)
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's `value`, in the order of ranks; small plain things."""
@@ -161,6 +222,16 @@ class Layout(abc.ABC):
         """
         return self.mesh.on_main(work)
 
+    def watching(self, where: Callable[[], tuple[int, str]]) -> contextlib.AbstractContextManager[Any]:
+        """While it is entered, a process that no longer answers is named by all others, which then end (`lost`).
+        `where()`: this process's step, from 1, and what it does."""
+        return LostRanks(self.mesh, where)
+
+    def parameter_counts(self, model: nn.Module) -> tuple[int, int]:
+        """Trained and frozen parameters of the whole network."""
+        sizes = {each: sum(p.numel() for p in model.parameters() if p.requires_grad is each) for each in (True, False)}
+        return sizes[True], sizes[False]
+
     def wait(self) -> None:
         """Until every process is here, however long the main rank works alone before."""
         self.mesh.wait()
@@ -170,7 +241,22 @@ class Layout(abc.ABC):
         self.mesh.close()
 
 
-LAYOUTS: Registry[type[Layout]] = Registry("layout (parallel.layout)", ("lmforge.parallel.data_parallel",))
+LAYOUTS: Registry[type[Layout]] = Registry(
+    "layout (parallel.layout)", ("lmforge.parallel.data_parallel", "lmforge.parallel.mesh_layout")
+)
+ALONE = "data-parallel"  # the layout that knows no other axis than "data"
+
+
+def layout_name(settings: Parallel) -> str:
+    """The name of the layout that a recipe's [parallel] chooses.
+
+    Raises:
+        InputError: it names "data-parallel" and gives axes that this does not know.
+    """
+    others = [axis for axis in AXES if axis != "data" and getattr(settings, axis) > 1]
+    if settings.layout == ALONE and others:
+        raise InputError(f"parallel.layout: '{ALONE}' knows no {', '.join(others)}; use 'mesh', or leave it out")
+    return settings.layout or ("mesh" if others else ALONE)
 
 
 def join_layout(settings: Parallel) -> Layout:
@@ -179,4 +265,4 @@ def join_layout(settings: Parallel) -> Layout:
     Raises:
         InputError: there is none of that name (names those there are), or it needs other processes.
     """
-    return LAYOUTS[settings.layout].join(settings)
+    return LAYOUTS[layout_name(settings)].join(settings)

@@ -41,7 +41,8 @@ def take_base(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> d
     with contextlib.closing(layout):
         base, data = base_of(recipe), TrainingData(tokens_dir)
         rows = data.validation(recipe)
-        model, tensors = layout.apply(base.model), model_tensors(base.model)
+        tensors = model_tensors(base.model)  # before a layout cuts it
+        model = layout.apply(base.model)
         layout.prepare(1, recipe.train.threads or cores())
         validator = Validator(layout, model, rows, rows.text_bytes(data.token_bytes), "fp32")
         bits, _ = validator.bits_per_byte()

@@ -21,7 +21,7 @@ class StopRequest:
 
     def agreed(self, layout: Layout) -> bool:
         """Whether any rank is to stop; every rank asks after the same step, and gets the same answer."""
-        return layout.total(float(self.asked.is_set() or time.monotonic() > self.deadline))[0] > 0
+        return layout.anyone(self.asked.is_set() or time.monotonic() > self.deadline)
 
 
 @contextlib.contextmanager

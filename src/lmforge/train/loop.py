@@ -23,6 +23,7 @@ from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.formats.native import load_model, model_tensors, read_config
 from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
+from lmforge.model.room import with_room
 from lmforge.parallel.layout import Layout, join_layout
 from lmforge.plan.cost import TRAINING, training_flops_per_token
 from lmforge.progress import Bar, format_duration, log, log_once
@@ -35,7 +36,7 @@ from lmforge.train import fp8
 from lmforge.train.advice import base_advice, label_advice, length_advice
 from lmforge.train.autotune import ExecutionPlan, choose, compiled_loss, describe
 from lmforge.train.base import base_of, take_base
-from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.checkpoint import Checkpoints, optimizer_tensors
 from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.data import TrainingData
 from lmforge.train.diagnose import Diagnosis
@@ -90,10 +91,11 @@ class Trainer:
         self.layout, self.out, self.data = layout, out, TrainingData(tokens_dir)
         self.recipe = recipe = with_length(recipe, self.data.epoch_tokens(recipe))
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
+        layout.check(recipe, schedule.ramp.sizes)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)
-        self.model = layout.apply(whole_network(recipe, self.data.vocab_size, out if layout.is_main else None))
-        self.optimizers = build_optimizers(self.model, recipe.train)
+        self.model = laid_out(recipe, self.data.vocab_size, layout, out if layout.is_main else None)
+        self.optimizers = build_optimizers(self.model, recipe.train, layout)
         store = recipe.train.store if layout.is_main else None
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.train.keep, store)
         layout.on_main(self.checkpoints.sweep)
@@ -129,9 +131,7 @@ class Trainer:
         advice = [] if self.state.step else [*self.advice()]
         if not self.layout.is_main:
             return
-        trained, frozen = (
-            sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False)
-        )
+        trained, frozen = self.layout.parameter_counts(self.model)
         sizes = " then ".join(str(rows * self.schedule.context) for rows in self.schedule.ramp.sizes)
         log(
             f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, "
@@ -150,8 +150,8 @@ class Trainer:
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or as it is before the first step; alike in all ranks."""
         self.layout.on_main(self.checkpoints.prepare)
-        load = self.layout.load_state
-        self.state.load_state_dict(self.checkpoints.load_newest(self.model, self.optimizers, load) or {})
+        state = self.checkpoints.load_newest(self.model, self.optimizers, self.layout)
+        self.state.load_state_dict(state or {})
         steps = self.layout.gather(self.state.step)
         if len({*steps}) > 1:
             raise InputError(
@@ -191,6 +191,7 @@ class Trainer:
         with (
             stop_signals() as asked,
             self.step.parts.watch,
+            self.layout.watching(self.step.parts.watch.where),
             Bar("train", tokens(self.schedule.steps), "tok", tokens(self.state.step)) as bar,
         ):
             stop = StopRequest(asked, self.recipe.train.max_seconds)
@@ -294,6 +295,7 @@ class Trainer:
         """Checkpoint now, or from now on while the steps go on; the best so far is remembered in it."""
         self.state.note_validation()
         weights = self.layout.full_state(self.model)
+        moments, average = optimizer_tensors(self.model, self.optimizers, self.layout), self.selection.average()
 
         def write() -> None:
             self.checkpoints.save(
@@ -302,9 +304,10 @@ class Trainer:
                 self.optimizers,
                 self.state.state_dict(),
                 self.data.tokenizer_file,
-                self.selection.average,
+                average,
                 wait,
                 weights,
+                moments,
             )
 
         self.layout.on_main(write)
@@ -332,10 +335,21 @@ class Trainer:
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
             "way": describe(self.step.plan),
             **table,
-            "trained_parameters": sum(
-                parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad
-            ),
+            "trained_parameters": self.layout.parameter_counts(self.model)[0],
         }
+
+
+def by_index(recipe: Recipe) -> bool:
+    """Whether a network's first values are drawn where they lie, by their index."""
+    return recipe.train.initialisation == "by_index" and not recipe.model.base and not recipe.finetune
+
+
+def laid_out(recipe: Recipe, vocab_size: int, layout: Layout, out: Path | None = None) -> GPT:
+    """What this process holds of the network before its first step."""
+    model = layout.apply(whole_network(recipe, vocab_size, out))
+    if by_index(recipe):
+        layout.initialise(model, recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
+    return model
 
 
 def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> GPT:
@@ -345,7 +359,10 @@ def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> G
         if out is not None:
             keep_origin(out, base.notes)
         return base.model
-    model = GPT(network_of(recipe, vocab_size))
+    network = network_of(recipe, vocab_size)
+    if by_index(recipe):
+        return with_room(network)  # its values are drawn when it is laid out
+    model = GPT(network)
     model.initialise(recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
     if recipe.finetune:
         if out is not None:
