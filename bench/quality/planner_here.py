@@ -1,0 +1,166 @@
+"""The planner against this machine: it is measured once, then ten small recipes are foretold and run.
+
+    python -m bench.quality.planner_here               # all: about five minutes, alone on the machine
+    python -m bench.quality.planner_here --memory      # peak memory only; a loaded machine will do
+
+Recipes differ in size, kind of attention, recomputation, experts, optimizer and number of ranks. Of each rank's process
+the system's own account of its peak is taken, of a run the median seconds of a step after the first three; the largest
+rank counts. Writes bench/results/planner_here.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.harness import Results
+from lmforge.recipe import Recipe, parse_recipe
+
+RESULTS = Results("planner_here")
+STEPS = 25
+WARM = 3  # first steps that do not count for the time
+VOCABULARY = 2048
+
+# name → (ranks, sections of the recipe)
+RUNS: dict[str, tuple[int, dict[str, dict[str, Any]]]] = {
+    "dense 4 x 256": (1, {"model": {"layers": 4, "d_model": 256, "heads": 4}}),
+    "dense 3 x 768": (1, {"model": {"layers": 3, "d_model": 768, "heads": 12}, "train": {"batch_tokens": 2048}}),
+    "deep 12 x 192": (1, {"model": {"layers": 12, "d_model": 192, "heads": 3, "norm": "layernorm"}}),
+    "recompute 6 x 384": (1, {"model": {"layers": 6, "d_model": 384, "heads": 6, "recompute": True}}),
+    "sparse 4 x 256 at 2048": (
+        1,
+        {
+            "model": {
+                "layers": 4, "d_model": 256, "heads": 4, "attention": "sparse", "window": 128, "stride": 256,
+                "pool": 64,
+            },
+            "tokens": {"context": 2048},
+        },
+    ),
+    "linear 4 x 256 at 1024": (
+        1,
+        {"model": {"layers": 4, "d_model": 256, "heads": 4, "attention": "linear"}, "tokens": {"context": 1024}},
+    ),
+    "experts 4 x 256": (1, {"model": {"layers": 4, "d_model": 256, "heads": 4, "experts": 8, "d_ff": 2048}}),
+    "muon 5 x 320, 2 ranks": (
+        2,
+        {
+            "model": {"layers": 5, "d_model": 320, "heads": 5, "activation": "swiglu", "kv_heads": 1},
+            "train": {"optimizer": "muon"},
+        },
+    ),
+    "experts 3 x 256, 2 ranks": (
+        2,
+        {"model": {"layers": 3, "d_model": 256, "heads": 4, "experts": 4, "d_ff": 1024, "experts_active": 1}},
+    ),
+    "dense 4 x 320, 4 ranks": (4, {"model": {"layers": 4, "d_model": 320, "heads": 5}}),
+}  # fmt: skip
+
+
+def recipe_of(name: str, folder: Path, steps: int = STEPS) -> Recipe:
+    """The recipe of a run; what is not of interest is pinned."""
+    ranks, sections = RUNS[name]
+    train = {"steps": steps, "batch_tokens": 4096, "threads": 1, "compile": "off", "precision": "fp32"}
+    train |= sections.get("train", {})
+    train["micro_batch_tokens"] = train["batch_tokens"] // ranks
+    return parse_recipe(
+        {
+            "name": name.replace(" ", "-").replace(",", ""),
+            "run_dir": str(folder / name.replace(" ", "-").replace(",", "")),
+            "corpus": {"sources": [{"kind": "folder", "path": str(folder / "texts")}], "analyse_bytes": 0},
+            "tokens": {"vocab_size": VOCABULARY, "context": 256} | sections.get("tokens", {}),
+            "model": sections["model"],
+            "parallel": sections.get("parallel", {}),
+            "train": train,
+        },
+        where=name,
+    )
+
+
+def write_texts(folder: Path) -> None:
+    """Some megabytes of made-up sentences."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefghiklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(6000)]
+    folder.mkdir(parents=True)
+    for number in range(40):
+        lines = (" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(700))
+        (folder / f"{number:02}.txt").write_text("\n".join(lines))
+
+
+def run(name: str, folder: Path, tokens: Path) -> dict[str, Any]:
+    """Train in processes of its own: peak bytes of the largest rank, median seconds of a step."""
+    ranks, _ = RUNS[name]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "bench.quality.planner_here", "--worker", name, str(folder), str(tokens)]
+    started = []
+    for rank in range(ranks):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if ranks > 1:
+            environment |= {
+                "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }  # fmt: skip
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    said = [process.communicate(timeout=600) for process in started]
+    for process, (_, errors) in zip(started, said, strict=True):
+        if process.returncode:
+            raise SystemExit(f"{name}: a rank ended with {process.returncode}\n{errors.decode()[-2000:]}")
+    answers = [json.loads(out.decode().splitlines()[-1]) for out, _ in said]
+    return {
+        "peak_bytes": max(answer["peak_bytes"] for answer in answers),
+        "step_seconds": answers[0]["step_seconds"],
+    }
+
+
+def worker(name: str, folder: Path, tokens: Path) -> None:
+    """One rank."""
+    from lmforge.allocator import keep_freed_memory
+    from lmforge.machine import peak_bytes
+    from lmforge.train.journal import read_lines
+    from lmforge.train.loop import train
+
+    keep_freed_memory()
+    recipe = recipe_of(name, folder)
+    out = recipe.directory / "train"
+    train(recipe, tokens, out, recipe.directory / "model")
+    lines = [line for line in read_lines(out / "metrics.jsonl") if "seconds" in line]
+    ends = [line["seconds"] for line in lines]
+    steps = [after - before for before, after in zip(ends, ends[1:], strict=False)][WARM - 1 :]
+    print(json.dumps({"peak_bytes": peak_bytes(), "step_seconds": statistics.median(steps)}))
+
+
+def main() -> None:
+    """Foretell, run, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", nargs=3, metavar=("NAME", "FOLDER", "TOKENS"))
+    parser.add_argument("--memory", action="store_true", help="peak memory only")
+    parser.add_argument("--only", nargs="*", default=list(RUNS))
+    arguments = parser.parse_args()
+    if arguments.worker:
+        name, folder, tokens = arguments.worker
+        worker(name, Path(folder), Path(tokens))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_texts(folder / "texts")
+        from lmforge.pipeline import run_stages
+
+        first = recipe_of(next(iter(RUNS)), folder)
+        run_stages(first, first.directory, until="tokens")
+        for name in arguments.only:
+            print(name, run(name, folder, first.directory / "tokens"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
