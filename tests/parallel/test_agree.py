@@ -17,12 +17,13 @@ import sys, time
 from pathlib import Path
 from lmforge.errors import LmforgeError
 from lmforge.parallel import agree, mesh
+from lmforge.recipe.schema import Parallel
 
 mesh.GROUP_SECONDS, agree.POLL_SECONDS = 2.0, 0.5
 if agree.is_main():
     time.sleep(4)  # a corpus that takes longer than a process group waits
 for _ in range(2):  # also a second time in one process
-    joined = mesh.join_mesh(2)
+    joined = mesh.join_mesh(Parallel(data=2))
     assert joined.total(1.0, joined.rank) == [2.0, 1.0]
     decided = joined.on_main(lambda: time.sleep(3) or {"run": ["train", joined.rank]})
     assert decided == {"run": ["train", 0]}, decided

@@ -12,6 +12,7 @@ import torch
 
 from lmforge.errors import InputError
 from lmforge.parallel.mesh import join_mesh
+from lmforge.recipe.schema import Parallel
 
 
 def test_one_process_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,7 @@ def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(
         InputError, match=r"parallel\.data: 4 processes asked for, 1 started; run: torchrun --nproc-per-node 4"
     ):
-        join_mesh(4)
+        join_mesh(Parallel(data=4))
 
 
 def test_two_ranks_sum(tmp_path: Path) -> None:
@@ -40,7 +41,8 @@ def test_two_ranks_sum(tmp_path: Path) -> None:
     script.write_text(
         "import torch, sys\n"
         "from lmforge.parallel.mesh import join_mesh\n"
-        "mesh = join_mesh(2)\n"
+        "from lmforge.recipe.schema import Parallel\n"
+        "mesh = join_mesh(Parallel(data=2))\n"
         "p, q = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1, 3))\n"
         "p.grad, q.grad = torch.full((2,), mesh.rank + 1.0), torch.full((1, 3), 10.0 * mesh.rank)\n"
         "mesh.sum_gradients([p, q, torch.nn.Parameter(torch.zeros(1))])\n"

@@ -17,8 +17,9 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
-from lmforge.parallel.mesh import Mesh, join_mesh
+from lmforge.parallel.mesh import AXES, Mesh, join_mesh
 from lmforge.recipe.schema import Parallel
 from lmforge.registry import Registry
 
@@ -63,7 +64,7 @@ class Layout(abc.ABC):
         Raises:
             InputError: the recipe's [parallel] asks for other processes than there are.
         """
-        return cls(join_mesh(settings.data))
+        return cls(join_mesh(settings))
 
     @property
     def rank(self) -> int:
@@ -88,12 +89,12 @@ class Layout(abc.ABC):
     @property
     def data_rank(self) -> int:
         """Which share of a batch's rows this process takes part in."""
-        return self.rank
+        return self.mesh.data_rank
 
     @property
     def data_size(self) -> int:
         """Into how many shares a batch is cut."""
-        return self.world
+        return self.mesh.data_size
 
     @abc.abstractmethod
     def apply(self, model: GPT) -> GPT:
@@ -170,7 +171,22 @@ class Layout(abc.ABC):
         self.mesh.close()
 
 
-LAYOUTS: Registry[type[Layout]] = Registry("layout (parallel.layout)", ("lmforge.parallel.data_parallel",))
+LAYOUTS: Registry[type[Layout]] = Registry(
+    "layout (parallel.layout)", ("lmforge.parallel.data_parallel", "lmforge.parallel.mesh_layout")
+)
+ALONE = "data-parallel"  # the layout that knows no other axis than "data"
+
+
+def layout_name(settings: Parallel) -> str:
+    """The name of the layout that a recipe's [parallel] chooses.
+
+    Raises:
+        InputError: it names "data-parallel" and gives axes that this does not know.
+    """
+    others = [axis for axis in AXES if axis != "data" and getattr(settings, axis) > 1]
+    if settings.layout == ALONE and others:
+        raise InputError(f"parallel.layout: '{ALONE}' knows no {', '.join(others)}; use 'mesh', or leave it out")
+    return settings.layout or ("mesh" if others else ALONE)
 
 
 def join_layout(settings: Parallel) -> Layout:
@@ -179,4 +195,4 @@ def join_layout(settings: Parallel) -> Layout:
     Raises:
         InputError: there is none of that name (names those there are), or it needs other processes.
     """
-    return LAYOUTS[settings.layout].join(settings)
+    return LAYOUTS[layout_name(settings)].join(settings)

@@ -125,10 +125,24 @@ class Model(Section):
 
 
 class Parallel(Section):
-    """How the network is laid over processes (torchrun starts them)."""
+    """How the network is laid over processes (torchrun starts them): the product of the six numbers is how many there
+    are."""
 
-    data: Positive | None = None  # processes that share the rows of a batch; default: every process there is
-    layout: str = "data-parallel"  # a name registered in lmforge.parallel.layout.LAYOUTS
+    # copies of the network, each with its own rows of a batch; default: as many as the other numbers leave processes
+    data: Positive | None = None
+    # processes that share a copy's weights, gradients and optimizer state, each with its own rows (FSDP)
+    shard: Positive = 1
+    tensor: Positive = 1  # processes that share every matrix, and the tokens between them
+    pipeline: Positive = 1  # processes that share the layers
+    expert: Positive = 1  # processes that share the experts of a layer, each with its own rows
+    context: Positive = 1  # processes that share the tokens of a row
+    # of shard: let a block's weights go after its forward pass and gather them again in the backward pass
+    reshard: bool = True
+    gather: Literal["fp32", "bf16"] = "fp32"  # of shard: the numbers in which weights travel; gradients travel in fp32
+    limit: Annotated[float, Field(gt=0)] = 300.0  # seconds that processes which compute together wait for each other
+    # a name registered in lmforge.parallel.layout.LAYOUTS; default: data-parallel where only `data` says something,
+    # else mesh
+    layout: str | None = None
 
 
 class CompressStep(Section):

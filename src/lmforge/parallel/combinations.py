@@ -1,0 +1,60 @@
+"""Which layouts a network cannot have, and why: all reasons at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lmforge.model.config import GPTConfig
+
+
+def impossible(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
+    """The reasons why a network cannot lie over axes of these sizes; empty where it can. One sentence for each, which
+    names the axis first."""
+    return [
+        f"{axis} {sizes[axis]}: {reason}"
+        for axis, check in CHECKS.items()
+        if sizes[axis] > 1
+        for reason in check(sizes, config)
+    ]
+
+
+def _tensor(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
+    size, shapes = sizes["tensor"], {config.shape_of(layer) for layer in range(config.layers)}
+    kv_heads = min((shape.kv_heads for shape in shapes if shape.heads), default=size)
+    ranked = any(shape.qkv_rank or shape.out_rank or shape.up_rank or shape.down_rank for shape in shapes)
+    checks = [
+        (
+            kv_heads < size,
+            f"model.kv_heads {kv_heads} are fewer than the processes that share them; use at most {kv_heads}",
+        ),
+        (config.qk_norm_full, "model.qk_norm_full normalises all heads together, which no process has"),
+        (ranked, "matrices of low rank (a compressed model) have no layout over it"),
+        (bool(config.image_size), "patches of images have no layout over it"),
+        (
+            config.has_experts and config.biases,
+            "biases of experts (model.biases) would be added once by each process; leave them out",
+        ),
+    ]
+    return [reason for wrong, reason in checks if wrong]
+
+
+def _expert(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
+    if not config.has_experts:
+        return ["the network has no experts; set model.experts, or leave the axis out"]
+    fewest = min(shape.experts for shape in map(config.shape_of, range(config.layers)) if shape.experts)
+    if fewest % sizes["expert"]:
+        return [f"{fewest} experts of a layer do not divide over it"]
+    return []
+
+
+def _pipeline(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
+    if config.layers < sizes["pipeline"]:
+        return [f"{config.layers} layers are fewer than its processes"]
+    return []
+
+
+def _context(_sizes: Mapping[str, int], _config: GPTConfig) -> list[str]:
+    return []
+
+
+CHECKS = {"tensor": _tensor, "expert": _expert, "pipeline": _pipeline, "context": _context}

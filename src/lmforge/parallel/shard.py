@@ -1,0 +1,65 @@
+"""Weights, gradients and optimizer state shared between processes, each of which has rows of its own.
+
+    forward, backward of a block:  weights gathered from all ─▶ used ─▶ let go; gradients ─▶ summed, each keeps its part
+
+The engine is torch's `fully_shard` (Zhao et al. 2023, "PyTorch FSDP"; ZeRO stage 3 of Rajbhandari et al. 2020), block
+by block. With a data axis beside it (hybrid sharding), the parts' gradients are then summed over the copies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from lmforge.model.gpt import GPT
+from lmforge.parallel.mesh import Mesh
+from lmforge.recipe.schema import Parallel
+
+SHARD_AXES = ("data", "shard")  # over which gradients are summed by what is here
+
+
+def apply_shard(model: GPT, mesh: Mesh, settings: Parallel) -> None:
+    """Shard the network in place; its parameters become DTensors, cut along their first dimension."""
+    over = mesh.device_mesh[SHARD_AXES if mesh.sizes["data"] > 1 else ("shard",)]
+    kind = torch.bfloat16 if settings.gather == "bf16" else None
+    policy = MixedPrecisionPolicy(kind, torch.float32 if kind else None, cast_forward_inputs=False)
+    for block in (*model.blocks, *model.ahead):
+        fully_shard(block, mesh=over, reshard_after_forward=settings.reshard, mp_policy=policy)
+    fully_shard(model, mesh=over, reshard_after_forward=False, mp_policy=policy)  # the head is used after `hidden`
+    for module in sharded_modules(model):
+        module.set_gradient_divide_factor(1.0)  # losses are divided by the tokens of all processes already
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_reduce_scatter_unused_params(model.config.has_experts)  # an expert may get tokens elsewhere alone
+    for method in ("loss", "hidden"):
+        register_fsdp_forward_method(model, method)
+
+
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    """The modules whose weights are gathered together."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor is in this process, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor put together from all that share it; they take part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, whole: Tensor) -> Tensor:
+    """The part of a whole tensor that `tensor` has the place of."""
+    if not isinstance(tensor, DTensor):
+        return whole
+    own, begin = tensor.to_local(), shard_begin(tensor)
+    return whole[begin : begin + len(own)] if own.ndim else whole
+
+
+def shard_begin(tensor: DTensor) -> int:
+    """The first row of the whole that this process has."""
+    rows, parts = tensor.shape[0], tensor.device_mesh.size(tensor.device_mesh.ndim - 1)
+    return min(rows, -(-rows // parts) * tensor.device_mesh.get_local_rank(tensor.device_mesh.ndim - 1))
