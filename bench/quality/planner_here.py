@@ -27,13 +27,14 @@ from lmforge.recipe import Recipe, parse_recipe
 
 RESULTS = Results("planner_here")
 STEPS = 25
+FEW = 10  # steps where memory alone is of interest
 WARM = 3  # first steps that do not count for the time
 VOCABULARY = 2048
 
 # name → (ranks, sections of the recipe)
 RUNS: dict[str, tuple[int, dict[str, dict[str, Any]]]] = {
     "dense 4 x 256": (1, {"model": {"layers": 4, "d_model": 256, "heads": 4}}),
-    "dense 3 x 768": (1, {"model": {"layers": 3, "d_model": 768, "heads": 12}, "train": {"batch_tokens": 2048}}),
+    "dense 3 x 768": (1, {"model": {"layers": 3, "d_model": 768, "heads": 12}}),
     "deep 12 x 192": (1, {"model": {"layers": 12, "d_model": 192, "heads": 3, "norm": "layernorm"}}),
     "recompute 6 x 384": (1, {"model": {"layers": 6, "d_model": 384, "heads": 6, "recompute": True}}),
     "sparse 4 x 256 at 2048": (
@@ -69,7 +70,7 @@ RUNS: dict[str, tuple[int, dict[str, dict[str, Any]]]] = {
 def recipe_of(name: str, folder: Path, steps: int = STEPS) -> Recipe:
     """The recipe of a run; what is not of interest is pinned."""
     ranks, sections = RUNS[name]
-    train = {"steps": steps, "batch_tokens": 4096, "threads": 1, "compile": "off", "precision": "fp32"}
+    train = {"steps": steps, "batch_tokens": 2048, "threads": 1, "compile": "off", "precision": "fp32"}
     train |= sections.get("train", {})
     train["micro_batch_tokens"] = train["batch_tokens"] // ranks
     return parse_recipe(
@@ -91,18 +92,18 @@ def write_texts(folder: Path) -> None:
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghiklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(6000)]
     folder.mkdir(parents=True)
-    for number in range(40):
+    for number in range(20):
         lines = (" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(700))
         (folder / f"{number:02}.txt").write_text("\n".join(lines))
 
 
-def run(name: str, folder: Path, tokens: Path) -> dict[str, Any]:
+def run(name: str, folder: Path, tokens: Path, steps: int) -> dict[str, Any]:
     """Train in processes of its own: peak bytes of the largest rank, median seconds of a step."""
     ranks, _ = RUNS[name]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bench.quality.planner_here", "--worker", name, str(folder), str(tokens)]
+    command = [sys.executable, "-m", "bench.quality.planner_here", "--worker", name, str(folder), str(tokens), str(steps)]
     started = []
     for rank in range(ranks):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -123,7 +124,7 @@ def run(name: str, folder: Path, tokens: Path) -> dict[str, Any]:
     }
 
 
-def worker(name: str, folder: Path, tokens: Path) -> None:
+def worker(name: str, folder: Path, tokens: Path, steps: int) -> None:
     """One rank."""
     from lmforge.allocator import keep_freed_memory
     from lmforge.machine import peak_bytes
@@ -131,7 +132,7 @@ def worker(name: str, folder: Path, tokens: Path) -> None:
     from lmforge.train.loop import train
 
     keep_freed_memory()
-    recipe = recipe_of(name, folder)
+    recipe = recipe_of(name, folder, steps)
     out = recipe.directory / "train"
     train(recipe, tokens, out, recipe.directory / "model")
     lines = [line for line in read_lines(out / "metrics.jsonl") if "seconds" in line]
@@ -143,13 +144,13 @@ def worker(name: str, folder: Path, tokens: Path) -> None:
 def main() -> None:
     """Foretell, run, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", nargs=3, metavar=("NAME", "FOLDER", "TOKENS"))
+    parser.add_argument("--worker", nargs=4, metavar=("NAME", "FOLDER", "TOKENS", "STEPS"))
     parser.add_argument("--memory", action="store_true", help="peak memory only")
     parser.add_argument("--only", nargs="*", default=list(RUNS))
     arguments = parser.parse_args()
     if arguments.worker:
-        name, folder, tokens = arguments.worker
-        worker(name, Path(folder), Path(tokens))
+        name, folder, tokens, steps = arguments.worker
+        worker(name, Path(folder), Path(tokens), int(steps))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -159,7 +160,7 @@ def main() -> None:
         first = recipe_of(next(iter(RUNS)), folder)
         run_stages(first, first.directory, until="tokens")
         for name in arguments.only:
-            print(name, run(name, folder, first.directory / "tokens"), flush=True)
+            print(name, run(name, folder, first.directory / "tokens", FEW if arguments.memory else STEPS), flush=True)
 
 
 if __name__ == "__main__":

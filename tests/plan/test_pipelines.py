@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.errors import InputError
-from lmforge.plan.pipelines import SCHEDULES, Passes, Schedule, bubble, orders, simulate
+from lmforge.plan.pipelines import SCHEDULES, Passes, Schedule, bubble, orders, simulate, split_layers
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,7 +52,7 @@ def test_hand_overs_slow_ranks_and_the_output_matrix_take_time() -> None:
     assert simulate("1f1b", 4, 8, Passes(1, 2, hand_over=0.1)).seconds >= even + 2 * 3 * 0.1 - 1e-9
     # one rank that takes twice as long makes all of them wait for it
     assert simulate("1f1b", 4, 8, Passes(1, 2), slow=[1, 1, 2, 1]).seconds >= 8 * 6
-    heavy = simulate("1f1b", 4, 8, Passes(1, 2, last=3))
+    heavy = simulate("1f1b", 4, 8, Passes(1, 2), loads=[1, 1, 1, 2])
     assert heavy.work == pytest.approx(8 * 6)
     assert heavy.seconds > even
 
@@ -62,3 +62,14 @@ def test_what_a_schedule_cannot_do_is_said() -> None:
         orders("1f1b", 2, 4, parts=2)
     with pytest.raises(InputError, match="multiple of 4"):
         orders("interleaved", 4, 9, parts=2)
+
+
+def test_layers_are_split_so_that_the_output_matrix_finds_room() -> None:
+    assert split_layers(12, 4, 0) == [3, 3, 3, 3]
+    assert split_layers(12, 4, 2) == [4, 3, 3, 2]
+    assert split_layers(300, 15, 24.5)[-1] == 0
+    assert split_layers(7, 1, 3) == [7]
+    for layers, parts, head in ((13, 4, 1.3), (100, 7, 4), (9, 9, 0)):
+        found = split_layers(layers, parts, head)
+        assert sum(found) == layers
+        assert max(*found[:-1], found[-1] + head) < (layers + head) / parts + 1

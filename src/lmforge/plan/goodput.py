@@ -18,6 +18,7 @@ import random
 # Hours of one device between interruptions of the whole job: 419 unexpected ones in 54 days on 16,384 H100
 # (Dubey et al. 2024, table 5)
 DEVICE_HOURS = 54 * 24 * 16_384 / 419
+PARTS = ("checkpoints", "lost", "restarts", "waiting", "slowed")  # that do not count
 
 
 @dataclasses.dataclass(frozen=True)

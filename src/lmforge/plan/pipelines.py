@@ -10,6 +10,7 @@ them; a copy with a slow device is a pipeline of its own (`slow`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -33,15 +34,13 @@ class Work(NamedTuple):
 class Passes:
     """Seconds of the passes of one micro-batch through one part of the network, and of handing it to the next rank.
 
-    `backward` is for inputs and weights together; a schedule that splits it takes `weights` out of it. `last`: what the
-    last part takes beside its layers, forward and backward together (the output matrix and the loss).
+    `backward` is for inputs and weights together; a schedule that splits it takes `weights` out of it.
     """
 
     forward: float
     backward: float
     weights: float = 0.0
     hand_over: float = 0.0
-    last: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +116,14 @@ def simulate(
     passes: Passes,
     parts: int = 1,
     slow: Sequence[float] = (),
+    loads: Sequence[float] = (),
 ) -> Simulated:
-    """One step of one pipeline; `slow`: how many times as long each rank takes (default: none is slow)."""
+    """One step of one pipeline. `slow`: how many times as long each rank takes; `loads`: how many times as long each
+    part of the network does (default: all alike)."""
     order = orders(schedule, stages, micro_batches, parts)
     last, split = stages * parts - 1, schedule == "zero-bubble"
     seconds = {"F": passes.forward, "B": passes.backward - split * passes.weights, "W": passes.weights}
-    factor = slow or [1.0] * stages
+    rank_factor, part_factor = slow or [1.0] * stages, loads or [1.0] * stages * parts
     done: dict[Work, float] = {}
     clock, work, next_of = [0.0] * stages, [0.0] * stages, [0] * stages
     ready = deque(range(stages))
@@ -136,9 +137,7 @@ def simulate(
             arrives = 0.0
             if needed is not None:
                 arrives = done[needed] + (passes.hand_over if needed.part % stages != rank else 0.0)
-            # the output matrix takes a third of its time forward
-            beside = passes.last * {"F": 1 / 3, "B": 2 / 3, "W": 0.0}[each.kind] if each.part == last else 0.0
-            took = (seconds[each.kind] + beside) * factor[rank]
+            took = seconds[each.kind] * rank_factor[rank] * part_factor[each.part]
             clock[rank] = done[each] = max(clock[rank], arrives) + took
             work[rank] += took
             next_of[rank] += 1
@@ -189,3 +188,12 @@ def bubble(
     Exact where micro-batches are a multiple of the stages, and for zero-bubble where F, B − W and W take the same.
     """
     return (stages - 1) * (forward + backward - (2 * weights if schedule == "zero-bubble" else 0.0))
+
+
+def split_layers(layers: int, parts: int, head: float) -> list[int]:
+    """Layers of each part of the network so that the heaviest is as light as it can be, where the output matrix, on the
+    last part, weighs as much as `head` layers."""
+    last = min(max(0, math.ceil((layers + head) / parts - head)), layers) if parts > 1 else layers
+    others = max(1, parts - 1)
+    shares = [(layers - last) // others + (number < (layers - last) % others) for number in range(parts - 1)]
+    return [*shares, last]
