@@ -24,6 +24,7 @@ from lmforge.formats.native import load_model, model_tensors, read_config
 from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout, join_layout
+from lmforge.plan.auto import with_chosen_layout
 from lmforge.plan.cost import TRAINING, training_flops_per_token
 from lmforge.progress import Bar, format_duration, log
 from lmforge.recipe import Recipe
@@ -70,6 +71,7 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
     """
     if recipe.model.base and recipe.train.steps == 0:
         return take_base(recipe, tokens_dir, out, model_out)
+    recipe = with_chosen_layout(recipe)
     layout = join_layout(recipe.parallel)
     try:
         with (
