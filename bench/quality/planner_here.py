@@ -27,7 +27,7 @@ from lmforge.recipe import Recipe, parse_recipe
 
 RESULTS = Results("planner_here")
 STEPS = 25
-FEW = 10  # steps where memory alone is of interest
+FEW = 6  # steps where memory alone is of interest
 WARM = 3  # first steps that do not count for the time
 VOCABULARY = 2048
 
@@ -113,7 +113,7 @@ def run(name: str, folder: Path, tokens: Path, steps: int) -> dict[str, Any]:
                 "MASTER_PORT": str(port),
             }  # fmt: skip
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    said = [process.communicate(timeout=600) for process in started]
+    said = [process.communicate(timeout=1800) for process in started]
     for process, (_, errors) in zip(started, said, strict=True):
         if process.returncode:
             raise SystemExit(f"{name}: a rank ended with {process.returncode}\n{errors.decode()[-2000:]}")

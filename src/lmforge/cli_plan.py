@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,8 +12,12 @@ from rich.table import Table
 
 from lmforge.cli_models import AsJson, figure, print_json
 from lmforge.errors import InputError
+from lmforge.progress import log
 from lmforge.recipe import Recipe, load_recipe
 from lmforge.record import write_atomic
+
+if TYPE_CHECKING:
+    from lmforge.plan.accelerators import Cluster
 
 RecipePath = Annotated[Path, typer.Argument(help="the recipe (TOML)")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
@@ -35,7 +39,14 @@ def read_recipe(path: Path, overrides: list[str] | None, dial: str | None = None
 
 
 def plan(
-    recipe: RecipePath, dial: Dial = None, hardware: OnHardware = None, overrides: Set = None, as_json: AsJson = False
+    recipe: RecipePath,
+    dial: Dial = None,
+    hardware: OnHardware = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="apply the layout without its devices and list everything that is wrong")
+    ] = False,
+    overrides: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Parameters, FLOPs, memory, hours of a recipe; fits or not. Nothing is run."""
     from lmforge.plan.accelerators import cluster_of
@@ -43,20 +54,58 @@ def plan(
     from lmforge.plan.simulate import plan as make_plan
 
     read = read_recipe(recipe, overrides, dial)
-    figures = plan_for(read, cluster_of(hardware)) if hardware else make_plan(read)
+    cluster = cluster_of(hardware) if hardware else None
+    if dry:
+        _dry_run(read, cluster, recipe, as_json)
+        return
+    figures = plan_for(read, cluster) if cluster else make_plan(read)
     if as_json:
         print_json(figures)
         return
     Console().print(table_of(figures, f"plan of {recipe}"))
 
 
+def _dry_run(read: Recipe, cluster: Cluster | None, path: Path, as_json: bool) -> None:
+    from lmforge.plan.dry_run import dry_run
+
+    found = dry_run(read, cluster)
+    if as_json:
+        print_json(found)
+    else:
+        stages = [
+            {"rank": each["rank"], "parameters": each["parameters"], **each["memory_bytes"]} for each in found["stages"]
+        ]
+        rows = {f"stage {each['stage']}": row for each, row in zip(found["stages"], stages, strict=True)}
+        Console().print(table_of({"processes": found["processes"], "axes": found["axes"], **rows}, f"dry run of {path}"))
+    if found["problems"]:
+        for problem in found["problems"]:
+            log(f"{path}: {problem}")
+        raise typer.Exit(InputError.exit_code)
+    if not as_json:
+        print("nothing is wrong with this layout")
+
+
 def table_of(figures: dict[str, Any], title: str) -> Table:
     """Figures as a table of two columns."""
     table = Table("figure", "value", title=title)
     for name, value in figures.items():
-        shown = "\n".join(f"{k}: {figure(v)}" for k, v in value.items()) if isinstance(value, dict) else figure(value)
-        table.add_row(name, shown)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, each in enumerate(value, 1):
+                table.add_row(f"{name} {number}", _lines(each))
+        else:
+            table.add_row(name, _lines(value) if isinstance(value, dict) else figure(value))
     return table
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """One line for each; what is inside of a value in one line too."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {figure(each)}" for key, each in value.items())
+        return figure(value)
+
+    return "\n".join(f"{key}: {shown(value)}" for key, value in values.items())
 
 
 def launch(
@@ -91,11 +140,19 @@ def launch(
         "account": account, "image": image, "volume": volume, "mount": mount, "namespace": namespace,
         "overrides": tuple(overrides or ()),
     }  # fmt: skip
-    files = job_files(chosen[0], read.name, recipe, Job(**given), read.parallel.data)  # type: ignore[arg-type]
+    files = job_files(chosen[0], read.name, recipe, Job(**given), _processes(read))  # type: ignore[arg-type]
     for name, content in files.items():
         write_atomic(out / name, content)
     paths = [str(out / name) for name in files]
     print_json({"files": paths}) if as_json else print("\n".join(f"wrote {path}" for path in paths))
+
+
+def _processes(recipe: Recipe) -> int | None:
+    """How many a recipe's layout takes, or a multiple of how many; None where any number will do."""
+    from lmforge.parallel.mesh import AXES
+
+    stated = math.prod(getattr(recipe.parallel, axis) or 1 for axis in AXES)
+    return stated if stated > 1 else None
 
 
 def add_planning_to(app: typer.Typer) -> None:
