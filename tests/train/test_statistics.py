@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.parallel.data_parallel import DataParallel
+from lmforge.parallel.mesh import Mesh
 from lmforge.train.statistics import Activations, NoiseScale, layer_of, weights_and_gradients
 
 
@@ -18,7 +20,7 @@ def test_sizes_by_layer() -> None:
     assert set(activations.by_layer) == {"embed", "blocks.0", "blocks.1", "norm"}
     assert activations.by_layer["norm"]["rms"] == pytest.approx(1.0, abs=0.02)
     assert all(each["largest"] >= each["rms"] > 0 for each in activations.by_layer.values())
-    sizes = weights_and_gradients(model)
+    sizes = weights_and_gradients(model, DataParallel(Mesh(0, 1, torch.device("cpu"))))
     assert set(sizes) == {"embed", "blocks.0", "blocks.1", "norm"}
     assert sizes["embed"]["weights"] == pytest.approx(float(model.embed.weight.square().mean().sqrt()), rel=1e-5)
     assert sizes["blocks.1"]["gradients"] > 0

@@ -195,17 +195,14 @@ class GPT(nn.Module):
                 own["embed.weight"] = own.pop("head.weight")  # one matrix in the whole network
         for name, whole in names.items():
             parameter = own.pop(name, None)
-            std = self._std(name, whole, ratio)
+            std = self.deviation(name, whole.shape, ratio)
             if parameter is None:
                 if std is not None:
                     torch.empty(whole.shape, dtype=some.dtype, device=some.device).normal_(generator=generator)
             elif std is not None:
                 nn.init.normal_(parameter, std=std, generator=generator)
-            elif name.endswith("bias") or name.startswith("ngrams."):
-                nn.init.zeros_(parameter)
-            elif "norm" in name:
-                gain = ratio * output_multiplier if name == "norm.weight" else 1.0
-                nn.init.constant_(parameter, gain - self.config.norm_offset)
+            elif (value := self.constant(name, ratio * output_multiplier)) is not None:
+                nn.init.constant_(parameter, value)
             if not own:
                 break
         for block in self.blocks:
@@ -216,9 +213,19 @@ class GPT(nn.Module):
     def _is_stage(self) -> bool:
         return self.embed is None or self.head is None or len(self.blocks) < self.config.layers
 
-    def _std(self, name: str, parameter: Tensor, ratio: float) -> float | None:
-        """The standard deviation that a parameter begins with; None where it does not begin at random."""
-        if name.endswith("bias") or name.startswith("ngrams.") or "norm" in name:
+    def constant(self, name: str, last_gain: float = 1.0) -> float | None:
+        """The value that a parameter begins with throughout; None where it is another. `last_gain`: of the last
+        norm."""
+        if name.endswith("bias") or name.startswith("ngrams."):
+            return 0.0
+        if "norm" in name:
+            return (last_gain if name == "norm.weight" else 1.0) - self.config.norm_offset
+        return None
+
+    def deviation(self, name: str, shape: torch.Size, ratio: float) -> float | None:
+        """The standard deviation that a parameter of a (whole) shape begins with; None where it does not begin at
+        random. `ratio`: base width over width (`initialise`)."""
+        if self.constant(name) is not None:
             return None
         if name.endswith(("features", "pool_keys", "pool_values")):  # made as identity and mean
             return None
@@ -232,7 +239,7 @@ class GPT(nn.Module):
         scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
         if thin is None:
             return 0.02 * scale
-        rank: int = parameter.shape[1 if thin[2] == "1" else 0]
+        rank: int = shape[1 if thin[2] == "1" else 0]
         return math.sqrt(0.02 * scale) / math.sqrt(math.sqrt(rank))
 
     def hidden(

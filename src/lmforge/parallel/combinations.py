@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from lmforge.model.config import GPTConfig
+from lmforge.parallel.mesh import DATA_AXES
+from lmforge.recipe.schema import Recipe
 
 
 def impossible(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
@@ -16,6 +19,43 @@ def impossible(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
         if sizes[axis] > 1
         for reason in check(sizes, config)
     ]
+
+
+def untrainable(sizes: Mapping[str, int], recipe: Recipe, rows: Iterable[int]) -> list[str]:
+    """The reasons why a training, with batches of so many rows, cannot run over axes of these sizes."""
+    train, finetune = recipe.train, recipe.finetune
+    shared = {axis: size for axis, size in sizes.items() if size > 1 and axis != "data"}
+    if not shared:
+        return []
+    names, data = " × ".join(f"{axis} {size}" for axis, size in shared.items()), math.prod(sizes[a] for a in DATA_AXES)
+    contexts = {recipe.tokens.context, *(length for _, length in train.context_schedule)}
+    uneven = [count for count in rows if count % data]
+    cut = sizes["shard"] * sizes["tensor"] > 1
+    checks = [
+        (
+            bool(uneven),
+            f"{names}: batches of {', '.join(map(str, uneven))} rows do not divide over the {data} processes that have "
+            "rows of their own, and those that wait for each other need equally many; change train.batch_tokens",
+        ),
+        (
+            any(length % sizes["tensor"] for length in contexts),
+            f"tensor {sizes['tensor']}: rows of {', '.join(map(str, sorted(contexts)))} tokens do not divide over it; "
+            "change tokens.context or train.context_schedule",
+        ),
+        (
+            cut and train.optimizer_state == "8bit",
+            f"{names}: train.optimizer_state '8bit' scales blocks of values that the cut would change; use 'fp32'",
+        ),
+        (
+            train.compile == "on",
+            f"{names}: train.compile 'on' is for a network on one device; use 'off'",
+        ),
+        (
+            finetune is not None and finetune.lora is not None,
+            f"{names}: adapters (finetune.lora) are for a network on one device; leave one of both out",
+        ),
+    ]
+    return [reason for wrong, reason in checks if wrong]
 
 
 def _tensor(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:

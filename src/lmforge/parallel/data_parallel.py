@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmforge.model.gpt import GPT
+from lmforge.parallel.data import OverlappedSum
 from lmforge.parallel.layout import LAYOUTS, Layout, MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh
 from lmforge.parallel.thread_replicas import Replicas
@@ -20,6 +21,7 @@ class DataParallel(Layout):
         super().__init__(mesh)
         self._model: GPT | None = None
         self._replicas: Replicas | None = None
+        self._sum: OverlappedSum | None = None
 
     def apply(self, model: GPT) -> GPT:
         """Every process starts with the same weights, so they are only moved."""
@@ -31,6 +33,9 @@ class DataParallel(Layout):
         assert self._model is not None, "apply comes first"
         self._close_replicas()
         self._replicas = Replicas(self._model, replicas, threads)
+        if self.world > 1:
+            everyone = self.mesh.group("data")
+            self._sum = OverlappedSum(list(self._model.parameters()), lambda _: everyone)
 
     @property
     def replicas(self) -> Replicas:
@@ -39,11 +44,17 @@ class DataParallel(Layout):
         return self._replicas
 
     def forward_backward(self, work: MicroBatchWork, rows: range) -> Tensor:
-        """Each replica takes its share of the rows, one micro-batch after another."""
+        """Each replica takes its share of the rows, one micro-batch after another; in the last one sums over processes
+        begin while it runs, where one network makes the gradient."""
+
+        alone = self._sum if len(self.replicas.models) == 1 else None  # what replicas made is summed when all are done
 
         def run_share(network: nn.Module, share: range) -> Tensor:
             nats = torch.zeros((), dtype=torch.float64, device=self.device)
-            for micro_batch in work.micro_batches(share):
+            pieces = list(work.micro_batches(share))
+            for micro_batch in pieces:
+                if alone and micro_batch is pieces[-1]:
+                    alone.arm()
                 loss = work.loss(network, micro_batch)
                 (loss * work.factor).backward()
                 nats += loss.detach()
@@ -58,7 +69,8 @@ class DataParallel(Layout):
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Over all processes."""
-        self.mesh.sum_gradients(model.parameters())
+        if self._sum is not None:
+            self._sum.finish()
 
     def gradient_norm(self, model: nn.Module) -> Tensor:
         """Every process has the whole gradient."""
@@ -85,6 +97,9 @@ class DataParallel(Layout):
         super().close()
 
     def _close_replicas(self) -> None:
+        if self._sum is not None:
+            self._sum.close()
+        self._sum = None
         if self._replicas is not None:
             self._replicas.close()
         self._replicas = None

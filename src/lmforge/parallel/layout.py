@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
+from lmforge.parallel.initial import initialise_by_index
 from lmforge.parallel.mesh import AXES, Mesh, join_mesh
-from lmforge.recipe.schema import Parallel
+from lmforge.parallel.spread import Spread
+from lmforge.parallel.whole import WholeMatrices, gather_whole, part_of, state_names, tensor_of
+from lmforge.recipe.schema import Parallel, Recipe
 from lmforge.registry import Registry
 
 Result = TypeVar("Result")
@@ -56,6 +59,7 @@ class Layout(abc.ABC):
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.spread = Spread(mesh)  # where each parameter lies; whole everywhere, unless a layout enters something
 
     @classmethod
     def join(cls, settings: Parallel) -> Self:
@@ -100,6 +104,10 @@ class Layout(abc.ABC):
     def apply(self, model: GPT) -> GPT:
         """Lay a whole network, the same in every process, over the devices; what this process is to train of it."""
 
+    def initialise(self, model: GPT, seed: int, base_width: int | None = None, output_multiplier: float = 1.0) -> None:
+        """Values of a network, laid out already, that depend on no layout (`initial`)."""
+        initialise_by_index(model, self.spread, seed, base_width, output_multiplier)
+
     @abc.abstractmethod
     def prepare(self, replicas: int, threads: int) -> None:
         """Before the first batch, when the network has its last form: how this process runs it, as `replicas` side by
@@ -126,6 +134,11 @@ class Layout(abc.ABC):
     def clip_gradients(self, model: nn.Module, largest: float, norm: float) -> None:
         """Scale the gradient, whose whole norm is `norm`, down to `largest`."""
 
+    def squares(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """Σ x² of tensors in the shape of parameters, over the whole of each, of all processes, by name. All take
+        part."""
+        return {name: float(tensor.square().sum()) for name, tensor in tensors.items()}
+
     @abc.abstractmethod
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Every tensor of the whole network by name, tied ones once, on the CPU of the main rank; empty elsewhere. All
@@ -136,6 +149,47 @@ class Layout(abc.ABC):
         """Put full tensors, as `full_state` gives them, into what this process holds; tensors that are not given stay.
 
         All processes take part with the same `state`.
+        """
+
+    def gathered(self, tensors: Mapping[str, Tensor], parameter_of: Mapping[str, str]) -> dict[str, Tensor]:
+        """This process's tensors, such as gradients or an optimizer's state, with those of all others: whole, on the
+        CPU of the main rank; empty elsewhere. `parameter_of`: the parameter in whose shape each is (others are alike on
+        all processes). All take part."""
+        return gather_whole(self.mesh, self.spread, tensors, parameter_of)
+
+    def part(self, name: str, like: Tensor, whole: Tensor) -> Tensor:
+        """What this process holds of a whole tensor in the shape of parameter `name`, of which it holds `like`."""
+        return part_of(self.spread, name, like, whole)
+
+    def whole_matrices(self, model: nn.Module) -> WholeMatrices | None:
+        """For an optimizer that needs whole matrices; None where this process has them."""
+        return None
+
+    def shapes(self, model: GPT) -> dict[str, torch.Size]:
+        """The shape of every tensor of the whole network by name, tied ones once."""
+        return {name: tensor_of(model, name).shape for name in state_names(model)}
+
+    def everywhere(self, model: GPT, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The main rank's whole state on every process."""
+        if self.world == 1:
+            return dict(state)
+        wholes = {}
+        for name, shape in self.shapes(model).items():
+            dtype = self.mesh.gather(state[name].dtype if self.is_main and name in state else None)[0]
+            if dtype is not None:
+                wholes[name] = self.broadcast_tensor(state[name] if self.is_main else torch.empty(shape, dtype=dtype))
+        return wholes
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether processes need each other in every pass."""
+        return False
+
+    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:
+        """Whether a recipe whose batches have so many rows can be trained in this layout.
+
+        Raises:
+            InputError: it cannot; names every reason.
         """
 
     def total(self, *values: float) -> list[float]:

@@ -13,12 +13,12 @@ import datetime
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
@@ -119,14 +119,6 @@ class Mesh:
                 _set_pg_timeout(datetime.timedelta(seconds=self.limit), group)
         return self._device_mesh
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over ranks (each rank has divided by the global token count already).
-
-        Gradients travel in one flat tensor per data type, so that a small network costs one message.
-        """
-        if self.world > 1:
-            sum_together([p.grad for p in parameters if p.grad is not None], dist.group.WORLD)
-
     def total(self, *values: float) -> list[float]:
         """The sums of some numbers over data ranks, in float64."""
         numbers = torch.tensor(values, dtype=torch.float64)
@@ -177,7 +169,7 @@ class Mesh:
         return index
 
 
-def sum_together(gradients: list[Tensor], group: Any) -> None:
+def sum_together(gradients: Sequence[Tensor], group: Any) -> None:
     """Replace tensors by their sums over a group, in one message for each type."""
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for gradient in gradients:

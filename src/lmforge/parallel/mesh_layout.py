@@ -9,7 +9,7 @@ is skipped: with all of them skipped this is the network on one device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
 import torch
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
-from lmforge.parallel.combinations import impossible
+from lmforge.parallel.combinations import impossible, untrainable
 from lmforge.parallel.context import apply_context
 from lmforge.parallel.data import OverlappedSum
 from lmforge.parallel.expert import apply_expert
 from lmforge.parallel.layout import LAYOUTS, Layout, MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh, join_mesh, sum_together
 from lmforge.parallel.pipeline import PipelineRunner, apply_pipeline
-from lmforge.parallel.shard import SHARD_AXES, apply_shard, local, sharded_modules
-from lmforge.parallel.spread import Spread
+from lmforge.parallel.shard import SHARD_AXES, apply_shard, sharded_modules
+from lmforge.parallel.shares import local
 from lmforge.parallel.tensor import apply_tensor
-from lmforge.parallel.whole import gather_whole, put_parts, state_names, tensor_of
-from lmforge.recipe.schema import Parallel
+from lmforge.parallel.whole import WholeMatrices, put_parts, state_names, tensor_of
+from lmforge.recipe.schema import Parallel, Recipe
 
 
 class MeshLayout(Layout):
@@ -37,7 +37,7 @@ class MeshLayout(Layout):
 
     def __init__(self, mesh: Mesh, settings: Parallel | None = None) -> None:
         super().__init__(mesh)
-        self.settings, self.spread = settings or Parallel(), Spread(mesh)
+        self.settings = settings or Parallel()
         self._model: GPT | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._pipeline: PipelineRunner | None = None
@@ -57,7 +57,7 @@ class MeshLayout(Layout):
         mesh, settings, sizes = self.mesh, self.settings, self.mesh.sizes
         if problems := impossible(sizes, model.config):
             raise InputError("parallel: " + "; ".join(problems))
-        self._shapes = {name: tensor_of(model, name).shape for name in state_names(model)}
+        self._shapes = super().shapes(model)
         if sizes["pipeline"] > 1:
             apply_pipeline(model, mesh, self.spread, settings)
         if sizes["expert"] > 1:
@@ -66,10 +66,21 @@ class MeshLayout(Layout):
             apply_tensor(model, mesh, self.spread)
         if sizes["context"] > 1:
             apply_context(model, mesh, self.spread)
+        if model.config.tied and model.embed is None and model.head is not None:
+            self.spread.aliases["head.weight"] = "embed.weight"
         self._model = model.to(self.device)
         if sizes["shard"] > 1:
             apply_shard(model, mesh, settings)
         return self._model
+
+    def whole_matrices(self, model: nn.Module) -> WholeMatrices | None:
+        """Matrices are put together where shards or tensor parallel have cut them."""
+        cut = self.mesh.size("shard", "tensor") > 1
+        return WholeMatrices(self.mesh, self.spread, model) if cut else None
+
+    def shapes(self, model: GPT) -> dict[str, torch.Size]:
+        """As they were before anything was laid out."""
+        return self._shapes
 
     @property
     def model(self) -> GPT:
@@ -118,7 +129,7 @@ class MeshLayout(Layout):
             if last:
                 self._sum.arm()
             return
-        for module in sharded_modules(self.model):
+        for module in sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ():
             module.set_is_last_backward(last)
             module.set_requires_all_reduce(last)
 
@@ -127,7 +138,7 @@ class MeshLayout(Layout):
         if self._pipeline is not None:
             return self._pipeline.forward(work, rows)
         result = work(self.model, rows)
-        for module in sharded_modules(self.model):  # other weights may be put in before the next pass
+        for module in sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ():  # other weights may be put in before the next pass
             module.reshard()
         return [result]
 
@@ -149,16 +160,22 @@ class MeshLayout(Layout):
     def gradient_norm(self, model: nn.Module) -> Tensor:
         """Over all parameters of the whole network: each part counts once, however many processes hold it."""
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        return self.squares(gradients).sum().sqrt()
+        return self._squares(gradients).sum().sqrt()
 
-    def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Σ x² over whole tensors in the shape of parameters, of all processes: one number, float64."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+    def squares(self, tensors: Mapping[str, Tensor]) -> dict[str, float]:
+        """As `Layout.squares`."""
+        return dict(zip(self._shapes, self._squares(tensors).tolist(), strict=True))
+
+    def _squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Those of each parameter of the whole network, float64."""
+        places = {name: place for place, name in enumerate(self._shapes)}
+        sums = torch.zeros(len(places), dtype=torch.float64, device=self.device)
         for name, tensor in tensors.items():
-            total += local(tensor).square().sum(dtype=torch.float64) / self._copies(name)
+            one = local(tensor).square().sum(dtype=torch.float64)
+            sums[places[self.spread.whole_name(name)]] += one / self._copies(name)
         if self.world > 1:
-            dist.all_reduce(total)
-        return total
+            dist.all_reduce(sums)
+        return sums
 
     def _copies(self, name: str) -> int:
         """How many processes hold the same part of a parameter."""
@@ -174,12 +191,22 @@ class MeshLayout(Layout):
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Put together on the main rank, tensor by tensor."""
-        own = {name: tensor_of(model, name) for name in state_names(model)}
-        return gather_whole(self.mesh, self.spread, own, {name: name for name in own})
+        names = {self.spread.whole_name(name): name for name in state_names(model)}
+        return self.gathered({whole: tensor_of(model, name) for whole, name in names.items()}, names)
 
     def load_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Each process takes its parts."""
         put_parts(self.spread, model, state)
+
+    @property
+    def shares_network(self) -> bool:
+        """All but copies on their own rows."""
+        return self.world > self.mesh.sizes["data"]
+
+    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:
+        """As `Layout.check`."""
+        if problems := untrainable(self.mesh.sizes, recipe, rows):
+            raise InputError("parallel: " + "; ".join(problems))
 
     def close(self) -> None:
         """Leave the groups."""

@@ -8,20 +8,25 @@ by block. With a data axis beside it (hybrid sharding), the parts' gradients are
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from lmforge.model.gpt import GPT
 from lmforge.parallel.mesh import Mesh
 from lmforge.recipe.schema import Parallel
+
+if TYPE_CHECKING:  # it takes a second and more to import, which a run that does not shard need not wait for
+    from torch.distributed.fsdp import FSDPModule
 
 SHARD_AXES = ("data", "shard")  # over which gradients are summed by what is here
 
 
 def apply_shard(model: GPT, mesh: Mesh, settings: Parallel) -> None:
     """Shard the network in place; its parameters become DTensors, cut along their first dimension."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     over = mesh.device_mesh[SHARD_AXES if mesh.sizes["data"] > 1 else ("shard",)]
     kind = torch.bfloat16 if settings.gather == "bf16" else None
     policy = MixedPrecisionPolicy(kind, torch.float32 if kind else None, cast_forward_inputs=False)
@@ -38,28 +43,6 @@ def apply_shard(model: GPT, mesh: Mesh, settings: Parallel) -> None:
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules whose weights are gathered together."""
+    from torch.distributed.fsdp import FSDPModule
+
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What of a tensor is in this process, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """A tensor put together from all that share it; they take part."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shard_like(tensor: Tensor, whole: Tensor) -> Tensor:
-    """The part of a whole tensor that `tensor` has the place of."""
-    if not isinstance(tensor, DTensor):
-        return whole
-    own, begin = tensor.to_local(), shard_begin(tensor)
-    return whole[begin : begin + len(own)] if own.ndim else whole
-
-
-def shard_begin(tensor: DTensor) -> int:
-    """The first row of the whole that this process has."""
-    rows, parts = tensor.shape[0], tensor.device_mesh.size(tensor.device_mesh.ndim - 1)
-    return min(rows, -(-rows // parts) * tensor.device_mesh.get_local_rank(tensor.device_mesh.ndim - 1))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lmforge.parallel.mesh import Mesh
-from lmforge.parallel.shard import gathered, local, shard_like
+from lmforge.parallel.shares import gathered, like_part, local, part_like
 from lmforge.parallel.spread import Spread
 
 
@@ -80,11 +80,36 @@ def gather_whole(
 def put_parts(spread: Spread, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy this process's parts of whole tensors into a network; those that are not given, or not here, stay."""
     for name in state_names(model):
-        if name in state:
+        if (whole := spread.whole_name(name)) in state:
             tensor = tensor_of(model, name)
-            local(tensor).copy_(part_of(spread, name, tensor, state[name]))
+            local(tensor).copy_(part_of(spread, name, tensor, state[whole]))
 
 
 def part_of(spread: Spread, name: str, like: Tensor, whole: Tensor) -> Tensor:
     """This process's part of a whole tensor in the shape of parameter `name`, of which it holds `like`."""
-    return shard_like(like, spread.part(name, whole))
+    return part_like(like, spread.part(name, whole))
+
+
+class WholeMatrices:
+    """Parts of matrices → whole ones, on which some work is done, → parts of the results."""
+
+    def __init__(self, mesh: Mesh, spread: Spread, model: nn.Module) -> None:
+        self.mesh, self.spread = mesh, spread
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def shape(self, parameter: Tensor) -> torch.Size:
+        """That of the whole matrix."""
+        return self.spread.shape(self.names[id(parameter)], parameter)
+
+    @torch.no_grad()
+    def each(
+        self, parameters: Sequence[Tensor], parts: Sequence[Tensor], work: Callable[[Sequence[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """See `train.optim.WholeMatrices`."""
+        names = [self.names[id(parameter)] for parameter in parameters]
+        wholes = [whole_of(self.mesh, self.spread, name, part) for name, part in zip(names, parts, strict=True)]
+        results = work(wholes)
+        return [
+            like_part(parameter, part_of(self.spread, name, parameter, result).contiguous())
+            for name, parameter, result in zip(names, parameters, results, strict=True)
+        ]

@@ -83,7 +83,7 @@ WHAT: dict[str, frozenset[str]] = {
     "train": _keys("""
         batch_tokens batch_schedule context_schedule mixture optimizer optimizer_state peak_lr matrix_lr base_width
         output_multiplier schedule final_lr warmup weight_decay weight_decay_schedule betas z_loss clip precision
-        ensemble"""),
+        ensemble initialisation"""),
     "compress": _keys("steps budget"),
     "evaluate": _keys("tasks items max_tokens"),
     "finetune": _keys("task fields label labels instruction long lora"),

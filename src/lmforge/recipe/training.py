@@ -25,6 +25,9 @@ class Train(Section):
     context_schedule: tuple[tuple[Share, Positive], ...] = ()
     # how often texts of a genre are drawn, where not equally often
     mixture: dict[Genre, Curriculum] = Field(default={})
+    # how first values are drawn: in_order, one generator through the whole network; by_index, each from its name and
+    # place, so that processes that share a network draw their parts alone
+    initialisation: Literal["in_order", "by_index"] = "in_order"
     # tokens of one forward and backward pass; default: what measures fastest and fits
     micro_batch_tokens: Positive | None = None
     # muon: for the matrices inside blocks, AdamW for the rest; sgd: with Nesterov's momentum of betas[0]

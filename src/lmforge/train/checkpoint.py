@@ -16,7 +16,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from lmforge.errors import InputError
 from lmforge.formats.native import write_model
 from lmforge.model.gpt import GPT, GPTConfig
+from lmforge.parallel.layout import Layout
+from lmforge.parallel.shares import like_part
 from lmforge.progress import log
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
 from lmforge.train.adapters import ADAPTER, adapter_tensors, load_adapters, merged
@@ -46,16 +48,24 @@ def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def optimizer_tensors(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+def optimizer_tensors(
+    model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], layout: Layout | None = None
+) -> dict[str, Tensor]:
     """The state of all optimizers as named tensors: `OPTIMIZER/PARAMETER/FIELD`, where PARAMETER is its name in
-    `model`, so that another grouping or order of the parameters, on other devices, finds its own."""
-    tensors = {}
+    the whole network, so that another grouping or order of the parameters, on other devices, finds its own. With a
+    `layout` all processes take part, and the main rank has the whole of each (the others nothing)."""
+    tensors, parameter_of = {}, {}
     for owner, optimizer in optimizers.items():
         names = _names_in_order(model, optimizer)
         for index, fields in optimizer.state_dict()["state"].items():
+            name = names[index] if layout is None else layout.spread.whole_name(names[index])
             for field, value in fields.items():
-                tensors[f"{owner}/{names[index]}/{field}"] = torch.as_tensor(value).detach().contiguous().cpu()
-    return tensors
+                tensors[key := f"{owner}/{name}/{field}"] = torch.as_tensor(value).detach()
+                if field in _LIKE_PARAMETER:
+                    parameter_of[key] = names[index]
+    if layout is not None:
+        return layout.gathered(tensors, parameter_of)
+    return {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
 
 
 def restore_optimizers(
@@ -63,8 +73,9 @@ def restore_optimizers(
     optimizers: Mapping[str, torch.optim.Optimizer],
     tensors: Mapping[str, Tensor],
     where: str = "optimizer.safetensors",
+    layout: Layout | None = None,
 ) -> None:
-    """Put the state of `optimizer_tensors` back. Where earlier versions wrote a parameter's number in its optimizer
+    """Put the state of `optimizer_tensors` back; with a `layout` this process's part of it. Where earlier versions wrote a parameter's number in its optimizer
     instead of its name, that number is taken.
 
     Raises:
@@ -72,22 +83,31 @@ def restore_optimizers(
             file).
     """
     states: dict[str, dict[int, dict[str, Tensor]]] = {owner: {} for owner in optimizers}
-    numbers = {
-        owner: {name: number for number, name in enumerate(_names_in_order(model, optimizer))}
-        for owner, optimizer in optimizers.items()
+    here = {
+        owner: {name if layout is None else layout.spread.whole_name(name): name for name in names}
+        for owner, names in ((owner, _names_in_order(model, optimizer)) for owner, optimizer in optimizers.items())
     }
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    numbers = {owner: {name: number for number, name in enumerate(names)} for owner, names in here.items()}
+    own = dict(model.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in own.items()}
+    if layout is not None:
+        shapes |= layout.shapes(model)
     for path, value in tensors.items():
         owner, name, field = path.split("/")
         known = numbers.get(owner, {})
         names = list(known)
         if name.isdigit() and int(name) < len(names):
             name = names[int(name)]
+        if layout is not None and name not in known and layout.shares_network and owner in numbers and name in shapes:
+            continue  # another process's
         if name not in known or (field in _LIKE_PARAMETER and value.shape != shapes[name]):
             raise InputError(
                 f"{where}: it has state of {path} {tuple(value.shape)}, which no parameter of this recipe's {owner} "
                 "has; run with --fresh or another name"
             )
+        if layout is not None and field in _LIKE_PARAMETER:
+            parameter = own[here[owner][name]]
+            value = like_part(parameter, layout.part(here[owner][name], parameter, value).contiguous())
         states[owner].setdefault(known[name], {})[field] = value
     for owner, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[owner], "param_groups": optimizer.state_dict()["param_groups"]})
@@ -173,18 +193,21 @@ class Checkpoints:
         average: Mapping[str, Tensor] | None = None,
         wait: bool = True,
         weights: Mapping[str, Tensor] | None = None,
+        moments: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a checkpoint, then remove those that are neither among the newest nor the best (`state["best_step"]`).
 
         Without `wait` everything is copied and a thread writes it while training goes on; one at a time. `resolve`
-        waits for it. `weights`: the whole tensors of the model, where it does not hold them itself.
+        waits for it. `weights`, `moments`: the whole tensors of the model, and of the optimizers' state, where this
+        process does not hold them itself.
 
         Raises:
             LmforgeError: the disk is full, now or at the `save` before that did not wait; the earlier checkpoints stay
                 usable.
         """
         self.resolve()
-        tensors, moments = merged(model, state=weights), optimizer_tensors(model, optimizers)
+        tensors = merged(model, state=weights)
+        moments = optimizer_tensors(model, optimizers) if moments is None else moments
         averaged, adapters = (
             {name: weight.detach().cpu() for name, weight in each.items()}
             for each in (average or {}, adapter_tensors(model, weights))
@@ -196,7 +219,7 @@ class Checkpoints:
                 for each in (tensors, moments, averaged, adapters)
             )
         config, best = model.config, state.get("best_step")
-        parts = {"optimizer.safetensors": moments, AVERAGE: averaged, ADAPTER: adapters}
+        parts = {"optimizer.safetensors": dict(moments), AVERAGE: averaged, ADAPTER: adapters}
         writing = self._writer.submit(self._write, step, config, tensors, parts, content, tokenizer, best)
         if wait:
             writing.result()
@@ -244,10 +267,10 @@ class Checkpoints:
         self,
         model: GPT,
         optimizers: Mapping[str, torch.optim.Optimizer],
-        load_state: Callable[[GPT, Mapping[str, Tensor]], None] | None = None,
+        layout: Layout | None = None,
     ) -> dict[str, Any] | None:
-        """Restore the newest complete checkpoint in place and return its state; None when there is none. `load_state`
-        puts whole tensors into what a process holds of the model (default: it holds the whole).
+        """Restore the newest complete checkpoint in place and return its state; None when there is none. `layout`: how
+        whole tensors become what a process holds of the model (default: it holds the whole).
 
         Raises:
             InputError: its bytes were changed (names the file), or it does not fit this recipe.
@@ -267,15 +290,20 @@ class Checkpoints:
             )
             raise InputError(f"{error}{earlier}") from error
         tensors = load_file(path / "model.safetensors")
-        current = merged(model)
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in current.items()}:
+        if layout is not None and layout.shares_network:
+            shapes = layout.shapes(model)
+        else:
+            shapes = {name: tensor.shape for name, tensor in merged(model).items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
             raise InputError(f"{path}: made with another [model]; run with --fresh or another name")
         if adapter_tensors(model):
             load_adapters(model, load_file(path / ADAPTER) if (path / ADAPTER).exists() else {})
+        elif layout is None:
+            model.load_state_dict(tensors, strict=False)
         else:
-            (load_state or (lambda model, whole: model.load_state_dict(whole, strict=False)))(model, tensors)
+            layout.load_state(model, tensors)
         moments = path / "optimizer.safetensors"
-        restore_optimizers(model, optimizers, load_file(moments), str(moments))
+        restore_optimizers(model, optimizers, load_file(moments), str(moments), layout)
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         log(f"train: going on from step {state['step']} ({path})")
         return state

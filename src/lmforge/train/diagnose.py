@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lmforge.corpus.build import read_documents
 from lmforge.errors import InputError
 from lmforge.parallel.layout import Layout
+from lmforge.parallel.shares import local
 from lmforge.progress import log
 from lmforge.tokens.loader import Batch, Loader
 from lmforge.tokens.shards import Shards
@@ -43,6 +44,8 @@ class Diagnosis:
 
         Documents are those of the rows whose loss is not finite, or else of the three rows with the largest loss.
         """
+        if self.layout.shares_network:  # no process can run a row by itself
+            return self.name_rows(step, batch, cause)
         with torch.no_grad():
             losses = [float(loss(batch.part(row, 1))) for row in range(len(batch.inputs))]
         bad = [row for row, nats in enumerate(losses) if not math.isfinite(nats)]
@@ -52,8 +55,7 @@ class Diagnosis:
             rows = bad or range(len(losses))
             places = (first_non_finite(self.model, partial(loss, batch.part(row, 1))) for row in rows)
             layer = next((place for place in places if not place.startswith("nothing")), None)
-        first = self.loader.share(self.layout.data_rank, self.layout.data_size, step).start
-        numbers = sorted({int(number) for row in worst for number in self.loader.documents(step, first + row)})
+        numbers = self.numbers(step, worst)
         reports = self.layout.gather({"numbers": numbers, "bad": bool(bad), "layer": layer})
         guilty = [report for report in reports if report["bad"]] or reports
         layer = next((report["layer"] for report in guilty if report["layer"]), None)
@@ -68,6 +70,21 @@ class Diagnosis:
                 + (f"; first not finite: {layer}" if layer else "")
             )
         return {"documents": names, "layer": layer}
+
+
+    def numbers(self, step: int, rows: Sequence[int]) -> list[int]:
+        """The documents of some of this process's rows, by number."""
+        first = self.loader.share(self.layout.data_rank, self.layout.data_size, step).start
+        return sorted({int(number) for row in rows for number in self.loader.documents(step, first + row)})
+
+    def name_rows(self, step: int, batch: Batch, cause: str) -> dict[str, Any]:
+        """The documents of a whole batch, where no part of it can be looked at alone."""
+        reports = self.layout.gather(self.numbers(step, range(len(batch.inputs))))
+        numbers = sorted({number for report in reports for number in report})[:MOST_NAMED]
+        names = document_ids(self.corpus, self.loader.shards, numbers)
+        if self.layout.is_main:
+            log(f"train: step {step + 1} skipped: {cause}; its documents are {', '.join(names)}")
+        return {"documents": names, "layer": None}
 
 
 def document_ids(corpus: Path, shards: Shards, numbers: Sequence[int]) -> list[str]:
@@ -99,7 +116,7 @@ def document_ids(corpus: Path, shards: Shards, numbers: Sequence[int]) -> list[s
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether every value is a number."""
-    return bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(local(tensor)).all())
 
 
 def first_bad_gradient(model: nn.Module) -> str | None:

@@ -96,7 +96,7 @@ class QuantizedState:
     def read(self, name: str) -> Tensor:
         """The tensor, to be changed and given back to `write`; zeros at first."""
         if name not in self.fields:
-            return torch.zeros_like(self.parameter, dtype=torch.float32)
+            return torch.zeros_like(self.parameter, dtype=torch.promote_types(self.parameter.dtype, torch.float32))
         if not self.packed:
             value: Tensor = self.fields[name]
             return value

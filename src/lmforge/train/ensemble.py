@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmforge.parallel.shares import local
 from lmforge.progress import log
 
 Weights = dict[str, Tensor]
@@ -49,10 +50,11 @@ class MovingAverage:
         θ̄)/min(n, horizon)."""
         if step <= self.begins:
             return
-        parameters = dict(self.model.named_parameters())
+        parameters = {name: local(parameter) for name, parameter in self.model.named_parameters()}
         if not self.weights:
+            trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
             self.weights = {
-                name: parameter.detach().clone() for name, parameter in parameters.items() if parameter.requires_grad
+                name: parameter.detach().clone() for name, parameter in parameters.items() if name in trained
             }
             return
         share = 1 / min(step - self.begins, self.horizon)
@@ -63,7 +65,7 @@ class MovingAverage:
         return self.weights
 
     def load_state_dict(self, weights: Mapping[str, Tensor], /) -> None:
-        """Put the average of a checkpoint back."""
+        """Put the average of a checkpoint back; what this process holds of it."""
         devices = {name: parameter.device for name, parameter in self.model.named_parameters()}
         self.weights = {name: weights[name].to(devices[name]) for name in devices if name in weights}
 

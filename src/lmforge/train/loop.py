@@ -23,6 +23,7 @@ from lmforge.errors import InputError, Interrupted, LmforgeError
 from lmforge.formats.native import load_model, model_tensors, read_config
 from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
+from lmforge.model.room import with_room
 from lmforge.parallel.layout import Layout, join_layout
 from lmforge.plan.auto import with_chosen_layout
 from lmforge.plan.cost import TRAINING, training_flops_per_token
@@ -36,7 +37,7 @@ from lmforge.train import fp8
 from lmforge.train.advice import base_advice, label_advice, length_advice
 from lmforge.train.autotune import ExecutionPlan, choose, compiled_loss, describe
 from lmforge.train.base import base_of, take_base
-from lmforge.train.checkpoint import Checkpoints
+from lmforge.train.checkpoint import Checkpoints, optimizer_tensors
 from lmforge.train.compiling import keep_compiled_code
 from lmforge.train.data import TrainingData
 from lmforge.train.diagnose import Diagnosis
@@ -96,10 +97,11 @@ class Trainer:
         self.layout, self.out, self.data = layout, out, TrainingData(tokens_dir)
         self.recipe = recipe = with_length(recipe, self.data.epoch_tokens(recipe))
         self.schedule = schedule = TrainingSchedule(recipe, layout.data_size)
+        layout.check(recipe, schedule.ramp.sizes)
         layout.on_main(lambda: verify_once((self.data.training, self.data.held_out), out / "verified"))
         self.loader, rows = self.data.loader(recipe, schedule.ramp), self.data.validation(recipe)
-        self.model = layout.apply(whole_network(recipe, self.data.vocab_size, out if layout.is_main else None))
-        self.optimizers = build_optimizers(self.model, recipe.train)
+        self.model = laid_out(recipe, self.data.vocab_size, layout, out if layout.is_main else None)
+        self.optimizers = build_optimizers(self.model, recipe.train, layout)
         store = recipe.train.store if layout.is_main else None
         self.checkpoints = Checkpoints(out / "checkpoints", recipe.train.keep, store)
         layout.on_main(self.checkpoints.sweep)
@@ -156,8 +158,8 @@ class Trainer:
     def restore(self) -> None:
         """Everything as it was at the newest checkpoint, or as it is before the first step; alike in all ranks."""
         self.layout.on_main(self.checkpoints.prepare)
-        load = self.layout.load_state
-        self.state.load_state_dict(self.checkpoints.load_newest(self.model, self.optimizers, load) or {})
+        state = self.checkpoints.load_newest(self.model, self.optimizers, self.layout)
+        self.state.load_state_dict(state or {})
         steps = self.layout.gather(self.state.step)
         if len({*steps}) > 1:
             raise InputError(
@@ -300,6 +302,7 @@ class Trainer:
         """Checkpoint now, or from now on while the steps go on; the best so far is remembered in it."""
         self.state.note_validation()
         weights = self.layout.full_state(self.model)
+        moments, average = optimizer_tensors(self.model, self.optimizers, self.layout), self.selection.average()
 
         def write() -> None:
             self.checkpoints.save(
@@ -308,9 +311,10 @@ class Trainer:
                 self.optimizers,
                 self.state.state_dict(),
                 self.data.tokenizer_file,
-                self.selection.average,
+                average,
                 wait,
                 weights,
+                moments,
             )
 
         self.layout.on_main(write)
@@ -344,6 +348,19 @@ class Trainer:
         }
 
 
+def by_index(recipe: Recipe) -> bool:
+    """Whether a network's first values are drawn where they lie, by their index."""
+    return recipe.train.initialisation == "by_index" and not recipe.model.base and not recipe.finetune
+
+
+def laid_out(recipe: Recipe, vocab_size: int, layout: Layout, out: Path | None = None) -> GPT:
+    """What this process holds of the network before its first step."""
+    model = layout.apply(whole_network(recipe, vocab_size, out))
+    if by_index(recipe):
+        layout.initialise(model, recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
+    return model
+
+
 def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> GPT:
     """The network before its first step, the same in every process: initialised, or that which is gone on from."""
     if recipe.model.base:
@@ -351,7 +368,10 @@ def whole_network(recipe: Recipe, vocab_size: int, out: Path | None = None) -> G
         if out is not None:
             keep_origin(out, base.notes)
         return base.model
-    model = GPT(network_of(recipe, vocab_size))
+    network = network_of(recipe, vocab_size)
+    if by_index(recipe):
+        return with_room(network)  # its values are drawn when it is laid out
+    model = GPT(network)
     model.initialise(recipe.seed, recipe.train.base_width, recipe.train.output_multiplier)
     if recipe.finetune:
         if out is not None:

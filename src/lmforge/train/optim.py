@@ -7,13 +7,15 @@ matrices only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lmforge.model.gpt import GPT
+from lmforge.parallel.layout import Layout
 from lmforge.recipe import Train
 from lmforge.train.eightbit import AdamW8bit, Packed, QuantizedState
 
@@ -49,7 +51,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     are many times slower than float32).
     """
     rounded = matrices.is_cuda or (torch.cpu._is_amx_tile_supported() and min(matrices.shape[-2:]) >= 64)
-    x = matrices.bfloat16() if rounded else matrices.float()
+    x = matrices.to(torch.bfloat16 if rounded else torch.promote_types(matrices.dtype, torch.float32))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()
@@ -58,6 +60,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+class WholeMatrices(Protocol):
+    """Matrices that processes hold parts of."""
+
+    def shape(self, parameter: Tensor) -> torch.Size:
+        """That of the whole."""
+
+    def each(
+        self, parameters: Sequence[Tensor], parts: Sequence[Tensor], work: Callable[[Sequence[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """`work` on the whole of each part (in the place of its parameter), and this process's parts of the results."""
 
 
 class Muon(Packed):
@@ -75,10 +89,11 @@ class Muon(Packed):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         packed: bool = False,
+        whole: WholeMatrices | None = None,
     ) -> None:
-        """`packed` keeps the momentum in 8 bits."""
+        """`packed` keeps the momentum in 8 bits. `whole` puts matrices together where processes hold parts of them."""
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "pieces": 1})
-        self.packed = packed
+        self.packed, self.whole = packed, whole
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -94,16 +109,24 @@ class Muon(Packed):
                 average = state.read("momentum").lerp_(parameter.grad, 1 - momentum)
                 state.write("momentum", average)
                 directions.append(parameter.grad.lerp(average, momentum))  # Nesterov
-            stack = torch.stack(directions)
-            count, rows, columns = stack.shape
-            update = orthogonalise(stack.view(count * pieces, rows // pieces, columns)).view(count, rows, columns)
+            turned = partial(self.orthogonal, pieces=pieces)
+            rows, columns = parameters[0].shape if self.whole is None else self.whole.shape(parameters[0])
+            updates = turned(directions) if self.whole is None else self.whole.each(parameters, directions, turned)
             scale = math.sqrt(max(1.0, rows / pieces / columns))
-            for parameter, change in zip(parameters, update.unbind(), strict=True):
+            for parameter, change in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(change, alpha=-group["lr"] * scale)
 
+    @staticmethod
+    def orthogonal(matrices: Sequence[Tensor], pieces: int) -> list[Tensor]:
+        """Whole matrices of one shape (R,C), each in so many pieces → the nearest orthogonal ones."""
+        stack = torch.stack([*matrices])
+        count, rows, columns = stack.shape
+        update = orthogonalise(stack.view(count * pieces, rows // pieces, columns)).view(count, rows, columns)
+        return [*update.unbind()]
 
-def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optimizer]:
+
+def build_optimizers(model: GPT, settings: Train, layout: Layout | None = None) -> dict[str, torch.optim.Optimizer]:
     """The optimizers of a model by rule, each group carrying its peak rate as `peak`.
 
     Matrices of the blocks go to Muon when `train.optimizer` is "muon", all else to AdamW; with "sgd" everything to SGD
@@ -120,6 +143,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
     width = model.config.d_model
+    shapes = {name: p.shape if layout is None else layout.spread.shape(name, p) for name, p in model.named_parameters()}
     tables: list[Tensor] = []
     output: list[Tensor] = []  # the last norm
     for name, parameter in model.named_parameters():
@@ -127,7 +151,7 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
             continue
         if name.startswith("blocks.") and parameter.ndim == 2:
             stack = (
-                matrices.setdefault((name.split(".", 2)[2], parameter.shape), [])
+                matrices.setdefault((name.split(".", 2)[2], shapes[name]), [])
                 if settings.optimizer == "muon"
                 else hidden
             )
@@ -152,10 +176,11 @@ def build_optimizers(model: GPT, settings: Train) -> dict[str, torch.optim.Optim
     optimizers = _of_groups(groups, settings, packed)
     if matrices:
         stacks = [
-            {"params": p, "pieces": 3 if name.endswith("qkv.weight") and p[0].shape[0] == 3 * p[0].shape[1] else 1}
-            for (name, _), p in matrices.items()
+            {"params": p, "pieces": 3 if name.endswith("qkv.weight") and shape[0] == 3 * shape[1] else 1}
+            for (name, shape), p in matrices.items()
         ]
-        optimizers["muon"] = Muon(stacks, lr=settings.matrix_lr, weight_decay=settings.weight_decay, packed=packed)
+        whole = None if layout is None else layout.whole_matrices(model)
+        optimizers["muon"] = Muon(stacks, settings.matrix_lr, 0.95, settings.weight_decay, packed, whole)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["peak"], group["peak_decay"] = group["lr"], group["weight_decay"]

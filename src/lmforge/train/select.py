@@ -21,6 +21,7 @@ from torch import Tensor
 from lmforge.formats.native import load_model, model_tensors, write_model
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout
+from lmforge.parallel.shares import like_part
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory, write_atomic
 from lmforge.train.adapters import ADAPTER, adapter_tensors, averaged, holding, merged, write_adapter
@@ -42,15 +43,25 @@ class Selection:
         self.moving = MovingAverage(model, steps) if count else None
         self.snapshots = set(snapshot_steps(steps, count)) - {steps}  # the last is a checkpoint
 
-    @property
     def average(self) -> dict[str, Tensor] | None:
-        """The moving average of the weights, for the checkpoint."""
-        return self.moving.state_dict() if self.moving else None
+        """The moving average of the weights, whole, for the checkpoint; on the main rank. All take part."""
+        if not self.moving:
+            return None
+        parameters, name_of = dict(self.model.named_parameters()), self.layout.spread.whole_name
+        parts = {name_of(n): like_part(parameters[n], part) for n, part in self.moving.state_dict().items()}
+        return self.layout.gathered(parts, {name_of(name): name for name in self.moving.state_dict()})
 
     def restore(self, step: int) -> None:
         """As it was after `step` steps."""
         if self.moving:
-            self.moving.load_state_dict(self.checkpoints.average(step) if step else {})
+            whole, name_of = self.checkpoints.average(step) if step else {}, self.layout.spread.whole_name
+            self.moving.load_state_dict(
+                {
+                    name: self.layout.part(name, parameter, whole[name_of(name)])
+                    for name, parameter in self.model.named_parameters()
+                    if name_of(name) in whole
+                }
+            )
 
     def keep(self, step: int) -> None:
         """What the choice at the end needs of the weights after `step` steps."""
@@ -74,14 +85,19 @@ class Selection:
         afterwards the network holds some candidate's weights."""
 
         def score(weights: Mapping[str, Tensor]) -> Tensor:
-            self.layout.load_state(self.model, holding(self.model, weights))
+            adapted = bool(adapter_tensors(self.model))
+            self.layout.load_state(self.model, holding(self.model, weights) if adapted else weights)
             nats = validator.nats()
             return self.layout.broadcast_tensor(nats)
 
         last = {self.steps} if self.recipe.train.ensemble else set()
         choice = Choice(lambda step: model_tensors(load_model(self.saved(step))), score, validator.text_bytes)
         moving = None
-        if self.moving:
+        if self.moving and self.layout.shares_network:
+            moving = self.layout.everywhere(
+                self.model, {**self.layout.full_state(self.model), **(self.average() or {})}
+            )
+        elif self.moving:
             weights = {name: weight.cpu() for name, weight in self.moving.weights.items()}
             moving = (
                 merged(self.model, weights) if adapter_tensors(self.model) else {**model_tensors(self.model), **weights}

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmforge.model.gpt import GPT
+from lmforge.parallel.layout import Layout
+
 
 def layer_of(parameter: str) -> str:
     """The layer a parameter belongs to: blocks.3.ff.up.weight → blocks.3, embed.weight → embed."""
@@ -20,15 +23,17 @@ def layer_of(parameter: str) -> str:
 
 
 @torch.no_grad()
-def weights_and_gradients(model: nn.Module) -> dict[str, dict[str, float]]:
-    """By layer, the root mean squares of weights and of gradients: {layer: {"weights", "gradients"}}."""
+def weights_and_gradients(model: GPT, layout: Layout) -> dict[str, dict[str, float]]:
+    """By layer, the root mean squares of weights and of gradients of the whole network: {layer: {"weights",
+    "gradients"}}. All processes take part."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.grad is not None}
+    weights = layout.squares(trained)
+    gradients = layout.squares({name: p.grad for name, p in trained.items() if p.grad is not None})
     sums: dict[str, list[float]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
+    for name, shape in layout.shapes(model).items():
+        if weights.get(name) or gradients.get(name):
             total = sums.setdefault(layer_of(name), [0.0, 0.0, 0.0])
-            for place, value in enumerate(
-                (float(parameter.square().sum()), float(parameter.grad.square().sum()), parameter.numel())
-            ):
+            for place, value in enumerate((weights[name], gradients[name], shape.numel())):
                 total[place] += value
     return {
         layer: {"weights": math.sqrt(w / count), "gradients": math.sqrt(g / count)}

@@ -237,7 +237,7 @@ class TrainStep:
         noise = self.parts.noise
         if few and (tokens := sum(count for count, _ in few) / len(few)) < gradient.counted:
             noise.add(tokens, sum(square for _, square in few) / len(few), gradient.counted, gradient.norm**2)
-        return {"noise_scale_tokens": noise.tokens, "layers": weights_and_gradients(self.model)}
+        return {"noise_scale_tokens": noise.tokens, "layers": weights_and_gradients(self.model, self.layout)}
 
 
 def rescale_gradients(model: nn.Module, factor: float) -> None:
