@@ -37,6 +37,15 @@ def test_where_nothing_fits_it_says_what_must_change() -> None:
     assert "times as many devices" in answer["change"]
 
 
+def test_what_must_change_for_the_layout_to_share_evenly_is_said() -> None:
+    figures = plan_for(load_recipe(RECIPES / "gpt4.toml"), cluster_of("h200x4096"))
+    keys, found = figures["layout"], figures.get("adjust", [])
+    rows = 106 / (keys["data"] * keys["shard"] * keys["expert"])
+    assert any("train.batch_tokens" in line for line in found) == (rows % keys["micro"] != 0)
+    even = plan_on(SMALL, cluster_of("a100x16"), 2048, 512 * 2048, 1000)
+    assert "adjust" not in even
+
+
 def test_failures_cost_time_and_money() -> None:
     figures = plan_on(SMALL, cluster_of("a100x16"), 2048, 512 * 2048, 1000)
     lost = figures["goodput"]

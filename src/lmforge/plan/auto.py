@@ -100,7 +100,7 @@ def space_of(recipe: Recipe, config: GPTConfig, processes: int) -> Space:
         contexts=allowed("context") if recipe.tokens.context >= 8192 or recipe.parallel.context > 1 else (1,),
         recompute=("full",) if recipe.model.recompute else ("none",),
         micro=(max(1, micro // recipe.tokens.context),) if micro else (1, 2, 4, 8),
-        all_devices=True,
+        strict=True,
     )
 
 

@@ -109,8 +109,23 @@ def plan_on(config: GPTConfig, cluster: Cluster, context: int, batch_tokens: int
         "device_hours": device_hours,
         "dollars": device_hours * cluster.accelerator.dollars,
         "megawatt_hours": device_hours * cluster.accelerator.watts / 1e6,
+        **_adjust(best.layout),
         "runners_up": [_runner_up(each, cluster, flops, hours / best.seconds) for each in fitting[1:SHOWN]],
     }
+
+
+def _adjust(layout: ClusterLayout) -> dict[str, list[str]]:
+    """Keys of the recipe that must change for this layout to share rows and their tokens evenly, which training asks
+    for; the figures hold with them."""
+    each = layout.micro_batches * layout.micro
+    together = layout.tensor * layout.context
+    context = math.ceil(layout.sequence / together) * together
+    keys = []
+    if context != layout.sequence:
+        keys.append(f"tokens.context = {context}  # {together} processes share a row")
+    if each * layout.data != layout.batch:
+        keys.append(f"train.batch_tokens = {each * layout.data * context}  # {each} rows for each of {layout.data} copies")
+    return {"adjust": keys} if keys else {}
 
 
 def _seconds(each: LayoutCandidate) -> dict[str, float]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 
+from lmforge.model.loss import loss_chunk
 from lmforge.plan.pipelines import split_layers
 from lmforge.plan.step_time import ClusterLayout, DecoderShape
 
-LOGITS = 4096  # tokens whose logits are there at once
 
 
 def memory_of(shape: DecoderShape, at: ClusterLayout) -> dict[str, float]:
@@ -38,7 +38,7 @@ def memory_of_stage(shape: DecoderShape, at: ClusterLayout, stage: int) -> dict[
         "gradients": 2 * held / at.shard,
         "optimizer": 12 * held / at.shard,
         "activations": kept_of_layer(shape, at, tokens) * layers * under_way + again,
-        "logits": 6 * min(tokens, LOGITS) * shape.vocabulary / at.tensor * last,
+        "logits": 6 * min(tokens, loss_chunk(shape.width)) * shape.vocabulary / at.tensor * last,
         "gathered": 2 * 2 * max(one, table if last else 0) / at.tensor if at.shard > 1 and at.reshard else 0.0,
     }
 

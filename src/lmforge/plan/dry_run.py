@@ -20,10 +20,10 @@ import torch.distributed as dist
 from lmforge.errors import LmforgeError
 from lmforge.model.config import GPTConfig, network_of
 from lmforge.model.gpt import GPT
-from lmforge.parallel.combinations import impossible
+from lmforge.parallel.combinations import impossible, untrainable
 from lmforge.parallel.mesh import AXES, Mesh
 from lmforge.parallel.mesh_layout import MeshLayout
-from lmforge.parallel.shard import local
+from lmforge.parallel.shares import local
 from lmforge.plan.accelerators import Cluster
 from lmforge.plan.auto import AUTO, as_accelerator, chosen_keys, space_of
 from lmforge.plan.clusters import shape_of
@@ -55,7 +55,11 @@ def dry_run(recipe: Recipe, cluster: Cluster | None = None) -> dict[str, Any]:
     sizes = {axis: getattr(settings, axis) or max(1, processes // others) for axis in AXES}
     if cluster is None:
         cluster = Cluster(as_accelerator(detect(measure=False), processes), processes)
-    problems = [*_wrong_numbers(recipe, sizes, processes), *(f"parallel.{each}" for each in impossible(sizes, config))]
+    problems = [
+        *_wrong_numbers(recipe, sizes, processes),
+        *(f"parallel.{each}" for each in impossible(sizes, config)),
+        *(f"parallel.{each}" for each in untrainable(sizes, recipe, sorted({*ramp_of(recipe).sizes}))),
+    ]
     layout = layout_of(recipe, sizes)
     stages, broken = [], []
     if math.prod(sizes.values()) == processes:
@@ -72,7 +76,7 @@ def dry_run(recipe: Recipe, cluster: Cluster | None = None) -> dict[str, Any]:
 
 def _chosen(recipe: Recipe, config: GPTConfig, cluster: Cluster) -> Recipe:
     """With the layout that the planner chooses for a cluster; as it is where it finds none."""
-    space = dataclasses.replace(space_of(recipe, config, cluster.devices), all_devices=False)
+    space = space_of(recipe, config, cluster.devices)
     fitting, _ = search(shape_of(config), cluster, recipe.tokens.context, min(ramp_of(recipe).sizes), space)
     keys = chosen_keys(recipe.parallel, fitting[0]) if fitting else {"layout": None}
     return recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=keys)})

@@ -36,7 +36,7 @@ class Space:
     contexts: tuple[int, ...] = ()
     recompute: tuple[Recompute, ...] = RECOMPUTE
     micro: tuple[int, ...] = MICRO
-    all_devices: bool = False  # a layout that leaves some of them idle is none
+    strict: bool = False  # what leaves devices idle or shares rows unevenly is no layout
 
     def allows(self, axis: str, size: int) -> bool:
         """Whether an axis may have so many."""
@@ -74,7 +74,8 @@ def axes_of(layout: ClusterLayout) -> dict[str, int]:
 def layouts(
     shape: DecoderShape, cluster: Cluster, sequence: int, batch: int, space: Space | None = None
 ) -> Iterator[ClusterLayout]:
-    """Every layout that divides heads and layers; devices that no copy of the network fills stay idle."""
+    """Every layout that divides heads; devices that no copy of the network fills stay idle, unless the space is strict:
+    then copies get equally many rows, too, and processes that share a row equally many of its tokens."""
     space = space or Space()
     devices, node = cluster.devices, cluster.accelerator.node
     contexts = space.contexts or (_powers(16) if sequence >= 16_384 else (1,))
@@ -85,9 +86,9 @@ def layouts(
         for pipeline in (each for each in _stages(shape.layers, most) if space.allows("pipeline", each)):
             for context in (each for each in contexts if space.allows("context", each)):
                 copies = min(batch, devices // (tensor * pipeline * context))
-                if not copies or (space.all_devices and copies * tensor * pipeline * context != devices):
-                    continue
-                yield from _variants(shape, node, sequence, batch, (tensor, pipeline, context, copies), space)
+                uneven = copies * tensor * pipeline * context != devices or batch % max(1, copies)
+                if copies and not (space.strict and (uneven or sequence % (tensor * context))):
+                    yield from _variants(shape, node, sequence, batch, (tensor, pipeline, context, copies), space)
 
 
 def _variants(
