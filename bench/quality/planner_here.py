@@ -23,11 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Results
+from lmforge.machine import cores
+from lmforge.plan.hardware import detect
+from lmforge.plan.here import KINDS, Speeds
+from lmforge.plan.probe import measure, process_bytes
+from lmforge.plan.simulate import plan
 from lmforge.recipe import Recipe, parse_recipe
 
 RESULTS = Results("planner_here")
 STEPS = 25
-FEW = 6  # steps where memory alone is of interest
+FEW = 4  # steps where memory alone is of interest
 WARM = 3  # first steps that do not count for the time
 VOCABULARY = 2048
 
@@ -127,6 +132,7 @@ def run(name: str, folder: Path, tokens: Path, steps: int) -> dict[str, Any]:
 
 def worker(name: str, folder: Path, tokens: Path, steps: int) -> None:
     """One rank."""
+    import lmforge.cli  # noqa: F401  # as the command has it
     from lmforge.allocator import keep_freed_memory
     from lmforge.machine import peak_bytes
     from lmforge.train.journal import read_lines
@@ -142,17 +148,61 @@ def worker(name: str, folder: Path, tokens: Path, steps: int) -> None:
     print(json.dumps({"peak_bytes": peak_bytes(), "step_seconds": statistics.median(steps)}))
 
 
+def foretold(name: str, folder: Path, steps: int, speeds: Speeds) -> dict[str, Any]:
+    """What the planner says of a run."""
+    ranks, _ = RUNS[name]
+    os.environ["WORLD_SIZE"] = str(ranks)
+    try:
+        figures = plan(recipe_of(name, folder, steps), detect(measure=False), speeds=speeds)
+    finally:
+        del os.environ["WORLD_SIZE"]
+    return {
+        "memory_bytes": sum(figures["memory_bytes_per_device"].values()),
+        "components": figures["memory_bytes_per_device"],
+        "step_seconds": sum(figures["step_seconds"].values()),
+        "seconds": figures["step_seconds"],
+    }
+
+
+def compare(name: str, folder: Path, tokens: Path, steps: int, speeds: Speeds) -> dict[str, Any]:
+    """One run, foretold and measured."""
+    expected, found = foretold(name, folder, steps, speeds), run(name, folder, tokens, steps)
+    row = {
+        "ranks": RUNS[name][0],
+        "memory_foretold": expected["memory_bytes"],
+        "memory_measured": found["peak_bytes"],
+        "memory_error": round(expected["memory_bytes"] / found["peak_bytes"] - 1, 4),
+        "memory_components": expected["components"],
+    }
+    if steps == STEPS:
+        row |= {
+            "seconds_foretold": expected["step_seconds"],
+            "seconds_measured": found["step_seconds"],
+            "seconds_error": round(expected["step_seconds"] / found["step_seconds"] - 1, 4),
+            "seconds_parts": expected["seconds"],
+        }
+    return row
+
+
+def summary(rows: dict[str, dict[str, Any]], what: str) -> dict[str, Any]:
+    """Of the errors of memory or seconds."""
+    errors = [abs(row[f"{what}_error"]) for row in rows.values() if f"{what}_error" in row]
+    return {"runs": len(errors), "median": statistics.median(errors), "worst": max(errors)} if errors else {}
+
+
 def main() -> None:
     """Foretell, run, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", nargs=4, metavar=("NAME", "FOLDER", "TOKENS", "STEPS"))
     parser.add_argument("--memory", action="store_true", help="peak memory only")
-    parser.add_argument("--only", nargs="*", default=list(RUNS))
+    parser.add_argument("--only", nargs="*", default=list(RUNS), help="some of the runs")
     arguments = parser.parse_args()
     if arguments.worker:
         name, folder, tokens, steps = arguments.worker
         worker(name, Path(folder), Path(tokens), int(steps))
         return
+    steps = FEW if arguments.memory else STEPS
+    speeds = memory_alone() if arguments.memory else measure()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_texts(folder / "texts")
@@ -160,8 +210,19 @@ def main() -> None:
 
         first = recipe_of(next(iter(RUNS)), folder)
         run_stages(first, first.directory, until="tokens")
+        rows = {}
         for name in arguments.only:
-            print(name, run(name, folder, first.directory / "tokens", FEW if arguments.memory else STEPS), flush=True)
+            rows[name] = compare(name, folder, first.directory / "tokens", steps, speeds)
+            print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in rows[name].items()), flush=True)
+            RESULTS.add(f"{'memory' if arguments.memory else 'both'}/{name}", rows[name])
+    for what in ("memory", "seconds"):
+        if (figures := summary(rows, what)) and arguments.only == list(RUNS):
+            RESULTS.add(f"errors/{what}", figures)
+
+
+def memory_alone() -> Speeds:
+    """A machine of which only the memory of a process was measured."""
+    return Speeds(dict.fromkeys(KINDS, 0.0), 0.0, 0.0, 1.0, 0.0, 0.0, process_bytes(), cores())
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ def plan(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="apply the layout without its devices and list everything that is wrong")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="measure this machine's CPU first, a minute or two, and keep that")
+    ] = False,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,6 +61,11 @@ def plan(
     if dry:
         _dry_run(read, cluster, recipe, as_json)
         return
+    if measure:
+        from lmforge.plan.here import keep_speeds
+        from lmforge.plan.probe import measure as measure_machine
+
+        keep_speeds(measure_machine())
     figures = plan_for(read, cluster) if cluster else make_plan(read)
     if as_json:
         print_json(figures)

@@ -76,9 +76,20 @@ def process_bytes() -> int:
     """Bytes of a training's process before it has a network."""
     code = (
         "import lmforge.cli, lmforge.train.loop, lmforge.allocator as a, lmforge.machine as m; a.keep_freed_memory(); "
-        "import torch; torch.ones(8, 8) @ torch.ones(8, 8); print(m.peak_bytes())"
+        "import lmforge.plan.probe as p; p.warm_up(); print(m.peak_bytes())"
     )
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def warm_up() -> None:
+    """One small step, with which the libraries load what they need."""
+    torch.set_num_threads(1)
+    config = dataclasses.replace(_PLAIN, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=64, context=32)
+    model = GPT(config)
+    model.initialise(1)
+    tokens = torch.randint(0, config.vocab_size, (2, config.context))
+    model.loss(tokens, tokens).backward()
+    torch.optim.AdamW(model.parameters(), fused=True).step()
 
 
 def non_negative(amounts_of: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
