@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
-import os
-import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.harness import Results
+from bench.ranks import on_ranks
 
 RESULTS = Results("layouts")
 STEPS, ROWS, CONTEXT, VOCABULARY = 3, 16, 32, 203  # a vocabulary that no number of processes divides
@@ -84,6 +81,11 @@ CASES = [
     *(Case("FSDP × TP", FSDP_TP, network, "muon") for network in ("grouped", "lsh", "experts")),
     *(Case("FSDP × TP", FSDP_TP, network) for network in ("full", "ahead", "biases")),
     *(Case("DP × TP", DP_TP, network, "muon") for network in ("full", "sparse")),
+]
+
+CHANGES = [
+    Case(name, sizes, "experts", "muon")
+    for name, sizes in (("DP", DP), ("FSDP", FSDP), ("HSDP", HSDP), ("TP + SP", TP), ("FSDP × TP", FSDP_TP))
 ]
 
 
@@ -173,7 +175,9 @@ class Run:
         real = self.step.update
 
         def update(step: int, figures: dict[str, Any]) -> None:
-            self.gradients.append(self.whole({n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}))
+            self.gradients.append(
+                self.whole({n: p.grad for n, p in self.model.named_parameters() if p.grad is not None})
+            )
             real(step, figures)
 
         self.step.update = update  # type: ignore[method-assign]
@@ -314,55 +318,10 @@ def compare_all(cases: Iterable[Case], kind: str, tell: bool) -> list[tuple[Case
             rows.append((case, figures | {"processes": case.processes}))
             if tell:
                 took = time.monotonic() - started
-                print(f"{case.row}: " + ", ".join(f"{k} {v}" for k, v in figures.items()) + f" ({took:.1f} s)", flush=True)
+                print(
+                    f"{case.row}: " + ", ".join(f"{k} {v}" for k, v in figures.items()) + f" ({took:.1f} s)", flush=True
+                )
     return rows
-
-
-def _rank(rank: int, world: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...], answers: Any) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    try:
-        answers.put((rank, work(*arguments), None))
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
-        answers.put((rank, None, repr(error)))
-        sys.exit(1)
-
-
-def on_ranks(world: int, work: Callable[..., Any], *arguments: Any, limit: float = 300.0) -> list[Any]:
-    """What `work(*arguments)` returns in each of `world` new processes of one group. They are forked from a server that
-    has imported everything once.
-
-    Raises:
-        RuntimeError: one failed (its own words), or they took longer than `limit` seconds.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "lmforge.train.loop", "lmforge.parallel.mesh_layout"])
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    answers: Any = context.Queue()
-    ranks = [
-        context.Process(target=_rank, args=(rank, world, port, work, arguments, answers)) for rank in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        results: dict[int, Any] = {}
-        for _ in ranks:
-            rank, value, failure = answers.get(timeout=limit)
-            if failure is not None:
-                raise RuntimeError(f"rank {rank}: {failure}")
-            results[rank] = value
-    finally:
-        for process in ranks:
-            process.join(2 if len(results) == world else 0.1)
-            process.kill()
-    return [results[rank] for rank in range(world)]
 
 
 def main() -> None:
@@ -370,14 +329,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose row has this in its name")
     parser.add_argument("--type", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--changes", action="store_true", help="checkpoints of each layout under each other, instead")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     options = parser.parse_args()
+    if options.changes:
+        with tempfile.TemporaryDirectory() as folder:
+            for pair, figures in on_ranks(4, change_all, CHANGES, folder, limit=1800)[0]:
+                RESULTS.add(f"changes/{pair}", figures)
+        return
     cases = [case for case in CASES if options.only in case.row]
     for world in sorted({case.processes for case in cases}):
         here = [case for case in cases if case.processes == world]
         for case, figures in on_ranks(world, compare_all, here, options.type, True, limit=1800)[0]:
             if not options.dry:
-                RESULTS.add(f"{case.row}, {options.type}", figures)
+                RESULTS.add(f"equal/{case.row}, {options.type}", figures)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ each under its number in the whole network.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +24,7 @@ from lmforge.model.cache import ForwardContext, KVCache
 from lmforge.model.config import GPTConfig, LayerShape
 from lmforge.model.experts import Experts, leave_scale
 from lmforge.model.feed_forward import FeedForward
+from lmforge.model.first_values import constant, deviation
 from lmforge.model.loss import CrossEntropy, linear_cross_entropy, loss_chunk
 from lmforge.model.measure import macs_per_token
 from lmforge.model.ngrams import NgramEmbedding
@@ -195,13 +194,13 @@ class GPT(nn.Module):
                 own["embed.weight"] = own.pop("head.weight")  # one matrix in the whole network
         for name, whole in names.items():
             parameter = own.pop(name, None)
-            std = self.deviation(name, whole.shape, ratio)
+            std = deviation(self.config, name, whole.shape, ratio)
             if parameter is None:
                 if std is not None:
                     torch.empty(whole.shape, dtype=some.dtype, device=some.device).normal_(generator=generator)
             elif std is not None:
                 nn.init.normal_(parameter, std=std, generator=generator)
-            elif (value := self.constant(name, ratio * output_multiplier)) is not None:
+            elif (value := constant(self.config, name, ratio * output_multiplier)) is not None:
                 nn.init.constant_(parameter, value)
             if not own:
                 break
@@ -212,35 +211,6 @@ class GPT(nn.Module):
     @property
     def _is_stage(self) -> bool:
         return self.embed is None or self.head is None or len(self.blocks) < self.config.layers
-
-    def constant(self, name: str, last_gain: float = 1.0) -> float | None:
-        """The value that a parameter begins with throughout; None where it is another. `last_gain`: of the last
-        norm."""
-        if name.endswith("bias") or name.startswith("ngrams."):
-            return 0.0
-        if "norm" in name:
-            return (last_gain if name == "norm.weight" else 1.0) - self.config.norm_offset
-        return None
-
-    def deviation(self, name: str, shape: torch.Size, ratio: float) -> float | None:
-        """The standard deviation that a parameter of a (whole) shape begins with; None where it does not begin at
-        random. `ratio`: base width over width (`initialise`)."""
-        if self.constant(name) is not None:
-            return None
-        if name.endswith(("features", "pool_keys", "pool_values")):  # made as identity and mean
-            return None
-        thin = re.fullmatch(
-            r"(.*)\.([01])\.weight", name
-        )  # of a LowRankLinear: their product begins as the matrix would
-        matrix = f"{thin[1]}.weight" if thin else name
-        scale = (
-            1 / math.sqrt(2 * self.config.layers) if matrix.endswith(("attention.out.weight", "down.weight")) else 1.0
-        )
-        scale *= math.sqrt(ratio) if name.startswith("blocks.") else 1.0
-        if thin is None:
-            return 0.02 * scale
-        rank: int = shape[1 if thin[2] == "1" else 0]
-        return math.sqrt(0.02 * scale) / math.sqrt(math.sqrt(rank))
 
     def hidden(
         self,

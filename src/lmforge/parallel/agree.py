@@ -20,7 +20,7 @@ from functools import cache
 from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lmforge.errors import LmforgeError
@@ -47,9 +47,10 @@ def is_main() -> bool:
 
 @cache
 def launcher_store() -> Store:
-    """The store that the launcher's environment names, opened once in a process."""
+    """The store that the launcher's environment names, opened once in a process. torchrun keeps one store through all
+    its restarts: each has keys of its own in it, so that nobody reads what a lost process left."""
     store: Store = next(iter(rendezvous("env://")))[0]
-    return store
+    return PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _wait(keys: list[str]) -> None:

@@ -44,7 +44,7 @@ class Bucket:
     def finish(self) -> None:
         """Wait for the sum; every parameter that has a gradient on some process gets it."""
         assert self.flat is not None
-        self.work.wait()
+        wait_for_sum(self.work, self.group)
         pieces = self.flat[: sum(self.sizes)].split(self.sizes)
         there = self.flat[sum(self.sizes) :].tolist()
         for parameter, piece, having in zip(self.parameters, pieces, there, strict=True):
@@ -55,6 +55,11 @@ class Bucket:
             else:
                 parameter.grad.copy_(piece.view_as(parameter))
         self.flat, self.work, self.missing = None, None, len(self.parameters)
+
+
+def wait_for_sum(work: Any, group: Any) -> None:
+    """Until a sum over a group is there; a function of its own, so that a stack tells what is waited for (`lost`)."""
+    work.wait()
 
 
 class OverlappedSum:

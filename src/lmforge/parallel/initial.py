@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmforge.model.first_values import constant, deviation
 from lmforge.model.gpt import GPT
 from lmforge.parallel.shares import first_row, local
 from lmforge.parallel.spread import Spread
@@ -65,8 +66,8 @@ def initialise_by_index(
     ratio = (base_width or model.config.d_model) / model.config.d_model
     for name, parameter in model.named_parameters():
         shape, own = spread.shape(name, parameter), local(parameter)
-        std = model.deviation(name, shape, ratio)
-        value = model.constant(name, ratio * output_multiplier)
+        std = deviation(model.config, name, shape, ratio)
+        value = constant(model.config, name, ratio * output_multiplier)
         if std is None:
             if value is not None:
                 own.fill_(value)

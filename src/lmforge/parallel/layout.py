@@ -11,6 +11,7 @@ line, `LAYOUTS.register("name", Class)`; a recipe chooses it with `parallel.layo
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
 from lmforge.parallel.initial import initialise_by_index
+from lmforge.parallel.lost import LostRanks
 from lmforge.parallel.mesh import AXES, Mesh, join_mesh
 from lmforge.parallel.spread import Spread
 from lmforge.parallel.whole import WholeMatrices, gather_whole, part_of, state_names, tensor_of
@@ -185,7 +187,7 @@ class Layout(abc.ABC):
         """Whether processes need each other in every pass."""
         return False
 
-    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:
+    def check(self, recipe: Recipe, rows: Iterable[int]) -> None:  # noqa: B027 (most layouts train everything)
         """Whether a recipe whose batches have so many rows can be trained in this layout.
 
         Raises:
@@ -215,6 +217,16 @@ class Layout(abc.ABC):
             LmforgeError: on the other ranks, where it failed; the main rank raises what it raised.
         """
         return self.mesh.on_main(work)
+
+    def watching(self, where: Callable[[], tuple[int, str]]) -> contextlib.AbstractContextManager[Any]:
+        """While it is entered, a process that no longer answers is named by all others, which then end (`lost`).
+        `where()`: this process's step, from 1, and what it does."""
+        return LostRanks(self.mesh, where)
+
+    def parameter_counts(self, model: nn.Module) -> tuple[int, int]:
+        """Trained and frozen parameters of the whole network."""
+        sizes = {each: sum(p.numel() for p in model.parameters() if p.requires_grad is each) for each in (True, False)}
+        return sizes[True], sizes[False]
 
     def wait(self) -> None:
         """Until every process is here, however long the main rank works alone before."""

@@ -10,7 +10,7 @@ is skipped: with all of them skipped this is the network on one device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,7 @@ class MeshLayout(Layout):
         self.settings = settings or Parallel()
         self._model: GPT | None = None
         self._shapes: dict[str, torch.Size] = {}
+        self._counts = (0, 0)
         self._pipeline: PipelineRunner | None = None
         self._sum: OverlappedSum | None = None
 
@@ -57,7 +58,7 @@ class MeshLayout(Layout):
         mesh, settings, sizes = self.mesh, self.settings, self.mesh.sizes
         if problems := impossible(sizes, model.config):
             raise InputError("parallel: " + "; ".join(problems))
-        self._shapes = super().shapes(model)
+        self._shapes, self._counts = super().shapes(model), super().parameter_counts(model)
         if sizes["pipeline"] > 1:
             apply_pipeline(model, mesh, self.spread, settings)
         if sizes["expert"] > 1:
@@ -81,6 +82,10 @@ class MeshLayout(Layout):
     def shapes(self, model: GPT) -> dict[str, torch.Size]:
         """As they were before anything was laid out."""
         return self._shapes
+
+    def parameter_counts(self, model: nn.Module) -> tuple[int, int]:
+        """As they were before anything was laid out."""
+        return self._counts
 
     @property
     def model(self) -> GPT:
@@ -124,12 +129,16 @@ class MeshLayout(Layout):
             dist.all_reduce(nats, group=self.mesh.group("context"))
         return nats
 
+    @property
+    def _sharded(self) -> list[Any]:
+        return sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else []
+
     def _next_is_last(self, last: bool) -> None:
         if self._sum is not None:
             if last:
                 self._sum.arm()
             return
-        for module in sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ():
+        for module in self._sharded:
             module.set_is_last_backward(last)
             module.set_requires_all_reduce(last)
 
@@ -138,7 +147,9 @@ class MeshLayout(Layout):
         if self._pipeline is not None:
             return self._pipeline.forward(work, rows)
         result = work(self.model, rows)
-        for module in sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ():  # other weights may be put in before the next pass
+        for module in (
+            sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ()
+        ):  # other weights may be put in before the next pass
             module.reshard()
         return [result]
 

@@ -60,11 +60,10 @@ def of_attention(module: Attention, size: int) -> Plan:
     keys = [range(part.start * width, part.stop * width) for part in by_group]
     begins = [heads * width + i * kv_heads * width for i in range(1 if module.shared else 2)]
     rows = [
-        (q, *(range(begin + k.start, begin + k.stop) for begin in begins))
-        for q, k in zip(queries, keys, strict=True)
+        (q, *(range(begin + k.start, begin + k.stop) for begin in begins)) for q, k in zip(queries, keys, strict=True)
     ]
-    of_heads = [(range(part.start * groups, part.stop * groups),) for part in by_group]
-    of_groups = [(part,) for part in by_group]
+    of_heads: list[tuple[range, ...]] = [(range(part.start * groups, part.stop * groups),) for part in by_group]
+    of_groups: list[tuple[range, ...]] = [(part,) for part in by_group]
     return Plan(
         {
             "qkv.weight": (0, rows),
@@ -134,9 +133,7 @@ def apply_tensor(model: GPT, mesh: Mesh, spread: Spread) -> None:
         InputError: a module has a parameter that no plan declares (names both).
     """
     size, group = mesh.sizes["tensor"], mesh.group("tensor")
-    plans = {
-        name: PLANS[type(module)](module, size) for name, module in model.named_modules() if type(module) in PLANS
-    }
+    plans = {name: PLANS[type(module)](module, size) for name, module in model.named_modules() if type(module) in PLANS}
     declared = {
         f"{name}.{each}".lstrip(".") for name, plan in plans.items() for each in (*plan.cut, *plan.summed, *plan.whole)
     }
@@ -218,9 +215,7 @@ def _at_the_ends(model: GPT, mesh: Mesh, group: Any) -> None:
     size, index = mesh.sizes["tensor"], mesh.index("tensor")
     for module in list(model.modules()):
         if isinstance(module, nn.Embedding):
-            rows = module.num_embeddings
-            module.__class__ = PartEmbedding
-            module.first = even_parts(rows, size)[index].start
+            PartEmbedding.take(module, even_parts(module.num_embeddings, size)[index].start)
             module.register_forward_pre_hook(_divides(size))
         elif isinstance(module, Experts):
             _inside_experts(module, group)

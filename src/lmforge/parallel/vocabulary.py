@@ -1,6 +1,6 @@
 """Embedding and loss of a vocabulary that processes share: each has some rows of the matrix, and nobody all logits.
 
-    loss:  hidden (N,D) · own rows ─▶ logits (N,V/n) ─▶ largest, Σ exp, the target's: three numbers a token travel
+loss:  hidden (N,D) · own rows ─▶ logits (N,V/n) ─▶ largest, Σ exp, the target's: three numbers a token travel
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ class PartEmbedding(nn.Embedding):
     embedding."""
 
     first: int
+
+    @classmethod
+    def take(cls, whole: nn.Embedding, first: int) -> None:
+        """Make an embedding, whose weight holds these rows only, one of this class in place."""
+        part: Any = whole
+        part.__class__, part.first = cls, first
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids of any shape → (…,D)."""

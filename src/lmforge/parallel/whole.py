@@ -91,7 +91,8 @@ def part_of(spread: Spread, name: str, like: Tensor, whole: Tensor) -> Tensor:
 
 
 class WholeMatrices:
-    """Parts of matrices → whole ones, on which some work is done, → parts of the results."""
+    """Parts of matrices → whole ones, on which some work is done, → parts of the results. Those who hold parts of the
+    same matrices share the work: each does it for some of them."""
 
     def __init__(self, mesh: Mesh, spread: Spread, model: nn.Module) -> None:
         self.mesh, self.spread = mesh, spread
@@ -108,8 +109,20 @@ class WholeMatrices:
         """See `train.optim.WholeMatrices`."""
         names = [self.names[id(parameter)] for parameter in parameters]
         wholes = [whole_of(self.mesh, self.spread, name, part) for name, part in zip(names, parts, strict=True)]
-        results = work(wholes)
+        results = self._shared(wholes, work)
         return [
             like_part(parameter, part_of(self.spread, name, parameter, result).contiguous())
             for name, parameter, result in zip(names, parameters, results, strict=True)
         ]
+
+    def _shared(self, wholes: Sequence[Tensor], work: Callable[[Sequence[Tensor]], list[Tensor]]) -> list[Tensor]:
+        """Matrix i is worked on by process i, i + n, …, and sent to the others."""
+        ranks, group = self.mesh.ranks("shard", "tensor"), self.mesh.group("shard", "tensor")
+        me, count = self.mesh.index("shard", "tensor"), len(ranks)
+        own = iter(work(wholes[me::count]) if me < len(wholes) else [])
+        results = []
+        for number, whole in enumerate(wholes):
+            result = next(own).contiguous() if number % count == me else torch.empty_like(whole)
+            dist.broadcast(result, ranks[number % count], group=group)
+            results.append(result)
+        return results

@@ -69,14 +69,14 @@ def optimizer_tensors(
 
 
 def restore_optimizers(
-    model: nn.Module,
+    model: GPT,
     optimizers: Mapping[str, torch.optim.Optimizer],
     tensors: Mapping[str, Tensor],
     where: str = "optimizer.safetensors",
     layout: Layout | None = None,
 ) -> None:
-    """Put the state of `optimizer_tensors` back; with a `layout` this process's part of it. Where earlier versions wrote a parameter's number in its optimizer
-    instead of its name, that number is taken.
+    """Put the state of `optimizer_tensors` back; with a `layout` this process's part of it. Where earlier versions
+    wrote a parameter's number in its optimizer instead of its name, that number is taken.
 
     Raises:
         InputError: state of an optimizer or a parameter that is not there, or of another shape (`where` names the

@@ -71,7 +71,6 @@ class Diagnosis:
             )
         return {"documents": names, "layer": layer}
 
-
     def numbers(self, step: int, rows: Sequence[int]) -> list[int]:
         """The documents of some of this process's rows, by number."""
         first = self.loader.share(self.layout.data_rank, self.layout.data_size, step).start

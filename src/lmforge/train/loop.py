@@ -137,9 +137,7 @@ class Trainer:
         advice = [] if self.state.step else [*self.advice()]
         if not self.layout.is_main:
             return
-        trained, frozen = (
-            sum(p.numel() for p in self.model.parameters() if p.requires_grad is each) for each in (True, False)
-        )
+        trained, frozen = self.layout.parameter_counts(self.model)
         sizes = " then ".join(str(rows * self.schedule.context) for rows in self.schedule.ramp.sizes)
         log(
             f"train: {trained:,} parameters{f' beside {frozen:,} frozen ones' if frozen else ''}, "
@@ -199,6 +197,7 @@ class Trainer:
         with (
             stop_signals() as asked,
             self.step.parts.watch,
+            self.layout.watching(self.step.parts.watch.where),
             Bar("train", tokens(self.schedule.steps), "tok", tokens(self.state.step)) as bar,
         ):
             stop = StopRequest(asked, self.recipe.train.max_seconds)
@@ -342,9 +341,7 @@ class Trainer:
             "parameters": sum(tensor.numel() for tensor in tensors.values()),
             "way": describe(self.step.plan),
             **table,
-            "trained_parameters": sum(
-                parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad
-            ),
+            "trained_parameters": self.layout.parameter_counts(self.model)[0],
         }
 
 

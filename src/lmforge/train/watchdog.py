@@ -59,6 +59,10 @@ class Watchdog:
             self.longest[before[1]] = max(self.longest.get(before[1], 0.0), clock - before[2])
         self.now = step, operation, clock
 
+    def where(self) -> tuple[int, str]:
+        """The step (from 1) and the operation of now."""
+        return (self.now[0], self.now[1]) if self.now else (0, "beginning")
+
     def _watch(self) -> None:
         told: tuple[int, str, float] | None = None
         while not self._over.wait(self.least / 8):
