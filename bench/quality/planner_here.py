@@ -11,6 +11,7 @@ rank counts. Writes bench/results/planner_here.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -109,7 +110,16 @@ def run(name: str, folder: Path, tokens: Path, steps: int) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bench.quality.planner_here", "--worker", name, str(folder), str(tokens), str(steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.quality.planner_here",
+        "--worker",
+        name,
+        str(folder),
+        str(tokens),
+        str(steps),
+    ]
     started = []
     for rank in range(ranks):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -144,7 +154,7 @@ def worker(name: str, folder: Path, tokens: Path, steps: int) -> None:
     train(recipe, tokens, out, recipe.directory / "model")
     lines = [line for line in read_lines(out / "metrics.jsonl") if "seconds" in line]
     ends = [line["seconds"] for line in lines]
-    steps = [after - before for before, after in zip(ends, ends[1:], strict=False)][WARM - 1 :]
+    steps = [after - before for before, after in itertools.pairwise(ends)][WARM - 1 :]
     print(json.dumps({"peak_bytes": peak_bytes(), "step_seconds": statistics.median(steps)}))
 
 

@@ -36,6 +36,7 @@ app = typer.Typer(
 RunPath = Annotated[Path, typer.Argument(help="the folder of a run, such as runs/laptop")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
 
+
 @app.command()
 def new(
     texts: Annotated[Path, typer.Argument(help="a folder of texts, a .jsonl or a .parquet file")],

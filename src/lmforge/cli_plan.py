@@ -84,7 +84,9 @@ def _dry_run(read: Recipe, cluster: Cluster | None, path: Path, as_json: bool) -
             {"rank": each["rank"], "parameters": each["parameters"], **each["memory_bytes"]} for each in found["stages"]
         ]
         rows = {f"stage {each['stage']}": row for each, row in zip(found["stages"], stages, strict=True)}
-        Console().print(table_of({"processes": found["processes"], "axes": found["axes"], **rows}, f"dry run of {path}"))
+        Console().print(
+            table_of({"processes": found["processes"], "axes": found["axes"], **rows}, f"dry run of {path}")
+        )
     if found["problems"]:
         for problem in found["problems"]:
             log(f"{path}: {problem}")
@@ -130,7 +132,9 @@ def launch(
     account: Annotated[str | None, typer.Option(help="Slurm: account")] = None,
     image: Annotated[str | None, typer.Option(help="Kubernetes: a container image with lmforge")] = None,
     volume: Annotated[str | None, typer.Option(help="Kubernetes: claim of the volume that holds the run")] = None,
-    mount: Annotated[str, typer.Option(help="Kubernetes: where the volume is mounted, and the run's folder is")] = "/run-data",
+    mount: Annotated[
+        str, typer.Option(help="Kubernetes: where the volume is mounted, and the run's folder is")
+    ] = "/run-data",
     namespace: Annotated[str, typer.Option(help="Kubernetes: namespace")] = "default",
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path(),
     overrides: Set = None,

@@ -40,11 +40,13 @@ def test_what_is_stated_stays_and_what_cannot_be_is_not_chosen() -> None:
     assert (chosen(stated, 4).tensor, chosen(stated, 4).data) == (2, 2)
     heads = Recipe(model=Model(heads=4, kv_heads=1), parallel=AUTO, train=Train(batch_tokens=256))
     assert chosen(heads, 2).tensor == 1  # one head of keys is not shared, and there is one row to share
-    with pytest.raises(InputError, match="parallel.layout auto.*tensor = 3"):
+    with pytest.raises(InputError, match=r"parallel.layout auto.*tensor = 3"):
         chosen(Recipe(parallel=Parallel(layout="auto", tensor=3)), 4)
 
 
-def test_every_rank_takes_what_rank_0_chose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_rank_takes_what_rank_0_chose(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = Recipe()
     assert with_chosen_layout(plain) is plain
     monkeypatch.setattr("lmforge.plan.auto.detect", lambda: LAPTOP)

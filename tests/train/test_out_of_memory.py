@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,13 @@ def python() -> None:
 
 @pytest.mark.parametrize(("fails", "asked"), [(cuda, "2.00 GiB"), (cpu, f"{1 << 50} bytes"), (python, "")])
 def test_the_table_of_the_plan_is_printed_with_what_was_measured(
-    fails, asked: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # type: ignore[no-untyped-def]  # fmt: skip
+    fails: Callable[[], None],
+    asked: str,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     usual = TrainStep.update
 
     def update(self: TrainStep, step: int, figures: dict[str, object]) -> None:
@@ -39,7 +45,7 @@ def test_the_table_of_the_plan_is_printed_with_what_was_measured(
 
     monkeypatch.setattr(TrainStep, "update", update)
     recipe = recipe_of(tiny_run, steps=5)
-    with pytest.raises(DoesNotFit, match="out of memory in training.*lower train.micro_batch_tokens to") as caught:
+    with pytest.raises(DoesNotFit, match=r"out of memory in training.*lower train.micro_batch_tokens to") as caught:
         train(recipe, tiny_run / "tokens", tmp_path / "train", tmp_path / "model")
     assert asked in str(caught.value)
     rows = [line.split() for line in capsys.readouterr().err.splitlines()]
@@ -61,11 +67,9 @@ def test_other_errors_pass(tiny_run: Path) -> None:
         raise RuntimeError("shapes differ")
 
 
-def test_before_the_network_stands_the_plan_is_shown_alone(
-    tiny_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_before_the_network_stands_the_plan_is_shown_alone(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (
-        pytest.raises(DoesNotFit, match="recompute|micro_batch_tokens"),
+        pytest.raises(DoesNotFit, match=r"recompute|micro_batch_tokens"),
         out_of_memory_told(recipe_of(tiny_run), torch.device("cpu")),
     ):
         raise MemoryError

@@ -1,8 +1,8 @@
 """`parallel.layout = "auto"`: the planner chooses the axes that a recipe leaves open, for the processes there are.
 
-    machine, measured ─▶ an accelerator ─┐
-    network, what it allows ─────────────┼─▶ search ─▶ [parallel] of the fastest layout that fits
-    axes that the recipe states ─────────┘
+machine, measured ─▶ an accelerator ─┐
+network, what it allows ─────────────┼─▶ search ─▶ [parallel] of the fastest layout that fits
+axes that the recipe states ─────────┘
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def space_of(recipe: Recipe, config: GPTConfig, processes: int) -> Space:
 
     def allowed(axis: str) -> tuple[int, ...]:
         sizes = (size for size in range(1, processes + 1) if processes % size == 0)
-        return tuple(size for size in sizes if not impossible({each: 1 for each in AXES} | {axis: size}, config))
+        return tuple(size for size in sizes if not impossible(dict.fromkeys(AXES, 1) | {axis: size}, config))
 
     micro = recipe.train.micro_batch_tokens
     return Space(

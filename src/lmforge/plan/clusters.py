@@ -124,7 +124,9 @@ def _adjust(layout: ClusterLayout) -> dict[str, list[str]]:
     if context != layout.sequence:
         keys.append(f"tokens.context = {context}  # {together} processes share a row")
     if each * layout.data != layout.batch:
-        keys.append(f"train.batch_tokens = {each * layout.data * context}  # {each} rows for each of {layout.data} copies")
+        keys.append(
+            f"train.batch_tokens = {each * layout.data * context}  # {each} rows for each of {layout.data} copies"
+        )
     return {"adjust": keys} if keys else {}
 
 

@@ -46,6 +46,6 @@ def _utilizations(claimed: float, planned: float | None) -> list[str]:
     if planned is None:
         return []
     return [
-        f"nine months take {100 * claimed:.0f}% of the peak; the fastest layout found reaches {100 * planned:.0f}% here, "
-        f"which makes them {MONTHS * claimed / planned:.1f} months, failures left out"
+        f"nine months take {100 * claimed:.0f}% of the peak; the fastest layout found reaches {100 * planned:.0f}% "
+        f"here, which makes them {MONTHS * claimed / planned:.1f} months, failures left out"
     ]

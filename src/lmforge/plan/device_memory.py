@@ -1,7 +1,8 @@
 """Bytes on a device of a cluster, by component and stage of the pipeline: mixed precision, AdamW.
 
-Weights and gradients in 16 bits, AdamW's moments and its own copy of the weights in 32 (12 bytes a parameter; Rajbhandari
-et al. 2020, section 3.1); activations of the micro-batches that are under way (Korthikanti et al. 2022, section 4).
+Weights and gradients in 16 bits, AdamW's moments and its own copy of the weights in 32 (12 bytes a parameter;
+Rajbhandari et al. 2020, section 3.1); activations of the micro-batches that are under way (Korthikanti et al. 2022,
+section 4).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import functools
 from lmforge.model.loss import loss_chunk
 from lmforge.plan.pipelines import split_layers
 from lmforge.plan.step_time import ClusterLayout, DecoderShape
-
 
 
 def memory_of(shape: DecoderShape, at: ClusterLayout) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """`lmforge plan --dry-run`: a layout without its devices, and everything that is wrong with it, at once.
 
-    recipe + number of processes ─▶ rules ─────────────────────────────────┐
-        └▶ each stage's network, applied on a fake process group, ─────────┼─▶ problems, each with the key to change
-           its tensors without memory ─▶ parameters held, memory by stage ─┘
+recipe + number of processes ─▶ rules ─────────────────────────────────┐
+    └▶ each stage's network, applied on a fake process group, ─────────┼─▶ problems, each with the key to change
+       its tensors without memory ─▶ parameters held, memory by stage ─┘
 """
 
 from __future__ import annotations
@@ -143,12 +143,13 @@ def _too_much(stage: int, memory: dict[str, float], cluster: Cluster) -> Iterato
     if need > room:
         most = max(memory, key=lambda name: memory[name])
         key = {
-            "activations": "train.micro_batch_tokens: lower it, or set model.recompute, or raise parallel.tensor or context",
+            "activations": "train.micro_batch_tokens: lower it, set model.recompute, or raise parallel.tensor",
             "logits": "tokens.vocab_size: lower it, or raise parallel.tensor",
         }.get(most, "parallel.shard: raise it, or parallel.tensor or pipeline")
         name, _, fix = key.partition(": ")
         yield (
-            f"{name}: stage {stage} needs {need / 1e9:,.1f} GB of {room / 1e9:,.1f} GB a device, most of it {most}; {fix}"
+            f"{name}: stage {stage} needs {need / 1e9:,.1f} GB of {room / 1e9:,.1f} GB a device, most of it {most}; "
+            + fix
         )
 
 
@@ -180,7 +181,9 @@ def _on_fake_group(recipe: Recipe, config: GPTConfig, sizes: dict[str, int], sta
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
             if ".numpy()" in str(error):  # a kernel of this machine's, which needs numbers too
                 return held, []
-            return held, [f"parallel: stage {stage}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"]
+            return held, [
+                f"parallel: stage {stage}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ]
     return held, []
 
 

@@ -1,7 +1,7 @@
 """Seconds of a training step on this machine's CPU, foretold from a recipe and what the machine was measured to do.
 
-    recipe ─▶ amounts of each kind of work ─┐
-    machine ─▶ seconds of each (`probe`) ───┴─▶ one rank's pass × ranks that share the cores + exchange ─▶ a step
+recipe ─▶ amounts of each kind of work ─┐
+machine ─▶ seconds of each (`probe`) ───┴─▶ one rank's pass × ranks that share the cores + exchange ─▶ a step
 """
 
 from __future__ import annotations

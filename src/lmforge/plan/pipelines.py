@@ -147,7 +147,12 @@ def simulate(
 
 
 def _woken(
-    rank: int, stages: int, order: list[list[Work]], next_of: list[int], done: dict[Work, float], last: int,
+    rank: int,
+    stages: int,
+    order: list[list[Work]],
+    next_of: list[int],
+    done: dict[Work, float],
+    last: int,
     waiting: deque[int],
 ) -> list[int]:
     """Neighbours of a rank that can go on now."""
@@ -178,9 +183,7 @@ def _held(mine: list[Work], split: bool) -> int:
     return most
 
 
-def bubble(
-    schedule: Schedule, stages: int, forward: float, backward: float, weights: float = 0.0
-) -> float:
+def bubble(schedule: Schedule, stages: int, forward: float, backward: float, weights: float = 0.0) -> float:
     """Idle seconds of a step as theory has them, where every part takes the same and hands over in no time: (p − 1)·(F
     + B) of one part (Narayanan et al. 2021, section 2.2); zero-bubble (p − 1)·(F + B − 2W) where B is the whole
     backward pass and W that for weights (Qi et al. 2023, table 1).

@@ -143,8 +143,8 @@ def _update_seconds(size: int = 4_000_000) -> float:
 
 
 def together(ranks: int) -> tuple[float, float, float]:
-    """(times as long a pass takes when `ranks` processes make it, seconds of an all-reduce of nothing and of each byte),
-    by processes of their own.
+    """(times as long a pass takes when `ranks` processes make it, seconds of an all-reduce of nothing and of each
+    byte), by processes of their own.
 
     Raises:
         LmforgeError: they did not come to an end.

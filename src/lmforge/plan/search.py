@@ -1,7 +1,7 @@
 """The best layout of a network on a cluster: every one that divides, those that fit, the fastest of them simulated.
 
-    degrees × rows of a micro-batch × schedule × recomputation ─▶ fits? ─▶ seconds by formula ─▶ the first few,
-                                                                                    simulated event by event ─▶ fastest
+degrees × rows of a micro-batch × schedule × recomputation ─▶ fits? ─▶ seconds by formula ─▶ the first few,
+                                                                                simulated event by event ─▶ fastest
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _variants(
 @functools.cache
 def _shares(shape: DecoderShape, node: int, tensor: int, copies: int, space: Space) -> list[tuple[int, int]]:
     """(expert, shard) degrees that divide the copies: none, all of them, those of a node, those between."""
-    experts = [each for each in _divisors(math.gcd(shape.experts, copies) if shape.experts else 1)]
+    experts = list(_divisors(math.gcd(shape.experts, copies) if shape.experts else 1))
     found = []
     for expert in experts:
         if not space.allows("expert", expert) or (space.expert and expert not in space.expert):

@@ -11,8 +11,8 @@ from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import model_tensors, origin_of, write_model
 from lmforge.machine import cores
 from lmforge.parallel.layout import join_layout
-from lmforge.progress import log
 from lmforge.plan.auto import with_chosen_layout
+from lmforge.progress import log
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
 from lmforge.train.data import TrainingData
