@@ -25,7 +25,7 @@ from lmforge.recipe import Recipe
 if TYPE_CHECKING:
     from lmforge.train.step import TrainStep
 
-_ASKED = re.compile(r"tried to allocate ([\d.]+ ?[KMG]?i?B|\d+ bytes)", re.IGNORECASE)
+_ASKED = re.compile(r"tried to allocate (\d+ bytes|[\d.]+ ?[KMG]?i?B)", re.IGNORECASE)
 
 
 class InTraining(Protocol):
