@@ -18,10 +18,11 @@ from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.cli_evaluate import add_to as add_evaluation
 from lmforge.cli_models import AsJson, ModelPath, Which, add_to, figure, one_of, print_json
+from lmforge.cli_plan import Dial, RecipePath, Set, add_planning_to, read_recipe
 from lmforge.errors import InputError, LmforgeError
 from lmforge.interrupted import Commands
 from lmforge.progress import format_duration, log
-from lmforge.recipe import Recipe, load_recipe
+from lmforge.recipe import Recipe
 from lmforge.record import write_atomic
 
 app = typer.Typer(
@@ -33,24 +34,8 @@ app = typer.Typer(
     help="lmforge makes a language model, whole: one recipe, one command.",
 )
 
-RecipePath = Annotated[Path, typer.Argument(help="the recipe (TOML)")]
 RunPath = Annotated[Path, typer.Argument(help="the folder of a run, such as runs/laptop")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set train.peak_lr=3e-4 (repeatable)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="do it again from nothing")]
-OnHardware = Annotated[
-    str | None, typer.Option("--hardware", help="a cluster: NAMExCOUNT such as h100x64, or description; default: here")
-]
-Dial = Annotated[
-    str | None, typer.Option(help="size it by one number: tiny, small, medium, large, huge, or a number of layers")
-]
-
-
-def _read(path: Path, overrides: list[str] | None, dial: str | None = None) -> Recipe:
-    if dial is None:
-        return load_recipe(path, overrides or ())
-    from lmforge.plan.dial import dialled
-
-    return load_recipe(path, [*dialled(load_recipe(path, overrides or ()), dial), *(overrides or ())])
 
 
 @app.command()
@@ -81,25 +66,7 @@ def new(
     )
 
 
-@app.command()
-def plan(
-    recipe: RecipePath, dial: Dial = None, hardware: OnHardware = None, overrides: Set = None, as_json: AsJson = False
-) -> None:
-    """Parameters, FLOPs, memory, hours of a recipe; fits or not. Nothing is run."""
-    from lmforge.plan.accelerators import cluster_of
-    from lmforge.plan.clusters import plan_for
-    from lmforge.plan.simulate import plan as make_plan
-
-    read = _read(recipe, overrides, dial)
-    figures = plan_for(read, cluster_of(hardware)) if hardware else make_plan(read)
-    if as_json:
-        print_json(figures)
-        return
-    table = Table("figure", "value", title=f"plan of {recipe}")
-    for name, value in figures.items():
-        shown = "\n".join(f"{k}: {figure(v)}" for k, v in value.items()) if isinstance(value, dict) else figure(value)
-        table.add_row(name, shown)
-    Console().print(table)
+add_planning_to(app)
 
 
 @app.command()
@@ -114,7 +81,7 @@ def run(
     """Bring a run up to date: every stage that is out of date, in order."""
     from lmforge.pipeline import NAMES, run_stages
 
-    loaded = _read(recipe, overrides, dial)
+    loaded = read_recipe(recipe, overrides, dial)
     if until is not None and until not in NAMES:
         raise InputError(f"--until {until}: no such stage; give one of {', '.join(NAMES)}")
     _print_results(run_stages(loaded, loaded.directory, until=until, fresh=fresh), loaded.directory, as_json)
@@ -155,7 +122,7 @@ def _stage_command(name: str, description: str) -> None:
     def command(recipe: RecipePath, fresh: Fresh = False, overrides: Set = None, as_json: AsJson = False) -> None:
         from lmforge.pipeline import run_stages
 
-        loaded = _read(recipe, overrides)
+        loaded = read_recipe(recipe, overrides)
         results = run_stages(loaded, loaded.directory, only=name, fresh=fresh)
         _print_results(results, loaded.directory, as_json, stage=name)
 
@@ -179,7 +146,7 @@ def compress(
     """Model → smaller model, with a table of what it cost."""
     from lmforge.pipeline import ablation, run_stages
 
-    loaded = _read(recipe, overrides)
+    loaded = read_recipe(recipe, overrides)
     results = run_stages(loaded, loaded.directory, only="compress", fresh=fresh)
     results = {"compress": ablation(loaded, loaded.directory)} if ablate else results
     if as_json or not ablate:

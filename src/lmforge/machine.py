@@ -21,6 +21,7 @@ import psutil
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
 _UNLIMITED = 1 << 60  # control groups of version 1 say "no limit" with a number near 2^63
 # what fast code looks for, by the name that Linux, macOS and LLVM give it
 _FLAGS = {
@@ -53,6 +54,16 @@ def available_bytes() -> int:
     """Main memory this process can still take: what the machine has free, or what is left under its control groups'
     limits, where that is less."""
     return max(0, min(int(psutil.virtual_memory().available), *limits(_memory_left)))
+
+
+def peak_bytes() -> int:
+    """The most main memory that this process has had at once, by the system's own account; where that cannot be asked,
+    what it has now."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return int(psutil.Process().memory_info().rss)
 
 
 def limits(read: Callable[[Path], int | None], root: Path | None = None, membership: Path | None = None) -> list[int]:

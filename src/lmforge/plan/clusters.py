@@ -1,8 +1,8 @@
 """A recipe on a cluster of known accelerators: memory of a device by component, the best layout by search, hours,
 money, energy; what must change where nothing fits.
 
-    network ─▶ Shape ─┐
-    accelerators ─────┼─▶ every layout that divides ─▶ fits? ─▶ step_time ─▶ the fastest, runners-up
+    network ─▶ shape ─┐
+    accelerators ─────┼─▶ search ─▶ the fastest layout, runners-up ─▶ hours ─▶ failures ─▶ calendar, money, energy
     batch, context ───┘
 """
 
@@ -10,34 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmforge.model.config import GPTConfig, network_of
 from lmforge.plan import description
 from lmforge.plan.accelerators import DESCRIPTION, Cluster
 from lmforge.plan.cost import TRAINING, active_parameters, flops_per_token, parameters
+from lmforge.plan.device_memory import memory_of_stage
+from lmforge.plan.goodput import DEVICE_HOURS, PARTS, Faults, daly, simulate
+from lmforge.plan.search import USABLE, LayoutCandidate, search, shown
 from lmforge.plan.simulate import training_length
-from lmforge.plan.step_time import ClusterLayout, DecoderShape, Recompute, StepTime, step_time
+from lmforge.plan.step_time import ClusterLayout, DecoderShape
 from lmforge.recipe import Recipe
 
-USABLE = 0.92  # share of a device's memory; the rest is the runtime's, and lost between blocks
-RECOMPUTE: tuple[Recompute, ...] = ("none", "half", "full")
 SHOWN = 4  # layouts that are shown
-MOST_UTILISATION = 0.65  # beyond it no published run of a large network has come
-
-
-class LayoutCandidate(NamedTuple):
-    """One layout that fits: what it takes of a device, and how long its step is."""
-
-    layout: ClusterLayout
-    memory: dict[str, float]
-    time: StepTime
-
-    @property
-    def seconds(self) -> float:
-        """Of a step."""
-        return self.time.total
+CHECKPOINT_BYTES = 14  # of a parameter: weights in 16 bits, AdamW's moments and copy of the weights in 32
+TO_HOST, TO_DISK = 10e9, 1e9  # bytes/s of a device into its host's memory, of a node onto a shared disk
+SAVING_SECONDS, RESTART_SECONDS, REPAIR_SECONDS = 5.0, 600.0, 86_400.0
+SLOW = 5.0  # times as long as between failures that a node goes without becoming slow
+HOST = 8  # most devices that fail together
+SIMULATIONS = 3  # of the whole training
 
 
 def shape_of(config: GPTConfig) -> DecoderShape:
@@ -68,88 +60,6 @@ def _keys(config: GPTConfig) -> float:
     return scores / (4 * config.layers * config.heads * config.head_width)
 
 
-def memory_of(shape: DecoderShape, at: ClusterLayout, sparse_keys: int | None = None) -> dict[str, float]:
-    """Bytes on the fullest device, by component: weights and gradients in 16 bits, AdamW's state in 32 (12 bytes a
-    parameter), activations of the micro-batches that are under way (Korthikanti et al. 2022, section 4), logits.
-
-    `sparse_keys`: keys that a query meets where attention is sparse; it bounds what is kept of scores.
-    """
-    parameters = shape.parameters() / (at.tensor * at.pipeline)
-    if shape.experts and at.expert > 1:
-        experts = shape.layers * (shape.ff_parameters(False) - shape.ff_parameters(True)) / (at.tensor * at.pipeline)
-        parameters -= experts * (1 - 1 / at.expert)
-    tokens = at.micro * at.sequence / at.context
-    split = at.tensor if at.sequence_parallel else 1
-    wide = shape.ff * (3 if shape.gated else 2) * (shape.active + shape.shared if shape.experts else 1)
-    kept = tokens * (2 * shape.width * (5 / split + 3 / at.tensor) + 2 * wide / at.tensor)
-    if not at.flash:
-        keys = min(at.sequence, sparse_keys or at.sequence)
-        kept += 5 * tokens * keys * shape.heads / at.tensor * (0 if at.recompute in ("core", "full") else 1)
-    if at.recompute == "full":
-        kept = 2 * tokens * shape.width / split
-    elif at.recompute == "half":
-        kept *= 0.6
-    under_way = min(at.micro_batches, at.pipeline) * (1 + (at.pipeline - 1) / (at.pipeline * at.interleave))
-    under_way = 1.0 if at.pipeline == 1 else under_way
-    layers = shape.layers / at.pipeline
-    state_shard = max(at.shard, at.data)  # the optimizer's state is always spread over the copies (ZeRO 1)
-    return {
-        "weights": 2 * parameters / at.shard,
-        "gradients": 2 * parameters / at.shard,
-        "optimizer": 12 * parameters / state_shard,
-        "activations": kept * layers * under_way
-        + (2 * tokens * shape.width * 8 / split if at.recompute == "full" else 0),
-        "logits": 6 * min(tokens, 4096) * shape.vocabulary / at.tensor,
-        "gathered": 2 * 2 * shape.parameters() / shape.layers / at.tensor if at.shard > 1 else 0.0,
-    }
-
-
-def layouts(shape: DecoderShape, cluster: Cluster, sequence: int, batch: int) -> Iterator[ClusterLayout]:
-    """Every layout that divides heads and layers; devices that no copy of the network fills stay idle."""
-    devices, node = cluster.devices, cluster.accelerator.node
-    for tensor in (each for each in _divisors(shape.heads) if each <= min(node, 64, devices)):
-        for pipeline in (each for each in _divisors(shape.layers) if each <= min(128, devices // tensor)):
-            for context in _powers(16) if sequence >= 16_384 else (1,):
-                data = min(batch, devices // (tensor * pipeline * context))
-                if data:
-                    yield from _variants(shape, node, sequence, batch, tensor, pipeline, context, data)
-
-
-def _variants(
-    shape: DecoderShape, node: int, sequence: int, batch: int, tensor: int, pipeline: int, context: int, data: int
-) -> Iterator[ClusterLayout]:
-    parts = [1] if pipeline == 1 else [each for each in (1, 2, 4, 8) if (shape.layers // pipeline) % each == 0]
-    expert = 1
-    if shape.experts:
-        expert = math.gcd(shape.experts, data)
-    for interleave in parts:
-        for shard in {1, data if pipeline == 1 else 1, min(data, node) if pipeline == 1 else 1}:
-            for micro in (1, 2, 4):
-                if micro > 1 and micro * data > batch:
-                    continue
-                for recompute in RECOMPUTE:
-                    yield ClusterLayout(
-                        sequence, batch, micro, tensor, pipeline, interleave, context, expert, data, shard, recompute,
-                        sequence_parallel=tensor > 1,
-                    )  # fmt: skip
-
-
-def search(
-    shape: DecoderShape, cluster: Cluster, sequence: int, batch: int
-) -> tuple[list[LayoutCandidate], LayoutCandidate | None]:
-    """The layouts that fit, fastest first; and where none does, the one that comes nearest to fitting."""
-    room = USABLE * cluster.accelerator.memory_bytes
-    fitting: list[LayoutCandidate] = []
-    nearest: LayoutCandidate | None = None
-    for layout in layouts(shape, cluster, sequence, batch):
-        memory = memory_of(shape, layout)
-        if sum(memory.values()) <= room:
-            fitting.append(LayoutCandidate(layout, memory, step_time(shape, cluster.accelerator, layout)))
-        elif nearest is None or sum(memory.values()) < sum(nearest.memory.values()):
-            nearest = LayoutCandidate(layout, memory, step_time(shape, cluster.accelerator, layout))
-    return sorted(fitting, key=lambda each: each.seconds), nearest if not fitting else None
-
-
 def plan_for(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """What `simulate.plan` tells of the network and the training, and `plan_on` of the cluster."""
     config = network_of(recipe, recipe.tokens.vocab_size)
@@ -165,7 +75,7 @@ def plan_for(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     }
     figures |= plan_on(config, cluster, recipe.tokens.context, batch, steps)
     if cluster == DESCRIPTION:
-        figures["description"] = description.figures(config)
+        figures["description"] = description.figures(config, figures.get("utilization"))
     return figures
 
 
@@ -182,27 +92,103 @@ def plan_on(config: GPTConfig, cluster: Cluster, context: int, batch_tokens: int
         "fits": bool(fitting),
     }
     if not fitting:
-        return answer | {"change": _change(nearest, cluster, rows), "layout": nearest and _shown(nearest.layout)}
+        return answer | {"change": _change(nearest, cluster, rows), "layout": nearest and shown(nearest.layout)}
     best = fitting[0]
     hours = best.seconds * steps / 3600
     flops = shape.model_flops(rows * context, context)
+    faults = goodput_of(shape, cluster, best.seconds * steps)
+    device_hours = faults["calendar_hours"] * (cluster.devices + faults["spare_devices"])
     return answer | {
-        "layout": _shown(best.layout),
+        "layout": shown(best.layout),
         "memory_bytes_per_device": best.memory,
-        "step_seconds": {**dataclasses.asdict(best.time), "total": best.seconds},
+        **_by_stage(shape, best.layout),
+        "step_seconds": _seconds(best),
         "utilization": flops / best.seconds / cluster.flops,
         "hours": hours,
-        "device_hours": hours * cluster.devices,
-        "dollars": hours * cluster.devices * cluster.accelerator.dollars,
-        "megawatt_hours": hours * cluster.devices * cluster.accelerator.watts / 1e6,
-        "runners_up": [{"layout": _shown(each.layout), "step_seconds": each.seconds} for each in fitting[1:SHOWN]],
+        "goodput": faults,
+        "device_hours": device_hours,
+        "dollars": device_hours * cluster.accelerator.dollars,
+        "megawatt_hours": device_hours * cluster.accelerator.watts / 1e6,
+        **_adjust(best.layout),
+        "runners_up": [_runner_up(each, cluster, flops, hours / best.seconds) for each in fitting[1:SHOWN]],
     }
 
 
-def _shown(layout: ClusterLayout) -> dict[str, Any]:
-    """A layout as a recipe's [parallel] would say it, and what goes with it."""
-    names = ("data", "shard", "tensor", "pipeline", "interleave", "context", "expert", "micro", "recompute")
-    return {name: getattr(layout, name) for name in names} | {"micro_batches": layout.micro_batches}
+def _adjust(layout: ClusterLayout) -> dict[str, list[str]]:
+    """Keys of the recipe that must change for this layout to share rows and their tokens evenly, which training asks
+    for; the figures hold with them."""
+    each = layout.micro_batches * layout.micro
+    together = layout.tensor * layout.context
+    context = math.ceil(layout.sequence / together) * together
+    keys = []
+    if context != layout.sequence:
+        keys.append(f"tokens.context = {context}  # {together} processes share a row")
+    if each * layout.data != layout.batch:
+        keys.append(
+            f"train.batch_tokens = {each * layout.data * context}  # {each} rows for each of {layout.data} copies"
+        )
+    return {"adjust": keys} if keys else {}
+
+
+def _seconds(each: LayoutCandidate) -> dict[str, float]:
+    """Seconds of a step, by what they go to: with a pipeline that was simulated, its idle time is the simulation's."""
+    parts = dataclasses.asdict(each.time)
+    if each.simulated is not None:
+        parts["bubble"] = parts["pipeline"] = 0.0
+        parts["bubble"] = each.seconds - sum(parts.values())
+    elif each.imbalance:
+        parts["imbalance"] = each.imbalance
+    return parts | {"total": each.seconds}
+
+
+def _by_stage(shape: DecoderShape, layout: ClusterLayout) -> dict[str, Any]:
+    """Bytes of a device of the first, a middle and the last stage."""
+    if layout.pipeline == 1:
+        return {}
+    stages = sorted({0, layout.pipeline // 2, layout.pipeline - 1})
+    return {"memory_bytes_by_stage": {f"stage {each}": memory_of_stage(shape, layout, each) for each in stages}}
+
+
+def _runner_up(each: LayoutCandidate, cluster: Cluster, flops: float, hours: float) -> dict[str, Any]:
+    """What the table shows of a layout that is not the fastest."""
+    device_hours = each.seconds * hours * cluster.devices
+    return {
+        "layout": shown(each.layout),
+        "step_seconds": each.seconds,
+        "memory_bytes": sum(each.memory.values()),
+        "utilization": flops / each.seconds / cluster.flops,
+        "hours": each.seconds * hours,
+        "dollars": device_hours * cluster.accelerator.dollars,
+        "megawatt_hours": device_hours * cluster.accelerator.watts / 1e6,
+    }
+
+
+def goodput_of(shape: DecoderShape, cluster: Cluster, seconds: float) -> dict[str, Any]:
+    """What failures and slow nodes leave of a training of so many seconds of steps, simulated: checkpoint_every
+    (seconds of steps, Daly's optimum, at least what writing one takes), spare_devices, failures, goodput (the share of
+    the time that counts), calendar_hours, and hours by what they go to."""
+    # where the fast links join thousands, what fails is still a host of a few
+    per_node = min(HOST, cluster.accelerator.node, cluster.devices)
+    nodes = math.ceil(cluster.devices / per_node)
+    size = CHECKPOINT_BYTES * shape.parameters()
+    failure = DEVICE_HOURS * 3600 / per_node
+    away = nodes * REPAIR_SECONDS * (1 + 1 / SLOW) / failure
+    saving = SAVING_SECONDS + size / cluster.devices / TO_HOST
+    faults = Faults(
+        nodes, failure, saving, RESTART_SECONDS, REPAIR_SECONDS, math.ceil(away + 3 * math.sqrt(away)), SLOW * failure
+    )
+    every = max(daly(saving, faults.between), size / (nodes * TO_DISK))
+    found = [simulate(seconds, every, faults, seed) for seed in range(SIMULATIONS)]
+    mean = {name: sum(getattr(each, name) for each in found) / len(found) for name in ("seconds", *PARTS, "failures")}
+    return {
+        "goodput": seconds / mean["seconds"],
+        "calendar_hours": mean["seconds"] / 3600,
+        "failures": round(mean["failures"]),
+        "checkpoint_every": every,
+        "checkpoint_seconds": saving,
+        "spare_devices": faults.spares * per_node,
+        **{f"{name}_hours": mean[name] / 3600 for name in PARTS},
+    }
 
 
 def _change(nearest: LayoutCandidate | None, cluster: Cluster, rows: int) -> str:
@@ -219,11 +205,3 @@ def _change(nearest: LayoutCandidate | None, cluster: Cluster, rows: int) -> str
         f"the leanest layout needs {need / 1e9:.0f} GB of {room / 1e9:.0f} GB a device, most of it {most}; take about "
         f"{times} times as many devices, or devices with {need / USABLE / 1e9:.0f} GB"
     )
-
-
-def _powers(most: int) -> list[int]:
-    return [1 << each for each in range(most.bit_length()) if 1 << each <= most]
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]

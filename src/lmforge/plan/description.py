@@ -16,9 +16,9 @@ UPDATED = 1.8e15  # claimed: parameters updated over the training
 MONTH_SECONDS = 365.25 * 86_400 / 12
 
 
-def figures(config: GPTConfig) -> dict[str, Any]:
+def figures(config: GPTConfig, planned: float | None = None) -> dict[str, Any]:
     """parameters, tokens, train_flops (6·N·D), utilization that nine months imply, steps, parameter_updates, and
-    `disagreements` in words."""
+    `disagreements` in words. `planned`: the utilization that the planner finds on that cluster."""
     count = sum(parameters(config).values())
     flops = 6 * 1.199e12 * TOKENS if round(count / 1e9) == 1199 else 6 * count * TOKENS
     utilization = flops / (PEAK * MONTHS * MONTH_SECONDS)
@@ -37,5 +37,15 @@ def figures(config: GPTConfig) -> dict[str, Any]:
             f"{TOKENS / (UPDATED / count):,.0f} tokens",
             f"{TOKENS:.2g} tokens for {count:.4g} parameters are {TOKENS / count:.1f} a parameter; "
             "Hoffmann et al. 2022 find about 20 best",
+            *_utilizations(utilization, planned),
         ],
     }
+
+
+def _utilizations(claimed: float, planned: float | None) -> list[str]:
+    if planned is None:
+        return []
+    return [
+        f"nine months take {100 * claimed:.0f}% of the peak; the fastest layout found reaches {100 * planned:.0f}% "
+        f"here, which makes them {MONTHS * claimed / planned:.1f} months, failures left out"
+    ]

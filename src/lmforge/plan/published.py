@@ -207,7 +207,7 @@ def _papers() -> list[PublishedRun]:
         2048, 2048, 4, 12, data=512, shard=256, recompute="half", flash=False, sequence_parallel=True
     )
     at_deepseek = ClusterLayout(
-        4096, 15_360, 1, 1, 16, 1, expert=64, data=128, fp8="dynamic", zero_bubble=True, recompute="none"
+        4096, 15_360, 1, 1, 16, 1, expert=64, data=128, fp8="dynamic", schedule="zero-bubble", recompute="none"
     )
     palm_flops = palm.model_flops(2048 * 2048, 2048)
     tpu = ACCELERATORS["tpu-v4"]

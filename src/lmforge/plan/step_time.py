@@ -14,6 +14,7 @@ import math
 from typing import Literal
 
 from lmforge.plan.accelerators import Accelerator
+from lmforge.plan.pipelines import Schedule
 
 Recompute = Literal["none", "core", "half", "full"]
 
@@ -81,8 +82,9 @@ class ClusterLayout:
     keeps no scores in memory; hopper: by kernels made for that generation. fused: norms, activations and losses are
     compiled. overlap: gradients travel during the backward pass. fp8: linear layers multiply in 8 bits, with scales of
     earlier steps (delayed) or of the tensors themselves (dynamic, which reads them once more). async_tensor: exchanges
-    between parts of a matrix run beside its product. zero_bubble: backward passes in two halves fill the pipeline's
-    idle time and hide exchanges of experts.
+    between parts of a matrix run beside its product. schedule: of the pipeline (`pipelines`); zero-bubble's halves of
+    backward passes hide exchanges of experts too. reshard: shared weights are let go between a block's passes and
+    gathered again; without, each device holds them whole during a step.
     """
 
     sequence: int
@@ -103,7 +105,13 @@ class ClusterLayout:
     fp8: Literal["", "delayed", "dynamic"] = ""
     hopper: bool = False
     async_tensor: bool = False
-    zero_bubble: bool = False
+    schedule: Schedule = "1f1b"
+    reshard: bool = True
+
+    @property
+    def zero_bubble(self) -> bool:
+        """Whether backward passes go in two halves."""
+        return self.schedule == "zero-bubble"
 
     @property
     def devices(self) -> int:
@@ -157,7 +165,7 @@ class StepTime:
     @property
     def total(self) -> float:
         """All of it."""
-        seconds: float = sum(dataclasses.asdict(self).values())
+        seconds: float = sum(vars(self).values())
         return seconds
 
 
@@ -169,14 +177,14 @@ def step_time(
     tokens = at.micro * at.sequence / at.context  # of a micro-batch, on one device
     layers = shape.layers / at.pipeline
     forward = _products(shape, device, at, c, tokens) * layers
-    head = _product(tokens, shape.width, shape.vocabulary / at.tensor, device, "", c)
+    head = head_seconds(shape, device, at, c)
     core, scores = _attention(shape, device, at, c, tokens)
     moved = _elementwise(shape, device, at, c, tokens) * layers
     again: float = {"none": 0.0, "core": 0.0, "half": 0.5, "full": 1.0}[at.recompute]
     core_again = 0.0 if at.recompute == "none" or (at.flash and at.recompute != "full") else 1.0
     # the output matrix is on the last stage alone: the others wait for half of what they do not share
-    head_seconds = 3 * head * (1 / at.pipeline + (0.5 if at.pipeline > 1 else 0.0) * (1 - 1 / at.pipeline))
-    products = (3 + again) * forward + head_seconds
+    on_each = head * (1 / at.pipeline + (0.5 if at.pipeline > 1 else 0.0) * (1 - 1 / at.pipeline))
+    products = (3 + again) * forward + on_each
     attention = ((3.5 if at.flash else 3.0) + core_again) * core * layers
     memory = (3 + again) * moved + (3 + core_again) * scores * layers
     tensor = _tensor(shape, device, at, c, tokens) * layers * (2 + (again if again == 1 else 0)) / 2
@@ -203,6 +211,12 @@ def step_time(
         data=j * data,
         optimizer=optimizer,
     )
+
+
+def head_seconds(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Constants = FITTED) -> float:
+    """Seconds of the output matrix for a micro-batch, forward and backward."""
+    tokens = at.micro * at.sequence / at.context
+    return 3 * _product(tokens, shape.width, shape.vocabulary / at.tensor, device, "", c)
 
 
 def _product(tokens: float, inner: float, outer: float, device: Accelerator, fp8: str, c: Constants) -> float:
@@ -299,7 +313,7 @@ def _data(shape: DecoderShape, device: Accelerator, at: ClusterLayout, c: Consta
         together = max(1, device.node // (at.tensor * at.context)) if at.context * at.tensor <= device.node else 1
         link = min(device.fast_link * c.fast, together * device.slow_link * c.slow)
         link = device.fast_link * c.fast if inside else link
-        passes = m if at.pipeline == 1 else 1
+        passes = m if at.pipeline == 1 and at.reshard else 1
         gathered = 2 * held * 2 / link * passes + held * 4 / link
         return max(0.0, gathered - 0.85 * work * m) + 0.06 * gathered
     if at.data == 1:

@@ -145,8 +145,8 @@ class Parallel(Section):
     reshard: bool = True
     gather: Literal["fp32", "bf16"] = "fp32"  # of shard: the numbers in which weights travel; gradients travel in fp32
     limit: Annotated[float, Field(gt=0)] = 300.0  # seconds that processes which compute together wait for each other
-    # a name registered in lmforge.parallel.layout.LAYOUTS; default: data-parallel where only `data` says something,
-    # else mesh
+    # a name registered in lmforge.parallel.layout.LAYOUTS, or auto: the planner chooses the numbers that are not
+    # stated; default: data-parallel where only `data` says something, else mesh
     layout: str | None = None
 
 

@@ -11,6 +11,7 @@ from lmforge.formats.loaded import LoadedModel
 from lmforge.formats.native import model_tensors, origin_of, write_model
 from lmforge.machine import cores
 from lmforge.parallel.layout import join_layout
+from lmforge.plan.auto import with_chosen_layout
 from lmforge.progress import log_once
 from lmforge.recipe import Recipe
 from lmforge.record import atomic_directory
@@ -37,7 +38,7 @@ def take_base(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> d
         InputError: as `base_of`.
         LmforgeError: the disk is full.
     """
-    layout = join_layout(recipe.parallel)
+    layout = join_layout(with_chosen_layout(recipe).parallel)
     with contextlib.closing(layout):
         base, data = base_of(recipe), TrainingData(tokens_dir)
         rows = data.validation(recipe)

@@ -31,7 +31,7 @@ from lmforge.formats.native import write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.parallel.layout import Layout
 from lmforge.parallel.shares import like_part
-from lmforge.progress import log, log_once
+from lmforge.progress import log_once
 from lmforge.record import atomic_directory, content_hash, sweep_temporaries, verify_directory
 from lmforge.train.adapters import ADAPTER, adapter_tensors, load_adapters, merged
 from lmforge.train.remote_checkpoints import fetch_newest, put, remove

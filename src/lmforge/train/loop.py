@@ -25,6 +25,7 @@ from lmforge.model.config import network_of
 from lmforge.model.gpt import GPT
 from lmforge.model.room import with_room
 from lmforge.parallel.layout import Layout, join_layout
+from lmforge.plan.auto import with_chosen_layout
 from lmforge.plan.cost import TRAINING, training_flops_per_token
 from lmforge.progress import Bar, format_duration, log, log_once
 from lmforge.recipe import Recipe
@@ -45,6 +46,7 @@ from lmforge.train.interrupt import StopRequest, stop_signals
 from lmforge.train.journal import Journal, Meter, Observers
 from lmforge.train.optim import build_optimizers
 from lmforge.train.origin import keep_origin
+from lmforge.train.out_of_memory import out_of_memory_told
 from lmforge.train.precision import LossScaler
 from lmforge.train.profile import Profile
 from lmforge.train.schedule import TrainingSchedule
@@ -66,15 +68,19 @@ def train(recipe: Recipe, tokens_dir: Path, out: Path, model_out: Path) -> dict[
         Interrupted: Ctrl-C, SIGTERM or `train.max_seconds`; a checkpoint was saved.
         LmforgeError: skipping bad steps and going back did not help, a loss scale reached its floor, or the disk is
             full.
+        DoesNotFit: memory ran out; a table of what was planned and measured has been printed.
     """
     if recipe.model.base and recipe.train.steps == 0:
         return take_base(recipe, tokens_dir, out, model_out)
+    recipe = with_chosen_layout(recipe)
     layout = join_layout(recipe.parallel)
     try:
         with (
             memory_for(recipe.train.return_memory),
+            out_of_memory_told(recipe, layout.device) as watched,
             contextlib.closing(Trainer(recipe, tokens_dir, out, layout)) as trainer,
         ):
+            watched.training = trainer
             trainer.train()
             layout.wait()
             return trainer.finish(model_out)
