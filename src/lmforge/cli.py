@@ -17,7 +17,7 @@ from rich.table import Table
 from lmforge import __version__
 from lmforge.allocator import keep_freed_memory
 from lmforge.cli_evaluate import add_to as add_evaluation
-from lmforge.cli_models import AsJson, ModelPath, Which, add_to, figure, one_of, print_json
+from lmforge.cli_models import AsJson, ModelPath, Which, add_to, one_of, print_json
 from lmforge.cli_plan import Dial, RecipePath, Set, add_planning_to, read_recipe
 from lmforge.errors import InputError, LmforgeError
 from lmforge.interrupted import Commands

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-
 import regex
 
 _SIGNS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
