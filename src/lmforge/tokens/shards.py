@@ -95,8 +95,6 @@ class Shards:
             else None
             for file in self._files
         ]
-        # images that the texts have marks for; None: none
-        self.pictures = Pictures(directory, self._files, index["image_mark"]) if "image_mark" in index else None
 
     @classmethod
     def open(cls, location: Path | str, split: str) -> Shards:
@@ -252,6 +250,16 @@ class Shards:
                 low, high = np.searchsorted(table[0], (start - first, stop - first))
                 parts.append(table[0, low:high] + first)
         return np.concatenate(parts)
+
+    @cached_property
+    def pictures(self) -> Pictures | None:
+        """The images that the texts have marks for, where they have any.
+
+        Raises:
+            InputError: a file of them is missing or damaged.
+        """
+        mark = json.loads((self.directory / INDEX).read_text()).get("image_mark")
+        return None if mark is None else Pictures(self.directory, self._files, mark)
 
     @cached_property
     def documents(self) -> Array:
