@@ -84,5 +84,8 @@ def test_no_tokens_too_many_tokens_and_greedy() -> None:
     )
     assert (scores[0][0].log_p, scores[0][0].greedy, scores[0][0].cut) == (0.0, True, 0)
     assert scores[0][1].cut == 20
+    (whole,) = next(Continuations(model).score([[([5], long)]]))[1]
+    assert whole.cut == 20
+    assert whole.log_p == pytest.approx(alone(model, [long[19]], long[20:]), abs=1e-3)
     assert scores[0][1].log_p == pytest.approx(alone(model, long[20:], [3]), abs=1e-4)
     assert [each.greedy for each in scores[1]] == [True, False]

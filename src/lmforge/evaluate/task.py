@@ -226,7 +226,9 @@ def in_words(text: str, score: Content) -> str:
     """A headline's figure with its clean one behind it, where there is one."""
     if not is_number(score.get("clean_value")):
         return text
-    return f"{text} ({score['clean_value']:.3f} on unleaked bytes, {100 * score.get('leaked_share', 0):.1f}% leaked)"
+    share = score.get("leaked_share")
+    leaked = f", {100 * share:.1f}% leaked" if is_number(share) else ""
+    return f"{text} ({score['clean_value']:.3f} on unleaked bytes{leaked})"
 
 
 def device_of(model: GPT) -> torch.device:

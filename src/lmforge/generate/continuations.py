@@ -34,7 +34,7 @@ Option = tuple[Sequence[int], Sequence[int]]  # tokens before, tokens to score
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
     """ln p of a continuation, in nats (0 for one without tokens); whether greedy decoding would give it; how many of
-    the tokens before it were left out, because the context holds no more."""
+    the tokens were left out at the beginning, because the context holds no more."""
 
     log_p: float
     greedy: bool
@@ -112,14 +112,11 @@ class Continuations:
         stemmed = bool(stem) and not any(cuts)
         skip = len(stem) if stemmed else 0
         tree = Tree([row[cut + skip :] for row, cut in zip(rows, cuts, strict=True)], shared=self.shares)
-        places = [
-            path[len(path) - len(after) :] if after else []
-            for path, (_, after) in zip(tree.paths, options, strict=True)
-        ]
-        assert all(len(place) == len(after) for place, (_, after) in zip(places, options, strict=True)), (
-            "nothing before"
-        )
-        return _Item(number, tree, places, [list(after) for _, after in options], cuts, stemmed)
+        places = [path[max(0, len(path) - len(after)) :] for path, (_, after) in zip(tree.paths, options, strict=True)]
+        # of a continuation longer than the context its last tokens are scored
+        targets = [list(after[len(after) - len(place) :]) for place, (_, after) in zip(places, options, strict=True)]
+        assert all(before for before, after in options if after), "nothing stands before a continuation"
+        return _Item(number, tree, places, targets, cuts, stemmed)
 
     def _groups(self, items: list[_Item]) -> Iterator[list[_Item]]:
         """Items that share a row: the largest first, each where it fits first."""
