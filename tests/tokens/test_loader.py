@@ -49,7 +49,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(seed=st.integers(0, 99), step=st.integers(0, 10**9))
 @settings(max_examples=40)
 def test_targets_are_the_next_tokens_round_the_ring(numbered: Path, seed: int, step: int) -> None:
-    inputs, targets, documents = Loader(Shards.open(numbered, "train"), 16, 5, seed).batch(step)
+    inputs, targets, documents, _ = Loader(Shards.open(numbered, "train"), 16, 5, seed).batch(step)
     assert documents is None
     assert inputs.shape == targets.shape == (5, 16)
     assert inputs.dtype == targets.dtype == np.int64
@@ -63,7 +63,7 @@ def test_targets_are_the_next_tokens_round_the_ring(numbered: Path, seed: int, s
 @settings(max_examples=40)
 def test_slices_put_together_are_the_batch(numbered: Path, step: int, cuts: set[int]) -> None:
     loader = Loader(Shards.open(numbered, "train"), 8, 12, 5)
-    inputs, targets, _ = loader.batch(step)
+    inputs, targets, _, _ = loader.batch(step)
     edges = sorted(cuts | {0, 12})
     parts = [loader.batch(step, first, last - first) for first, last in pairwise(edges)]
     assert np.array_equal(np.concatenate([part[0] for part in parts]), inputs)
@@ -148,7 +148,7 @@ def test_packed_rows_are_documents_of_one_group_whole_or_in_parts(built: Path) -
     texts = {tuple(tokens) for tokens in ends.values()}
     whole = 0
     for step in range(5):
-        inputs, targets, documents = loader.batch(step)
+        inputs, targets, documents, _ = loader.batch(step)
         assert documents is not None
         assert (np.diff(documents) >= 0).all()
         for row in range(6):
@@ -193,7 +193,7 @@ def test_tokens_that_do_not_count_are_no_targets(tmp_path: Path, packing: Any) -
     letters = Tokenizer.load(tmp_path / "tokens" / "tokenizer.json").encode("def")
     loader = Loader(shards, 16, 4, 1, packing)
     for step in range(5):
-        inputs, targets, _ = loader.batch(step)
+        inputs, targets, _, _ = loader.batch(step)
         assert {*np.unique(targets).tolist()} <= {-1, *letters}
         counts = targets >= 0
         assert 0 < counts.sum() < counts.size
@@ -281,7 +281,7 @@ def test_a_rows_documents_are_those_its_pieces_come_from(corpus: Path, tmp_path:
     for packing in ("best_fit", "ring"):
         loader = Loader(shards, 16, 8, 3, packing)  # type: ignore[arg-type]
         for step in (0, 5, 40):
-            inputs, _, documents = loader.batch(step)
+            inputs, _, documents, _ = loader.batch(step)
             for row in range(8):
                 cut = (
                     np.flatnonzero(np.diff(documents[row])) + 1

@@ -92,7 +92,7 @@ def test_slices_and_batches_of_any_size_are_the_same_rows(shards: Path) -> None:
 
 def test_validation_rows_hold_whole_examples(shards: Path) -> None:
     opened = Shards.open(shards, "valid")
-    inputs, targets, documents = example_rows(opened, CONTEXT, 1 << 20, 1)
+    inputs, targets, documents, _ = example_rows(opened, CONTEXT, 1 << 20, 1)
     examples = {tuple(opened.read(first, size).tolist()) for first, size, _ in opened.documents.tolist()}
     whole = 0
     for row, numbers in zip(inputs.numpy(), documents.numpy(), strict=True):
@@ -109,7 +109,7 @@ def test_padding_changes_nothing(shards: Path) -> None:
     batch = Loader(opened, CONTEXT, 60, 3, "whole").batch(0)
     model = GPT(GPTConfig(vocab_size=261, context=CONTEXT, layers=2, d_model=16, heads=2, kv_heads=2, d_ff=32))
     model.initialise(1)
-    inputs, targets, documents = (torch.from_numpy(each) for each in batch)
+    inputs, targets, documents = (torch.from_numpy(each) for each in batch[:3])
     other = inputs.clone()
     pads = documents == documents.max(1, keepdim=True).values
     pads &= targets == -1

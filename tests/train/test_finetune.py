@@ -210,7 +210,7 @@ def test_only_answers_are_learned_and_examples_are_whole(base: Path, tmp_path: P
     figures = run_stages(recipe, recipe.directory, until="tokens")
     assert figures["tokens"]["counted_train"] < 0.4
     assert recipe.tokens.packing == "best_fit"
-    inputs, targets, documents = example_rows(Shards.open(recipe.directory / "tokens", "valid"), 64, 512, 1)
+    inputs, targets, documents, _ = example_rows(Shards.open(recipe.directory / "tokens", "valid"), 64, 512, 1)
     assert inputs.shape == targets.shape == documents.shape
     assert 0 < int((targets >= 0).sum()) < 0.4 * targets.numel()
     assert int(documents.max()) > 0

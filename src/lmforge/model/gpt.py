@@ -286,8 +286,10 @@ class GPT(nn.Module):
         assert cache is None or documents is None
         rows, length = tokens.shape[:2]
         length *= self.row_parts if tokens.ndim > 2 else 1
-        packed = isinstance(documents, Tensor) and len(documents) > 0
-        packing = Packing(documents) if packed else None if isinstance(documents, Tensor) else documents
+        if isinstance(documents, Tensor):  # none of them: a stage's rows that are whole texts
+            packing = Packing(documents) if len(documents) else None
+        else:
+            packing = documents
         reach = packing.reach if packing else (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(

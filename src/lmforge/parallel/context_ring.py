@@ -273,8 +273,8 @@ def _meet_backward(
     if q.device.type != "cpu":
         return plain_meet_backward(gradient, q, y, total, k, v, mask)
     gradient, q, k, v, y, total = (x.contiguous() for x in (gradient, q, k, v, y, total))
-    given = None if mask is None else mask.to(q.dtype)
-    grads: tuple[Tensor, Tensor, Tensor] = kernel_backward(gradient, q, k, v, y, total, 0.0, False, attn_mask=given)
+    added = None if mask is None else mask.to(q.dtype)
+    grads: tuple[Tensor, Tensor, Tensor] = kernel_backward(gradient, q, k, v, y, total, 0.0, False, attn_mask=added)
     return grads
 
 

@@ -43,8 +43,10 @@ class Batch(NamedTuple):
 
     def part(self, first: int, rows: int) -> Batch:
         """Some of its rows."""
-        rowed = (None if each is None else each[first : first + rows] for each in self[:3])
-        return Batch(*rowed, None if self.images is None else self._images_of(first, rows))  # type: ignore[arg-type]
+        here = slice(first, first + rows)
+        documents = None if self.documents is None else self.documents[here]
+        images = None if self.images is None else self._images_of(first, rows)
+        return Batch(self.inputs[here], self.targets[here], documents, images)
 
     def _images_of(self, first: int, rows: int) -> NDArray[np.uint8]:
         assert self.images is not None
@@ -55,8 +57,8 @@ class Batch(NamedTuple):
 
     def cut(self, context: int) -> Batch:
         """The same tokens in more, shorter rows; `context` divides theirs."""
-        shorter = (None if each is None else each.reshape(-1, context) for each in self[:3])
-        return Batch(*shorter, self.images)  # type: ignore[arg-type]
+        documents = None if self.documents is None else self.documents.reshape(-1, context)
+        return Batch(self.inputs.reshape(-1, context), self.targets.reshape(-1, context), documents, self.images)
 
 
 PackingKind = Literal["ring", "best_fit", "whole"]

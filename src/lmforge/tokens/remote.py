@@ -103,6 +103,5 @@ def _fetch(store: Any, root: str, address: str, name: str, digest: str, folder: 
 
 def file_hashes(files: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """(name, SHA-256) of every file of a split's entry in the index."""
-    kinds = (("name", "sha256"), ("documents_name", "documents_sha256"), ("mask_name", "mask_sha256"))
-    kinds += (("images_name", "images_sha256"), ("places_name", "places_sha256"))
+    kinds = [(f"{kind}name", f"{kind}sha256") for kind in ("", "documents_", "mask_", "images_", "places_")]
     return [(file[name], file[digest]) for file in files for name, digest in kinds if name in file]

@@ -177,7 +177,7 @@ def _line(
     source: Source, name: str, patches: int, text: str, images: list[Pixels], spans: list[list[int]]
 ) -> tuple[bytes, int]:
     meta = {
-        "images": [base64.b64encode(np.ascontiguousarray(image)).decode() for image in images],
+        "images": [base64.b64encode(image.tobytes()).decode() for image in images],
         "image_shape": list(images[0].shape),
         "image_tokens": patches,
         "loss_spans": spans,

@@ -181,7 +181,7 @@ class FewShotImages(Task[FewShotSettings]):
         images = read_images(settings.data, model.config.image_size, model.config.image_channels)
         images = images.part(settings.classes)
         made = None if settings.how == "context" else features(model, images.images, context.tokenizer.begin)
-        rows = []
+        rows: list[dict[str, Any]] = []
         with Bar(self.name, count, "episode") as bar:
             for shown, asked, chosen in episodes(images, settings.ways, settings.shots, settings.asked, count):
                 place = {each: number for number, each in enumerate(chosen)}
