@@ -250,7 +250,7 @@ def test_a_far_step_is_found_at_once(built: Path, packing: Any) -> None:
 
 def test_changing_one_packed_document_leaves_the_others_logits_alone(built: Path) -> None:
     """Bit for bit, in rows as the loader packs them."""
-    inputs, _, documents = Loader(Shards.open(built, "train"), 128, 6, 3, "best_fit").batch(2)
+    inputs, _, documents, _ = Loader(Shards.open(built, "train"), 128, 6, 3, "best_fit").batch(2)
     assert documents is not None
     model = GPT(
         GPTConfig(vocab_size=300, context=128, layers=2, d_model=32, heads=2, kv_heads=2, d_ff=64, ngram_rows=64)

@@ -61,8 +61,8 @@ def dry_run(recipe: Recipe, cluster: Cluster | None = None) -> dict[str, Any]:
         *(f"parallel.{each}" for each in untrainable(sizes, recipe, sorted({*ramp_of(recipe).sizes}))),
     ]
     layout = layout_of(recipe, sizes)
-    stages: list[Any] = []
-    broken: list[Any] = []
+    stages: list[dict[str, Any]] = []
+    broken: list[str] = []
     if math.prod(sizes.values()) == processes:
         numbers = sorted({0, sizes["pipeline"] // 2, sizes["pipeline"] - 1})[:SHOWN_STAGES]
         for stage in numbers:
