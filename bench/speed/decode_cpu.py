@@ -154,7 +154,7 @@ class Contestant:
             [*command, "--threads", str(threads)], cwd=ROOT, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.about = self._answer()
+        self.about: dict[str, Any] = {}
         self.rates: dict[str, list[float]] = {"decode": [], "prefill": []}
 
     def _answer(self) -> dict[str, Any]:
@@ -164,6 +164,10 @@ class Contestant:
             raise SystemExit(f"{self.name}: its process ended ({self.process.wait()})")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def wait(self) -> None:
+        """Until it is ready to measure; all load at the same time."""
+        self.about = self._answer()
 
     def measure(self, counts: bool) -> None:
         """One measurement of decoding and of reading."""
@@ -263,6 +267,8 @@ def main() -> None:
         todo += [("transformers", sys.executable, form, paths["4 bits"]) for form in ("compiled", "eager")]
         chosen = [each for each in todo if each[0] in kinds]
         contestants = [Contestant(python, kind, path, form, options.threads) for kind, python, form, path in chosen]
+        for each in contestants:
+            each.wait()
         print(f"all ready after {time.perf_counter() - started:.0f} s", flush=True)
         for number in range(options.rounds + 1):
             for each in contestants[:: -1 if number % 2 else 1]:
