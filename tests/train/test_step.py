@@ -42,7 +42,7 @@ def test_micro_batches_and_replicas_change_nothing(tiny_run: Path, tmp_path: Pat
     assert same(whole, gradients(recipe, tiny_run / "tokens", tmp_path, 96, ragged(), threads=2))
     model = GPT(network_of(recipe, Tokenizer.load(tiny_run / "tokens" / "tokenizer.json").vocab_size))
     model.initialise(recipe.seed)
-    inputs, targets, _ = ragged()
+    inputs, targets, *_ = ragged()
     (model.loss(torch.from_numpy(inputs), torch.from_numpy(targets)) / int((targets >= 0).sum())).backward()
     assert same(whole, [parameter.grad for parameter in model.parameters()])  # the mean over the tokens that count
 

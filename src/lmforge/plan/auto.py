@@ -53,7 +53,11 @@ def with_chosen_layout(recipe: Recipe) -> Recipe:
 
 def chosen_keys(stated: Parallel, best: LayoutCandidate) -> dict[str, Any]:
     """The keys of [parallel] that make a recipe ask for this layout."""
-    known = axes_of(best.layout) | {key: value for key, value in shown(best.layout).items() if key != "reshard"}
+    named = {"schedule": "pipeline_schedule", "interleave": "pipeline_stages"}
+    told = {named.get(key, key): value for key, value in shown(best.layout).items() if key != "reshard"}
+    if told.get("pipeline_schedule") == "zero-bubble":  # the engine's that comes next to it takes its own stages
+        told |= {"pipeline_schedule": "zbv", "pipeline_stages": None}
+    known = axes_of(best.layout) | told
     return {"layout": None} | {key: value for key, value in known.items() if key in type(stated).model_fields}
 
 

@@ -88,11 +88,15 @@ def layout_of(recipe: Recipe, sizes: dict[str, int]) -> ClusterLayout:
     settings, context = recipe.parallel, recipe.tokens.context
     rows = min(ramp_of(recipe).sizes)
     data = sizes["data"] * sizes["shard"] * sizes["expert"]
+    schedule = settings.pipeline_schedule
+    parts = settings.pipeline_stages or (2 if schedule == "interleaved" else 1)
+    if schedule in ("zero-bubble", "zbv"):  # as the planner knows them: one part of the layers a process
+        schedule, parts = "zero-bubble", 1
     micro = (recipe.train.micro_batch_tokens or context) // context
     return ClusterLayout(
-        context, rows, max(1, micro), sizes["tensor"], sizes["pipeline"], getattr(settings, "interleave", 1),
+        context, rows, max(1, micro), sizes["tensor"], sizes["pipeline"], parts,
         sizes["context"], sizes["expert"], data, sizes["shard"], "full" if recipe.model.recompute else "none",
-        sequence_parallel=sizes["tensor"] > 1, schedule=getattr(settings, "schedule", "1f1b"),
+        sequence_parallel=sizes["tensor"] > 1, schedule=schedule,
         reshard=settings.reshard,
     )  # fmt: skip
 
