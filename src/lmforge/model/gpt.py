@@ -286,10 +286,9 @@ class GPT(nn.Module):
         assert cache is None or documents is None
         rows, length = tokens.shape[:2]
         length *= self.row_parts if tokens.ndim > 2 else 1
-        if isinstance(documents, Tensor):  # none of them: a stage's rows that are whole texts
-            packing = Packing(documents) if len(documents) else None
-        else:
-            packing = documents
+        # no documents at all: rows of a stage that are whole texts
+        packing = Packing(documents) if isinstance(documents, Tensor) and len(documents) else None
+        packing = documents if isinstance(documents, Packing) else packing
         reach = packing.reach if packing else (cache.extent if cache else 0) + length
         if self.learned_positions is not None and reach > self.config.context:
             raise InputError(
