@@ -29,7 +29,7 @@ from lmforge.plan.auto import AUTO, as_accelerator, chosen_keys, space_of
 from lmforge.plan.clusters import shape_of
 from lmforge.plan.device_memory import layers_of_stage, memory_of_stage
 from lmforge.plan.hardware import detect
-from lmforge.plan.pipelines import orders
+from lmforge.plan.pipelines import Schedule, orders
 from lmforge.plan.search import USABLE, search
 from lmforge.plan.step_time import ClusterLayout
 from lmforge.recipe import Recipe
@@ -88,10 +88,10 @@ def layout_of(recipe: Recipe, sizes: dict[str, int]) -> ClusterLayout:
     settings, context = recipe.parallel, recipe.tokens.context
     rows = min(ramp_of(recipe).sizes)
     data = sizes["data"] * sizes["shard"] * sizes["expert"]
-    schedule = settings.pipeline_schedule
+    asked = settings.pipeline_schedule
+    schedule: Schedule = "zero-bubble" if asked == "zbv" else asked
     parts = settings.pipeline_stages or (2 if schedule == "interleaved" else 1)
-    if schedule in ("zero-bubble", "zbv"):  # as the planner knows them: one part of the layers a process
-        schedule, parts = "zero-bubble", 1
+    parts = 1 if schedule == "zero-bubble" else parts  # as the planner knows it
     micro = (recipe.train.micro_batch_tokens or context) // context
     return ClusterLayout(
         context, rows, max(1, micro), sizes["tensor"], sizes["pipeline"], parts,
