@@ -63,7 +63,9 @@ def test_a_hundredfold_loss_is_survived_and_named(
     real, loss = TrainStep.run, GPT.loss
 
     def step(self: TrainStep, number: int, batch: Batch) -> dict[str, Any]:
-        monkeypatch.setattr(GPT, "loss", (lambda *arguments: 100 * loss(*arguments)) if number == 30 else loss)
+        monkeypatch.setattr(
+            GPT, "loss", (lambda *arguments, **named: 100 * loss(*arguments, **named)) if number == 30 else loss
+        )
         return real(self, number, batch)
 
     monkeypatch.setattr(TrainStep, "run", step)

@@ -282,7 +282,8 @@ def test_any_prefix_of_a_page_is_read_or_counted(tmp_path: Path, place: int) -> 
     notices: Counter[str] = Counter()
     texts = [document["text"] for document in iter_documents(Source(kind="html", path=path), notices)]
     assert len(texts) + sum(notices.values()) == 1
-    assert all(f"{TEXTS[3]}é".startswith(text.rstrip("\ufffd")) for text in texts)
+    # a "<" with nothing behind it may be the page's own
+    assert all(f"{TEXTS[3]}é".startswith(text.rstrip("\ufffd").removesuffix("<").rstrip()) for text in texts)
     inside = html(3)[:place].rfind(b"<") > html(3)[:place].rfind(b">")
     if inside and place > html(3)[:place].rfind(b"<") + 1:  # what can be told
         assert notices == {"skipped: page that ends within a tag": 1}

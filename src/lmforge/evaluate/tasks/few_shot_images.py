@@ -42,11 +42,13 @@ PROBE_STEPS = 100
 class FewShotSettings(TaskSettings):
     """Episodes from a set of images; `limit` of them."""
 
-    data: Path  # FOLDER/CLASS/*.png, an .npz file, or "digits": as of [[corpus.sources]] kind = "images"
+    # FOLDER/CLASS/*.png, an .npz file, or "digits" (scikit-learn's): as of a source of kind = "images"
+    data: Path = Path("digits")
     classes: Literal["all", "seen", "unseen"] = "all"  # which, as of the source
-    ways: Positive = 5  # classes of an episode
-    shots: Positive = 1  # images shown of each
+    ways: Positive = 10  # classes of an episode
+    shots: Positive = 10  # images shown of each
     asked: Positive = 5  # further images of each that are to be told
+    # nearest mean of features, a linear probe of them, or all in one text
     how: Literal["mean", "probe", "context"] = "mean"
 
 
@@ -155,6 +157,7 @@ class FewShotImages(Task[FewShotSettings]):
     images."""
 
     name = "few_shot_images"
+    family = "images"
     settings = FewShotSettings
 
     def texts(self, settings: FewShotSettings) -> Iterable[str]:
