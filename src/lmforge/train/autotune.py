@@ -153,6 +153,8 @@ def _measure(recipe: Recipe, model: GPT, rows: int, steps: int) -> ExecutionPlan
     compiled, words = train.compile == "on", "asked for"
     if train.compile == "off":
         words = "off"
+    elif train.compile == "auto" and model.config.image_size:
+        words = "no: each number of images in a batch would be compiled anew"
     elif train.compile == "auto":
         compiled, words = _is_compiling_worth_it(model, threads, size, context, precision, seconds, total)
     return ExecutionPlan(
