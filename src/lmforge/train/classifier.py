@@ -202,7 +202,7 @@ def _loss(classifier: Classifier, batch: Sequence[Judged], fit: Fit) -> Tensor:
 def _bfloat16(fit: Fit, device: torch.device) -> bool:
     """Whether products are made in bfloat16: where the processor has instructions for it."""
     if fit.precision == "auto" and device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     if fit.precision == "auto":
         return torch.cpu._is_avx512_bf16_supported()
     return fit.precision == "bf16"
