@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from lmforge.errors import InputError
-from lmforge.evaluate.spans import Windows, best_span, measured, readings, tune_spans, windows_of, write_pointing
+from lmforge.evaluate.spans import (
+    Windows,
+    best_span,
+    measured,
+    middle_of,
+    readings,
+    tune_spans,
+    windows_of,
+    write_pointing,
+)
 from lmforge.evaluate.squad import Answer, Parts, Question, parts_of, questions_of
 from lmforge.evaluate.squad_metrics import official
 from lmforge.evaluate.task import Context
@@ -23,7 +32,7 @@ from lmforge.train.classifier import Fit
 from lmforge.train.spans import Scores, SpanReader
 from tests.evaluate.conftest import VOCABULARY
 from tests.evaluate.packs_for_tests import shared_packs
-from tests.evaluate.squad_for_tests import squad_pack
+from tests.evaluate.squad_for_tests import article, squad_pack
 
 LONG = "Ünder the old tree she found, after 12 years, the golden ring — and then “lost” it again in the deep river."
 
@@ -164,6 +173,30 @@ def test_the_threshold_is_not_chosen_on_what_is_scored(tokenizer: Tokenizer, tmp
     assert threshold(questions[4:6], questions[6:]) == threshold(questions[4:6], questions[:2])
     all_wrong = [each._replace(answers=()) for each in questions[4:6]]
     assert threshold(all_wrong, questions[6:]) == (0.0, 1.0)  # nothing is ever answered
+
+
+def test_the_threshold_stands_in_the_middle() -> None:
+    assert middle_of(0.25, [0.5, 0.1, 0.25, 0.75]) == 0.375
+    assert middle_of(0.75, [0.5, 0.75]) == 0.75
+    assert middle_of(0.0, [0.5, 0.75]) == 0.0
+
+
+@pytest.mark.slow
+def test_whether_and_where_is_learned_from_nothing(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untrained network, from 480 questions: far above answering nothing, on articles that it has not seen."""
+    files = {
+        "train_v2.0_articles.jsonl": [article(number) for number in range(120)],
+        "dev_v2.0_articles.jsonl": [article(number) for number in range(200, 220)],
+    }
+    monkeypatch.setenv("LMFORGE_DATA", str(shared_packs(tmp_path, {"squad": files}).parent))
+    monkeypatch.setenv("LMFORGE_PACKS", str(tmp_path / "none"))
+    fit = Fit(0, epochs=16, batch=16, peak_lr=3e-3, precision="fp32")
+    figures = tune_spans(LoadedModel(network(128), tokenizer, "tiny", tmp_path), parts_of(), fit).figures
+    assert figures["f1_above_baseline"]["low"] > 0.1
+    assert figures["official"]["NoAns_f1"] > 60
+    assert figures["official"]["HasAns_f1"] > 60
 
 
 def test_how_far_above_nothing() -> None:

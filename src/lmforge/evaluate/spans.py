@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,13 +202,20 @@ def tune_spans(loaded: LoadedModel, parts: Parts, fit: Fit, windows: Windows | N
     spans, none = read(parts.threshold)
     gold = gold_of(parts.threshold)
     raw = {name: pair[1] for name, pair in raw_scores(gold, spans).items()}
-    reached, threshold = best_threshold(raw, spans, none, gold)
+    reached, least = best_threshold(raw, spans, none, gold)
+    threshold = middle_of(least, none.values())
     chosen = {"threshold": threshold, "f1_there": reached, "unanswerable_there": _share(gold)}
     spans, none = read(parts.scored)
     predictions = {name: "" if none[name] > threshold else text for name, text in spans.items()}
     figures = measured(parts.scored, spans, none, threshold)
     figures |= {"null_threshold": chosen, "windows": dataclasses.asdict(windows), "questions": parts.said}
     return Pointing(figures | {"training": {**training, "rows": len(kept)}}, spans, none, predictions)
+
+
+def middle_of(least: float, no_answer: Iterable[float]) -> float:
+    """Between the least threshold that reaches the best F1 and the next probability, where another question would be
+    answered: as far from both as it can be. 0, at which nothing is answered, stays."""
+    return (least + min((each for each in no_answer if each > least), default=least)) / 2 if least else 0.0
 
 
 def _to_learn(question: Question, read: Read) -> bool:

@@ -135,7 +135,7 @@ def fit_reader(
     if fit.lora is not None:
         adapt(model, fit.lora, fit.seed)
     device = next(reader.parameters()).device
-    reduced = _reduce(model) if _bfloat16(fit, device) and fit.lora is not None else {}
+    reduced = _reduce(model) if in_bfloat16(fit, device) and fit.lora is not None else {}
     trained = [parameter for parameter in reader.parameters() if parameter.requires_grad]
     rate = fit.peak_lr or (5e-4 if fit.lora is not None else 3e-5)
     optimizer = torch.optim.AdamW(_rates(reader, rate), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -152,7 +152,7 @@ def fit_reader(
             factor = min(1.0, (step + 1) / max(1.0, WARMUP * steps)) * (1 - share)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(fit, device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(fit, device)):
                 tensor = loss_of(batch)
             tensor.backward()
             loss = float(tensor.detach())
@@ -199,7 +199,7 @@ def _loss(classifier: Classifier, batch: Sequence[Judged], fit: Fit) -> Tensor:
     return F.cross_entropy(outputs, target)
 
 
-def _bfloat16(fit: Fit, device: torch.device) -> bool:
+def in_bfloat16(fit: Fit, device: torch.device) -> bool:
     """Whether products are made in bfloat16: where the processor has instructions for it."""
     if fit.precision == "auto" and device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.model.gpt import GPT
-from lmforge.train.classifier import Fit, Reader, fit_reader, groups_of, padded
+from lmforge.train.classifier import Fit, Reader, fit_reader, groups_of, in_bfloat16, padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Scores:
 class SpanReader(Reader):
     """A network and what points into what it read."""
 
-    def __init__(self, model: GPT, seed: int = 1) -> None:
+    def __init__(self, model: GPT, seed: int = 1, bfloat16: bool = False) -> None:
+        """`bfloat16`: whether `scores` makes the network's products so, as training does."""
         super().__init__(model)
+        self.bfloat16 = bfloat16
         width = model.config.d_model
         self.places, self.none = nn.Linear(width, 2), nn.Linear(width, 2)
         self.wanted = nn.Linear(width, 2 * width, bias=False)
@@ -79,7 +81,8 @@ class SpanReader(Reader):
         """Each row's logits."""
         results: dict[int, Scores] = {}
         order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
-        with torch.inference_mode():
+        device = self.places.weight.device.type
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.bfloat16):
             for group in groups_of(order, [len(row.tokens) for row in rows]):
                 logits = self([rows[number] for number in group]).tolist()
                 for number, (starts, ends) in zip(group, logits, strict=True):
@@ -93,7 +96,8 @@ class SpanReader(Reader):
 def fit_spans(model: GPT, rows: Sequence[Pointed], fit: Fit) -> tuple[SpanReader, dict[str, float]]:
     """Train, in place; with the figures and errors of `classifier.fit_reader`. Of `fit`, `outputs`, `degree` and
     `words` say nothing here."""
-    reader = SpanReader(model, fit.seed).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    reader = SpanReader(model, fit.seed, in_bfloat16(fit, device)).to(device)
 
     def loss_of(batch: Sequence[Pointed]) -> Tensor:
         logits = reader(batch)

@@ -110,6 +110,22 @@ def test_a_real_network_writes_and_the_suite_holds_it(context: Context) -> None:
     assert len(texts) == 32  # a paragraph and a question each
 
 
+def test_questions_that_stand_in_the_training_text_are_told_apart(
+    context: Context, context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run whose corpus is here: the value without what also stands there."""
+    trained = dataclasses.replace(context, corpus_dir=context_of(None).corpus_dir)
+    written(monkeypatch, lambda number: "")
+    plain = score_of("squad2", trained, limit=6)
+    assert [row["leaked"] for row in plain.rows] == [False] * 6
+    assert plain.clean["clean_value"] == plain.value
+    first = plain.rows[0]["id"]
+    monkeypatch.setattr(module, "leaked_items", lambda items, _: {first} & set(items))
+    cut = score_of("squad2", trained, limit=6)
+    assert cut.clean["leaked_share"] == pytest.approx(1 / 6)
+    assert cut.clean["clean_value"] == pytest.approx(sum(row["f1"] for row in cut.rows[1:]) / 5)
+
+
 def test_what_counts_as_no_answer() -> None:
     said = ("unanswerable", " Unanswerable.", "", "  ", "unanswerable from the context")
     assert [module.answer_in(text) for text in said] == [""] * 5
