@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmforge.model.gpt import GPT
+from lmforge.progress import Bar
 from lmforge.train.classifier import Fit, Reader, fit_reader, groups_of, in_bfloat16, padded
 
 
@@ -47,10 +48,10 @@ class Scores:
 class SpanReader(Reader):
     """A network and what points into what it read."""
 
-    def __init__(self, model: GPT, seed: int = 1, bfloat16: bool = False) -> None:
-        """`bfloat16`: whether `scores` makes the network's products so, as training does."""
+    def __init__(self, model: GPT, seed: int = 1, reduced: bool = False) -> None:
+        """`reduced`: whether `scores` makes the network's products in bfloat16, as training does."""
         super().__init__(model)
-        self.bfloat16 = bfloat16
+        self.reduced = reduced
         width = model.config.d_model
         self.places, self.none = nn.Linear(width, 2), nn.Linear(width, 2)
         self.wanted = nn.Linear(width, 2 * width, bias=False)
@@ -81,10 +82,11 @@ class SpanReader(Reader):
         """Each row's logits."""
         results: dict[int, Scores] = {}
         order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
-        device = self.places.weight.device.type
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.bfloat16):
+        device, bar = self.places.weight.device.type, Bar("evaluate", len(rows), "windows")
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.reduced), bar:
             for group in groups_of(order, [len(row.tokens) for row in rows]):
                 logits = self([rows[number] for number in group]).tolist()
+                bar.step(len(group))
                 for number, (starts, ends) in zip(group, logits, strict=True):
                     row, last = rows[number], len(rows[number].tokens) - 1
                     results[number] = Scores(
