@@ -134,6 +134,54 @@ def glue(
     print(f"GLUE: {content['glue']['average']:.1f} over {len(content['glue']['tasks'])} tasks; written to {out}")
 
 
+def squad(
+    model: ModelPath,
+    out: Annotated[Path, typer.Option(help="the folder for squad.json, predictions.json and what belongs to them")],
+    lora: Annotated[int, typer.Option(help="rank of the adapters; 0 trains every weight")] = 16,
+    examples: Annotated[int | None, typer.Option(help="most questions learned from; default: all")] = None,
+    learn_dev: Annotated[float, typer.Option(help="share of dev articles learned from instead of scored")] = 0.0,
+    epochs: Annotated[float, typer.Option(help="times that each window is seen")] = 2.0,
+    batch: Annotated[int, typer.Option(help="windows of an update")] = 16,
+    rate: Annotated[float | None, typer.Option(help="largest rate; default: by what is trained")] = None,
+    minutes: Annotated[float | None, typer.Option(help="most minutes of training")] = None,
+    limit: Annotated[int | None, typer.Option(help="most questions scored, chosen by their hash")] = None,
+    window: Annotated[int, typer.Option(help="most tokens of a row")] = 384,
+    stride: Annotated[int, typer.Option(min=1, help="context tokens from one window to the next")] = 128,
+    seed: Annotated[int, typer.Option(help="of the order and of new weights")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model to point at SQuAD 2.0's answers or say that there is none: official figures and files."""
+    import torch
+
+    from lmforge.evaluate.spans import Windows, tune_spans, write_pointing
+    from lmforge.evaluate.squad import parts_of
+    from lmforge.formats.load import load_any
+    from lmforge.recipe import Lora
+    from lmforge.train.classifier import Fit
+
+    if not 0 <= learn_dev < 1:
+        raise InputError(f"--learn-dev {learn_dev}: give a share from 0 to less than 1")
+    parts = parts_of(examples, limit, learn_dev)
+    loaded = load_any(model)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    rank, most = Lora(rank=lora) if lora else None, None if minutes is None else 60 * minutes
+    fit = Fit(0, lora=rank, epochs=epochs, batch=batch, peak_lr=rate, seed=seed, most_seconds=most)
+    pointing = tune_spans(loaded, parts, fit, Windows(window, stride))
+    write_pointing(pointing, parts.scored, out)
+    if as_json:
+        print_json(pointing.figures)
+        return
+    table = Table("metric", "value", "95% interval", title=f"SQuAD 2.0 of {model}: {pointing.figures['items']:,} items")
+    for metric in ("exact", "f1", "exact_above_baseline", "f1_above_baseline"):
+        part = pointing.figures[metric]
+        interval = "" if part["low"] is None else f"{part['low']:.3f} – {part['high']:.3f}"
+        table.add_row(metric.replace("_", " "), f"{part['value']:.3f}", interval)
+    table.add_row("no answer to any question", f"{pointing.figures['no_answer_baseline']:.3f}", "")
+    Console(width=max(100, Console().width)).print(table)
+    print(", ".join(f"{key} {value:.2f}" for key, value in pointing.figures["official"].items()))
+    print(f"written to {out}")
+
+
 def _suite(
     given: Path, suite: str, limit: int | None, shots: int | None, out: Path | None, which: Any, as_json: bool
 ) -> None:
@@ -167,7 +215,7 @@ def add_to(app: typer.Typer, show: Callable[..., None]) -> None:
     def evaluate(
         recipe: Annotated[Path, typer.Argument(help="a recipe (TOML); with --suite also a run or any model")],
         suite: Annotated[
-            str | None, typer.Option(help="benchmarks: full, language, winograd, glue …, or tasks: sst2,piqa")
+            str | None, typer.Option(help="benchmarks: full, language, winograd, glue, squad …, or tasks: sst2,piqa")
         ] = None,
         limit: Annotated[int | None, typer.Option(help="of a suite: most items of each task")] = None,
         shots: Annotated[int | None, typer.Option(help="of a suite: answered examples before each question")] = None,
@@ -193,4 +241,5 @@ def add_to(app: typer.Typer, show: Callable[..., None]) -> None:
 
     app.command()(evaluate)
     app.command()(glue)
+    app.command()(squad)
     app.add_typer(packs, name="packs")

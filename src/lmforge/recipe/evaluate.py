@@ -33,6 +33,7 @@ TASK_MODULES = (
     "lmforge.evaluate.tasks.programs",
     "lmforge.evaluate.tasks.mathematics",
     "lmforge.evaluate.tasks.standard",
+    "lmforge.evaluate.tasks.squad",
 )
 TASK_SETTINGS: Registry[type[BaseModel]] = Registry("task", TASK_MODULES)
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -54,12 +55,31 @@ class Fit:
     most_seconds: float | None = None
 
 
-class Classifier(nn.Module):
+class HasTokens(Protocol):
+    """An example of whatever kind."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the network reads."""
+
+
+E = TypeVar("E", bound=HasTokens)
+
+
+class Reader(nn.Module):
+    """A network and, in subclasses, what reads its hidden states."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Classifier(Reader):
     """A network and what reads its last hidden state."""
 
     def __init__(self, model: GPT, fit: Fit) -> None:
-        super().__init__()
-        self.model, self.words = model, fit.words
+        super().__init__(model)
+        self.words = fit.words
         self.head: nn.Linear | None = None
         if fit.words is None:
             self.head = nn.Linear(model.config.d_model, fit.outputs)
@@ -81,8 +101,8 @@ class Classifier(nn.Module):
         results: list[list[float]] = [[] for _ in examples]
         order = sorted(range(len(examples)), key=lambda number: len(examples[number].tokens))
         with torch.inference_mode():
-            for group in _groups(order, [len(each.tokens) for each in examples]):
-                tokens, lengths = _padded([examples[number].tokens for number in group])
+            for group in groups_of(order, [len(each.tokens) for each in examples]):
+                tokens, lengths = padded([examples[number].tokens for number in group])
                 outputs = self(tokens, lengths)
                 outputs = outputs if degree and self.head is not None else outputs.log_softmax(-1)
                 for number, row in zip(group, outputs.tolist(), strict=True):
@@ -91,13 +111,22 @@ class Classifier(nn.Module):
 
 
 def fit_classifier(model: GPT, examples: Sequence[Judged], fit: Fit) -> tuple[Classifier, dict[str, float]]:
-    """Train, in place; gives the classifier, its network an ordinary one again, and figures: steps, examples, seconds,
-    loss of the last tenth, trained parameters.
+    """Train, in place; gives the classifier and `fit_reader`'s figures, with its errors."""
+    classifier = Classifier(model, fit)
+    return classifier, fit_reader(classifier, examples, fit, lambda batch: _loss(classifier, batch, fit))
+
+
+def fit_reader(
+    reader: Reader, examples: Sequence[E], fit: Fit, loss_of: Callable[[Sequence[E]], Tensor]
+) -> dict[str, float]:
+    """Train what reads a network, and the network or its adapters, in place; the network is an ordinary one again.
+    Gives figures: steps, examples, seconds, loss of the last tenth, trained parameters.
 
     Raises:
         InputError: no examples, or one longer than the context.
         LmforgeError: the loss is no longer a number.
     """
+    model = reader.model
     longest = max((len(each.tokens) for each in examples), default=0)
     if not 0 < longest <= model.config.context:
         raise InputError(
@@ -105,14 +134,14 @@ def fit_classifier(model: GPT, examples: Sequence[Judged], fit: Fit) -> tuple[Cl
         )
     if fit.lora is not None:
         adapt(model, fit.lora, fit.seed)
-    classifier = Classifier(model, fit)
-    reduced = _reduce(model) if _bfloat16(fit) and fit.lora is not None else {}
-    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    device = next(reader.parameters()).device
+    reduced = _reduce(model) if in_bfloat16(fit, device) and fit.lora is not None else {}
+    trained = [parameter for parameter in reader.parameters() if parameter.requires_grad]
     rate = fit.peak_lr or (5e-4 if fit.lora is not None else 3e-5)
-    optimizer = torch.optim.AdamW(_rates(classifier, rate), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_rates(reader, rate), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     steps = max(1, math.ceil(fit.epochs * len(examples) / fit.batch))
     losses, started, seen = [], time.monotonic(), 0
-    classifier.train()
+    reader.train()
     with Bar("train", steps, "steps") as bar:
         for step, batch in zip(range(steps), _batches(examples, fit), strict=False):
             share = step / steps
@@ -123,7 +152,10 @@ def fit_classifier(model: GPT, examples: Sequence[Judged], fit: Fit) -> tuple[Cl
             factor = min(1.0, (step + 1) / max(1.0, WARMUP * steps)) * (1 - share)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            loss = _step(classifier, batch, fit)
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(fit, device)):
+                tensor = loss_of(batch)
+            tensor.backward()
+            loss = float(tensor.detach())
             if not math.isfinite(loss):
                 raise LmforgeError(f"step {step}: the loss is {loss}; lower the rate")
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -132,45 +164,45 @@ def fit_classifier(model: GPT, examples: Sequence[Judged], fit: Fit) -> tuple[Cl
             losses.append(loss)
             seen += len(batch)
             bar.step(1, f"loss {np.mean(losses[-20:]):.3f}")
-    classifier.eval()
+    reader.eval()
     figures = {
         "steps": len(losses), "examples": seen, "seconds": round(time.monotonic() - started, 1),
         "loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "trained_parameters": sum(parameter.numel() for parameter in trained),
     }  # fmt: skip
     _restore(model, reduced)
-    return classifier, figures
+    return figures
 
 
-def _rates(classifier: Classifier, rate: float) -> list[dict[str, object]]:
-    """A new head learns faster than what is there."""
-    own = [] if classifier.head is None else list(classifier.head.parameters())
-    rest = [each for each in classifier.model.parameters() if each.requires_grad]
+def _rates(reader: Reader, rate: float) -> list[dict[str, object]]:
+    """What is new learns faster than what is there."""
+    there = {id(each) for each in reader.model.parameters()}
+    own = [each for each in reader.parameters() if id(each) not in there]
+    rest = [each for each in reader.model.parameters() if each.requires_grad]
     groups = [{"params": rest, "peak": rate}, {"params": own, "peak": max(rate, 1e-3)}]
     return [group for group in groups if group["params"]]
 
 
-def _step(classifier: Classifier, batch: Sequence[Judged], fit: Fit) -> float:
-    tokens, lengths = _padded([each.tokens for each in batch])
-    with torch.autocast("cpu", torch.bfloat16, enabled=_bfloat16(fit)):
-        outputs = classifier(tokens, lengths)
+def _loss(classifier: Classifier, batch: Sequence[Judged], fit: Fit) -> Tensor:
+    tokens, lengths = padded([each.tokens for each in batch])
+    outputs = classifier(tokens, lengths).float()
     labels = torch.tensor([each.label for each in batch])
     if not fit.degree:
-        loss = F.cross_entropy(outputs.float(), labels.long())
-    elif fit.words is None:
-        loss = F.mse_loss(outputs.float()[:, 0], labels.float())
-    else:  # the two words around a degree share it
-        low = labels.floor().clamp(max=fit.outputs - 2)
-        target = torch.zeros_like(outputs, dtype=torch.float32)
-        target.scatter_(1, low.long()[:, None], (1 - (labels - low)).float()[:, None])
-        target.scatter_(1, low.long()[:, None] + 1, (labels - low).float()[:, None])
-        loss = F.cross_entropy(outputs.float(), target)
-    loss.backward()
-    return float(loss.detach())
+        return F.cross_entropy(outputs, labels.long())
+    if fit.words is None:
+        return F.mse_loss(outputs[:, 0], labels.float())
+    # the two words around a degree share it
+    low = labels.floor().clamp(max=fit.outputs - 2)
+    target = torch.zeros_like(outputs)
+    target.scatter_(1, low.long()[:, None], (1 - (labels - low)).float()[:, None])
+    target.scatter_(1, low.long()[:, None] + 1, (labels - low).float()[:, None])
+    return F.cross_entropy(outputs, target)
 
 
-def _bfloat16(fit: Fit) -> bool:
+def in_bfloat16(fit: Fit, device: torch.device) -> bool:
     """Whether products are made in bfloat16: where the processor has instructions for it."""
+    if fit.precision == "auto" and device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
     if fit.precision == "auto":
         return torch.cpu._is_avx512_bf16_supported()
     return fit.precision == "bf16"
@@ -207,7 +239,7 @@ def _plain(layer: Adapted) -> nn.Linear:
     return plain
 
 
-def _batches(examples: Sequence[Judged], fit: Fit) -> Iterator[list[Judged]]:
+def _batches(examples: Sequence[E], fit: Fit) -> Iterator[list[E]]:
     """Every example once an epoch, in a new order, rows of like length together."""
     rng = np.random.default_rng(fit.seed)
     while True:
@@ -219,7 +251,8 @@ def _batches(examples: Sequence[Judged], fit: Fit) -> Iterator[list[Judged]]:
                 yield [examples[number] for number in batches[place]]
 
 
-def _groups(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+def groups_of(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows, in order (by rising length), as many together as a pass that only reads takes."""
     group: list[int] = []
     for number in order:
         if group and (len(group) + 1) * lengths[number] > BATCH_TOKENS:
@@ -230,7 +263,8 @@ def _groups(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
         yield group
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(tokens (B,T), 0 after each row's end; lengths (B,))."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for number, row in enumerate(rows):
