@@ -24,12 +24,13 @@ from torch import Tensor
 
 from lmforge.corpus.images.build import LETTERS
 from lmforge.corpus.images.sets import ImageSet, read_images
+from lmforge.corpus.sources.pictures import DIGITS
 from lmforge.errors import InputError
 from lmforge.evaluate.task import SEED, Context, Score, Task, device_of, not_applicable, register
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
 from lmforge.recipe import Recipe
-from lmforge.recipe.evaluate import TaskSettings
+from lmforge.recipe.evaluate import DataSettings
 from lmforge.recipe.types import Positive
 from lmforge.tokens.bpe import Tokenizer
 from lmforge.tokens.images import PATCH, scaled
@@ -39,11 +40,11 @@ ROWS = 64  # images of a forward pass
 PROBE_STEPS = 100
 
 
-class FewShotSettings(TaskSettings):
+class FewShotSettings(DataSettings):
     """Episodes from a set of images; `limit` of them."""
 
-    # FOLDER/CLASS/*.png, an .npz file, or "digits" (scikit-learn's): as of a source of kind = "images"
-    data: Path = Path("digits")
+    # FOLDER/CLASS/*.png or an .npz file, as of a source of kind = "images"; default: scikit-learn's digits
+    data: Path | None = None
     classes: Literal["all", "seen", "unseen"] = "all"  # which, as of the source
     ways: Positive = 10  # classes of an episode
     shots: Positive = 10  # images shown of each
@@ -170,9 +171,9 @@ class FewShotImages(Task[FewShotSettings]):
 
     def run(self, context: Context, settings: FewShotSettings) -> Score:
         """Ask every episode."""
-        model, count = context.network, settings.limit or 200
+        model, count, data = context.network, settings.limit or 200, settings.data or Path(DIGITS)
         key = {
-            "data": settings.data.name,
+            "data": data.name,
             "classes": settings.classes,
             "episodes": {"ways": settings.ways, "shots": settings.shots, "asked": settings.asked, "count": count},
             "prompt": settings.how,
@@ -181,7 +182,7 @@ class FewShotImages(Task[FewShotSettings]):
         }
         if not model.config.image_size:
             return not_applicable(METRIC, "the network reads no images", key)
-        images = read_images(settings.data, model.config.image_size, model.config.image_channels)
+        images = read_images(data, model.config.image_size, model.config.image_channels)
         images = images.part(settings.classes)
         made = None if settings.how == "context" else features(model, images.images, context.tokenizer.begin)
         rows: list[dict[str, Any]] = []
