@@ -39,7 +39,14 @@ def recipe_of(tmp_path: Path, **source: Any) -> Recipe:
             "compress": {"steps": []},
             "evaluate": {
                 "tasks": [
-                    {"name": "few_shot_images", "data": str(tmp_path / "set.npz"), "ways": 3, "limit": 4, "label": how}
+                    {
+                        "name": "few_shot_images",
+                        "data": str(tmp_path / "set.npz"),
+                        "ways": 3,
+                        "shots": 1,
+                        "limit": 4,
+                        "label": how,
+                    }
                     | {"how": how}
                     for how in ("mean", "probe", "context")
                 ]

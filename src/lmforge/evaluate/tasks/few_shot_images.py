@@ -60,8 +60,8 @@ def patches_of(model: GPT) -> int:
 
 @torch.inference_mode()
 def features(model: GPT, images: np.ndarray[Any, Any], begin: int) -> Tensor:
-    """What the network makes of each image by itself: (N,C,S,S) uint8 → (N,2D), the mean over its patches of the middle
-    layer and of the last, each of length 1."""
+    """What the network makes of each image by itself: (N,C,S,S) uint8 → (N,2D), the states of the middle layer and of
+    the last one at the last patch, which alone has seen the whole image, each of length 1."""
     patches, found = patches_of(model), []
     device = device_of(model)
     middle: list[Tensor] = []
@@ -72,7 +72,7 @@ def features(model: GPT, images: np.ndarray[Any, Any], begin: int) -> Tensor:
             part = torch.from_numpy(scaled(images[first : first + ROWS])).to(device)
             row = torch.tensor([begin, *[PATCH] * patches], device=device)
             last = model.hidden(row.expand(len(part), -1), images=part)
-            both = [F.normalize(each[:, 1:].float().mean(1), dim=-1) for each in (middle.pop(), last)]
+            both = [F.normalize(each[:, -1].float(), dim=-1) for each in (middle.pop(), last)]
             found.append(torch.cat(both, -1))
     finally:
         handle.remove()
