@@ -32,5 +32,6 @@ def test_weights_are_within_half_a_step_and_zeros_are_zeros(
     dense = rounded.dense(group)
     step = spread(rounded.scale.float(), group, width)
     assert ((dense - weight).abs() <= step * 0.51 + step / 2).all()  # the zero is a whole step, too
-    assert (dense - weight).abs().mean() <= step.mean() * 0.4
+    if rows * width >= 100:  # of few, each may happen to lie between two steps
+        assert (dense - weight).abs().mean() <= step.mean() * 0.4
     assert not dense[weight == 0].any()
