@@ -8,6 +8,7 @@ An answer is right when it is the same number, the same list of numbers, or, whe
 
 from __future__ import annotations
 
+import abc
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -59,7 +60,7 @@ class MathProblem(NamedTuple):
     answer: str
 
 
-class Mathematics(Task[Any]):
+class Mathematics(Task[Any], abc.ABC):
     """What tasks that ask for an answer by writing it have in common."""
 
     settings: type[Any] = MathematicsSettings
@@ -71,9 +72,9 @@ class Mathematics(Task[Any]):
         """Every problem."""
         return {}
 
+    @abc.abstractmethod
     def problems(self, settings: Any) -> tuple[list[MathProblem], list[MathProblem], Any]:
         """(those that are asked, those that may be shown answered, what says which data these are)."""
-        raise NotImplementedError
 
     def run(self, context: Context, settings: Any) -> Score:
         """Ask every problem."""
@@ -210,9 +211,9 @@ class PackProblems(Mathematics):
         """The rows of a split that count here, by their hash."""
         return sorted(open_pack(self.pack, split), key=hash_json)
 
+    @abc.abstractmethod
     def problem(self, row: Row, number_: int) -> MathProblem:
         """A row as a problem."""
-        raise NotImplementedError
 
     def texts(self, settings: MathematicsSettings) -> Iterable[str]:
         """The questions."""

@@ -9,6 +9,7 @@ words name an algorithm, a program has to pass its tests and to be that algorith
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -201,7 +202,7 @@ def algorithm_fault(algorithm: Algorithm, text: str, name: str) -> str:
     return named.fault(algorithm.check, source, name) if algorithm.check else ""
 
 
-class PackPrograms(Programs):
+class PackPrograms(Programs, abc.ABC):
     """A benchmark of programs with tests of its own."""
 
     settings = ProgramSettings
@@ -220,21 +221,21 @@ class PackPrograms(Programs):
             yield self.question(row)
             yield self.solution(row)
 
+    @abc.abstractmethod
     def question(self, row: Row) -> str:
         """What the model is shown."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def solution(self, row: Row) -> str:
         """The benchmark's own."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def program(self, row: Row, text: str) -> str:
         """The program that a text makes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def tests(self, row: Row) -> str:
         """What it has to come through."""
-        raise NotImplementedError
 
     def run(self, context: Context, settings: ProgramSettings) -> Score:
         """Ask for every program and run its tests."""
