@@ -68,8 +68,6 @@ class MeshLayout(Layout):
         if sizes["context"] > 1:
             apply_context(model, mesh, self.spread)
         count_together(model, mesh)
-        if model.config.tied and model.embed is None and model.head is not None:
-            self.spread.aliases["head.weight"] = "embed.weight"
         self._model = model.to(self.device)
         if sizes["shard"] > 1:
             apply_shard(model, mesh, settings)
