@@ -20,7 +20,10 @@ from hypothesis import settings
 from lmforge import cli
 
 torch.set_num_threads(1)
-settings.register_profile("here", deadline=None)  # the first call of a compiled loop takes as long as compiling it
+# no deadline: the first call of a compiled loop takes as long as compiling it. The same examples in every run of one
+# version, so that a change is judged by what it changed; other examples each time: --hypothesis-profile=search
+settings.register_profile("here", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=500)
 settings.load_profile("here")
 
 

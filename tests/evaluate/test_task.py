@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmforge.evaluate.task import TASKS, Task
@@ -14,7 +14,7 @@ from lmforge.recipe.evaluate import TASK_SETTINGS
 
 VALUES = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.integers())
 FIGURES = ["value", "metric", "items", "clean_value", "leaked_share", "against", "lengths", "accuracy", "depths"]
-KEYS = st.sampled_from([*FIGURES, "baselines"])
+KEYS = st.sampled_from([*FIGURES, "baselines", "beside"])
 
 
 def test_a_limit_that_is_left_out_is_that_of_the_section() -> None:
@@ -29,6 +29,8 @@ def test_a_limit_that_is_left_out_is_that_of_the_section() -> None:
 
 
 @pytest.mark.parametrize("name", [*TASKS, ""])
+@example({"value": 0.0, "baselines": True, "beside": True, "clean_value": True, "lengths": True, "depths": True})
+@example({"value": 0.0, "baselines": [1], "beside": [1], "clean_value": [1], "lengths": [1], "depths": [1]})
 @given(score=st.dictionaries(KEYS, VALUES))
 def test_no_file_can_break_how_a_task_shows_itself(name: str, score: dict[str, Any]) -> None:
     task = TASKS.get(name, Task())

@@ -44,7 +44,7 @@ def test_slurms_script_is_valid_and_starts_torchrun_on_every_node(recipe: Path, 
     assert "partition" not in content
     tools = tmp_path / "tools"
     tools.mkdir()
-    program(tools, "scontrol", "printf 'node7\\nnode8\\n'")
+    program(tools, "scontrol", "printf 'node7\\n'; sleep 0.2; seq -f 'node%.0f' 8 20000")  # longer than a pipe holds
     program(tools, "srun", 'printf "%s\\n" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" "$@"; exit 3')
     environment = os.environ | {
         "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "99",

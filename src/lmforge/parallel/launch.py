@@ -118,7 +118,9 @@ $options
 #SBATCH --requeue
 set -euo pipefail
 $exports
-head=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
+# read whole and cut here: "| head" would end scontrol by a broken pipe, and with pipefail the job
+nodes=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST")
+head=$${nodes%%$$'\\n'*}
 
 srun --kill-on-bad-exit=1 $command &
 step=$$!

@@ -96,7 +96,8 @@ class Squad2(Task[SquadSettings]):
         value = score.get("value")
         if not is_number(value):
             return ""
-        nothing = (score.get("baselines") or {}).get("no_answer")
+        baselines = score.get("baselines")
+        nothing = baselines.get("no_answer") if isinstance(baselines, dict) else None
         return f"{self.name} F1 {100 * value:.1f}" + (f" (nothing: {100 * nothing:.1f})" if is_number(nothing) else "")
 
     def beside(self, score: Content) -> Mapping[str, Any]:
