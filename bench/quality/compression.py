@@ -59,8 +59,8 @@ def methods(steps: int) -> dict[str, Steps]:
     }
 
 
-def row(recipe: Recipe, run: Path, name: str, steps: Steps) -> dict[str, Any]:
-    """Compress the run's model with these steps, and score what comes of it."""
+def row(recipe: Recipe, run: Path, name: str, steps: Steps, scored: int = SCORED) -> dict[str, Any]:
+    """Compress the run's model with these steps, and score what comes of it on so many tokens of the test split."""
     folder = run / "alone" / name.replace(" ", "-").replace(",", "").replace("%", "")
     chain = Recipe.model_validate(recipe.model_dump() | {"compress": {"steps": steps}})
     known = folder / "steps.json"
@@ -72,11 +72,11 @@ def row(recipe: Recipe, run: Path, name: str, steps: Steps) -> dict[str, Any]:
     first, last = report["steps"][0], report["steps"][-1]
 
     def bits(model: Path) -> float:
-        return quick_bits_per_byte(load_network(model), run / "tokens", "test", recipe.tokens.context, SCORED)
+        return quick_bits_per_byte(load_network(model), run / "tokens", "test", recipe.tokens.context, scored)
 
     before, after = bits(run / "model"), bits(folder)
     figures = {
-        "bits_per_byte": {"before": before, "after": after},
+        "bits_per_byte": {"before": before, "after": after, "tokens": scored},
         "rise_percent": 100 * (after / before - 1),
         "bytes_of_bf16": report["file_ratio_to_bf16"],
         "macs": last["macs_per_token"] / first["macs_per_token"],
