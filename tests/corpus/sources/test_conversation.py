@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lmforge.corpus.sources.conversation import NotMessages, conversation_of, messages_of
+from lmforge.corpus.sources.conversation import NotMessages, conversation_of, is_learned, messages_of
 from lmforge.corpus.sources.document import Reading
 from lmforge.corpus.sources.kinds import iter_documents
 from lmforge.corpus.sources.records import document_of, text_field_of
@@ -95,6 +95,27 @@ def test_what_cannot_be_said_is_refused(message: dict[str, Any]) -> None:
         messages_of([message], "messages")
 
 
+@pytest.mark.parametrize(
+    ("given", "learned"),
+    [
+        ({"weight": 0}, False), ({"weight": 0.0}, False), ({"weight": False}, False), ({"weight": 1}, True),
+        ({"weight": None}, True), ({"weight": float("nan")}, True), ({"train": False}, False), ({"train": True}, True),
+    ],
+)  # fmt: skip
+def test_an_answer_of_weight_0_is_not_learned(given: dict[str, Any], learned: bool) -> None:
+    [asked, said] = messages_of([ASKED | given, SAID | given], "messages")
+    assert asked == ASKED
+    assert said == (SAID if learned else SAID | {"weight": 0})
+    assert is_learned(said) is learned
+    assert not is_learned(asked)
+
+
+@pytest.mark.parametrize("weight", [0.5, -1, 2, "0", [0]])
+def test_a_weight_of_another_kind_is_refused(weight: Any) -> None:
+    with pytest.raises(NotMessages, match=r"messages\[1\]\.weight"):
+        messages_of([ASKED, SAID | {"weight": weight}], "messages")
+
+
 def test_the_users_columns_steer_nothing(tmp_path: Path) -> None:
     names = ("synthetic", "language", "genre", "source", "split_key", "loss_spans", "encoding", "title", "columns")
     record: dict[str, Any] = {"text": "words", **dict.fromkeys(names, "code"), "meta": {"synthetic": 1}}
@@ -104,6 +125,7 @@ def test_the_users_columns_steer_nothing(tmp_path: Path) -> None:
 
 
 def test_messages_in_parquet(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"id": [1], "messages": [[ASKED, SAID]]}), tmp_path / "a.parquet")
+    said = [SAID, SAID | {"weight": 0}, SAID | {"weight": 1}]
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1], "messages": [[ASKED, *said]]}), tmp_path / "a.parquet")
     [document] = iter_documents(Source(kind="parquet", path=tmp_path))
-    assert document["meta"]["messages"] == [ASKED, SAID]
+    assert document["meta"]["messages"] == [ASKED, SAID, SAID | {"weight": 0}, SAID]

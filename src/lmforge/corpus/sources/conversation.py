@@ -8,6 +8,9 @@ answers.
 
 A tool's call is written into the content of the message that makes it, as Hermes and Qwen models read it:
 <tool_call>{"name": …, "arguments": …}</tool_call>; what the tool says is a message of role "tool".
+
+A message of the assistant that is not to be learned has `"weight": 0`, as OpenAI's and Mistral's fine-tuning formats
+say it (Axolotl: `"train": false`), and keeps it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content, strings; of what is not learned also weight, 0
 
 # fields that hold a list of messages, in the order in which they are looked for
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
@@ -116,7 +119,8 @@ def _in_turn(value: Sequence[object]) -> bool:
 
 
 def messages_of(value: object, where: str) -> list[Message]:
-    """A list of messages in the one form: {"role", "content"}, both strings.
+    """A list of messages in the one form: {"role", "content"}, both strings; and "weight", 0, of one of the assistant
+    that is not to be learned.
 
     Raises:
         NotMessages: it is not of such a form.
@@ -131,10 +135,10 @@ def messages_of(value: object, where: str) -> list[Message]:
 def _message(message: object, where: str) -> Message:
     if not isinstance(message, Mapping) or not (field := _role_field(message)):
         raise NotMessages(_form(where))
-    said = str(message[field])
-    role = _ROLES.get(said.strip().lower())
+    named = str(message[field])
+    role = _ROLES.get(named.strip().lower())
     if role is None:
-        raise NotMessages(_form(where, f" (role {said[:40]!r})"))
+        raise NotMessages(_form(where, f" (role {named[:40]!r})"))
     content = next((message[name] for name in _CONTENT_FIELDS if name in message), None)
     if not content and isinstance(message.get("refusal"), str):  # which OpenAI's API says in a field of its own
         content = message["refusal"]
@@ -144,7 +148,23 @@ def _message(message: object, where: str) -> Message:
     if content is None and not calls and not any(name in message for name in _CONTENT_FIELDS):
         raise NotMessages(_form(where))
     pieces = [_words(content, where), *calls]
-    return {"role": role, "content": "\n".join(piece for piece in pieces if piece)}
+    said = {"role": role, "content": "\n".join(piece for piece in pieces if piece)}
+    return said if role != "assistant" or _weighs(message, where) else {**said, "weight": 0}
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether the words of a message in the one form are to be learned: the assistant's, unless its weight is 0."""
+    return message.get("role") == "assistant" and message.get("weight") != 0
+
+
+def _weighs(message: Mapping[str, Any], where: str) -> bool:
+    """Whether an answer is to be learned, as its weight says."""
+    weight = message.get("weight")
+    if weight is None or weight != weight:  # NaN is a table's null
+        return message.get("train") is not False
+    if weight not in (0, 1):
+        raise NotMessages(f"{where}.weight is {str(weight)[:30]!r}; 1 (the default) is learned, 0 is not: give one of them")
+    return bool(weight)
 
 
 def _role_field(message: Mapping[str, Any]) -> str:

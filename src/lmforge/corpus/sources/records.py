@@ -17,6 +17,7 @@ from lmforge.corpus.sources.decode import line_number, located_lines, unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of
 from lmforge.corpus.sources.unfold import COMPRESSED
+from lmforge.corpus.sources.wide import is_wide
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
@@ -116,7 +117,8 @@ def jsonl_files(source: Source, notices: Counter[str]) -> list[File]:
 def jsonl_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; a large plain file in ranges of bytes."""
     files = jsonl_files(source, notices)
-    large = [file for file in files if file.size > SPLIT_ABOVE and not file.name.lower().endswith(COMPRESSED)]
+    plain = [file for file in files if not file.name.lower().endswith(COMPRESSED)]
+    large = [file for file in plain if file.size > SPLIT_ABOVE and not is_wide(file.path)]
     return cut(files, [(file, byte_ranges(file)) for file in large])
 
 
@@ -132,8 +134,9 @@ def read_lines(
     """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
         whole = part.stop is None
-        for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged, _is_record):
-            line = line.removeprefix(b"\xef\xbb\xbf")  # where a file begins, or one that was joined to it
+        for number, offset, line in located_lines(
+            file.path, part.start, part.stop, reading.damaged, _is_record, lambda name: reading.encodings.add(name, file.name)
+        ):
             if not line.strip():
                 continue
             try:
