@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.tokens.bpe import CHAT_TOKENS, Tokenizer, train_tokenizer
-from lmforge.tokens.chat import SPEAKERS, STOP, conversation_text, end_counts, render_chat, render_conversation, stop_tokens
+from lmforge.tokens.chat import (
+    SPEAKERS,
+    STOP,
+    conversation_text,
+    end_counts,
+    render_chat,
+    render_conversation,
+    stop_tokens,
+)
 
 TOKENIZER = train_tokenizer([], 257)
 WITH_CHAT = train_tokenizer([], 261, chat=True)

@@ -115,7 +115,9 @@ def test_an_answer_of_weight_0_is_read_and_not_learned(kind: str, name: str) -> 
 
 def test_of_blocks_that_are_no_turns_none_is_told_by_its_weight() -> None:
     """A template that says two things a turn: which of them has weight 0 cannot be told."""
-    source = "{% for m in messages %}{% generation %}a{% endgeneration %}{% generation %}b{% endgeneration %}{% endfor %}"
+    source = (
+        "{% for m in messages %}{% generation %}a{% endgeneration %}{% generation %}b{% endgeneration %}{% endfor %}"
+    )
     messages: list[dict[str, Any]] = [*conversation([("x", "y")])]
     assert len(render_text(source, messages, {}).said) == 4
     messages[1]["weight"] = 0

@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from lmforge.corpus import scripts
 from lmforge.corpus.shuffle import ShardWriter
 from lmforge.corpus.sources.conversation import NotMessages, conversation_of, is_learned, messages_of
 from lmforge.corpus.sources.decode import lines_of
@@ -103,7 +104,7 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
             "entropy": {},
             "notices": {},
             "splits": sizes,
-            "words": sum(len(message["content"].split()) for example in text for message in example.messages),
+            "words": sum(len(scripts.words(message["content"])) for example in text for message in example.messages),
             "examples": {
                 "task": settings.task,
                 "labels": dict(labels.most_common()),

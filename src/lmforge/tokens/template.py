@@ -280,9 +280,7 @@ def render_text(source: str, messages: Messages, names: Mapping[str, str]) -> Re
     if _GENERATION.search(source):
         return _without_weightless(_marked(text), messages)
     said = [
-        _turn(source, messages, number, text, names)
-        for number, message in enumerate(messages)
-        if is_learned(message)
+        _turn(source, messages, number, text, names) for number, message in enumerate(messages) if is_learned(message)
     ]
     return RenderedText(text, said)
 

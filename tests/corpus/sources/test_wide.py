@@ -87,6 +87,8 @@ def test_whoever_reads_lines_reads_these(tmp_path: Path) -> None:
         assert example.answers == ("Wärme",)
 
 
-@pytest.mark.parametrize("head", [b"", b"{", b"\xff", b'{"te', b"\0\0\0\0", b"a\0b\0", b"\xef\xbb\xbf{", b"\x00\xff\x01\x02"])
+@pytest.mark.parametrize(
+    "head", [b"", b"{", b"\xff", b'{"te', b"\0\0\0\0", b"a\0b\0", b"\xef\xbb\xbf{", b"\x00\xff\x01\x02"]
+)
 def test_others_are_let_be(head: bytes) -> None:
     assert wide_encoding(head) is None

@@ -163,7 +163,9 @@ def _weighs(message: Mapping[str, Any], where: str) -> bool:
     if weight is None or weight != weight:  # NaN is a table's null
         return message.get("train") is not False
     if weight not in (0, 1):
-        raise NotMessages(f"{where}.weight is {str(weight)[:30]!r}; 1 (the default) is learned, 0 is not: give one of them")
+        raise NotMessages(
+            f"{where}.weight is {str(weight)[:30]!r}; 1 (the default) is learned, 0 is not: give one of them"
+        )
     return bool(weight)
 
 

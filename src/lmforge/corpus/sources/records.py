@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import json
 from collections import Counter
@@ -133,10 +134,9 @@ def read_lines(
 ) -> Iterator[Document]:
     """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
-        whole = part.stop is None
-        for number, offset, line in located_lines(
-            file.path, part.start, part.stop, reading.damaged, _is_record, lambda name: reading.encodings.add(name, file.name)
-        ):
+        whole, note = part.stop is None, functools.partial(reading.encodings.add, name=file.name)
+        located = located_lines(file.path, part.start, part.stop, reading.damaged, _is_record, note)
+        for number, offset, line in located:
             if not line.strip():
                 continue
             try:

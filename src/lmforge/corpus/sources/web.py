@@ -19,6 +19,7 @@ from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.encodings import NotText
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.formulas import write_formulas
 from lmforge.corpus.sources.response import Response, TooLong, Undecodable, body_of, media_type, response_of
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
 from lmforge.corpus.sources.warc import MOST_HELD, Damage, WarcRecord, records_of
@@ -93,6 +94,7 @@ def page_text(html: str) -> tuple[str, str]:
     if tree.document and tree.document.query_selector(_TOO_DEEP) is not None:
         raise Unfit("page nested too deeply")
     if tree.document:
+        write_formulas(tree, html)
         _keep_lists(tree)
     text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=[*SKIPPED, *_FOOTNOTES])
     if len(text) < _TOO_LITTLE:
