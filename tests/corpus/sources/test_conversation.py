@@ -41,6 +41,8 @@ ASKED, SAID = {"role": "user", "content": "Ask"}, {"role": "assistant", "content
         {"dialog": ["Ask", "Say"]},
         {"id": "0", "data": ["Ask", "Say"]},
         {"items": [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Say"}]},
+        {"contents": [{"role": "user", "parts": [{"text": "Ask"}]}, {"role": "model", "parts": [{"text": "Say"}]}]},
+        {"conversation": [{"human": "Ask", "assistant": "Say"}], "category": "Chat"},
         {"chosen": [ASKED, SAID], "rejected": [ASKED]},
         {"messages": [ASKED, {"role": "assistant", "content": None, "refusal": "Say"}]},
         {"history": [["Ask", "Say"]], "messages": [ASKED, SAID]},
@@ -60,6 +62,38 @@ def test_a_systems_words_in_a_field_of_their_own_come_first(field: str) -> None:
         assert conversation_of({**record, field: "Be brief"}, "text") == [system, ASKED, SAID]
     own = {"role": "system", "content": "Be long"}
     assert conversation_of({"messages": [own, ASKED, SAID], field: "Be brief"}, "messages") == [own, ASKED, SAID]
+
+
+def test_tools_and_refusals_in_parts() -> None:
+    """As Anthropic's and OpenAI's interfaces write them."""
+    used = {"type": "tool_use", "id": "1", "name": "weigh", "input": {"n": 1}}
+    given = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "5"}]}
+    messages = [
+        ASKED,
+        {"role": "assistant", "content": [{"type": "text", "text": "Wait"}, used]},
+        {"role": "user", "content": [given]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No"}]},
+    ]
+    assert messages_of(messages, "messages")[1:] == [
+        {"role": "assistant", "content": 'Wait\n<tool_call>\n{"name": "weigh", "arguments": {"n": 1}}\n</tool_call>'},
+        {"role": "tool", "content": "5"},
+        {"role": "assistant", "content": "No"},
+    ]
+    for part in (
+        {"type": "refusal"},
+        {"type": "tool_use"},
+        {"type": "tool_result", "content": 3},
+        {"type": "thinking"},
+    ):
+        with pytest.raises(NotMessages):
+            messages_of([{"role": "assistant", "content": [part]}], "messages")
+
+
+def test_a_list_of_strings_is_no_answer_and_no_list_of_paragraphs_a_talk() -> None:
+    """Several right answers are not turns; nor are paragraphs, whatever the field is called."""
+    assert conversation_of({"question": "Ask", "answer": ["Say", "Speak"]}, "text") is None
+    assert conversation_of({"contents": ["One.", "Two."]}, "text") is None
+    assert conversation_of({"items": ["One.", "Two."]}, "text") is None
 
 
 def test_what_was_said_before_an_instruction_is_kept() -> None:

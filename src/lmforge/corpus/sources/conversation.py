@@ -1,7 +1,9 @@
 """Conversations in the shapes people publish them in → messages of {"role", "content"}, so that answers are learned as
 answers.
 
-    messages       [{"role", "content"}]                OpenAI, UltraChat, the Hub's chat sets
+    messages       [{"role", "content"}]                OpenAI, UltraChat, the Hub's chat sets; Anthropic's parts
+    contents       [{"role", "parts"}]                  Gemini
+    conversation   [{"human", "assistant"}]             Firefly, MOSS
     conversations  [{"from", "value"}]                  ShareGPT
     instruction, input, output                          Alpaca
     prompt, completion · prompt, response · question, answer · …    pairs; either side may itself be messages
@@ -26,8 +28,8 @@ Message = dict[str, Any]  # role and content, strings; of what is not learned al
 # fields that hold a list of messages, in the order in which they are looked for
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 # others, looked for where a record is a conversation by nothing else: a preferred answer with its question, UltraChat's
-# raw form, a copy of ShareGPT
-_OTHER_LISTS = ("chosen", "data", "items")
+# raw form (strings in turn), a copy of ShareGPT, Gemini
+_OTHER_LISTS = ("chosen", "data", "items", "contents")
 # (fields before the answer, its field): the first of which a record has both
 _PAIRS = (
     ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
@@ -50,7 +52,8 @@ _ROLES = {
     "agent": "assistant", "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
 }  # fmt: skip
-_ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text", "message")
+_ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text", "message", "parts")
+_TURNS = (("human", "assistant"), ("user", "assistant"), ("human", "bot"))  # within a list
 
 
 class NotMessages(Exception):
@@ -91,10 +94,14 @@ def shape_of(fields: Collection[str]) -> tuple[str, ...] | None:
             continue
         if record is None or (_sayable(record[question]) and _sayable(record[answer])):
             return question, answer
-    others: Iterator[str] = (name for name in _OTHER_LISTS if record and is_messages(record.get(name) or None))
+    others: Iterator[str] = (name for name in _OTHER_LISTS if record and _is_other(name, record.get(name)))
     if record is not None:  # messages that are null say nothing, as a null text does
         others = itertools.chain(others, (name for name in LISTS if name in record and record[name] is None))
     return next(((name,) for name in others), None)
+
+
+def _is_other(name: str, value: object) -> bool:
+    return bool(value) and is_messages(value) and (name == "data" or not _strings(value))
 
 
 def unfolded(value: object) -> object:
@@ -111,11 +118,30 @@ def is_messages(value: object) -> bool:
     strings, two and more, said in turn."""
     if not isinstance(value, list):
         return False
-    return not value or _in_turn(value) or (isinstance(value[0], Mapping) and _role_field(value[0]) != "")
+    return (
+        not value
+        or _in_turn(value)
+        or _in_pairs(value)
+        or (isinstance(value[0], Mapping) and _role_field(value[0]) != "")
+    )
 
 
 def _in_turn(value: Sequence[object]) -> bool:
-    return len(value) > 1 and all(isinstance(each, str) for each in value)
+    return len(value) > 1 and _strings(value)
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(each, str) for each in value)
+
+
+def _in_pairs(value: Sequence[object]) -> bool:
+    """Whether they are questions and answers, [{"human", "assistant"}, …], as Firefly and MOSS are published."""
+    return len(value) > 0 and all(isinstance(each, Mapping) and _pair_of(each) for each in value)
+
+
+def _pair_of(each: Mapping[str, Any]) -> tuple[str, str] | None:
+    fits = (pair for pair in _TURNS if all(isinstance(each.get(name), str) for name in pair))
+    return next(fits, None)
 
 
 def messages_of(value: object, where: str) -> list[Message]:
@@ -129,6 +155,11 @@ def messages_of(value: object, where: str) -> list[Message]:
         raise NotMessages(_form(where))
     if _in_turn(value):  # the user begins
         return [{"role": ("user", "assistant")[turn % 2], "content": said} for turn, said in enumerate(value)]
+    if _in_pairs(value):
+        pairs = [
+            (each[question], each[answer]) for each in value for question, answer in filter(None, [_pair_of(each)])
+        ]
+        return messages_of([said for pair in pairs for said in pair], where)
     return [_message(each, f"{where}[{number}]") for number, each in enumerate(value)]
 
 
@@ -144,6 +175,13 @@ def _message(message: object, where: str) -> Message:
         content = message["refusal"]
     if role == "tool" and isinstance(content, Mapping | list) and not _is_parts(content):  # what a tool gives, as JSON
         content = json.dumps(content, ensure_ascii=False, default=str)
+    if (
+        role == "user"
+        and isinstance(content, list)
+        and content
+        and all(_kind(part) == "tool_result" for part in content)
+    ):
+        role = "tool"
     calls = _calls(message, where)
     if content is None and not calls and not any(name in message for name in _CONTENT_FIELDS):
         raise NotMessages(_form(where))
@@ -178,6 +216,10 @@ def _is_parts(content: Mapping[str, Any] | list[Any]) -> bool:
     return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
 
 
+def _kind(part: object) -> object:
+    return part.get("type", "text") if isinstance(part, Mapping) else "text"
+
+
 def _words(content: object, where: str) -> str:
     """A content's text: null says nothing, parts are joined."""
     if content is None or isinstance(content, str):
@@ -189,8 +231,15 @@ def _words(content: object, where: str) -> str:
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind not in ("text", "input_text", "output_text", None):
+        kind = _kind(part)
+        if kind == "refusal":
+            text = part.get("refusal")
+        elif kind == "tool_result":  # what a tool says, in a message of the user (Anthropic)
+            text = _words(part.get("content"), where)
+        elif kind == "tool_use":
+            call = {"name": part.get("name"), "arguments": part.get("input")}
+            text = "\n" * bool(texts) + "".join(_calls({"tool_calls": [call]}, where))
+        elif kind not in ("text", "input_text", "output_text", None):
             raise NotMessages(f"{where} holds a part of type {str(kind)[:30]!r}, which is no text; remove the record")
         if not (isinstance(text, str) or (text is None and isinstance(part, Mapping) and "text" in part)):
             raise NotMessages(_form(where))
@@ -217,7 +266,7 @@ def _calls(message: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _sayable(value: object) -> bool:
-    return value is None or isinstance(value, str) or is_messages(value)
+    return value is None or isinstance(value, str) or (is_messages(value) and not _strings(value))
 
 
 def _with_system(record: Mapping[str, Any], messages: list[Message]) -> list[Message]:

@@ -35,6 +35,9 @@ _BATCH = 256  # Parquet rows read at once
 _TEXTS = ("text", "content", "body", "article", "document", "raw_content", "code", "story")
 
 
+_ONE_A_LINE = "put one object on each line (jq -c '.[]?' makes that of an array, jq -c . of objects over lines)"
+
+
 class BrokenRecord(Exception):
     """A record that holds no document; the message says why and how to mend it."""
 
@@ -162,7 +165,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:  # which is stricter (NaN, lone surrogates, depth); the standard library decides
         record = _parsed_slowly(line)
     if not isinstance(record, dict):
-        raise BrokenRecord(f'a {type(record).__name__}, not an object like {{"text": …}}; correct or remove this line')
+        mend = _ONE_A_LINE if isinstance(record, list) else "correct or remove this line"
+        raise BrokenRecord(f'a {type(record).__name__}, not an object like {{"text": …}}; {mend}')
     return record
 
 
@@ -174,7 +178,9 @@ def _parsed_slowly(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         cause = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or a number too long"
         at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BrokenRecord(f"not valid JSON ({cause}{at}); correct or remove this line") from error
+        spread = line.lstrip()[:1] == b"[" or line.strip() == b"{"
+        mend = _ONE_A_LINE if spread else "correct or remove this line"
+        raise BrokenRecord(f"not valid JSON ({cause}{at}); {mend}") from error
 
 
 # Parquet
