@@ -227,7 +227,7 @@ def toxic_words(lines: Iterator[str]) -> tuple[frozenset[str], dict[str, list[st
 
 def _listed_words(text: str) -> list[str]:
     """Letters and digits with their marks; in a script without spaces each sign, so that a word of it is a phrase."""
-    return _WORDS.findall(" ".join(scripts.words(text.lower())))
+    return [match[0] for match in _WORDS.finditer(" ".join(scripts.words(text.lower())))]
 
 
 def has_toxic_words(text: str, words: frozenset[str], phrases: dict[str, list[str]]) -> bool:

@@ -228,7 +228,7 @@ def _words(content: object, where: str) -> str:
         content = [content]
     if not isinstance(content, Sequence):
         raise NotMessages(_form(where))
-    texts = []
+    texts: list[str] = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
         kind = _kind(part)
