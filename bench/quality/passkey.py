@@ -34,13 +34,13 @@ from typing import Any
 
 import torch
 
-from lmforge import machine
+from bench.harness import Results
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.tasks.passkey import FILLER, NAMES, Passkeys, keys_found
 from lmforge.formats.native import load_network, model_tensors, write_model
 from lmforge.model.gpt import GPT, GPTConfig
 from lmforge.recipe import Recipe, Train, parse_recipe, to_toml
-from lmforge.record import atomic_directory, code_version, write_atomic
+from lmforge.record import atomic_directory, write_atomic
 from lmforge.report.page import write_report
 from lmforge.tokens.bpe import Tokenizer, train_tokenizer
 from lmforge.train.optim import build_optimizers, set_rate
@@ -53,7 +53,7 @@ RATES = ((5e-3, 0.02), (2.5e-3, 0.01), (2.5e-3, 0.01), (2e-3, 0.003), (1e-3, 0.0
 STEP_TOKENS, DENSE, QUESTIONS = 16_384, 40, 25
 MIXED = (1024, 4096)  # lengths that longer rows are mixed with
 TOLD, LEARNED = 0.5, 0.02  # minutes between tests; nats a digit at which a length is known
-RESULTS = Path(__file__).parent / "results" / "passkey.json"
+RESULTS = Results("passkey")
 KINDS: dict[str, dict[str, Any]] = {
     "sparse": {"attention": ("sparse",), "window": 64, "stride": 64, "pool": 64},
     "pooled": {"attention": ("pooled",), "pool": 64},
@@ -260,8 +260,7 @@ def main() -> None:
 
     if arguments.resume:
         model.load_state_dict(load_network(arguments.run / "models" / arguments.kind).state_dict())
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
-    before = results["kinds"].get(arguments.kind, {}) if arguments.resume else {}
+    before = RESULTS.figures().get("kinds", {}).get(arguments.kind, {}) if arguments.resume else {}
     journal = train(model, makes, arguments.minutes, arguments.lengths, arguments.seed, save)
     save(model)
     trained, peak = journal[-1]["minutes"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -278,12 +277,7 @@ def main() -> None:
     score = json.loads(score_file(recipe, arguments.run, arguments.kind, tokenizer).read_text())
     longest = score["accuracy"][score["lengths"].index(LENGTHS[-1])]
     print(arguments.kind, score["lengths"], score["accuracy"], flush=True)
-    results |= {
-        "command": "python -m bench.quality.passkey --kind KIND --minutes MINUTES",
-        "machine": machine.describe(),
-        "depths": score["depths"],
-    }
-    results["kinds"][arguments.kind] = {
+    row = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "settings": KINDS[arguments.kind] | arguments.set,
         "minutes_of_training": round(before.get("minutes_of_training", 0.0) + trained, 2),
@@ -294,10 +288,10 @@ def main() -> None:
         "steps": journal[-1]["step"],
         "longest_trained": journal[-1]["length"],
         "peak_bytes_of_training": peak,
-        "code": code_version(),
         "journal": before.get("journal", []) + journal,
     }
-    write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
+    RESULTS.add("depths", score["depths"])
+    RESULTS.add(f"kinds/{arguments.kind}", row, threads=1)
     print(write_report(arguments.run))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 from pathlib import Path
@@ -26,6 +27,14 @@ def test_a_partial_run_leaves_the_other_rows(tmp_path: Path) -> None:
     assert set(stored["machines"]) == {"another machine", stored["rows"]["sizes/b"]["machine"]}
     assert results.figures() == {"sizes": {"a": {"ratio": 1.5}, "b": {"ratio": 2.0}}}
     assert {"command", "commit", "day", "machine", "versions"} <= set(stored["rows"]["sizes/b"])
+
+
+def test_every_benchmark_writes_its_rows_by_the_harness() -> None:
+    """None opens bench/results itself, where a partial run would write over what another one measured."""
+    for path in sorted((harness.ROOT / "bench").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        named = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == "results"]
+        assert not named or path.name == "harness.py", path
 
 
 def test_results_do_not_make_a_commit_unclean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

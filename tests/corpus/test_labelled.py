@@ -92,6 +92,18 @@ def test_conversations_end_with_the_assistant(tmp_path: Path) -> None:
     assert words(example) == ["Be brief.", "Hi", "Hello"]
 
 
+def test_answers_of_weight_0_are_read_and_not_learned(tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": "No", "weight": 0}
+    asked, right = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    turns = [asked, said, asked, right | {"weight": 1}, asked, said]
+    (example,) = read(tmp_path, settings("chat"), {"messages": turns})
+    assert example.messages == [asked, said, asked, right]
+    (plain,) = read(tmp_path, settings("chat"), {"messages": [asked, said | {"weight": 1}, asked, right]})
+    assert plain.key == example.key  # the same question: one split
+    with pytest.raises(InputError, match="that is learned"):
+        read(tmp_path, settings("chat"), {"messages": [asked, said]})
+
+
 @pytest.mark.parametrize(
     ("made", "line", "message"),
     [

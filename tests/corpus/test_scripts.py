@@ -38,6 +38,29 @@ def test_pieces_hold_every_letter(text: str) -> None:
     assert "".join(between.join(words).split()) == "".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The cat's  hat,\nred.", ["The", "cat's", "hat,", "red."]),
+        ("我买了iPhone手机。（你呢？）", ["我", "买", "了", "iPhone", "手", "机。（", "你", "呢？）"]),
+        ("ดีมาก 12 กก.", ["ดี", "ม", "า", "ก", "12", "ก", "ก."]),
+        ("한국어 문장 हिन्दी में", ["한국어", "문장", "हिन्दी", "में"]),
+        ("ሰላም፡ዓለም", ["ሰላም", "ዓለም"]),
+        ("カタカナー", [*"カタカナー"]),
+        (" \n", []),
+    ],
+)
+def test_words_are_what_stands_between_blanks_or_signs(text: str, words: list[str]) -> None:
+    assert scripts.words(text) == words
+
+
+@given(st.text(st.sampled_from("ab 中文กษัไ한。，(\n\u3000፡")))
+def test_units_are_words_with_their_blanks(text: str) -> None:
+    assert "".join(scripts.units(text)) == text
+    bare = [unit.strip() for unit in scripts.units(text.replace("፡", " "))]
+    assert [unit for unit in bare if unit] == scripts.words(text)
+
+
 @given(st.text(st.characters(exclude_categories=[])))
 def test_any_text_has_as_many_codes_as_characters(text: str) -> None:
     assert len(scripts.codes(text)) == len(text)

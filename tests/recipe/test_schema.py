@@ -29,6 +29,7 @@ from lmforge.recipe import parse_recipe
         ({"corpus": {"sources": [{"kind": "folder"}]}}, "kind 'folder' needs a path"),
         ({"corpus": {"sources": [{"kind": "python-library", "path": "x"}]}}, "takes no path"),
         ({"name": "../x"}, "name: "),
+        ({"seed": 2**63}, "seed: Input should be less than"),  # more than the generators take
     ],
 )
 def test_mistakes_are_named(data: dict[str, Any], message: str) -> None:

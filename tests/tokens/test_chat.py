@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from lmforge.errors import InputError
 from lmforge.tokens.bpe import CHAT_TOKENS, Tokenizer, train_tokenizer
-from lmforge.tokens.chat import SPEAKERS, STOP, conversation_text, render_chat, render_conversation, stop_tokens
+from lmforge.tokens.chat import (
+    SPEAKERS,
+    STOP,
+    conversation_text,
+    end_counts,
+    render_chat,
+    render_conversation,
+    stop_tokens,
+)
 
 TOKENIZER = train_tokenizer([], 257)
 WITH_CHAT = train_tokenizer([], 261, chat=True)
@@ -120,6 +128,20 @@ def test_the_assistants_words_and_their_end_are_learned_and_nothing_else(turns: 
     assert learned == [
         token for role, content in turns if role == "assistant" for token in (*WITH_CHAT.encode(content), end)
     ]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, WITH_CHAT], ids=["transcript", "chat tokens"])
+def test_an_answer_of_weight_0_is_read_and_not_learned(tokenizer: Tokenizer) -> None:
+    asked, wrong, right = message("user", "Ask"), message("assistant", "Wrong"), message("assistant", "Right")
+    plain = render_conversation([asked, wrong, asked, right], tokenizer)
+    for weights in ((0, 1), (1, 0), (0, 0), (1, 1)):
+        weighed = [asked, wrong | {"weight": weights[0]}, asked, right | {"weight": weights[1]}]
+        rendered = render_conversation(weighed, tokenizer)
+        assert rendered.tokens == plain.tokens
+        said = tokenizer.decode([token for token, counts in zip(*rendered, strict=True) if counts])
+        assert ("Wrong" in said, "Right" in said) == (bool(weights[0]), bool(weights[1]))
+        assert end_counts(rendered, tokenizer) == bool(weights[1])
+        assert sum(rendered.counted) == 1 + sum(weights) * (sum(plain.counted) - 1) // 2 or weights[0] != weights[1]
 
 
 def test_in_a_transcript_the_next_turns_name_ends_the_assistants() -> None:

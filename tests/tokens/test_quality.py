@@ -16,6 +16,10 @@ def document(text: str, genre: str = "books", **meta: str) -> dict[str, object]:
     return {"text": text, "genre": genre, "meta": meta}
 
 
+def test_a_sign_of_a_script_without_blanks_is_a_word() -> None:
+    assert quality(TOKENIZER, [], [document("我买书")])["fertility"] == 9 / 3  # of bytes
+
+
 def test_length_and_fertility_by_genre_and_language() -> None:
     found = quality(
         TOKENIZER, [], [document("ab ab", language="en"), document("x é", "web", language="fr"), document("", "web")]

@@ -101,6 +101,31 @@ def test_what_counts_is_what_the_assistant_says_and_its_end(kind: str, name: str
 
 
 @ways
+def test_an_answer_of_weight_0_is_read_and_not_learned(kind: str, name: str) -> None:
+    tokenizer = tokenizer_of(kind, name)
+    messages: list[dict[str, Any]] = [*conversation([("the smith", "hello world"), ("is it hot", "iron")])]
+    plain = render_conversation(messages, tokenizer)
+    messages[1]["weight"] = 0
+    rendered = render_conversation(messages, tokenizer)
+    assert rendered.tokens == plain.tokens
+    middle = len(render_conversation(messages[:2], tokenizer).tokens)
+    assert rendered.counted[1:middle] == [False] * (middle - 1)
+    assert rendered.counted[middle:] == plain.counted[middle:]
+
+
+def test_of_blocks_that_are_no_turns_none_is_told_by_its_weight() -> None:
+    """A template that says two things a turn: which of them has weight 0 cannot be told."""
+    source = (
+        "{% for m in messages %}{% generation %}a{% endgeneration %}{% generation %}b{% endgeneration %}{% endfor %}"
+    )
+    messages: list[dict[str, Any]] = [*conversation([("x", "y")])]
+    assert len(render_text(source, messages, {}).said) == 4
+    messages[1]["weight"] = 0
+    with pytest.raises(InputError, match="4 generation blocks for 1 turns"):
+        render_text(source, messages, {})
+
+
+@ways
 @given(turns=TURNS)
 @settings(max_examples=30, deadline=None)
 def test_what_is_asked_is_the_beginning_of_what_is_learned(kind: str, name: str, turns: list[tuple[str, str]]) -> None:

@@ -24,8 +24,9 @@ from typing import Any
 
 import orjson
 
+from lmforge.corpus import scripts
 from lmforge.corpus.shuffle import ShardWriter
-from lmforge.corpus.sources.conversation import NotMessages, conversation_of, messages_of
+from lmforge.corpus.sources.conversation import NotMessages, conversation_of, is_learned, messages_of
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.splits import SPLITS, split_at, unit
 from lmforge.errors import InputError
@@ -35,7 +36,7 @@ from lmforge.record import atomic_directory, hash_json
 
 MOST_NAMED = 8  # of the examples that are left out
 NO_ANSWER = "unanswerable"  # what a model is to write where the context does not tell
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Example:
     def key(self) -> str:
         """The hash of the question: equal questions fall into one split, and what is asked in the test is not
         learned."""
-        return hash_json(self.question)
+        return hash_json([{"role": turn["role"], "content": turn["content"]} for turn in self.question])
 
     def line(self, name: str) -> bytes:
         """As a line of a corpus file."""
@@ -103,7 +104,7 @@ def build_examples(recipe: Recipe, out: Path, length: Callable[[Messages], int])
             "entropy": {},
             "notices": {},
             "splits": sizes,
-            "words": sum(len(message["content"].split()) for example in text for message in example.messages),
+            "words": sum(len(scripts.words(message["content"])) for example in text for message in example.messages),
             "examples": {
                 "task": settings.task,
                 "labels": dict(labels.most_common()),
@@ -251,24 +252,24 @@ def _asked(settings: Finetune, text: str) -> Messages:
 
 
 def _chat(settings: Finetune, record: dict[str, Any], where: str) -> Iterator[Example]:
-    """A conversation; what follows the assistant's last turn is left out."""
+    """A conversation; what follows the last of the assistant's turns that is learned is left out."""
     try:
         turns = conversation_of(record, "messages")
         if turns is None:
             turns = messages_of(_field(record, "messages", where, ""), "messages")
     except NotMessages as error:
         raise InputError(f"{where}: {error}") from error
-    ends = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    ends = [number for number, turn in enumerate(turns) if is_learned(turn)]
     if not ends or not ends[-1]:
         raise InputError(
-            f"{where}: messages hold no answer of the assistant to anything; give at least a user's turn and the "
-            "assistant's"
+            f"{where}: messages hold no answer of the assistant to anything that is learned (whose weight is not 0); "
+            "give at least a user's turn and the assistant's"
         )
     if not turns[ends[-1]]["content"].strip():
         raise InputError(
             f"{where}: messages[{ends[-1]}], the assistant's answer, is empty; write it or remove the line"
         )
-    before = [{"role": turn["role"], "content": turn["content"]} for turn in turns[: ends[-1]]]
+    before = turns[: ends[-1]]
     first = (
         [{"role": "system", "content": settings.instruction}]
         if settings.instruction and before[0]["role"] != "system"

@@ -114,6 +114,30 @@ def pieces(text: str) -> tuple[list[str], str]:
     return regex.findall(r"\X\X?", text), ""
 
 
+# a sign with its marks and the punctuation behind it, or what else stands between blanks and signs
+_SIGN_LETTER = "[[" + "".join(rf"\p{{{script}}}" for script in WORTH) + r"ー々]&&\p{L}]"
+WORD_PATTERN = rf"(?:{_SIGN_LETTER}\p{{M}}*[^\s\p{{L}}\p{{N}}]*|[\S--{_SIGN_LETTER}]+)"
+_WORDS = regex.compile(WORD_PATTERN, regex.V1)
+_UNITS = regex.compile(rf"\s*{WORD_PATTERN}\s*\Z|\s*{WORD_PATTERN}|\s+", regex.V1)
+_UNITS_BETWEEN_BLANKS = re.compile(r"\s*\S+\s*\Z|\s*\S+|\s+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: what stands between blanks, in a script without them each sign, with the punctuation behind
+    it."""
+    return _WORDS.findall(text.replace("\u1361", " ")) if _has_signs(text) else text.split()
+
+
+def units(text: str) -> list[str]:
+    """`words` with the blanks before each of them (and at the end): joined they are the text again."""
+    return _UNITS.findall(text) if _has_signs(text) else _UNITS_BETWEEN_BLANKS.findall(text)
+
+
+def has_blanks(text: str) -> bool:
+    """Whether blanks part the words of most of a text."""
+    return pieces(text)[1] == " "
+
+
 def codes(text: str) -> npt.NDArray[np.uint32]:
     """(characters,): the code points; a lone surrogate becomes a question mark."""
     if text.isascii():

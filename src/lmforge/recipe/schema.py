@@ -231,7 +231,7 @@ class Recipe(Section):
     """One model's whole life."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "model"  # of the model and its run
-    seed: Annotated[int, Field(ge=0)] = 1  # of everything that is drawn at random
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1  # of everything that is drawn at random
     run_dir: Path | None = None  # where the run's files go; default: runs/NAME
     corpus: Corpus = Corpus()
     tokens: Tokens = Tokens()

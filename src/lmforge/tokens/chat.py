@@ -14,7 +14,8 @@ Where it has none (a model of plain text), a conversation is a transcript, its w
 
 Words never become a special token: "<|end|>" in a message is text. What the model is to learn (`Rendered.counted`) is
 the assistant's words and their end: <|end|>, in a transcript the beginning of the next turn, and by a template what
-stands in its generation blocks or what each of the assistant's turns adds, up to the last token that ends a turn.
+stands in its generation blocks or what each of the assistant's turns adds, up to the last token that ends a turn. A
+message of the assistant with `"weight": 0` is read and not learned.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmforge.corpus.sources.conversation import is_learned
 from lmforge.errors import InputError
 from lmforge.tokens.library import secret_name
 from lmforge.tokens.pretokenize import without_surrogates
@@ -46,6 +48,14 @@ class Rendered(NamedTuple):
 
     tokens: list[int]
     counted: list[bool]
+
+
+class _Turn(NamedTuple):
+    """One message, and whether its words are to be learned."""
+
+    role: str
+    words: str
+    learned: bool
 
 
 def has_chat_tokens(tokenizer: Tokenizer) -> bool:
@@ -94,7 +104,7 @@ def conversation_text(messages: Messages) -> str:
     Raises:
         InputError: as `render_chat`.
     """
-    return "\n\n".join(f"{SPEAKERS[role]}: {words.strip()}".rstrip() for role, words in _turns(messages))
+    return "\n\n".join(f"{SPEAKERS[role]}: {words.strip()}".rstrip() for role, words, _ in _turns(messages))
 
 
 def _render(messages: Messages, tokenizer: Tokenizer, open_end: bool) -> Rendered:
@@ -206,43 +216,42 @@ def _renamed(
     return "".join([*parts, text[last:]]), [(int(places[first]), int(places[stop])) for first, stop in said]
 
 
-def _with_tokens(turns: list[tuple[str, str]], tokenizer: Tokenizer, open_end: bool) -> Rendered:
+def _with_tokens(turns: list[_Turn], tokenizer: Tokenizer, open_end: bool) -> Rendered:
     end = tokenizer.special["<|end|>"]
     tokens, counted = [tokenizer.begin], [True]
-    for number, (role, words) in enumerate(turns):
+    for number, (role, words, learned) in enumerate(turns):
         body = tokenizer.encode(words)
-        own = role == "assistant"
-        goes_on = open_end and own and number == len(turns) - 1
+        goes_on = open_end and role == "assistant" and number == len(turns) - 1
         tokens += [tokenizer.special[f"<|{SPEAKERS[role].lower()}|>"], *body, *([] if goes_on else [end])]
-        counted += [False, *[own] * (len(body) + (not goes_on))]
-    if open_end and turns[-1][0] != "assistant":
+        counted += [False, *[learned] * (len(body) + (not goes_on))]
+    if open_end and turns[-1].role != "assistant":
         tokens.append(tokenizer.special["<|assistant|>"])
         counted.append(False)
     return Rendered(tokens, counted)
 
 
-def _transcript(turns: list[tuple[str, str]], tokenizer: Tokenizer, open_end: bool) -> Rendered:
+def _transcript(turns: list[_Turn], tokenizer: Tokenizer, open_end: bool) -> Rendered:
     """Encoded piece by piece where the tokenizer would part the words anyway: after each "Speaker:"."""
     tokens, counted = [tokenizer.begin], [True]
     before = ""
-    for number, (role, words) in enumerate(turns):
+    for number, (role, words, learned) in enumerate(turns):
         head = tokenizer.encode(f"{before}{SPEAKERS[role]}:")
         tokens += head
-        counted += [number > 0 and turns[number - 1][0] == "assistant"] * len(head)
+        counted += [number > 0 and turns[number - 1].learned] * len(head)
         goes_on = open_end and role == "assistant" and number == len(turns) - 1 and words.strip()
         body = tokenizer.encode(f" {words}" if goes_on else f" {words.strip()}".rstrip())
         tokens += body
-        counted += [role == "assistant"] * len(body)
+        counted += [learned] * len(body)
         before = "\n\n"
-    if open_end and turns[-1][0] != "assistant":
+    if open_end and turns[-1].role != "assistant":
         head = tokenizer.encode(f"{before}Assistant:")
         tokens += head
         counted += [False] * len(head)
     return Rendered(tokens, counted)
 
 
-def _turns(messages: Messages) -> list[tuple[str, str]]:
-    """(role, words) of each message, checked."""
+def _turns(messages: Messages) -> list[_Turn]:
+    """Each message, checked."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError('messages: empty; give at least one, such as {"role": "user", "content": "Hello"}')
     turns = []
@@ -250,7 +259,7 @@ def _turns(messages: Messages) -> list[tuple[str, str]]:
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(role, str) or role not in SPEAKERS:
             raise InputError(f"messages[{number}].role: {role!r} is not a role; give one of {', '.join(SPEAKERS)}")
-        turns.append((role, _words(message.get("content"), number)))
+        turns.append(_Turn(role, _words(message.get("content"), number), is_learned(message)))
     return turns
 
 

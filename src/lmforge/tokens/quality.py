@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmforge.compiled import compiled
+from lmforge.corpus import scripts
 from lmforge.tokens.tokenizer import Tokenizer
 
 ALPHA = 2.5
@@ -73,7 +74,7 @@ def _lengths(tokenizer: Tokenizer, documents: Iterable[dict[str, Any]]) -> dict[
     }
     for document in documents:
         text, meta = document["text"], document.get("meta") or {}
-        row = len(text.encode("utf-8", "replace")), len(tokenizer.encode_arrays([text])[0]), len(text.split())
+        row = len(text.encode("utf-8", "replace")), len(tokenizer.encode_arrays([text])[0]), len(scripts.words(text))
         language = meta.get("language") or meta.get("programming_language") or "unknown"
         for kind, name in (
             ("all", "all"),

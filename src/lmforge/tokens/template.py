@@ -30,6 +30,7 @@ import jinja2.nodes
 import jinja2.sandbox
 from jinja2.parser import Parser
 
+from lmforge.corpus.sources.conversation import is_learned
 from lmforge.errors import InputError
 
 MOST_LINES, MOST_SECONDS, MOST_TEXT = 1_000_000, 10.0, 1 << 24  # of one rendering; text in characters
@@ -268,22 +269,33 @@ def render(source: str, messages: Messages, names: Mapping[str, str], *, ask: bo
 
 
 def render_text(source: str, messages: Messages, names: Mapping[str, str]) -> RenderedText:
-    """The text of a whole conversation and what of it the assistant says: what stands in the template's generation
-    blocks, else what each of its turns adds.
+    """The text of a whole conversation and what of it is learned of the assistant: what stands in the template's
+    generation blocks, else what each of its turns adds; without the turns of weight 0.
 
     Raises:
         InputError: as `render`; or an earlier turn is written otherwise when later ones follow, so that what the
-            assistant said cannot be told.
+            assistant said cannot be told; or which turn a generation block belongs to cannot, and one has weight 0.
     """
     text = render(source, messages, names, ask=False)
     if _GENERATION.search(source):
-        return _marked(text)
+        return _without_weightless(_marked(text), messages)
     said = [
-        _turn(source, messages, number, text, names)
-        for number, message in enumerate(messages)
-        if message["role"] == "assistant"
+        _turn(source, messages, number, text, names) for number, message in enumerate(messages) if is_learned(message)
     ]
     return RenderedText(text, said)
+
+
+def _without_weightless(rendered: RenderedText, messages: Messages) -> RenderedText:
+    """Without the spans of the turns that are not to be learned."""
+    turns = [is_learned(message) for message in messages if message["role"] == "assistant"]
+    if all(turns):
+        return rendered
+    if len(turns) != len(rendered.said):
+        raise InputError(
+            f"chat template: it has {len(rendered.said)} generation blocks for {len(turns)} turns of the assistant, so "
+            "that those of weight 0 cannot be told; leave out their weight, or import the model without its template"
+        )
+    return RenderedText(rendered.text, [span for span, learned in zip(rendered.said, turns, strict=True) if learned])
 
 
 def _marked(text: str) -> RenderedText:

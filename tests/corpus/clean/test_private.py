@@ -92,6 +92,7 @@ def test_what_is_not(text: str) -> None:
     [
         ("请发邮件至wang@post.example联系我们。", "请发邮件至[email]联系我们。"),
         ("連絡先はsato@post.exampleです。", "連絡先は[email]です。"),
+        ("連絡先：sato＠post.example。", "連絡先：[email]。"),
         ("ติดต่อab@c.coที่นี่", "ติดต่อ[email]ที่นี่"),
         ("문의: kim@a.kr로", "문의: [email]로"),
         ("Пишите на ivan@почта.рф сегодня.", "Пишите на [email] сегодня."),

@@ -219,6 +219,22 @@ def test_toxic_words_are_whole_words_in_any_case() -> None:
         assert not has_toxic_words(text, words, phrases)
 
 
+def test_toxic_words_of_scripts_without_blanks_and_with_marks() -> None:
+    words, phrases = toxic_words(iter(["杀人", "हत्या", "ฆ่า"]))
+    for text in ("他说要杀人。", "वह हत्या करेगा", "เขาฆ่ากัน"):
+        assert has_toxic_words(text, words, phrases)
+    for text in ("人杀", "हत", "हत्यारा", "ฆา"):
+        assert not has_toxic_words(text, words, phrases)
+
+
+@pytest.mark.parametrize("sign", ["书", "ま", "ก", "ཀ"])
+def test_a_long_paragraph_without_blanks_is_no_giant_word(sign: str) -> None:
+    line = sign * 1500
+    assert without_boilerplate(line, False) == line
+    assert without_boilerplate(f"{sign * 20}。", True) == f"{sign * 20}。"
+    assert without_boilerplate("x" * 1500, False) == ""
+
+
 DATA = Path(os.environ.get("LMFORGE_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
 

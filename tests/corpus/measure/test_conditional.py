@@ -9,6 +9,11 @@ from lmforge.corpus.measure.conditional import of_bytes, of_words
 from lmforge.corpus.ngram import KneserNey
 
 
+def test_words_of_scripts_without_blanks_are_signs() -> None:
+    told = of_words(["我买书。我看书。"], ["我看书。"], 2)
+    assert (told.trained, told.scored, told.unseen) == (6, 3, 0.0)
+
+
 def independent(symbols: int, length: int, seed: int) -> tuple[np.ndarray, float]:
     share = 1 / np.arange(1, symbols + 1)
     share /= share.sum()

@@ -27,6 +27,13 @@ def measured(texts: list[str]) -> dict[str, Any]:
     return statistics.result()
 
 
+def test_words_of_scripts_without_blanks_are_signs() -> None:
+    result = measured(["我买书。我看书。", "ฉัน ฉัน", "the cat"])
+    assert result["words"] == 6 + 4 + 2
+    assert ["书。", 2] in result["top_words"]
+    assert result["distinct_words"] == 4 + 2 + 2
+
+
 def test_counts_by_hand() -> None:
     statistics = Statistics()
     statistics.add(document("the cat\nthe dog é\n", "web", "a"), b"1")

@@ -108,6 +108,18 @@ def test_pages_at_the_bounds_are_read() -> None:
         page_text(html)
 
 
+def test_packed_pages_and_what_is_cut(tmp_path: Path) -> None:
+    data = gzip.compress(PAGE.encode())
+    (tmp_path / "a.html.gz").write_bytes(data)
+    (tmp_path / "b.html").write_bytes(data)  # as a browser's cache has it
+    (tmp_path / "c.htm.gz").write_bytes(data[:-30])
+    notices = Counter[str]()
+    documents = list(iter_documents(Source(kind="html", path=tmp_path), notices))
+    assert [document["id"] for document in documents] == ["a.html.gz", "b.html"]
+    assert len({document["text"] for document in documents}) == 1
+    assert notices == {"skipped: damaged or truncated page": 1}
+
+
 def test_html_folder(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(PAGE)
     (tmp_path / "b.htm").write_bytes(f"<meta charset=latin-1><p>é {BODY}</p>".encode("latin-1"))
@@ -151,6 +163,19 @@ def test_warc_records(tmp_path: Path, suffix: str) -> None:
         "ignored: response that is no page": 1,
         "ignored: page without main content": 1,
     }
+
+
+def test_a_page_in_segments_is_no_whole_page(tmp_path: Path) -> None:
+    """WARC 1.1, section 7: the first segment says its number, the others are continuations; revisits hold no page."""
+    html = (200, "text/html", PAGE.encode())
+    first = warc([html]).replace(b"WARC-Type", b"WARC-Segment-Number: 1\r\nWARC-Type")
+    others = warc([html], "continuation") + warc([html], "revisit")
+    (tmp_path / "a.warc").write_bytes(first + others + warc([html]))
+    documents, notices = read("warc", tmp_path / "a.warc")
+    assert len(documents) == 1
+    assert notices == {
+        "skipped: record in segments": 1, "ignored: continuation record": 1, "ignored: revisit record": 1
+    }  # fmt: skip
 
 
 def test_wet_is_text_already(tmp_path: Path) -> None:

@@ -187,3 +187,16 @@ def test_passages_are_the_text_in_order(text: str, chars: int) -> None:
     assert text.startswith(joined)
     assert len(text) - len(joined) < max(chars, 1)
     assert all(len(each) <= chars or len(words(each)) == 1 for each in cut)
+
+
+def test_texts_without_blanks_are_not_augmented(tmp_path: Path) -> None:
+    """Their signs are no words: one lost or exchanged makes another word of its neighbours."""
+    lines = [
+        "".join(random.Random(number).choices("我买了一本书他看很久你说什么", k=90)) + "。" for number in range(80)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": line, "genre": "books"}) + "\n" for line in lines))
+    figures = build_corpus(recipe(path, ({"method": "augment", "share": 0.2},)), tmp_path / "corpus")
+    (method,) = figures["synthetic"]["methods"].values()
+    assert method["documents"] == 0
+    assert method["skipped"]["no_blanks"] > 0

@@ -33,6 +33,17 @@ def test_words_are_the_text(text: str) -> None:
     assert "".join(words(text)) == text
 
 
+def test_a_text_without_blanks_is_masked_in_runs_and_its_sentences_permuted() -> None:
+    text = "我买了一本书。他看了很久！你说什么？" * 5
+    pair = span_mask(words(text), rng_of(1, 1))
+    assert restore(pair) == words(text)
+    assert len([unit for unit in pair.input if isinstance(unit, Mark)]) == 4  # 15% of 75 signs in runs of 3
+    shuffled = OBJECTIVES["permute"](words(text), rng_of(1, 1)).input
+    assert "".join(shuffled) != text
+    assert sorted("".join(shuffled)) == sorted(text)
+    assert "买了一本书。" in "".join(shuffled)
+
+
 @given(IDS, SEED, INDEX, st.floats(0.01, 0.9), st.floats(1, 70))
 def test_span_masking_loses_nothing(ids: list[int], seed: int, index: int, share: float, mean: float) -> None:
     pair = span_mask(ids, rng_of(seed, index), share, mean)

@@ -32,6 +32,13 @@ def test_both_directions_share_their_split(a: str, b: str) -> None:
     assert (forward["languages"], back["languages"]) == (["en", "de"], ["de", "en"])
 
 
+def test_sentences_end_in_every_script() -> None:
+    text = "他来了。“真的吗？”她问。\nवह आया। सच? Er kam. Ja."
+    assert [sentence for sentence, _ in sentences(text)] == [
+        "他来了。", "“真的吗？”", "她问。", "वह आया।", "सच?", "Er kam.", "Ja."
+    ]  # fmt: skip
+
+
 @given(st.text(max_size=200))
 def test_sentences_are_the_text(text: str) -> None:
     pairs = sentences(text)

@@ -27,8 +27,8 @@ _UNSPACED = (
 _W = rf"[^\W{_UNSPACED}]"  # a letter or digit that belongs to what it stands beside
 # letters of any alphabet (RFC 6531), but no address of a repository, git@host:path
 _EMAIL = re.compile(
-    rf"(?<!{_W})(?<![.+\]-]){_W}(?:{_W}|[.+-]){{0,63}}@(?:{_W}(?:{_W}|-){{0,62}}\.){{1,8}}"
-    rf"[^\W\d_{_UNSPACED}]{{2,24}}(?!{_W})(?![@-]|:[\w.~-]*/)"
+    rf"(?<!{_W})(?<![.+\]-]){_W}(?:{_W}|[.+-]){{0,63}}[@＠](?:{_W}(?:{_W}|-){{0,62}}\.){{1,8}}"
+    rf"[^\W\d_{_UNSPACED}]{{2,24}}(?!{_W})(?![@＠-]|:[\w.~-]*/)"
 )
 # Each begins with the characters that it can begin with and looks back past them: so the search runs from digit to
 # digit. None begins right after a "]", and no address with colons ends right before a "[", so that what stands beside a
@@ -188,7 +188,7 @@ def _may_call(text: str) -> bool:
 _DIGITS, _DOTTED = re.compile(r"[0-9]{3}"), re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 _PLUS = re.compile(r"\+[0-9]")
 _SEARCHES: tuple[tuple[PrivateKind, Callable[[str], bool], re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
-    ("email", lambda text: "@" in text, _EMAIL, lambda match: True),
+    ("email", lambda text: "@" in text or "＠" in text, _EMAIL, lambda match: True),
     ("ip", lambda text: _DOTTED.search(text) is not None, _IP4, _is_ip4),
     ("ip", lambda text: _COLONS.search(text) is not None, _IP6, _is_ip6),
     ("card", _has_digits, _CARD, _is_card),

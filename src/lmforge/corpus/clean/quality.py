@@ -21,6 +21,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import regex
+
+from lmforge.corpus import scripts
 from lmforge.corpus.clean.scan import TERMINAL, Scan
 from lmforge.recipe import RuleFamily
 
@@ -43,6 +46,7 @@ _CITATION = re.compile(
     r"""\d{1,3}\](?:\[\d{1,3}\])*(?=\s|$|[^\x00-\x7f])"""
     r"""|(?<=[\w.,;!?…。，！？"”’»)]\[)(?:citation|clarification|verification) needed\]|(?<=\w\[)edit\]$)"""
 )
+_WORDS = regex.compile(r"[\w\p{M}]+")
 _PHRASES = ("javascript", *POLICY)
 
 
@@ -200,12 +204,12 @@ def _names_boilerplate(text: str) -> bool:
 def _is_boilerplate(line: str, named: bool, strict: bool) -> bool:
     if named and len(line) <= LONGEST_NOTICE and _names_boilerplate(line):
         return True
-    if len(line) > LONGEST_WORD and any(len(word) > LONGEST_WORD for word in line.split()):
+    if len(line) > LONGEST_WORD and any(len(word) > LONGEST_WORD for word in scripts.words(line)):
         return True
     if not strict:
         return False
     stripped = line.rstrip()
-    return stripped[-1] not in TERMINAL or stripped.endswith("...") or len(line.split()) < FEWEST_WORDS
+    return stripped[-1] not in TERMINAL or stripped.endswith("...") or len(scripts.words(line)) < FEWEST_WORDS
 
 
 def toxic_words(lines: Iterator[str]) -> tuple[frozenset[str], dict[str, list[str]]]:
@@ -213,7 +217,7 @@ def toxic_words(lines: Iterator[str]) -> tuple[frozenset[str], dict[str, list[st
     left out."""
     words, phrases = set[str](), dict[str, list[str]]()
     for line in lines:
-        entry = " ".join(re.findall(r"\w+", line.partition("#")[0].lower()))
+        entry = " ".join(_listed_words(line.partition("#")[0]))
         if " " in entry:
             phrases.setdefault(entry.partition(" ")[0], []).append(entry)
         elif entry:
@@ -221,9 +225,14 @@ def toxic_words(lines: Iterator[str]) -> tuple[frozenset[str], dict[str, list[st
     return frozenset(words), phrases
 
 
+def _listed_words(text: str) -> list[str]:
+    """Letters and digits with their marks; in a script without spaces each sign, so that a word of it is a phrase."""
+    return [match[0] for match in _WORDS.finditer(" ".join(scripts.words(text.lower())))]
+
+
 def has_toxic_words(text: str, words: frozenset[str], phrases: dict[str, list[str]]) -> bool:
     """Whether a word or phrase of the list is in the text as such, never as a part of a longer word (C4)."""
-    present = re.findall(r"\w+", text.lower())
+    present = _listed_words(text)
     if not words.isdisjoint(present):
         return True
     possible = phrases.keys() & set(present)

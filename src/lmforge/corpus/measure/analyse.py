@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmforge.corpus import scripts
 from lmforge.corpus.measure import conditional, mixing
 from lmforge.corpus.measure.entities import entity_figures
 from lmforge.corpus.measure.genres import genre_figures
@@ -80,7 +81,7 @@ def _sample(train: Sequence[SampledPiece], held_out: Sequence[SampledPiece]) -> 
 def entropies(train: Sequence[str], held_out: Sequence[str]) -> dict[str, Any]:
     """Conditional entropies of words and bytes at orders 1 to 5 and the sizes under a compressor: value, definition,
     bits both ways."""
-    words, size = sum(len(text.split()) for text in held_out), sum(len(text.encode()) for text in held_out)
+    words, size = sum(len(scripts.words(text)) for text in held_out), sum(len(text.encode()) for text in held_out)
     per_byte = words / size if size else 0.0
     figures: dict[str, Any] = {}
     by_word = conditional.of_words(train, held_out, ORDER)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lmforge.corpus import scripts
 from lmforge.corpus.ngram import KneserNey, discounts_of
 
 SPELLING_ORDER = 6  # of the byte model that spells words
@@ -48,7 +49,7 @@ def of_bytes(train: Sequence[bytes], held_out: Sequence[bytes], order: int) -> C
 
 
 def of_words(train: Sequence[str], held_out: Sequence[str], order: int) -> Conditional:
-    """Bits per word (a run of non-space characters); white space is free.
+    """Bits per word (a run of non-space characters, of a script without spaces a sign); white space is free.
 
     Below order 1 stands a byte model of how the training part's distinct words are spelled, each counted once. So a
     word never seen costs what it takes to say that it is new and to spell it, and the model is one of all possible
@@ -56,7 +57,7 @@ def of_words(train: Sequence[str], held_out: Sequence[str], order: int) -> Condi
     """
     index: dict[str, int] = defaultdict(lambda: len(index) + 1)
     parts = [
-        [np.fromiter(map(index.__getitem__, words), np.int64, len(words)) for words in map(str.split, texts)]
+        [np.fromiter(map(index.__getitem__, words), np.int64, len(words)) for words in map(scripts.words, texts)]
         for texts in (train, held_out)
     ]
     held = np.concatenate([np.zeros(0, np.int64), *parts[1]])

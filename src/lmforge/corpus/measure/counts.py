@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from lmforge.corpus import scripts
 from lmforge.corpus.measure.entropy import chao_shen, grassberger, miller_madow, plug_in
 from lmforge.corpus.measure.lexical import zipf
 from lmforge.corpus.measure.sampling import HashSample
@@ -49,7 +50,7 @@ class Statistics:
         """Count one kept document; `digest` (uniform bytes) decides whether it is in the sample."""
         text = document["text"]
         data = text.encode()
-        words = text.split()
+        words = scripts.words(text)
         sizes = self.sizes.setdefault((document["genre"], document["source"]), [0] * len(SIZES))
         lines = text.count("\n") + (not text.endswith("\n"))
         for index, amount in enumerate((1, len(data), len(text), len(words), lines)):
@@ -106,7 +107,7 @@ class Statistics:
         bytes."""
         total = self._summed(lambda genre, source: "")[""] if self.sizes else dict.fromkeys(SIZES, 0)
         sample = b"\n".join(data for _, data in self._sample.kept())
-        candidates = set(sample.decode(errors="ignore").split()) if self.vocabulary.level else set()
+        candidates = set(scripts.words(sample.decode(errors="ignore"))) if self.vocabulary.level else set()
         counts, weights = self.vocabulary.spectrum(candidates)
         return {
             **total,
@@ -144,8 +145,8 @@ class Statistics:
         return {
             "unigram_bits_per_word": {
                 "value": word,
-                "definition": "entropy of words (runs of non-space characters), each drawn on its own, "
-                "white space free; "
+                "definition": "entropy of words (runs of non-space characters; of scripts without spaces "
+                "single signs), each drawn on its own, white space free; "
                 "Grassberger's correction (2003)",
                 "bits_per_word": word,
                 "bits_per_byte": word * per_byte,

@@ -1,13 +1,18 @@
 """Conversations in the shapes people publish them in → messages of {"role", "content"}, so that answers are learned as
 answers.
 
-    messages       [{"role", "content"}]                OpenAI, UltraChat, the Hub's chat sets
+    messages       [{"role", "content"}]                OpenAI, UltraChat, the Hub's chat sets; Anthropic's parts
+    contents       [{"role", "parts"}]                  Gemini
+    conversation   [{"human", "assistant"}]             Firefly, MOSS
     conversations  [{"from", "value"}]                  ShareGPT
     instruction, input, output                          Alpaca
     prompt, completion · prompt, response · question, answer · …    pairs; either side may itself be messages
 
 A tool's call is written into the content of the message that makes it, as Hermes and Qwen models read it:
 <tool_call>{"name": …, "arguments": …}</tool_call>; what the tool says is a message of role "tool".
+
+A message of the assistant that is not to be learned has `"weight": 0`, as OpenAI's and Mistral's fine-tuning formats
+say it (Axolotl: `"train": false`), and keeps it.
 """
 
 from __future__ import annotations
@@ -18,13 +23,13 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content, strings; of what is not learned also weight, 0
 
 # fields that hold a list of messages, in the order in which they are looked for
 LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 # others, looked for where a record is a conversation by nothing else: a preferred answer with its question, UltraChat's
-# raw form, a copy of ShareGPT
-_OTHER_LISTS = ("chosen", "data", "items")
+# raw form (strings in turn), a copy of ShareGPT, Gemini
+_OTHER_LISTS = ("chosen", "data", "items", "contents")
 # (fields before the answer, its field): the first of which a record has both
 _PAIRS = (
     ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"),
@@ -47,7 +52,8 @@ _ROLES = {
     "agent": "assistant", "function_call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
 }  # fmt: skip
-_ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text", "message")
+_ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "text", "message", "parts")
+_TURNS = (("human", "assistant"), ("user", "assistant"), ("human", "bot"))  # within a list
 
 
 class NotMessages(Exception):
@@ -88,10 +94,14 @@ def shape_of(fields: Collection[str]) -> tuple[str, ...] | None:
             continue
         if record is None or (_sayable(record[question]) and _sayable(record[answer])):
             return question, answer
-    others: Iterator[str] = (name for name in _OTHER_LISTS if record and is_messages(record.get(name) or None))
+    others: Iterator[str] = (name for name in _OTHER_LISTS if record and _is_other(name, record.get(name)))
     if record is not None:  # messages that are null say nothing, as a null text does
         others = itertools.chain(others, (name for name in LISTS if name in record and record[name] is None))
     return next(((name,) for name in others), None)
+
+
+def _is_other(name: str, value: object) -> bool:
+    return bool(value) and is_messages(value) and (name == "data" or not _strings(value))
 
 
 def unfolded(value: object) -> object:
@@ -108,15 +118,35 @@ def is_messages(value: object) -> bool:
     strings, two and more, said in turn."""
     if not isinstance(value, list):
         return False
-    return not value or _in_turn(value) or (isinstance(value[0], Mapping) and _role_field(value[0]) != "")
+    return (
+        not value
+        or _in_turn(value)
+        or _in_pairs(value)
+        or (isinstance(value[0], Mapping) and _role_field(value[0]) != "")
+    )
 
 
 def _in_turn(value: Sequence[object]) -> bool:
-    return len(value) > 1 and all(isinstance(each, str) for each in value)
+    return len(value) > 1 and _strings(value)
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(each, str) for each in value)
+
+
+def _in_pairs(value: Sequence[object]) -> bool:
+    """Whether they are questions and answers, [{"human", "assistant"}, …], as Firefly and MOSS are published."""
+    return len(value) > 0 and all(isinstance(each, Mapping) and _pair_of(each) for each in value)
+
+
+def _pair_of(each: Mapping[str, Any]) -> tuple[str, str] | None:
+    fits = (pair for pair in _TURNS if all(isinstance(each.get(name), str) for name in pair))
+    return next(fits, None)
 
 
 def messages_of(value: object, where: str) -> list[Message]:
-    """A list of messages in the one form: {"role", "content"}, both strings.
+    """A list of messages in the one form: {"role", "content"}, both strings; and "weight", 0, of one of the assistant
+    that is not to be learned.
 
     Raises:
         NotMessages: it is not of such a form.
@@ -125,26 +155,56 @@ def messages_of(value: object, where: str) -> list[Message]:
         raise NotMessages(_form(where))
     if _in_turn(value):  # the user begins
         return [{"role": ("user", "assistant")[turn % 2], "content": said} for turn, said in enumerate(value)]
+    if _in_pairs(value):
+        pairs = [
+            (each[question], each[answer]) for each in value for question, answer in filter(None, [_pair_of(each)])
+        ]
+        return messages_of([said for pair in pairs for said in pair], where)
     return [_message(each, f"{where}[{number}]") for number, each in enumerate(value)]
 
 
 def _message(message: object, where: str) -> Message:
     if not isinstance(message, Mapping) or not (field := _role_field(message)):
         raise NotMessages(_form(where))
-    said = str(message[field])
-    role = _ROLES.get(said.strip().lower())
+    named = str(message[field])
+    role = _ROLES.get(named.strip().lower())
     if role is None:
-        raise NotMessages(_form(where, f" (role {said[:40]!r})"))
+        raise NotMessages(_form(where, f" (role {named[:40]!r})"))
     content = next((message[name] for name in _CONTENT_FIELDS if name in message), None)
     if not content and isinstance(message.get("refusal"), str):  # which OpenAI's API says in a field of its own
         content = message["refusal"]
     if role == "tool" and isinstance(content, Mapping | list) and not _is_parts(content):  # what a tool gives, as JSON
         content = json.dumps(content, ensure_ascii=False, default=str)
+    if (
+        role == "user"
+        and isinstance(content, list)
+        and content
+        and all(_kind(part) == "tool_result" for part in content)
+    ):
+        role = "tool"
     calls = _calls(message, where)
     if content is None and not calls and not any(name in message for name in _CONTENT_FIELDS):
         raise NotMessages(_form(where))
     pieces = [_words(content, where), *calls]
-    return {"role": role, "content": "\n".join(piece for piece in pieces if piece)}
+    said = {"role": role, "content": "\n".join(piece for piece in pieces if piece)}
+    return said if role != "assistant" or _weighs(message, where) else {**said, "weight": 0}
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether the words of a message in the one form are to be learned: the assistant's, unless its weight is 0."""
+    return message.get("role") == "assistant" and message.get("weight") != 0
+
+
+def _weighs(message: Mapping[str, Any], where: str) -> bool:
+    """Whether an answer is to be learned, as its weight says."""
+    weight = message.get("weight")
+    if weight is None or weight != weight:  # NaN is a table's null
+        return message.get("train") is not False
+    if weight not in (0, 1):
+        raise NotMessages(
+            f"{where}.weight is {str(weight)[:30]!r}; 1 (the default) is learned, 0 is not: give one of them"
+        )
+    return bool(weight)
 
 
 def _role_field(message: Mapping[str, Any]) -> str:
@@ -156,6 +216,10 @@ def _is_parts(content: Mapping[str, Any] | list[Any]) -> bool:
     return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
 
 
+def _kind(part: object) -> object:
+    return part.get("type", "text") if isinstance(part, Mapping) else "text"
+
+
 def _words(content: object, where: str) -> str:
     """A content's text: null says nothing, parts are joined."""
     if content is None or isinstance(content, str):
@@ -164,11 +228,18 @@ def _words(content: object, where: str) -> str:
         content = [content]
     if not isinstance(content, Sequence):
         raise NotMessages(_form(where))
-    texts = []
+    texts: list[str] = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind not in ("text", "input_text", "output_text", None):
+        kind = _kind(part)
+        if kind == "refusal":
+            text = part.get("refusal")
+        elif kind == "tool_result":  # what a tool says, in a message of the user (Anthropic)
+            text = _words(part.get("content"), where)
+        elif kind == "tool_use":
+            call = {"name": part.get("name"), "arguments": part.get("input")}
+            text = "\n" * bool(texts) + "".join(_calls({"tool_calls": [call]}, where))
+        elif kind not in ("text", "input_text", "output_text", None):
             raise NotMessages(f"{where} holds a part of type {str(kind)[:30]!r}, which is no text; remove the record")
         if not (isinstance(text, str) or (text is None and isinstance(part, Mapping) and "text" in part)):
             raise NotMessages(_form(where))
@@ -195,7 +266,7 @@ def _calls(message: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _sayable(value: object) -> bool:
-    return value is None or isinstance(value, str) or is_messages(value)
+    return value is None or isinstance(value, str) or (is_messages(value) and not _strings(value))
 
 
 def _with_system(record: Mapping[str, Any], messages: list[Message]) -> list[Message]:

@@ -3,12 +3,14 @@ allows."""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmforge.corpus.sources.encodings import Encoding, declared_in_python, decoded
 from lmforge.corpus.sources.encodings import encoding_of as encoding_of_blocks
 from lmforge.corpus.sources.unfold import Break, blocks_and_breaks
+from lmforge.corpus.sources.wide import as_utf8
 from lmforge.errors import InputError
 
 _BLOCK = 1 << 20
@@ -67,8 +69,8 @@ def _damage(path: Path, cause: str, reached: str) -> InputError:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its end) of a plain or compressed file; which one it is shows in its first
-    bytes.
+    """(line number from 1, line without its end, in UTF-8) of a plain or compressed file; which one it is shows in its
+    first bytes.
 
     Raises:
         InputError: cannot be read, or a line is longer than `LONGEST_LINE`; or truncated or damaged, and then how far
@@ -84,9 +86,13 @@ def located_lines(
     stop: int | None = None,
     damaged: Damaged = refuse,
     is_whole: Callable[[bytes], bool] | None = None,
+    noted: Callable[[str], None] = lambda encoding: None,
 ) -> Iterator[tuple[int, int, bytes]]:
     """`lines_of` with the offset in bytes of each line between number and line; of a part of the file; going on after
     damage.
+
+    Lines of a file in UTF-16 or UTF-32 come in UTF-8, offsets too, and `noted` is called with its encoding. (Such a
+    file is not read in parts.) A byte-order mark is left out, also where files were joined.
 
     With `start` and `stop`, those lines of a plain file that begin within these bytes; numbers then count from `start`.
     `damaged` is called with a reason and an error where the file is truncated or damaged or a line is longer than
@@ -99,7 +105,8 @@ def located_lines(
     """
     number, offset, lines, torn = 0, max(0, start - 1), _Lines(), False
     try:
-        for block in _with_end(blocks_and_breaks(path, offset)):
+        pieces = blocks_and_breaks(path, offset)
+        for block in _with_end(pieces if start else as_utf8(pieces, noted)):
             if isinstance(block, Break) and block.cause is None and not block.last:
                 continue  # a line may go on in the next member
             beside = isinstance(block, Break) and block.cause is not None
@@ -116,7 +123,7 @@ def located_lines(
                         "line longer than 64 MiB", _too_long(path, number if not start else line_number(path, begin))
                     )
                 elif not doubtful or (is_whole is not None and is_whole(line)):
-                    yield number, begin, line
+                    yield number, begin, line.removeprefix(codecs.BOM_UTF8)
             if isinstance(block, Break) and block.cause:
                 damaged(DAMAGED_PART, _damage(path, block.cause, f"line {number} ({offset:,} bytes of text)"))
                 torn = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import json
 from collections import Counter
@@ -17,6 +18,7 @@ from lmforge.corpus.sources.decode import line_number, located_lines, unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of
 from lmforge.corpus.sources.unfold import COMPRESSED
+from lmforge.corpus.sources.wide import is_wide
 from lmforge.errors import InputError
 from lmforge.recipe import Source
 
@@ -31,6 +33,9 @@ _BATCH = 256  # Parquet rows read at once
 
 # fields that hold a text, in the order in which they are looked for
 _TEXTS = ("text", "content", "body", "article", "document", "raw_content", "code", "story")
+
+
+_ONE_A_LINE = "put one object on each line (jq -c '.[]?' makes that of an array, jq -c . of objects over lines)"
 
 
 class BrokenRecord(Exception):
@@ -116,7 +121,8 @@ def jsonl_files(source: Source, notices: Counter[str]) -> list[File]:
 def jsonl_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
     """Files, gathered; a large plain file in ranges of bytes."""
     files = jsonl_files(source, notices)
-    large = [file for file in files if file.size > SPLIT_ABOVE and not file.name.lower().endswith(COMPRESSED)]
+    plain = [file for file in files if not file.name.lower().endswith(COMPRESSED)]
+    large = [file for file in plain if file.size > SPLIT_ABOVE and not is_wide(file.path)]
     return cut(files, [(file, byte_ranges(file)) for file in large])
 
 
@@ -131,9 +137,9 @@ def read_lines(
 ) -> Iterator[Document]:
     """The documents that `make(object, name)` gives for each line; it raises `BrokenRecord` for one that holds none."""
     for file in part.files:
-        whole = part.stop is None
-        for number, offset, line in located_lines(file.path, part.start, part.stop, reading.damaged, _is_record):
-            line = line.removeprefix(b"\xef\xbb\xbf")  # where a file begins, or one that was joined to it
+        whole, note = part.stop is None, functools.partial(reading.encodings.add, name=file.name)
+        located = located_lines(file.path, part.start, part.stop, reading.damaged, _is_record, note)
+        for number, offset, line in located:
             if not line.strip():
                 continue
             try:
@@ -159,7 +165,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:  # which is stricter (NaN, lone surrogates, depth); the standard library decides
         record = _parsed_slowly(line)
     if not isinstance(record, dict):
-        raise BrokenRecord(f'a {type(record).__name__}, not an object like {{"text": …}}; correct or remove this line')
+        mend = _ONE_A_LINE if isinstance(record, list) else "correct or remove this line"
+        raise BrokenRecord(f'a {type(record).__name__}, not an object like {{"text": …}}; {mend}')
     return record
 
 
@@ -171,7 +178,9 @@ def _parsed_slowly(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         cause = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or a number too long"
         at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BrokenRecord(f"not valid JSON ({cause}{at}); correct or remove this line") from error
+        spread = line.lstrip()[:1] == b"[" or line.strip() == b"{"
+        mend = _ONE_A_LINE if spread else "correct or remove this line"
+        raise BrokenRecord(f"not valid JSON ({cause}{at}); {mend}") from error
 
 
 # Parquet

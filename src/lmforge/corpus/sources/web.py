@@ -19,6 +19,7 @@ from lmforge.corpus.sources.decode import unreadable
 from lmforge.corpus.sources.document import Document, Reading
 from lmforge.corpus.sources.encodings import NotText
 from lmforge.corpus.sources.files import SPLIT_ABOVE, File, SourcePart, byte_ranges, cut, files_of, gathered
+from lmforge.corpus.sources.formulas import write_formulas
 from lmforge.corpus.sources.response import Response, TooLong, Undecodable, body_of, media_type, response_of
 from lmforge.corpus.sources.unfold import COMPRESSED, blocks_and_breaks, members_of
 from lmforge.corpus.sources.warc import MOST_HELD, Damage, WarcRecord, records_of
@@ -26,7 +27,7 @@ from lmforge.errors import InputError
 from lmforge.recipe import Source
 
 WARC = tuple(f".{kind}{packed}" for kind in ("warc", "wet") for packed in ("", *COMPRESSED))
-HTML = (".html", ".htm", ".xhtml")
+HTML = tuple(f".{kind}{packed}" for kind in ("html", "htm", "xhtml") for packed in ("", *COMPRESSED))
 LARGEST_PAGE = 4 << 20  # bytes; Common Crawl cuts pages at 5 MiB, nearly all are below 1
 DEEPEST = 256  # elements inside one another; browsers allow 512, written pages stay below 30
 MOST_ATTRIBUTES = 1000  # of one tag; the parser compares each with those before it
@@ -93,6 +94,7 @@ def page_text(html: str) -> tuple[str, str]:
     if tree.document and tree.document.query_selector(_TOO_DEEP) is not None:
         raise Unfit("page nested too deeply")
     if tree.document:
+        write_formulas(tree, html)
         _keep_lists(tree)
     text = extract_plain_text(tree, main_content=True, alt_texts=False, skip_elements=[*SKIPPED, *_FOOTNOTES])
     if len(text) < _TOO_LITTLE:
@@ -164,12 +166,20 @@ def html_parts(source: Source, notices: Counter[str]) -> list[SourcePart]:
 def read_html(reading: Reading, part: SourcePart) -> Iterator[Document]:
     """One document for each page that has main content."""
     for file in part.files:
+        data, cause = b"", None
         try:
-            with file.path.open("rb") as stream:
-                data = stream.read(LARGEST_PAGE + 1)
+            for block in blocks_and_breaks(file.path):
+                data, cause = (data + block, cause) if isinstance(block, bytes) else (data, cause or block.cause)
+                if len(data) > LARGEST_PAGE or cause:
+                    break
         except OSError as error:
             raise unreadable(file.path, error) from error
-        yield from _page(reading, data, None, file.name, {}, str(file.path))
+        if cause:
+            reading.damaged(
+                "damaged or truncated page", InputError(f"{file.path}: {cause}; fetch or compress it again")
+            )
+        else:
+            yield from _page(reading, data, None, file.name, {}, str(file.path))
 
 
 def _text_of(data: bytes, charset: str | None) -> str:
@@ -242,7 +252,9 @@ def read_warc(reading: Reading, part: SourcePart) -> Iterator[Document]:
                     reading.damaged(DAMAGED_RECORD, InputError(cause))
                     continue
                 count += 1
-                if record.kind in ("response", "resource", "conversion"):
+                if record.kind in ("revisit", "continuation"):  # a page that was stored before; the rest of a long one
+                    reading.notices[f"ignored: {record.kind} record"] += 1
+                elif record.kind in ("response", "resource", "conversion"):
                     name = record.fields.get("warc-record-id", "").strip("<>").removeprefix("urn:uuid:")
                     place = f"{file.name}{f'@{part.start}' if part.start else ''}:{count}"
                     yield from _stored(reading, record, name or place, f"{file.path} record {count}")
@@ -258,6 +270,10 @@ def _stored(reading: Reading, record: WarcRecord, name: str, where: str) -> Iter
         reading.damaged(
             "page beyond 4 MiB", InputError(f'{where}: page beyond 4 MiB; set the source\'s damaged to "skip"')
         )
+        return
+    if "warc-segment-number" in record.fields:
+        cause = 'the first part of a record in segments; set the source\'s damaged to "skip"'
+        reading.damaged("record in segments", InputError(f"{where}: {cause}"))
         return
     if record.kind == "conversion":
         yield reading.document(name, record.block.decode("utf-8", "replace"), meta=meta)

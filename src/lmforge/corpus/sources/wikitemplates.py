@@ -264,6 +264,20 @@ def _citation_in_text(call: _Call) -> str:
     return f"{' & '.join(names)} ({year})" if names else year
 
 
+def _numbered_formula(call: _Call) -> str:
+    """{{NumBlk|:|formula|number}}"""
+    return f"\n{call.at(1)}\n"
+
+
+def _set_formula(call: _Call) -> str:
+    formula = call.first_of("equation") or call.at(0)
+    return f"\n{formula}\n" if formula else ""
+
+
+def _tex(call: _Call) -> str:
+    return f"${call.at(0)}$" if call.at(0) else ""
+
+
 def _metres(call: _Call) -> str:
     return f"{call.at(0)} m"
 
@@ -291,6 +305,9 @@ _HANDLERS: dict[str, Callable[[_Call], str]] = {
         ("music", _accidental),
         ("harvtxt|harvs", _citation_in_text),
         ("höhe", _metres),
+        ("numblk|numbered block", _numbered_formula),
+        ("equation|equation box 1|formula|formel", _set_formula),
+        ("tmath", _tex),
     )
     for name in names.split("|")
 }

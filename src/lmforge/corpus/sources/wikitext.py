@@ -44,7 +44,8 @@ _TAGS = _names(
 _ATTRIBUTES = re.compile(
     r"""(?:\s++[\w:.-]++\s*+(?:=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'=<>]++))|\s++(?:reversed|nowrap|responsive|/))*+\s*+/?\s*+"""
 )
-_LITERAL = re.compile(r"<(/?)(nowiki|pre|syntaxhighlight|source)\b([^<>]*)>", re.IGNORECASE)
+_LITERAL = re.compile(r"<(/?)(nowiki|pre|syntaxhighlight|source|math|chem|ce)\b([^<>]*)>", re.IGNORECASE)
+_FORMULAS = {"math": "$TEX$", "chem": r"$\ce{TEX}$", "ce": r"$\ce{TEX}$"}
 _MARKUP = "{}[]|<>'=_*#:;-"
 _HIDE = str.maketrans({mark: chr(0xF8D0 + number) for number, mark in enumerate(_MARKUP)})
 _UNHIDE = {0xF8D0 + number: mark for number, mark in enumerate(_MARKUP)}
@@ -115,11 +116,15 @@ def plain_text(wikitext: str, namespaces: Mapping[str, int] = _USUAL) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text in which nothing is markup, its marks hidden until the end: <nowiki>, <pre>, program listings."""
+    """Text in which nothing is markup, its marks hidden until the end: <nowiki>, <pre>, program listings, formulas
+    ($TeX$)."""
     pieces, place = list[str](), 0
     for start, begin, end, stop, name in _spans(text, _LITERAL):
         inside = text[begin:end].translate(_HIDE)
-        if name != "nowiki":  # lines as they are set, the blanks before them too
+        if name in _FORMULAS:
+            tex = " ".join(inside.split())
+            inside = _FORMULAS[name].translate(_HIDE).replace("TEX", tex) if tex else ""
+        elif name != "nowiki":  # lines as they are set, the blanks before them too
             inside = f"\n{inside.translate(_HIDE_SPACE)}\n"
         pieces += [text[place:start], inside]
         place = stop

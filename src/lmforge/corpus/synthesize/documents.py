@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from lmforge.corpus.overlap.duplicates import ExactDuplicates, text_digest
+from lmforge.corpus.scripts import has_blanks
 from lmforge.corpus.shuffle import ShardWriter
 from lmforge.corpus.sources.decode import lines_of
 from lmforge.corpus.sources.document import Document
@@ -153,6 +154,9 @@ class _Run:
         for document, rng in self.chosen(number, rate, skipped):
             if document["genre"] == "code":  # a word exchanged or lost breaks a program
                 skipped["code"] += 1
+                continue
+            if not has_blanks(document["text"]):  # its signs are not words
+                skipped["no_blanks"] += 1
                 continue
             text = augment(document["text"], rates, lexicon, rng)
             if text == document["text"]:

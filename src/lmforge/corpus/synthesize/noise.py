@@ -27,11 +27,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import regex
+
+from lmforge.corpus import scripts
 
 Units = list[Any]  # words (str) or token ids (int), and `Mark`s
 MASKED, SPAN, POISSON = 0.15, 3.0, 3.0
-_WORD = re.compile(r"\s*\S+\s*\Z|\s*\S+|\s+")
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s*\Z")
+_SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}…][\"'”’)\]»›」』]*\s*\Z")
 _KEYS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -64,8 +66,9 @@ def rng_of(seed: int, index: int) -> np.random.Generator:
 
 
 def words(text: str) -> Units:
-    """A text as words, each with the blanks before it; joined they are the text again."""
-    return _WORD.findall(text)
+    """A text as words, each with the blanks before it, in a script without blanks as signs; joined they are the text
+    again."""
+    return list(scripts.units(text))
 
 
 def gaps(length: int, share: float, mean: float, rng: np.random.Generator) -> list[tuple[int, int]]:

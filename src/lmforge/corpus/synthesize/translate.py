@@ -13,12 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+import regex
 import sacrebleu
+
+from lmforge.corpus import scripts
 
 # (texts, from language, to language) → translations, in order
 Translate = Callable[[Sequence[str], str, str], list[str]]
-_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|\Z)|(?=\n)|\Z)\s*")
-_WORDS = re.compile(r"\w+(?:['’-]\w+)*")
+_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…।۔؟][\"'”’)\]]*(?=\s|\Z)|[。！？｡][\"'”’)\]」』]*|(?=\n)|\Z)\s*")
+_WORDS = regex.compile(r"[\w\p{M}]+(?:['’-][\w\p{M}]+)*")
 
 
 def back_translate(texts: Sequence[str], translate: Translate, language: str, through: str) -> list[str]:
@@ -84,5 +87,5 @@ class Likeness:
 
 def runs(text: str, length: int) -> set[tuple[str, ...]]:
     """The distinct runs of `length` words, in lower case, signs aside."""
-    words = _WORDS.findall(text.lower())
+    words = _WORDS.findall(" ".join(scripts.words(text.lower())))
     return {tuple(words[at : at + length]) for at in range(len(words) - length + 1)}
