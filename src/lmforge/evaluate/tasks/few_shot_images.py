@@ -27,6 +27,7 @@ from lmforge.corpus.images.sets import ImageSet, read_images
 from lmforge.corpus.sources.pictures import DIGITS
 from lmforge.errors import InputError
 from lmforge.evaluate.task import SEED, Context, Score, Task, device_of, not_applicable, register
+from lmforge.model.features import image_features, patches_of
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
 from lmforge.recipe import Recipe
@@ -53,29 +54,13 @@ class FewShotSettings(DataSettings):
     how: Literal["mean", "probe", "context"] = "mean"
 
 
-def patches_of(model: GPT) -> int:
-    """Tokens of one image."""
-    return (model.config.image_size // model.config.image_patch) ** 2
-
-
 @torch.inference_mode()
 def features(model: GPT, images: np.ndarray[Any, Any], begin: int) -> Tensor:
-    """What the network makes of each image by itself: (N,C,S,S) uint8 → (N,2D), the states of the middle layer and of
-    the last one at the last patch, which alone has seen the whole image, each of length 1."""
-    patches, found = patches_of(model), []
-    device = device_of(model)
-    middle: list[Tensor] = []
-    block = model.blocks[max(0, model.config.layers // 2 - 1)]
-    handle = block.register_forward_hook(lambda _, __, output: middle.append(output))
-    try:
-        for first in range(0, len(images), ROWS):
-            part = torch.from_numpy(scaled(images[first : first + ROWS])).to(device)
-            row = torch.tensor([begin, *[PATCH] * patches], device=device)
-            last = model.hidden(row.expand(len(part), -1), images=part)
-            both = [F.normalize(each[:, -1].float(), dim=-1) for each in (middle.pop(), last)]
-            found.append(torch.cat(both, -1))
-    finally:
-        handle.remove()
+    """What the network makes of each image by itself, of length 1: (N,C,S,S) uint8 → (N,D)."""
+    device, found = device_of(model), []
+    for first in range(0, len(images), ROWS):
+        part = torch.from_numpy(scaled(images[first : first + ROWS])).to(device)
+        found.append(F.normalize(image_features(model, part, begin).float(), dim=-1))
     return torch.cat(found).cpu()
 
 
@@ -114,9 +99,9 @@ def in_context(
         InputError: an episode is longer than the context.
     """
     patches, device = patches_of(model), device_of(model)
-    letters = [tokenizer.encode(f" {letter}")[0] for letter in LETTERS[: max(labels) + 1]]
-    before = [tokenizer.begin, *itertools.chain(*([*[PATCH] * patches, letters[label]] for label in labels))]
-    row = [*before, *[PATCH] * patches]
+    letters = [[*map(int, tokenizer.encode(f" {letter}"))] for letter in LETTERS[: max(labels) + 1]]
+    before = [tokenizer.begin, *itertools.chain(*([*[PATCH] * patches, *letters[label]] for label in labels))]
+    row = [*before, *[PATCH] * patches, *letters[0][:-1]]  # where a blank is a token of its own, it stands before all
     if len(row) > model.config.context:
         raise InputError(
             f"few_shot_images: an episode of {len(labels)} images is {len(row)} tokens, and the context "
@@ -125,7 +110,7 @@ def in_context(
     told: list[int] = []
     for each in asked:
         images = torch.from_numpy(scaled(np.concatenate([shown, each[None]]))).to(device)
-        logits = model(torch.tensor([row], device=device), images=images)[0, -1, letters]
+        logits = model(torch.tensor([row], device=device), images=images)[0, -1, [letter[-1] for letter in letters]]
         told.append(int(logits.argmax()))
     return told
 
