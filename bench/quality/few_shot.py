@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.harness import Results
-from bench.quality.exercises import score, trained
+from bench.quality.exercises import RECIPES, score, trained
 from lmforge.recipe import load_recipe
 
 RESULTS = Results("few_shot")
@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     run, figures = trained("images", given.work.resolve(), given.overrides)
     RESULTS.publish({"training": figures}, threads=1)
-    for settings in load_recipe(run / "recipe.toml").evaluate.tasks:
+    for settings in load_recipe(RECIPES / "images.toml", given.overrides).evaluate.tasks:
         assert not isinstance(settings, str)
         result = score(run, settings.name, settings.model_dump(exclude={"name"}, exclude_none=True))
         shown = {"accuracy": result.value, "low": result.low, "high": result.high, "episodes": result.items}

@@ -15,8 +15,7 @@ def patches_of(model: GPT) -> int:
 
 
 def image_features(model: GPT, images: Tensor, begin: int) -> Tensor:
-    """Images (N,C,S,S) from −1 to 1 → (N,D): the mean over its patches of the last layer's states, each image in a row
-    of its own behind the token `begin`."""
+    """Images (N,C,S,S) from −1 to 1 → (N,patches·D): the last layer's states at its patches side by side, so that what
+    stands where is kept; each image in a row of its own behind the token `begin`."""
     row = torch.tensor([begin, *[PATCH] * patches_of(model)], device=images.device)
-    mean: Tensor = model.hidden(row.expand(len(images), -1), images=images)[:, 1:].mean(1)
-    return mean
+    return model.hidden(row.expand(len(images), -1), images=images)[:, 1:].flatten(1)

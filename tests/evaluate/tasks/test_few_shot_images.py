@@ -42,9 +42,12 @@ def shades(classes: int, of_each: int) -> ImageSet:
 def test_classes_far_apart_are_told_by_any_network_and_ones_without_a_difference_are_not() -> None:
     images, model = shades(6, 8), network()
     made = features(model, images.images, 0)
-    assert made.shape == (48, 32)
+    assert made.shape == (48, 4 * 16)
     again = features(model, images.images[10:11], 0)  # one image by itself
     assert torch.allclose(again[0], made[10], atol=1e-5)
+    several = features(model, images.images, 0, views=3)
+    torch.testing.assert_close(several.norm(dim=-1), torch.ones(48))
+    assert 0.5 < float((several * made).sum(-1).min()) < 0.9999  # near, not the same
     for teach in (nearest_mean, linear_probe):
         right = total = 0
         for shown, asked, chosen in episodes(images, 3, 2, 4, 4):
@@ -77,7 +80,7 @@ def test_in_context_an_episode_has_to_fit() -> None:
     images, model = shades(2, 3), network()
     told = in_context(model, TOKENIZER, images.images[[0, 3]], [0, 1], images.images[[1, 4]])
     assert set(told) <= {0, 1}
-    with pytest.raises(InputError, match="is 45 tokens, and the context 40"):
+    with pytest.raises(InputError, match="is 54 tokens, and the context 40"):
         in_context(model, TOKENIZER, images.images[[0, 3] * 4], [0, 1] * 4, images.images[:1])
     assert TASKS["few_shot_images"].settled  # found by its name
     assert FewShotSettings(name="few_shot_images", data=Path("digits")).how == "mean"

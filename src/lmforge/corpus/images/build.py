@@ -56,7 +56,7 @@ def reads_images(recipe: Recipe) -> bool:
 
 def image_set(source: Source, recipe: Recipe) -> tuple[ImageSet, np.ndarray[Any, Any]]:
     """What a source holds, as the recipe's network takes it, and the split of each image: by its pixels as they lie
-    before any turn, so that an image and its turns have one.
+    before any turn, so that an image, its turns and its mirror image have one.
 
     Raises:
         InputError: as `read_images` and `ImageSet.part`.
@@ -65,6 +65,8 @@ def image_set(source: Source, recipe: Recipe) -> tuple[ImageSet, np.ndarray[Any,
     found = read_images(source.path, recipe.model.image_size, recipe.model.image_channels).part(source.classes)
     bounds = (recipe.corpus.holdout / 2, recipe.corpus.holdout)
     splits = np.array([split_at(unit(hashlib.sha256(image.tobytes()).digest()[:8]), bounds) for image in found.images])
+    if source.mirrored:
+        found, splits = found.mirrored(), np.tile(splits, 2)
     return (found.turned(), np.tile(splits, 4)) if source.turned else (found, splits)
 
 

@@ -68,6 +68,15 @@ class ImageSet:
             [number for number, group in enumerate(self.groups) if (group in seen) == (which == "seen")]
         )
 
+    def mirrored(self) -> ImageSet:
+        """Each class and its mirror image, a class of its own in the same group."""
+        return ImageSet(
+            np.concatenate([self.images, self.images[..., ::-1]]),
+            np.concatenate([self.labels, self.labels + len(self.names)]),
+            self.names + tuple(f"{name} mirrored" for name in self.names),
+            self.groups * 2,
+        )
+
     def turned(self) -> ImageSet:
         """Each quarter turn of each class as a class of its own, in the same group."""
         quarter = len(self.names)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmforge.corpus.images.build import LETTERS
+from lmforge.corpus.images.build import LETTERS, moved, warped
 from lmforge.corpus.images.sets import ImageSet, read_images
 from lmforge.corpus.sources.pictures import DIGITS
 from lmforge.errors import InputError
@@ -39,6 +39,7 @@ from lmforge.tokens.images import PATCH, scaled
 METRIC = "accuracy"
 ROWS = 64  # images of a forward pass
 PROBE_STEPS = 100
+WARPED = 0.25  # how much further views of an image are
 
 
 class FewShotSettings(DataSettings):
@@ -50,18 +51,25 @@ class FewShotSettings(DataSettings):
     ways: Positive = 10  # classes of an episode
     shots: Positive = 10  # images shown of each
     asked: Positive = 5  # further images of each that are to be told
+    # each image is seen so many times, but for the first a little moved and warped, and its features averaged
+    views: Positive = 1
     # nearest mean of features, a linear probe of them, or all in one text
     how: Literal["mean", "probe", "context"] = "mean"
 
 
 @torch.inference_mode()
-def features(model: GPT, images: np.ndarray[Any, Any], begin: int) -> Tensor:
-    """What the network makes of each image by itself, of length 1: (N,C,S,S) uint8 → (N,D)."""
-    device, found = device_of(model), []
+def features(model: GPT, images: np.ndarray[Any, Any], begin: int, views: int = 1) -> Tensor:
+    """What the network makes of each image by itself, of length 1: (N,C,S,S) uint8 → (N,D). Several `views` of it, those
+    after the first a little moved and warped, are averaged."""
+    device, found, rng = device_of(model), [], np.random.default_rng(SEED)
     for first in range(0, len(images), ROWS):
-        part = torch.from_numpy(scaled(images[first : first + ROWS])).to(device)
-        found.append(F.normalize(image_features(model, part, begin).float(), dim=-1))
-    return torch.cat(found).cpu()
+        part, total = images[first : first + ROWS], torch.zeros(())
+        for view in range(views):
+            seen = part if not view else np.stack([moved(warped(each, WARPED, rng), 1, rng) for each in part])
+            made = image_features(model, torch.from_numpy(scaled(seen)).to(device), begin)
+            total = total + F.normalize(made.float(), dim=-1).cpu()
+        found.append(F.normalize(total, dim=-1))
+    return torch.cat(found)
 
 
 def nearest_mean(shown: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
@@ -161,6 +169,7 @@ class FewShotImages(Task[FewShotSettings]):
             "data": data.name,
             "classes": settings.classes,
             "episodes": {"ways": settings.ways, "shots": settings.shots, "asked": settings.asked, "count": count},
+            "views": settings.views,
             "prompt": settings.how,
             "marks": "none",
             "decoding": "likeliest",
@@ -169,7 +178,9 @@ class FewShotImages(Task[FewShotSettings]):
             return not_applicable(METRIC, "the network reads no images", key)
         images = read_images(data, model.config.image_size, model.config.image_channels)
         images = images.part(settings.classes)
-        made = None if settings.how == "context" else features(model, images.images, context.tokenizer.begin)
+        made = None if settings.how == "context" else features(
+            model, images.images, context.tokenizer.begin, settings.views
+        )
         rows: list[dict[str, Any]] = []
         with Bar(self.name, count, "episode") as bar:
             for shown, asked, chosen in episodes(images, settings.ways, settings.shots, settings.asked, count):
