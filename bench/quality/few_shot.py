@@ -2,10 +2,11 @@
 
     python -m bench.quality.few_shot WORK [--set KEY=VALUE …]
 
-Runs recipes/images.toml (episodes of six alphabets of Omniglot) on one thread, at most a quarter of an hour of one free
-core, then asks the network what the recipe asks: characters of two other alphabets, twenty by ten images of each and five
-by one, and scikit-learn's digits by ten images of each. Writes bench/results/few_shot.json: shares of images told right,
-with 95% intervals over episodes, and the processor time of the training. What is done in WORK is not done again.
+Runs recipes/images.toml (episodes of six alphabets of Omniglot) on one thread, at most a quarter of an hour of one
+free core, then asks the network what the recipe asks: characters of two other alphabets, twenty by ten images of each
+and five by one, and scikit-learn's digits by ten images of each. Writes bench/results/few_shot.json: shares of images
+told right, with 95% intervals over episodes, and the processor time of the training. What is done in WORK is not done
+again.
 """
 
 from __future__ import annotations

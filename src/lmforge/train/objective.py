@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lmforge.errors import InputError
 from lmforge.generate.score import token_nats
-from lmforge.model.gpt import GPT
 from lmforge.model.features import image_features, patches_of
+from lmforge.model.gpt import GPT
 from lmforge.recipe import Train
 
 SHARPNESS = 16.0  # what the cosine of an angle is multiplied by
@@ -126,4 +126,3 @@ OBJECTIVES: dict[str, Objective] = {"text": Objective(), "prototypes": Prototype
 def objective_of(settings: Train) -> Objective:
     """What a recipe trains for."""
     return OBJECTIVES[settings.objective]
-

@@ -97,7 +97,11 @@ def warped(image: Pixels, much: float, rng: np.random.Generator) -> Pixels:
     c, f = centre - back @ centre
     planes = [
         Image.fromarray(plane).transform(
-            plane.shape, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR, fillcolor=int(plane[0, 0])
+            plane.shape,
+            Image.Transform.AFFINE,
+            (a, b, c, d, e, f),
+            Image.Resampling.BILINEAR,
+            fillcolor=int(plane[0, 0]),
         )
         for plane in np.ascontiguousarray(image)
     ]

@@ -89,8 +89,8 @@ class ImageSet:
 
 
 def read_images(path: Path, size: int, channels: int) -> ImageSet:
-    """A set in the size and channels that a network takes (made smaller by the mean of areas, larger smoothly; colours averaged or
-    repeated).
+    """A set in the size and channels that a network takes (made smaller by the mean of areas, larger
+    smoothly; colours averaged or repeated).
 
     Raises:
         InputError: nothing of these kinds is there, or a file is damaged (names it).
@@ -179,7 +179,7 @@ def _fitted(images: Pixels, size: int, channels: int) -> Pixels:
     from PIL import Image
 
     if images.shape[1:3] != (size, size):
-        # areas averaged; between pixels that are drawn apart, smooth steps: strokes of eight pixels a side have no edges
+        # smaller: the mean of areas; larger: smooth steps, since strokes have no corners where pixels had
         how = Image.Resampling.BICUBIC if images.shape[1] < size else Image.Resampling.BOX
         images = np.stack([np.asarray(Image.fromarray(each).resize((size, size), how)) for each in images])
     planes = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
