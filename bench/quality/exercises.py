@@ -46,15 +46,23 @@ TASK = {"algebra": "algebra", "programs": "algorithms"}
 
 
 def trained(name: str, work: Path, overrides: list[str]) -> tuple[Path, dict[str, Any]]:
-    """(the run, figures of its training), trained now or before."""
+    """(the run, figures of its training), trained now or before; a training that is stopped and gone on with has the
+    processor time of all its parts."""
     recipe = load_recipe(RECIPES / f"{name}.toml", [f"run_dir={work / name}", *overrides])
-    before = _cpu()
-    figures = run_stages(recipe, work / name, until="train")["train"]
+    before, spent, kept_in = _cpu(), 0.0, work / f"{name}.cpu_seconds"
+    if kept_in.exists():
+        spent = float(kept_in.read_text())
+    try:
+        figures = run_stages(recipe, work / name, until="train")["train"]
+    finally:
+        spent += _cpu() - before
+        work.mkdir(parents=True, exist_ok=True)
+        kept_in.write_text(f"{spent}\n")
     kept = {key: figures[key] for key in ("parameters", "steps", "tokens", "valid_bits_per_byte") if key in figures}
     return work / name, {
         **kept,
         "train_seconds": figures.get("stage_seconds"),
-        "cpu_seconds_here": round(_cpu() - before, 1),
+        "cpu_seconds": round(spent, 1),
     }
 
 

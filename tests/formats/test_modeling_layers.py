@@ -17,7 +17,17 @@ from tests.formats.exporting import GPT2, GPU, LAPTOP, LLAMA, SMALL, network
 
 modeling = pytest.importorskip("lmforge.formats.modeling_lmforge")
 # what a network that is only asked does not need
-TRAINING = {"recompute", "z_loss", "ahead", "image_size", "image_patch", "image_channels", "vocab_size", "tied"}
+TRAINING = {
+    "recompute",
+    "z_loss",
+    "ahead",
+    "image_size",
+    "image_patch",
+    "image_channels",
+    "image_stem",
+    "vocab_size",
+    "tied",
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "default": {},
     "laptop": LAPTOP,

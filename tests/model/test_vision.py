@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lmforge.errors import InputError
 from lmforge.model.gpt import GPT
 from lmforge.model.vision import PATCH
+from lmforge.plan.cost import parameters
 from tests.model.test_gpt import PLAIN, network, tokens
 
 CONFIG = dataclasses.replace(PLAIN, image_size=6, image_patch=3, image_channels=2)
@@ -34,6 +35,19 @@ def test_a_patch_is_its_pixels_and_its_place() -> None:
         + model.patches.column[0, 0]
     )
     torch.testing.assert_close(embedded[1, 1, 0], expected)
+
+
+def test_convolutions_see_beyond_a_patch_and_are_as_many_as_halvings() -> None:
+    config = dataclasses.replace(CONFIG, image_size=8, image_patch=4, image_stem="convolutions")
+    model, image = network(config), torch.zeros(1, 2, 8, 8)
+    assert len(model.patches.stem.convolutions) == 2
+    assert model.patches(image).shape == (4, 16)
+    image[0, 0, 3, 3] = 1.0  # the last pixel of the first patch
+    inside = model.patches(image) - model.patches(torch.zeros(1, 2, 8, 8))
+    assert (inside.abs().amax(1) > 1e-6).all()  # every patch has it in its sight
+    assert sum(each.numel() for each in model.parameters()) == sum(parameters(config).values())
+    with pytest.raises(InputError, match="give a power of two"):
+        dataclasses.replace(CONFIG, image_stem="convolutions")
 
 
 def test_images_stand_anywhere_and_later_text_sees_them() -> None:

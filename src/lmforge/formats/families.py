@@ -151,7 +151,7 @@ def computed(config: GPTConfig) -> GPTConfig:
     idle |= {"lsh_span", "lsh_rounds"} if "lsh" not in used else set()
     idle |= {"feature_map"} if "linear" not in used else set()
     idle |= {"experts_active", "experts_shared"} if not config.has_experts else set()
-    idle |= {"image_patch", "image_channels"} if not config.image_size else set()
+    idle |= {"image_patch", "image_channels", "image_stem"} if not config.image_size else set()
     if config.positions != "rope":
         idle |= {name for name in plain if name.startswith("rope_") or name == "rotary_fraction"}
     idle |= {"rope_local_base"} if "window" not in used else set()

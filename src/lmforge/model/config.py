@@ -112,6 +112,7 @@ class GPTConfig:
     image_size: int = 0
     image_patch: int = 0
     image_channels: int = 3
+    image_stem: str = "linear"
     norm_eps: float | None = None
     layer_shapes: tuple[LayerShape, ...] = ()
 
@@ -233,6 +234,12 @@ class GPTConfig:
             (
                 bool(self.image_size) and (self.image_patch < 1 or self.image_size % max(1, self.image_patch) != 0),
                 f"image_patch: patches of {self.image_patch} do not divide images of {self.image_size} pixels",
+            ),
+            (
+                bool(self.image_size)
+                and self.image_stem == "convolutions"
+                and (self.image_patch < 2 or self.image_patch.bit_count() > 1),
+                f"image_patch: {self.image_patch}; convolutions (image_stem) halve an image, so give a power of two",
             ),
             (
                 bool(self.image_size)

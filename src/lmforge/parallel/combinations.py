@@ -52,6 +52,10 @@ def untrainable(sizes: Mapping[str, int], recipe: Recipe, rows: Iterable[int]) -
             f"{names}: train.compile 'on' is for a network on one device; use 'off'",
         ),
         (
+            train.objective != "text",
+            f"{names}: train.objective {train.objective!r} is for a network on one device; use data alone",
+        ),
+        (
             finetune is not None and finetune.lora is not None,
             f"{names}: adapters (finetune.lora) are for a network on one device; leave one of both out",
         ),

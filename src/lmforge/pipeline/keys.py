@@ -79,11 +79,12 @@ WHAT: dict[str, frozenset[str]] = {
         feature_map norm norm_eps norm_placement parallel_residual head_dim attention_scale embedding_scale
         positions rope_base rope_scaling rope_trained rope_factor rope_low rope_high rope_local_base
         rotary_fraction biases qkv_biases out_biases norm_biases qk_norm qk_norm_full ngram_rows tied residual
-        ahead experts experts_active experts_shared balance image_size image_patch image_channels"""),
+        ahead experts experts_active experts_shared balance image_size image_patch image_channels
+        image_stem"""),
     "train": _keys("""
         batch_tokens batch_schedule context_schedule mixture optimizer optimizer_state peak_lr matrix_lr base_width
         output_multiplier schedule final_lr warmup weight_decay weight_decay_schedule betas z_loss clip precision
-        ensemble initialisation"""),
+        ensemble initialisation objective"""),
     "compress": _keys("steps calibration_rows budget"),
     "evaluate": _keys("tasks items max_tokens"),
     "finetune": _keys("task fields label labels instruction long lora"),

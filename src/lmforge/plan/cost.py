@@ -87,12 +87,22 @@ def parameters(config: GPTConfig) -> dict[str, int]:
         "output": 0 if c.tied else c.vocab_size * width,
         "ngrams": 2 * c.ngram_rows * width,
         "positions": c.context * width if c.positions == "learned" else 0,
-        "patches": width * (c.image_channels * c.image_patch**2 + 1 + 2 * side) if side else 0,
+        "patches": _patches(c, side) if side else 0,
         "attention": sum(_attention(c, layer) for layer in layers),
         "feed_forward": sum(_feed_forward(c, layer) for layer in layers),
         "norms": norms * of_norm + sum(_head_norms(c, layer) for layer in layers),
         "ahead": ahead,
     }
+
+
+def _patches(c: GPTConfig, side: int) -> int:
+    """Parameters of what makes vectors of patches (`model.vision`)."""
+    places = 2 * side * c.d_model
+    if c.image_stem == "linear":
+        return places + c.d_model * (c.image_channels * c.image_patch**2 + 1)
+    width, halvings = c.d_model // 2, c.image_patch.bit_length() - 1
+    convolutions = 9 * width * (c.image_channels + (halvings - 1) * width) + 3 * halvings * width
+    return places + convolutions + c.d_model * (width + 1)
 
 
 def _attention(c: GPTConfig, layer: Layer) -> int:

@@ -66,7 +66,10 @@ class Source(Section):
     # images: of which classes; seen and unseen are three quarters and one quarter of the groups that classes belong to
     classes: Literal["all", "seen", "unseen"] = "all"
     turned: bool = False  # images: each quarter turn of a class is a class of its own
+    mirrored: bool = False  # images: the mirror image of a class is a class of its own, before any turn
     moved: Annotated[int, Field(ge=0)] = 0  # images: pixels up to which each is moved
+    # images: how much each is turned, stretched and sheared; 1: up to 30 degrees, 1.5 times, half a pixel a pixel
+    warped: Share = 0.0
     copies_of_each: Positive = 1  # images: how often each stands in the corpus, moved anew
     # images: (ways, shots): documents are episodes, of so many classes so many named images, and one more to name
     episodes: tuple[Positive, Positive] | None = None
@@ -92,7 +95,7 @@ class Source(Section):
             ("code", ("join",)),
             ("parallel", ("languages",)),
             ("procedural", ("tasks", "levels", "problems")),
-            ("images", ("classes", "turned", "moved", "copies_of_each", "episodes")),
+            ("images", ("classes", "turned", "mirrored", "moved", "warped", "copies_of_each", "episodes")),
         ):
             given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if self.kind != kind and given:

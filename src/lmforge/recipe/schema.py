@@ -109,6 +109,9 @@ class Model(Section):
     image_size: Annotated[int, Field(ge=0)] = 0  # pixels a side; 0: no images
     image_patch: Annotated[int, Field(ge=0)] = 0  # pixels a side of the patch that becomes one token
     image_channels: Positive = 3  # values of a pixel
+    # what makes vectors of patches: their pixels alone (linear), or convolutions over the whole image, each of which
+    # halves it (image_patch is then a power of two)
+    image_stem: Literal["linear", "convolutions"] = "linear"
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:

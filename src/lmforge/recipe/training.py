@@ -28,6 +28,9 @@ class Train(Section):
     # how first values are drawn: in_order, one generator through the whole network; by_index, each from its name and
     # place, so that processes that share a network draw their parts alone
     initialisation: Literal["in_order", "by_index"] = "in_order"
+    # text: the tokens that count; prototypes: of images in episodes, the nearest mean of a class's other images, by
+    # features (Snell et al. 2017)
+    objective: Literal["text", "prototypes"] = "text"
     # tokens of one forward and backward pass; default: what measures fastest and fits
     micro_batch_tokens: Positive | None = None
     # muon: for the matrices inside blocks, AdamW for the rest; sgd: with Nesterov's momentum of betas[0]
@@ -90,6 +93,13 @@ class Train(Section):
         ):
             if self.optimizer == "sgd" and given:
                 raise ValueError(f"{key} scales what adamw and muon do; optimizer 'sgd' would need other factors")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Train:
+        if self.objective == "prototypes" and (self.compile == "on" or self.context_schedule):
+            key = "compile 'on'" if self.compile == "on" else "context_schedule"
+            raise ValueError(f"{key} is for the loss of text; objective 'prototypes' reads whole episodes of images")
         return self
 
     @model_validator(mode="after")

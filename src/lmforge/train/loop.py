@@ -44,6 +44,7 @@ from lmforge.train.diagnose import Diagnosis
 from lmforge.train.finetune import start_from
 from lmforge.train.interrupt import StopRequest, stop_signals
 from lmforge.train.journal import Journal, Meter, Observers
+from lmforge.train.objective import objective_of
 from lmforge.train.optim import build_optimizers
 from lmforge.train.origin import keep_origin
 from lmforge.train.out_of_memory import out_of_memory_told
@@ -118,7 +119,8 @@ class Trainer:
             fp8.use_fp8(self.model)
         compiled = compiled_loss(self.model, plan) if plan.compiled else None
         layout.prepare(plan.replicas, plan.threads)
-        self.validator = Validator(layout, self.model, rows, rows.text_bytes(self.data.token_bytes), plan.precision)
+        text_bytes, objective = rows.text_bytes(self.data.token_bytes), objective_of(recipe.train)
+        self.validator = Validator(layout, self.model, rows, text_bytes, plan.precision, objective)
         parts = StepParts(
             stability,
             scaler,

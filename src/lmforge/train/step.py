@@ -26,6 +26,7 @@ from lmforge.tokens.images import scaled
 from lmforge.tokens.loader import Batch
 from lmforge.train.autotune import ExecutionPlan
 from lmforge.train.diagnose import Diagnosis, first_bad_gradient
+from lmforge.train.objective import objective_of
 from lmforge.train.precision import LossScaler, autocast
 from lmforge.train.schedule import TrainingSchedule
 from lmforge.train.stability import SkippedBatches, Stability
@@ -185,11 +186,13 @@ class TrainStep:
 
     def work(self, step: int, batch: Batch, scale: float) -> BatchWork:
         """A batch for the layout, its losses scaled by `scale`."""
+        objective = objective_of(self.schedule.settings)
 
         def loss(network: nn.Module, tensors: tuple[Tensor, Tensor, Tensor | None], images: Tensor | None) -> Tensor:
             among = {} if images is None else {"images": images}
             with autocast(self.plan.precision, self.layout.device):
-                value: Tensor = (self.compiled or network.loss)(*tensors, **among)  # type: ignore[operator]
+                value: Tensor
+                value = self.compiled(*tensors, **among) if self.compiled else objective.loss(network, *tensors, images)
             return value
 
         work = BatchWork(
@@ -230,7 +233,8 @@ class TrainStep:
         def loss(rows: Batch) -> Tensor:
             with autocast(self.plan.precision, self.layout.device):
                 images = images_to_device(rows, self.layout.device)
-                value: Tensor = self.model.loss(*to_device(rows.cut(context), self.layout.device), images=images)
+                tensors = to_device(rows.cut(context), self.layout.device)
+                value = objective_of(self.schedule.settings).loss(self.model, *tensors, images)
             return value
 
         return self.parts.diagnosis.find(step, batch, loss, cause)

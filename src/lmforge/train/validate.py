@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lmforge.generate.score import token_nats
 from lmforge.model.gpt import GPT
 from lmforge.parallel.layout import Layout
 from lmforge.tokens.images import PATCH
 from lmforge.tokens.shards import Shards
+from lmforge.train.objective import OBJECTIVES, Objective
 from lmforge.train.precision import autocast
 from lmforge.train.statistics import Activations
 
@@ -47,8 +47,16 @@ class Rows(NamedTuple):
 class Validator:
     """Scores a network on fixed rows, as the layout runs it."""
 
-    def __init__(self, layout: Layout, model: GPT, rows: Rows, text_bytes: int, precision: str) -> None:
-        self.layout, self.model, self.rows = layout, model, rows
+    def __init__(
+        self,
+        layout: Layout,
+        model: GPT,
+        rows: Rows,
+        text_bytes: int,
+        precision: str,
+        objective: Objective = OBJECTIVES["text"],
+    ) -> None:
+        self.layout, self.model, self.rows, self.objective = layout, model, rows, objective
         self.text_bytes, self.precision = text_bytes, precision
 
     def bits_per_byte(self) -> tuple[float, dict[str, dict[str, float]]]:
@@ -73,9 +81,7 @@ class Validator:
                     tokens, wanted = inputs[piece].to(device), targets[piece].to(device)
                     images = rows.images_of(piece)
                     seen = None if images is None else images.to(device)
-                    nats.append(
-                        token_nats(network, tokens, wanted, documents=packed, images=seen).cpu()  # type: ignore[arg-type]
-                    )
+                    nats.append(self.objective.nats(network, tokens, wanted, packed, seen).cpu())  # type: ignore[arg-type]
             return nats
 
         return torch.cat([piece for part in self.layout.forward(work, range(len(inputs))) for piece in part])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmforge.corpus.build import read_documents
-from lmforge.corpus.images.build import IMAGE_MARK, build_images, moved, reads_images
+from lmforge.corpus.images.build import IMAGE_MARK, build_images, moved, reads_images, warped
 from lmforge.errors import InputError
 from lmforge.formats.native import load_network
 from lmforge.pipeline import run_stages
@@ -70,6 +70,20 @@ def test_no_image_of_one_split_is_in_another_and_moves_keep_the_corner(tmp_path:
     places = {moved(image, 1, np.random.default_rng(seed)).tobytes() for seed in range(60)}
     assert len(places) == 9
     assert moved(image, 0, np.random.default_rng(0)) is image
+
+
+def test_a_warped_image_is_the_same_image_elsewhere() -> None:
+    image = np.zeros((2, 32, 32), dtype=np.uint8)
+    image[:, 12:20, 12:20] = 200  # a square around the middle
+    drawn = [warped(image, 0.5, np.random.default_rng(seed)) for seed in range(50)]
+    assert len({each.tobytes() for each in drawn}) == 50
+    for each in drawn:
+        assert each.shape == image.shape
+        assert (each[0] == each[1]).all()  # channels together
+        assert each[:, 15:17, 15:17].min() == 200  # its middle stays
+        assert each[:, 0].max() == 0
+        assert 0.6 < each.sum() / image.sum() < 1.6
+    assert warped(image, 0.0, np.random.default_rng(0)) is image
 
 
 def test_a_run_gives_the_network_each_image_where_its_mark_stands(tmp_path: Path) -> None:

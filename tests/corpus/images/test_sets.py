@@ -51,6 +51,9 @@ def test_a_turn_is_another_class() -> None:
     assert four.labels.tolist() == [0, 1, 2, 3]
     assert four.images[2].ravel().tolist() == [3, 2, 1, 0]
     assert four.groups == ("g",) * 4
+    two = one.mirrored()
+    assert two.images[1].ravel().tolist() == [1, 0, 3, 2]
+    assert (two.names, two.labels.tolist(), two.groups) == (("x", "x mirrored"), [0, 1], ("g", "g"))
 
 
 def test_what_is_no_set_is_named(tmp_path: Path) -> None:

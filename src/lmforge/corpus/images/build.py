@@ -14,8 +14,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def reads_images(recipe: Recipe) -> bool:
 
 def image_set(source: Source, recipe: Recipe) -> tuple[ImageSet, np.ndarray[Any, Any]]:
     """What a source holds, as the recipe's network takes it, and the split of each image: by its pixels as they lie
-    before any turn, so that an image and its turns have one.
+    before any turn, so that an image, its turns and its mirror image have one.
 
     Raises:
         InputError: as `read_images` and `ImageSet.part`.
@@ -63,6 +65,8 @@ def image_set(source: Source, recipe: Recipe) -> tuple[ImageSet, np.ndarray[Any,
     found = read_images(source.path, recipe.model.image_size, recipe.model.image_channels).part(source.classes)
     bounds = (recipe.corpus.holdout / 2, recipe.corpus.holdout)
     splits = np.array([split_at(unit(hashlib.sha256(image.tobytes()).digest()[:8]), bounds) for image in found.images])
+    if source.mirrored:
+        found, splits = found.mirrored(), np.tile(splits, 2)
     return (found.turned(), np.tile(splits, 4)) if source.turned else (found, splits)
 
 
@@ -75,6 +79,40 @@ def moved(image: Pixels, most: int, rng: np.random.Generator) -> Pixels:
     padded = np.pad(image, ((0, 0), (most, most), (most, most)), constant_values=corner)
     down, right = rng.integers(0, 2 * most + 1, 2)
     return padded[:, down : down + size, right : right + size]
+
+
+def warped(image: Pixels, much: float, rng: np.random.Generator) -> Pixels:
+    """(C,S,S) turned, stretched along each axis and sheared around its middle, each at random up to a bound; with
+    `much` 1 the bounds are 30 degrees, a factor of 1.5 and 0.5 pixels a pixel. What comes in is the colour of its
+    corner."""
+    if not much:
+        return image
+    from PIL import Image
+
+    turn, wide, high, shear = rng.uniform(-much, much, 4) * (math.pi / 6, math.log(1.5), math.log(1.5), 0.5)
+    cos, sin = math.cos(turn), math.sin(turn)
+    back = np.array([[cos, -sin], [sin, cos]]) @ [[math.exp(wide), shear], [0, math.exp(high)]]
+    centre = np.full(2, image.shape[-1] / 2)
+    (a, b), (d, e) = back
+    c, f = centre - back @ centre
+    planes = [
+        Image.fromarray(plane).transform(
+            plane.shape,
+            Image.Transform.AFFINE,
+            (a, b, c, d, e, f),
+            Image.Resampling.BILINEAR,
+            fillcolor=int(plane[0, 0]),
+        )
+        for plane in np.ascontiguousarray(image)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes])
+
+
+def changed(image: Pixels, source: Source, split: str, rng: np.random.Generator) -> Pixels:
+    """An image as it stands in a split: to learn from it is warped and moved as the source says."""
+    if split != "train":
+        return image
+    return moved(warped(image, source.warped, rng), source.moved, rng)
 
 
 def build_images(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -130,13 +168,13 @@ def _documents(
         for copy, at in enumerate(np.concatenate([rng.permutation(len(images.images)) for _ in range(copies)])):
             name = images.names[images.labels[at]]
             text = f"{MARK} {name}"
-            pixels = moved(images.images[at], source.moved if split == "train" else 0, rng)
+            pixels = changed(images.images[at], source, split, rng)
             yield _line(source, f"{split}:{copy}", patches, text, [pixels], [[len(MARK), len(text)]])
         return
     ways, shots = source.episodes
     share = 1.0 if split == "train" else recipe.corpus.holdout / 2
     for number in range(max(1, round((source.documents or EPISODES) * share))):
-        episode = _episode(images, ways, shots, source.moved if split == "train" else 0, rng)
+        episode = _episode(images, ways, shots, partial(changed, source=source, split=split, rng=rng), rng)
         if episode is None:
             if split == "train":
                 raise InputError(
@@ -147,7 +185,7 @@ def _documents(
 
 
 def _episode(
-    images: ImageSet, ways: int, shots: int, most: int, rng: np.random.Generator
+    images: ImageSet, ways: int, shots: int, change: Callable[[Pixels], Pixels], rng: np.random.Generator
 ) -> tuple[str, list[Pixels], list[list[int]]] | None:
     """Text, pixels and what counts of one; None where too few classes have images enough."""
     if ways > len(LETTERS):
@@ -170,7 +208,7 @@ def _episode(
         text += f"{MARK} {letter}"
         if place >= len(shown):
             spans.append([len(text) - 2, len(text)])
-    return text, [moved(images.images[at], most, rng) for at, _ in order], spans
+    return text, [change(images.images[at]) for at, _ in order], spans
 
 
 def _line(

@@ -68,6 +68,15 @@ class ImageSet:
             [number for number, group in enumerate(self.groups) if (group in seen) == (which == "seen")]
         )
 
+    def mirrored(self) -> ImageSet:
+        """Each class and its mirror image, a class of its own in the same group."""
+        return ImageSet(
+            np.concatenate([self.images, self.images[..., ::-1]]),
+            np.concatenate([self.labels, self.labels + len(self.names)]),
+            self.names + tuple(f"{name} mirrored" for name in self.names),
+            self.groups * 2,
+        )
+
     def turned(self) -> ImageSet:
         """Each quarter turn of each class as a class of its own, in the same group."""
         quarter = len(self.names)
@@ -80,7 +89,8 @@ class ImageSet:
 
 
 def read_images(path: Path, size: int, channels: int) -> ImageSet:
-    """A set in the size and channels that a network takes (areas averaged; colours averaged or repeated).
+    """A set in the size and channels that a network takes (made smaller by the mean of areas, larger
+    smoothly; colours averaged or repeated).
 
     Raises:
         InputError: nothing of these kinds is there, or a file is damaged (names it).
@@ -169,9 +179,9 @@ def _fitted(images: Pixels, size: int, channels: int) -> Pixels:
     from PIL import Image
 
     if images.shape[1:3] != (size, size):
-        images = np.stack(
-            [np.asarray(Image.fromarray(each).resize((size, size), Image.Resampling.BOX)) for each in images]
-        )
+        # smaller: the mean of areas; larger: smooth steps, since strokes have no corners where pixels had
+        how = Image.Resampling.BICUBIC if images.shape[1] < size else Image.Resampling.BOX
+        images = np.stack([np.asarray(Image.fromarray(each).resize((size, size), how)) for each in images])
     planes = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     if planes.shape[1] != channels:
         grey = planes.mean(1, keepdims=True).round().astype(np.uint8)

@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmforge.corpus.images.build import LETTERS
+from lmforge.corpus.images.build import LETTERS, moved, warped
 from lmforge.corpus.images.sets import ImageSet, read_images
 from lmforge.corpus.sources.pictures import DIGITS
 from lmforge.errors import InputError
 from lmforge.evaluate.task import SEED, Context, Score, Task, device_of, not_applicable, register
+from lmforge.model.features import image_features, patches_of
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
 from lmforge.recipe import Recipe
@@ -37,7 +38,8 @@ from lmforge.tokens.images import PATCH, scaled
 
 METRIC = "accuracy"
 ROWS = 64  # images of a forward pass
-PROBE_STEPS = 100
+RIDGE = 0.1  # of the probe, times the mean square of the features shown
+WARPED = 0.25  # how much further views of an image are
 
 
 class FewShotSettings(DataSettings):
@@ -49,58 +51,47 @@ class FewShotSettings(DataSettings):
     ways: Positive = 10  # classes of an episode
     shots: Positive = 10  # images shown of each
     asked: Positive = 5  # further images of each that are to be told
+    # each image is seen so many times, but for the first a little moved and warped
+    views: Positive = 1
     # nearest mean of features, a linear probe of them, or all in one text
     how: Literal["mean", "probe", "context"] = "mean"
 
 
-def patches_of(model: GPT) -> int:
-    """Tokens of one image."""
-    return (model.config.image_size // model.config.image_patch) ** 2
-
-
 @torch.inference_mode()
-def features(model: GPT, images: np.ndarray[Any, Any], begin: int) -> Tensor:
-    """What the network makes of each image by itself: (N,C,S,S) uint8 → (N,2D), the states of the middle layer and of
-    the last one at the last patch, which alone has seen the whole image, each of length 1."""
-    patches, found = patches_of(model), []
-    device = device_of(model)
-    middle: list[Tensor] = []
-    block = model.blocks[max(0, model.config.layers // 2 - 1)]
-    handle = block.register_forward_hook(lambda _, __, output: middle.append(output))
-    try:
+def features(model: GPT, images: np.ndarray[Any, Any], begin: int, views: int = 1) -> Tensor:
+    """What the network makes of each view of each image by itself, of length 1: (N,C,S,S) uint8 → (views,N,D). The
+    first view is the image as it is, the others are a little moved and warped."""
+    device, found, rng = device_of(model), [], np.random.default_rng(SEED)
+    for view in range(views):
         for first in range(0, len(images), ROWS):
-            part = torch.from_numpy(scaled(images[first : first + ROWS])).to(device)
-            row = torch.tensor([begin, *[PATCH] * patches], device=device)
-            last = model.hidden(row.expand(len(part), -1), images=part)
-            both = [F.normalize(each[:, -1].float(), dim=-1) for each in (middle.pop(), last)]
-            found.append(torch.cat(both, -1))
-    finally:
-        handle.remove()
-    return torch.cat(found).cpu()
+            part = images[first : first + ROWS]
+            part = part if not view else np.stack([moved(warped(each, WARPED, rng), 1, rng) for each in part])
+            made = image_features(model, torch.from_numpy(scaled(part)).to(device), begin)
+            found.append(F.normalize(made.float(), dim=-1).cpu())
+    flat = torch.cat(found)
+    return flat.view(views, len(images), flat.shape[1])
 
 
 def nearest_mean(shown: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
-    """shown (N,D) of classes labels (N,), asked (M,D) → the class of the nearest mean (M,)."""
-    centre = shown.mean(0)
-    means = torch.stack([shown[labels == each].mean(0) for each in range(int(labels.max()) + 1)])
-    nearest: Tensor = (F.normalize(asked - centre, dim=-1) @ F.normalize(means - centre, dim=-1).t()).argmax(-1)
+    """Views of shown images (V,N,D), which are of classes labels (N,), and of asked ones (V,M,D) → the class of the
+    nearest mean (M,)."""
+    flat = shown.mean(0)
+    means = torch.stack([flat[labels == each].mean(0) for each in range(int(labels.max()) + 1)])
+    nearest: Tensor = (asked.mean(0) @ F.normalize(means, dim=-1).t()).argmax(-1)
     return nearest
 
 
-@torch.enable_grad()
 def linear_probe(shown: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
-    """The same by a linear classifier of the shown ones, its weights held small; begins at 0, so that nothing is
-    drawn."""
-    mean, spread = shown.mean(0), shown.std(0).clamp(min=1e-6) if len(shown) > 1 else torch.ones_like(shown[0])
-    shown, asked = ((each.clone() - mean) / spread for each in (shown, asked))
-    weight = torch.zeros(int(labels.max()) + 1, shown.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([weight], lr=0.01)
-    for _ in range(PROBE_STEPS):
-        loss = F.cross_entropy(shown @ weight.t(), labels) + 1e-3 * weight.square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    told: Tensor = (asked @ weight.t()).argmax(-1).detach()
+    """The same by a linear classifier of all views of the shown ones: ridge regression of their classes, which evens
+    out what features have in common (Bertinetto et al. 2019, "Meta-learning with differentiable closed-form solvers",
+    equation 5)."""
+    labels, shown, asked = labels.repeat(len(shown)), shown.flatten(0, 1), F.normalize(asked.mean(0), dim=-1)
+    centre = shown.mean(0)
+    shown, asked = shown - centre, asked - centre
+    wanted = F.one_hot(labels).to(shown.dtype)
+    alike = shown @ shown.t()
+    held = RIDGE * alike.diagonal().mean().clamp(min=1e-12) * torch.eye(len(shown))
+    told: Tensor = (asked @ shown.t() @ torch.linalg.solve(alike + held, wanted - wanted.mean(0))).argmax(-1)
     return told
 
 
@@ -114,9 +105,9 @@ def in_context(
         InputError: an episode is longer than the context.
     """
     patches, device = patches_of(model), device_of(model)
-    letters = [tokenizer.encode(f" {letter}")[0] for letter in LETTERS[: max(labels) + 1]]
-    before = [tokenizer.begin, *itertools.chain(*([*[PATCH] * patches, letters[label]] for label in labels))]
-    row = [*before, *[PATCH] * patches]
+    letters = [[*map(int, tokenizer.encode(f" {letter}"))] for letter in LETTERS[: max(labels) + 1]]
+    before = [tokenizer.begin, *itertools.chain(*([*[PATCH] * patches, *letters[label]] for label in labels))]
+    row = [*before, *[PATCH] * patches, *letters[0][:-1]]  # where a blank is a token of its own, it stands before all
     if len(row) > model.config.context:
         raise InputError(
             f"few_shot_images: an episode of {len(labels)} images is {len(row)} tokens, and the context "
@@ -125,7 +116,7 @@ def in_context(
     told: list[int] = []
     for each in asked:
         images = torch.from_numpy(scaled(np.concatenate([shown, each[None]]))).to(device)
-        logits = model(torch.tensor([row], device=device), images=images)[0, -1, letters]
+        logits = model(torch.tensor([row], device=device), images=images)[0, -1, [letter[-1] for letter in letters]]
         told.append(int(logits.argmax()))
     return told
 
@@ -176,6 +167,7 @@ class FewShotImages(Task[FewShotSettings]):
             "data": data.name,
             "classes": settings.classes,
             "episodes": {"ways": settings.ways, "shots": settings.shots, "asked": settings.asked, "count": count},
+            "views": settings.views,
             "prompt": settings.how,
             "marks": "none",
             "decoding": "likeliest",
@@ -184,7 +176,11 @@ class FewShotImages(Task[FewShotSettings]):
             return not_applicable(METRIC, "the network reads no images", key)
         images = read_images(data, model.config.image_size, model.config.image_channels)
         images = images.part(settings.classes)
-        made = None if settings.how == "context" else features(model, images.images, context.tokenizer.begin)
+        made = (
+            None
+            if settings.how == "context"
+            else features(model, images.images, context.tokenizer.begin, settings.views)
+        )
         rows: list[dict[str, Any]] = []
         with Bar(self.name, count, "episode") as bar:
             for shown, asked, chosen in episodes(images, settings.ways, settings.shots, settings.asked, count):
@@ -199,7 +195,7 @@ class FewShotImages(Task[FewShotSettings]):
                     )
                 else:
                     teach = nearest_mean if settings.how == "mean" else linear_probe
-                    told = teach(made[shown.ravel()], torch.tensor(labels), made[asked]).tolist()
+                    told = teach(made[:, shown.ravel()], torch.tensor(labels), made[:, asked]).tolist()
                 right = sum(a == b for a, b in zip(told, wanted, strict=True))
                 rows.append({"classes": [images.names[each] for each in chosen], "right": right, "of": len(wanted)})
                 bar.step(1)
