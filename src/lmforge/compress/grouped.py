@@ -217,6 +217,10 @@ class TiedGroupedHead(Frozen):
             return F.linear(x, self.table[0].dense().to(x.device))
         return packed(x.float())
 
+    def dense_weight(self) -> Tensor:
+        """As `Grouped.dense`, for what writes other formats."""
+        return self.table[0].dense()
+
     def kernel_matrix(self) -> Packed | None:
         """As `GroupedLinear.kernel_matrix`."""
         table = self.table[0]
