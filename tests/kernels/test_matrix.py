@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmforge.kernels import build, matrix
 from lmforge.kernels.matrix import WIDTHS, Packed
-from lmforge.kernels.reference import product
+from lmforge.kernels.reference import float_product, product
 
 SHAPES = ((1, 1, 16), (19, 40, 16), (33, 70, 32), (16, 64, 64), (5, 9, 9))  # (O, I, group), with rests of all kinds
 
@@ -84,6 +84,21 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_threads() -> None:
             torch.set_num_threads(threads)
             for size in (1, 2, 5, 8, 17):
                 assert torch.equal(each(x[:size]), alone[:size]), (threads, size)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 17), (4, 16), (19, 40), (70, 90), (131, 33)])
+def test_floats_give_what_sums_in_one_order_give(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(rows, width, generator=generator), torch.randn(rows, generator=generator)
+    x = torch.randn(7, width, generator=generator)
+    expected = float_product(x, weight, bias)
+    exact = (x.double() @ weight.double().t() + bias).float()
+    assert float((expected - exact).norm() / exact.norm()) < 3e-7
+    packed = matrix.floats(weight, bias)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for tokens in range(1, 8):
+            assert torch.equal(packed(x[:tokens]), expected[:tokens]), (tokens, threads)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])

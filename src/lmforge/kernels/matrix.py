@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,6 +67,11 @@ class Packed:
         """Bytes that it holds."""
         own = sum(each.nbytes for each in self._kept.values() if isinstance(each, Tensor))
         return own + sum(each.nbytes for each in self._kept.values() if isinstance(each, Packed))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it points to."""
+        for each in self._kept.values():
+            yield from each.tensors() if isinstance(each, Packed) else (each,)
 
     @property
     def data(self) -> Tensor:

@@ -54,6 +54,24 @@ static Scratch scratch_of(Carver& c, const Sizes& s, int64_t tokens) {
     return r;
 }
 
+// the sum of `bytes`, in S long streams
+template <int S> static int32_t read_streams(const uint8_t* data, int64_t bytes) {
+    int64_t part = bytes / S / 128 * 128;
+    I sums[2 * S];
+    for (auto& each : sums) each = izero();
+    for (int64_t at = 0; at < part; at += 128)
+        for (int i = 0; i < S; i++) {
+            const uint8_t* p = data + i * part + at;
+            sums[2 * i] = iadd(sums[2 * i], iload((const int32_t*)p));
+            sums[2 * i + 1] = iadd(sums[2 * i + 1], iload((const int32_t*)(p + 64)));
+        }
+    int32_t lane[16], all = 0;
+    for (int i = 1; i < 2 * S; i++) sums[0] = iadd(sums[0], sums[i]);
+    istore(lane, sums[0]);
+    for (int i = 0; i < 16; i++) all += lane[i];
+    return all;
+}
+
 extern "C" {
 
 const char* lmforge_path() { return PATH; }
@@ -64,18 +82,14 @@ int64_t lmforge_layout(int64_t which) {
     return sizes[which];
 }
 
-// reads `bytes` and nothing else: what memory can deliver
-int32_t lmforge_read(const uint8_t* data, int64_t bytes, int64_t threads) {
+// reads `bytes` and nothing else, in 1, 4 or 8 streams a thread: what memory can deliver
+int32_t lmforge_read(const uint8_t* data, int64_t bytes, int64_t threads, int64_t streams) {
     std::atomic<int32_t> all{0};
     pool.run((int)threads, [&](const Team& team) {
         int64_t first, last;
         team.share(bytes, 4096, &first, &last);
-        I sums[4] = {izero(), izero(), izero(), izero()};
-        for (int64_t at = first; at + 256 <= last; at += 256)
-            for (int i = 0; i < 4; i++) sums[i] = iadd(sums[i], iload((const int32_t*)(data + at + 64 * i)));
-        int32_t lane[16];
-        istore(lane, iadd(iadd(sums[0], sums[1]), iadd(sums[2], sums[3])));
-        all += lane[0];
+        auto f = streams == 8 ? read_streams<8> : streams == 4 ? read_streams<4> : read_streams<1>;
+        all += f(data + first, last - first);
     });
     return all;
 }
