@@ -122,6 +122,30 @@ def test_skipped_columns_change_nothing(share: float) -> None:
             assert torch.allclose(kept(x), x @ dense.t() + bias, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("lower", [-9.0, 1.0, 4.0, 9.0])
+def test_rows_that_are_not_chosen_give_zeros(each: int, lower: float) -> None:
+    """All, few and none of the units; of one row or two."""
+    generator = torch.Generator().manual_seed(0)
+    for units, width in ((19, 40), (70, 67), (110, 130)):
+        rows = units * each
+        weight, bias = torch.randn(rows, width, generator=generator), torch.randn(rows, generator=generator)
+        thin = [torch.randn(4, width, generator=generator), torch.randn(units, 4, generator=generator) / 9]
+        pair = matrix.pair(matrix.floats(thin[0]), matrix.floats(thin[1], torch.full((units,), -lower)))
+        code = torch.randint(-127, 128, (rows, width), dtype=torch.int8, generator=generator)
+        scale, floats = torch.rand(rows, generator=generator), matrix.floats(weight, bias)
+        shifted = (code.short() + 128).to(torch.uint8)
+        integers = matrix.codes(shifted, 8, width, scale[:, None], 128, bias=bias, whole_row=True)
+        x = torch.randn(9, width, generator=generator)
+        for tokens in (1, 2, 5, 9):
+            needed = (pair(x[:tokens]) > 0).repeat(1, each)
+            for whole, apart in ((floats, ()), (integers, (code, scale)), (integers, ())):
+                expected = torch.where(needed, whole(x[:tokens]), 0.0)
+                for threads in (1, 3):
+                    torch.set_num_threads(threads)
+                    assert torch.equal(matrix.chosen(whole, pair, *apart)(x[:tokens]), expected)
+
+
 def test_small_inputs_count_as_zeros() -> None:
     weight = torch.randn(24, 33)
     x = torch.randn(3, 33)

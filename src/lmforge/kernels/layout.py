@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-FLOATS, CODES, COLUMNS, PAIR, FLOAT_COLUMNS = 1, 2, 3, 4, 5  # kinds of matrix
+FLOATS, CODES, COLUMNS, PAIR, FLOAT_COLUMNS, CHOSEN = 1, 2, 3, 4, 5, 6  # kinds of matrix
 CONSTANT, ZEROS, LEAST = 0, 1, 2  # what a code of 0 stands for
 ACTIVATIONS = ("relu", "relu2", "swiglu", "geglu", "gelu_tanh", "gelu")
 

@@ -29,12 +29,17 @@ struct Carver {  // cuts a workspace into aligned pieces; with no workspace it c
     }
 };
 
-struct Sizes { int64_t columns, padded, groups, between, threads; };
+struct Sizes { int64_t columns, padded, groups, between, scores, threads; };
 
 static void widen(const Matrix& m, Sizes& s) {
     if (m.kind == PAIR) {
         widen(*m.first, s), widen(*m.second, s);
         s.between = std::max(s.between, m.first->rows);
+        return;
+    }
+    if (m.kind == CHOSEN) {
+        widen(*m.first, s), widen(*m.second, s);
+        s.columns = std::max(s.columns, m.group), s.scores = std::max(s.scores, m.group);
         return;
     }
     s.columns = std::max(s.columns, m.cols);
@@ -51,6 +56,7 @@ static Scratch scratch_of(Carver& c, const Sizes& s, int64_t tokens) {
     r.rounded.active = c.take<int32_t>(s.threads * s.columns);
     r.rounded.count = 0;
     r.between = c.take<float>(tokens * s.between);
+    r.scores = c.take<float>(tokens * s.scores);
     return r;
 }
 
@@ -96,7 +102,7 @@ int32_t lmforge_read(const uint8_t* data, int64_t bytes, int64_t threads, int64_
 
 // y (tokens, O) = x (tokens, I) times m
 void lmforge_linear(const Matrix* m, const float* x, int64_t tokens, float* y, int64_t threads) {
-    Sizes s{1, 1, 1, 1, threads};
+    Sizes s{1, 1, 1, 1, 1, threads};
     widen(*m, s);
     Carver count{nullptr};
     scratch_of(count, s, tokens);
@@ -131,7 +137,7 @@ void lmforge_attend(const Cache* cache, const float* q, const int64_t* positions
 // a token of each row: x (rows, D) its embedding → logits (rows, V); positions (rows); caches by layer
 void lmforge_step(const Network* net, const Cache* caches, float* x, const int64_t* positions, int64_t rows,
                   float* logits, int64_t threads) {
-    Sizes s{net->width, net->width, 1, 1, threads};
+    Sizes s{net->width, net->width, 1, 1, 1, threads};
     int64_t wide = 1, mixed = 1, scores = 1;
     for (int64_t n = 0; n < net->layers; n++) {
         const Layer& l = net->layer[n];

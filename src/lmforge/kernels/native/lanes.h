@@ -65,6 +65,10 @@ template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
     memcpy(&four, x, 4);
     return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
 }
+// acc + the products of 64 columns of one row: w codes of 8 bits, x signed bytes
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    return {_mm512_dpbusd_epi32(acc.v, _mm512_loadu_si512(w), _mm512_loadu_si512(x))};
+}
 // rows a, b, c, d of 64 codes each → 4 × (16 outputs, one byte of each row); the order within is that of `spread`
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
     __m512i A = _mm512_loadu_si512(a), B = _mm512_loadu_si512(b), C = _mm512_loadu_si512(c), D = _mm512_loadu_si512(d);
@@ -155,6 +159,11 @@ template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
     __m256i all = _mm256_set1_epi32(four);
     return {dot_half<BITS>(acc.a, w.a, all), dot_half<BITS>(acc.b, w.b, all)};
 }
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    __m256i x0 = _mm256_loadu_si256((const __m256i*)x), x1 = _mm256_loadu_si256((const __m256i*)(x + 32));
+    U all = uload(w);
+    return {dot_half<8>(acc.a, all.a, x0), dot_half<8>(acc.b, all.b, x1)};
+}
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
     for (int part = 0; part < 2; part++) {
         __m256i A = _mm256_loadu_si256((const __m256i*)(a + 32 * part)), B = _mm256_loadu_si256((const __m256i*)(b + 32 * part));
@@ -225,6 +234,10 @@ template <int VALUE> static inline U plane(U x, const uint8_t* p) {
 constexpr int CENTRE = 0;
 template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
     EACH for (int j = 0; j < 4; j++) acc.v[i] += (int32_t)w.v[4 * i + j] * x[j];
+    return acc;
+}
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    EACH for (int j = 0; j < 4; j++) acc.v[i] += (int32_t)w[4 * i + j] * x[4 * i + j];
     return acc;
 }
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {

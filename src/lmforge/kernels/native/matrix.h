@@ -6,11 +6,13 @@
 //            codes of 16 columns: 4 × (16 rows × 4 columns) at BASE bits, then planes of one more bit each
 //            w = scale · (code − zero), or scale · code + least
 //   COLUMNS  column after column, rows padded to 64, 8 bits: columns where x is 0 are not touched
+//   CHOSEN   of `first` (floats or codes) the rows of units that `second`, a thin pair, gives more than 0; others give 0.
+//            In 8 bits they lie here a second time, row after row, padded to 64
 #pragma once
 #include "lanes.h"
 #include "pool.h"
 
-enum Kind : int64_t { NONE = 0, FLOATS = 1, CODES = 2, COLUMNS = 3, PAIR = 4, FLOAT_COLUMNS = 5 };
+enum Kind : int64_t { NONE = 0, FLOATS = 1, CODES = 2, COLUMNS = 3, PAIR = 4, FLOAT_COLUMNS = 5, CHOSEN = 6 };
 enum Offsets : int64_t { CONSTANT = 0, ZEROS = 1, LEAST = 2 };
 
 struct Matrix {
@@ -18,7 +20,8 @@ struct Matrix {
     int64_t group, groups;           // columns of a group (a multiple of 16), groups of a row
     int64_t base, planes;            // bits of a code: base + planes
     int64_t wide_scale, offsets, zero;
-    // columns with their padding: group · groups; of COLUMNS: rows with theirs, and `group` is of columns
+    // columns with their padding: group · groups; of COLUMNS: rows with theirs, and `group` is of columns; of CHOSEN
+    // `group` is units, which have a row each, or two that lie so far apart
     int64_t padded;
     int64_t whole_row;               // activations have one scale a token; else one for each group
     int64_t top;                     // inputs: all but so many of the largest become 0 (0: by threshold)
@@ -151,10 +154,9 @@ static void product_codes(const Matrix& m, const Rounded& x, int64_t tokens, flo
     }
 }
 
-// R rows of floats, `step` numbers apart, times T tokens, sixteen columns at a time; each sum has one order, whatever
-// R and T are
+// R rows of floats times T tokens, sixteen columns at a time; each sum has one order, whatever R and T are
 template <int R, int T>
-static inline void rows_floats(const float* w, int64_t step, int64_t cols, const float* x, int64_t x_step, float out[R][T]) {
+static inline void rows_floats(const float* const* w, int64_t cols, const float* x, int64_t x_step, float out[R][T]) {
     F acc[R][T];
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) acc[r][t] = set(0);
@@ -163,14 +165,14 @@ static inline void rows_floats(const float* w, int64_t step, int64_t cols, const
         F in[T];
         for (int t = 0; t < T; t++) in[t] = load(x + t * x_step + k);
         for (int r = 0; r < R; r++) {
-            F row = load(w + r * step + k);
+            F row = load(w[r] + k);
             for (int t = 0; t < T; t++) acc[r][t] = fma(row, in[t], acc[r][t]);
         }
     }
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) {
             float rest = sum(acc[r][t]);
-            for (int64_t j = k; j < cols; j++) rest = std::fma(w[r * step + j], x[t * x_step + j], rest);
+            for (int64_t j = k; j < cols; j++) rest = std::fma(w[r][j], x[t * x_step + j], rest);
             out[r][t] = rest;
         }
 }
@@ -179,7 +181,9 @@ static inline void rows_floats(const float* w, int64_t step, int64_t cols, const
 template <int R, int T>
 static inline void block_floats(const Matrix& m, int64_t r, int64_t apart, const float* x, float* y, int64_t y_step) {
     float out[R][T];
-    rows_floats<R, T>((const float*)m.data + r * m.cols, apart * m.cols, m.cols, x, m.cols, out);
+    const float* w[R];
+    for (int i = 0; i < R; i++) w[i] = (const float*)m.data + (r + i * apart) * m.cols;
+    rows_floats<R, T>(w, m.cols, x, m.cols, out);
     for (int i = 0; i < R; i++)
         for (int t = 0; t < T; t++) {
             int64_t row = r + i * apart;
