@@ -92,7 +92,7 @@ class PredictedRows(nn.Module):
         if packed is None:
             return None
         apart = getattr(self.inner, "unpacked", None)  # of 8 bits: rows can be read alone, where they lie row by row
-        return matrix.chosen(packed, pair, *(apart() if apart is not None else ()))
+        return matrix.chosen(packed.whole, pair, *(apart() if apart is not None else ()))
 
 
 def predicted_rows(model: nn.Module) -> dict[str, PredictedRows]:

@@ -21,7 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmforge.kernels.build import library
-from lmforge.kernels.layout import CHOSEN, CODES, COLUMNS, CONSTANT, FLOAT_COLUMNS, FLOATS, LEAST, PAIR, ZEROS, CMatrix
+from lmforge.kernels.layout import (
+    CHOSEN,
+    CODES,
+    COLUMNS,
+    CONSTANT,
+    FLOAT_COLUMNS,
+    FLOATS,
+    LEAST,
+    PAIR,
+    SPARSE,
+    ZEROS,
+    CMatrix,
+)
 
 ROWS = 16  # of a panel
 LINE = 64  # rows of columns are filled up to a multiple
@@ -67,6 +79,12 @@ class Packed:
         """Bytes that it holds."""
         own = sum(each.nbytes for each in self._kept.values() if isinstance(each, Tensor))
         return own + sum(each.nbytes for each in self._kept.values() if isinstance(each, Packed))
+
+    @property
+    def whole(self) -> Packed:
+        """The matrix with its zeros, where it is one without."""
+        whole: Packed = self._kept["first"] if self.struct.kind == SPARSE else self
+        return whole
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it points to."""

@@ -42,6 +42,7 @@ static void widen(const Matrix& m, Sizes& s) {
         s.columns = std::max(s.columns, m.group), s.scores = std::max(s.scores, m.group);
         return;
     }
+    if (m.kind == SPARSE) return widen(*m.first, s);
     s.columns = std::max(s.columns, m.cols);
     s.padded = std::max(s.padded, m.kind == CODES ? m.padded : std::max(m.cols, m.group));
     s.groups = std::max(s.groups, std::max<int64_t>(1, m.groups));

@@ -69,6 +69,8 @@ template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
 static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
     return {_mm512_dpbusd_epi32(acc.v, _mm512_loadu_si512(w), _mm512_loadu_si512(x))};
 }
+// what is left of 16 numbers, one behind the other, in the places of its bits; 0 elsewhere
+static inline F expand(const float* p, uint16_t bits) { return {_mm512_maskz_expand_ps(bits, _mm512_loadu_ps(p))}; }
 // rows a, b, c, d of 64 codes each → 4 × (16 outputs, one byte of each row); the order within is that of `spread`
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
     __m512i A = _mm512_loadu_si512(a), B = _mm512_loadu_si512(b), C = _mm512_loadu_si512(c), D = _mm512_loadu_si512(d);
@@ -249,6 +251,23 @@ static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, c
 }
 static inline int spread(int part, int lane) { return 16 * part + lane; }
 #endif
+
+#if !LMFORGE_AVX512
+static inline F expand(const float* p, uint16_t bits) {
+    float x[16];
+    for (int i = 0; i < 16; i++) x[i] = bits >> i & 1 ? *p++ : 0.0f;
+    return load(x);
+}
+#endif
+static inline int count_bits(uint64_t bits) {
+#if defined(_MSC_VER)
+    int count = 0;
+    for (; bits; bits &= bits - 1) count++;
+    return count;
+#else
+    return __builtin_popcountll(bits);
+#endif
+}
 
 // e^x within 2 units in the last place, by the same steps on each path: 2^n · 2^f, |f| ≤ 1/2 (as banded_numba)
 static inline float exponential(float x) {

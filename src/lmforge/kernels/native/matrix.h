@@ -8,11 +8,13 @@
 //   COLUMNS  column after column, rows padded to 64, 8 bits: columns where x is 0 are not touched
 //   CHOSEN   of `first` (floats or codes) the rows of units that `second`, a thin pair, gives more than 0; others give 0.
 //            In 8 bits they lie here a second time, row after row, padded to 64
+//   SPARSE   of floats: row after row the numbers that are not 0 and a bit for each place, 64 in a word; `first` is the
+//            whole matrix, for larger batches
 #pragma once
 #include "lanes.h"
 #include "pool.h"
 
-enum Kind : int64_t { NONE = 0, FLOATS = 1, CODES = 2, COLUMNS = 3, PAIR = 4, FLOAT_COLUMNS = 5, CHOSEN = 6 };
+enum Kind : int64_t { NONE = 0, FLOATS = 1, CODES = 2, COLUMNS = 3, PAIR = 4, FLOAT_COLUMNS = 5, CHOSEN = 6, SPARSE = 7 };
 enum Offsets : int64_t { CONSTANT = 0, ZEROS = 1, LEAST = 2 };
 
 struct Matrix {
@@ -30,6 +32,8 @@ struct Matrix {
     const float* scale;              // of COLUMNS: (O)
     const float* channel;            // inputs are divided by it (I), or null
     const float* bias;               // (O) or null
+    const uint64_t* masks;           // of SPARSE: (O, words of 64 columns)
+    const int64_t* starts;           // of SPARSE: (O), of rows in the data
     const Matrix *first, *second;    // of PAIR: thin matrices, one after the other; of COLUMNS: the same as CODES
 };
 

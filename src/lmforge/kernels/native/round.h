@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include "chosen.h"
+#include "sparse.h"
 
 static inline float largest(const float* x, int64_t n) {
     int32_t most = 0;  // sizes of floats have the order of their bits, and whole numbers are compared sixteen at a time
@@ -121,6 +122,13 @@ static void apply_chosen(const Matrix& m, const float* x, int64_t tokens, float*
     team.barrier();
 }
 
+static void apply_sparse(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, Scratch& s, const Team& team) {
+    if (tokens > SPARSE_TOKENS) return apply(*m.first, x, tokens, y, y_step, s, team);
+    auto f = tokens == 1 ? product_sparse<1> : tokens == 2 ? product_sparse<2> : tokens == 3 ? product_sparse<3> : product_sparse<4>;
+    f(m, x, y, y_step, team);
+    team.barrier();
+}
+
 // y (tokens, O; rows `y_step` apart) = x (tokens, I) times m; all threads of the team together. y is whole afterwards.
 static void apply(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, Scratch& s, const Team& team) {
     if (m.kind == PAIR) {
@@ -128,6 +136,8 @@ static void apply(const Matrix& m, const float* x, int64_t tokens, float* y, int
         apply(*m.second, s.between, tokens, y, y_step, s, team);
         return;
     }
+    if (tokens == 0) return;
+    if (m.kind == SPARSE) return apply_sparse(m, x, tokens, y, y_step, s, team);
     if (m.kind == CHOSEN) return apply_chosen(m, x, tokens, y, y_step, s, team);
     Rounded r = s.rounded;
     if (m.kind != FLOATS || changes_inputs(m)) {
