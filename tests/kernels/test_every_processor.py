@@ -1,4 +1,4 @@
-"""The kernels give the same bits built for each kind of processor; for ARM, where a cross compiler and qemu are there."""
+"""The kernels give the same bits for each kind of processor; for ARM too, where a cross compiler and qemu are there."""
 
 from __future__ import annotations
 

@@ -56,10 +56,8 @@ class DeviceMatrix:
         return y.view(*x.shape[:-1], self.rows)
 
     def _by_integers(self, x: Tensor) -> Tensor:
-        if self.clip > 0:
-            most = torch.full_like(x[:, :1], self.clip)
-        else:
-            most = x.abs().amax(1, keepdim=True).clamp(min=TINY)
+        own = x.abs().amax(1, keepdim=True).clamp(min=TINY)
+        most = torch.full_like(own, self.clip) if self.clip > 0 else own
         codes = (x * (LEVELS / most)).clamp(-LEVELS, LEVELS).round().to(torch.int8)
         codes = F.pad(codes, (0, -self.cols % MULTIPLE, 0, max(0, LEAST_ROWS - len(codes))))
         sums = torch._int_mm(codes, self.weight)[: len(x), : self.rows]

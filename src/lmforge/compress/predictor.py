@@ -1,6 +1,6 @@
 """A small predictor of which feed-forward units a token needs, so that the rows of the others are not multiplied.
 
-    x (…,D) ─narrow (K,D)─wide (U,K), bias─▶ scores (…,U) ─above 0─▶ rows of ff.up that are multiplied; the others give 0
+    x (…,D) ─narrow (K,D)─wide (U,K), bias─▶ scores (…,U) ─above 0─▶ rows of ff.up that are multiplied; others give 0
 
 Zeros before ff.down are known only after ff.up was multiplied whole. As Liu et al. 2023 ("Deja Vu", section 4.1) two
 thin matrices foretell them from ff.up's own input: a logistic regression of low rank, fitted on calibration text, that

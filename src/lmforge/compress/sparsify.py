@@ -2,8 +2,9 @@
 
     calibration ─inputs of each matrix─▶ magnitudes ─share─▶ threshold (or the k largest of each token)
 
-Zeros that a network has of itself (ReLU) count towards the share: where there are enough, the threshold is 0 and the
-answers stay the same. A `predictor` foretells them, so that rows of ff.up are left out too. With scope = "global" matrices share the zeros out among themselves: those go first that cost
+A `predictor` foretells the zeros of ff.down's inputs, so that rows of ff.up are left out too. Zeros that a network has
+of itself (ReLU) count towards the share: where there are enough, the threshold is 0 and the answers stay the same. With
+scope = "global" matrices share the zeros out among themselves: those go first that cost
 fewest nats per multiplication saved, from the squared error of outputs and a measured cost of each matrix alone.
 """
 
@@ -218,7 +219,8 @@ class Sparsify(Method[SparsifyStep]):
         for name, rank in entry.get("predictors", {}).items():
             if name not in known or not isinstance(known[name], nn.Linear):
                 raise InputError(
-                    "config.json: compression: predictors: not an entry this version reads; run the compress stage again"
+                    "config.json: compression: predictors: not an entry this version reads; run the compress stage "
+                    "again"
                 )
             put_predictor(model, name, int(rank))
         return model.requires_grad_(False)

@@ -1,5 +1,5 @@
-"""Matrices of floats of which most are 0, without these, where that is measured to be the faster way. Of 8 bits there is
-no such kernel: it was slower than the whole matrix (docs/internals/log.md)."""
+"""Matrices of floats of which most are 0, without these, where that is measured to be the faster way. Of 8 bits there
+is no such kernel: it was slower than the whole matrix (docs/internals/log.md)."""
 
 from __future__ import annotations
 
