@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmforge.kernels import build, matrix
 from lmforge.kernels.matrix import WIDTHS, Packed
-from lmforge.kernels.reference import product
+from lmforge.kernels.reference import float_product, product
 
 SHAPES = ((1, 1, 16), (19, 40, 16), (33, 70, 32), (16, 64, 64), (5, 9, 9))  # (O, I, group), with rests of all kinds
 
@@ -86,6 +86,21 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_threads() -> None:
                 assert torch.equal(each(x[:size]), alone[:size]), (threads, size)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 17), (4, 16), (19, 40), (70, 90), (131, 33)])
+def test_floats_give_what_sums_in_one_order_give(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(rows, width, generator=generator), torch.randn(rows, generator=generator)
+    x = torch.randn(7, width, generator=generator)
+    expected = float_product(x, weight, bias)
+    exact = (x.double() @ weight.double().t() + bias).float()
+    assert float((expected - exact).norm() / exact.norm()) < 3e-7
+    packed = matrix.floats(weight, bias)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for tokens in range(1, 8):
+            assert torch.equal(packed(x[:tokens]), expected[:tokens]), (tokens, threads)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_skipped_columns_change_nothing(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -105,6 +120,30 @@ def test_skipped_columns_change_nothing(share: float) -> None:
             dense = weight.float() * scale[:, None]
             kept = matrix.float_columns(dense, bias)
             assert torch.allclose(kept(x), x @ dense.t() + bias, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("lower", [-9.0, 1.0, 4.0, 9.0])
+def test_rows_that_are_not_chosen_give_zeros(each: int, lower: float) -> None:
+    """All, few and none of the units; of one row or two."""
+    generator = torch.Generator().manual_seed(0)
+    for units, width in ((19, 40), (70, 67), (110, 130)):
+        rows = units * each
+        weight, bias = torch.randn(rows, width, generator=generator), torch.randn(rows, generator=generator)
+        thin = [torch.randn(4, width, generator=generator), torch.randn(units, 4, generator=generator) / 9]
+        pair = matrix.pair(matrix.floats(thin[0]), matrix.floats(thin[1], torch.full((units,), -lower)))
+        code = torch.randint(-127, 128, (rows, width), dtype=torch.int8, generator=generator)
+        scale, floats = torch.rand(rows, generator=generator), matrix.floats(weight, bias)
+        shifted = (code.short() + 128).to(torch.uint8)
+        integers = matrix.codes(shifted, 8, width, scale[:, None], 128, bias=bias, whole_row=True)
+        x = torch.randn(9, width, generator=generator)
+        for tokens in (1, 2, 5, 9):
+            needed = (pair(x[:tokens]) > 0).repeat(1, each)
+            for whole, apart in ((floats, ()), (integers, (code, scale)), (integers, ())):
+                expected = torch.where(needed, whole(x[:tokens]), 0.0)
+                for threads in (1, 3):
+                    torch.set_num_threads(threads)
+                    assert torch.equal(matrix.chosen(whole, pair, *apart)(x[:tokens]), expected)
 
 
 def test_small_inputs_count_as_zeros() -> None:

@@ -52,6 +52,7 @@ class Grouped(Frozen):
         self.offset = offset
         self._dense: Tensor | None = None
         self.packed: Packed | None = None
+        self._elsewhere: tuple[torch.device, tuple[Tensor, ...]] | None = None
         groups = -(-width // group)
         self.register_buffer("codes", torch.zeros(rows, packed_width(width, bits), dtype=torch.uint8))
         self.register_buffer("scale", torch.zeros(rows, groups, dtype=torch.float16))
@@ -74,7 +75,7 @@ class Grouped(Frozen):
 
     def _settle(self) -> None:
         """Lay new weights out for the kernel, where it multiplies them."""
-        self._dense = self.packed = None
+        self._dense = self.packed = self._elsewhere = None
         if self.unpack != "kernel" or library() is None or not self.codes.is_cpu:
             return
         if matrix.group_of(self.width, self.group) is None:
@@ -99,7 +100,11 @@ class Grouped(Frozen):
         """The weights (O,I) float32, or some of their rows (N,I)."""
         if self.packed is not None:
             return self.packed.rows_of(torch.arange(self.rows) if index is None else index.cpu())
-        codes, scale, *offset = (part if index is None else part[index] for part in self.parts())
+        return self.dense_of(tuple(part if index is None else part[index] for part in self.parts()))
+
+    def dense_of(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """The weights that parts of the file, or some rows of them, stand for; on the parts' device."""
+        codes, scale, *offset = parts
         code = unpack_codes(codes, self.width, self.weight_bits)
         if self.offset == "least":
             wide, least = (spread(each.float(), self.group, self.width) for each in (scale, offset[0]))
@@ -107,7 +112,7 @@ class Grouped(Frozen):
         else:
             zero = offset[0] if offset else torch.full_like(scale, float(self.offset))
             weight = Rounded(code, scale, zero).dense(self.group)
-        return weight if self.channel is None else weight / self.channel
+        return weight if self.channel is None else weight / self.channel.to(weight.device)
 
     def dense(self) -> Tensor:
         """The whole matrix; kept, unless it is made anew each time."""
@@ -115,6 +120,23 @@ class Grouped(Frozen):
             return self.rows_of()
         if self._dense is None or self._dense.device != self.codes.device:
             self._dense = self.rows_of()
+        return self._dense
+
+    def parts_on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """`parts` on a device that is no CPU, kept there."""
+        if self._elsewhere is None or self._elsewhere[0] != device:
+            self._elsewhere = (device, tuple(part.to(device) for part in self.parts()))
+        return self._elsewhere[1]
+
+    def dense_on(self, device: torch.device) -> Tensor:
+        """The whole matrix on any device: made there from the codes, in each product unless `unpack` is "load"."""
+        if device.type == "cpu":
+            return self.dense()
+        if self.unpack != "load":
+            return self.dense_of(self.parts_on(device))
+        if self._dense is None or self._dense.device != device:
+            self._dense = self.dense_of(self.parts_on(device))
+            self._elsewhere = None
         return self._dense
 
     def dense_weight(self) -> Tensor:
@@ -172,7 +194,7 @@ class GroupedLinear(Grouped):
     def forward(self, x: Tensor) -> Tensor:
         """(…,I) → (…,O)."""
         if self.packed is None or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
-            return F.linear(x, self.dense().to(x.device), self.bias)
+            return F.linear(x, self.dense_on(x.device), self.bias)
         y = self.packed(x.float())
         return y if self.bias is None else y.add_(self.bias)
 
@@ -194,7 +216,7 @@ class GroupedEmbedding(Grouped):
         """(…) → (…,D)."""
         if self.unpack != "fly" and self.packed is None:
             return F.embedding(tokens, self.dense())
-        return self.rows_of(tokens.flatten()).view(*tokens.shape, self.width)
+        return self.rows_of(tokens.flatten()).view(*tokens.shape, self.width).to(tokens.device)
 
     def macs_per_token(self) -> int:
         """A lookup multiplies nothing."""
@@ -214,8 +236,12 @@ class TiedGroupedHead(Frozen):
         """(…,D) → (…,V)."""
         packed = self.table[0].packed
         if packed is None or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
-            return F.linear(x, self.table[0].dense().to(x.device))
+            return F.linear(x, self.table[0].dense_on(x.device))
         return packed(x.float())
+
+    def dense_weight(self) -> Tensor:
+        """As `Grouped.dense`, for what writes other formats."""
+        return self.table[0].dense()
 
     def kernel_matrix(self) -> Packed | None:
         """As `GroupedLinear.kernel_matrix`."""

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmforge.compress.on_device import DeviceMatrix
 from lmforge.kernels import matrix
 from lmforge.kernels.build import library, path_taken
 from lmforge.kernels.matrix import Packed
@@ -127,6 +128,7 @@ class QuantizedLinear(nn.Module):
         self.packed: Any = None
         self.engine: str | None = None
         self.dense: Tensor | None = None
+        self.elsewhere: DeviceMatrix | None = None  # on a GPU
         self.fixed = 0.0  # `clip_range` as the kernel takes it: a number on the host
         self.register_buffer("clip_range", torch.zeros(1))
         if tied is None:
@@ -136,6 +138,7 @@ class QuantizedLinear(nn.Module):
 
     def pack(self, weight: Tensor, scale: Tensor) -> None:
         """Take an int8 matrix (O,I) with its scales (O,) and lay it out for the kernel."""
+        self.elsewhere = None
         self.engine = (
             None
             if self.floats
@@ -168,7 +171,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…,I) → (…,O)."""
-        if self.packed is None or not x.is_cpu:
+        if not x.is_cpu and not self.floats:
+            return self._on(x.device)(x)
+        if self.packed is None:
             return F.linear(x, self._dense_on(x.device), self.bias)
         if isinstance(self.packed, Packed):
             return self.packed(x.float() if self.signed else x.float().clamp(min=0))
@@ -199,6 +204,13 @@ class QuantizedLinear(nn.Module):
             return None
         weight, scale = self.unpacked()
         return matrix.columns(weight, scale, self.packed, clip=self.fixed)
+
+    def _on(self, device: torch.device) -> DeviceMatrix:
+        if self.elsewhere is None or self.elsewhere.weight.device != device:
+            weight, scale = (part.to(device) for part in self.unpacked())
+            bias = None if self.bias is None else self.bias.to(device)
+            self.elsewhere = DeviceMatrix(weight, scale, bias, self.fixed)
+        return self.elsewhere
 
     def _dense_on(self, device: torch.device) -> Tensor:
         if self.dense is None or self.dense.device != device:

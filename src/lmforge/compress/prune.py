@@ -156,7 +156,7 @@ class Prune(Method[PruneStep]):
                 result, about["training"] = heal(result, settings.heal, context, f"round-{number}-")
             rounds.append(about)
         entry = {"method": METHOD, "kind": settings.kind, "kept": sorted(kept), "masked": masked(result)}
-        details = {"rounds": rounds, "sparsity": sparsity(result), "note": _note(settings)}
+        details = {"rounds": rounds, "sparsity": sparsity(result), "note": _note(result, settings)}
         return Compressed(result, entry, details, fresh=settings.kind == "structured")
 
     def _mask(
@@ -226,10 +226,17 @@ def sparsity(model: GPT) -> dict[str, float]:
     return shares | {"blocks": zeros / max(1, total)}
 
 
-def _note(settings: PruneStep) -> str:
+def _note(model: GPT, settings: PruneStep) -> str:
     if settings.kind == "structured":
         return "the parts are gone: fewer multiplications, in dense matrices"
-    return "no gain in speed on this machine: no kernel skips zeros; the file has the weights left and a bit a place"
+    layers = [module for module in model.modules() if isinstance(module, MaskedLinear)]
+    skipping = sum((packed := module.kernel_matrix()) is not None and packed.whole is not packed for module in layers)
+    kept = "the file has the weights left and a bit a place"
+    if skipping:
+        return (
+            f"decoding does not read the zeros of {skipping} of {len(layers)} matrices, measured to be faster; {kept}"
+        )
+    return f"no gain in speed on this machine: leaving zeros out was measured to take no less time; {kept}"
 
 
 register(Prune())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lmforge.compress.measure import module_macs
 from lmforge.compress.method import CalibrationBatch
+from lmforge.compress.predictor import predicted_rows
 from lmforge.errors import InputError
 from lmforge.generate.lean import kernel_matrix
 from lmforge.kernels.matrix import Packed, float_columns
@@ -99,15 +100,21 @@ class Skipped:
 
 @torch.no_grad()
 def skipped(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, Any]:
-    """What of the multiplications of sparsified matrices falls on zeros: by matrix, of all of them, and of the model;
-    `at_batch_8`: what does for eight tokens at once, which share each column read."""
-    modules = sparse_inputs(model)
-    seen = {name: Skipped() for name in modules}
+    """What of the multiplications of sparsified matrices falls on zeros, or on rows that a predictor leaves out, less
+    the predictors' own: by matrix, of all of them, and of the model; `at_batch_8`: what does for eight tokens at once,
+    which share each column or row that is read."""
+    modules, predicted = sparse_inputs(model), predicted_rows(model)
+    seen = {name: Skipped() for name in (*modules, *predicted)}
     handles = [
         module.inner.register_forward_pre_hook(
             lambda _, inputs, name=name: seen[name].see(inputs[0].flatten(0, -2)) if len(inputs[0]) else None
         )
         for name, module in modules.items()
+    ] + [
+        rows.predictor.register_forward_hook(
+            lambda _, inputs, scores, name=name: seen[name].see((scores > 0).flatten(0, -2)) if len(scores) else None
+        )
+        for name, rows in predicted.items()
     ]
     try:
         for batch in calibration:
@@ -116,10 +123,12 @@ def skipped(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, An
         for handle in handles:
             handle.remove()
     # an expert multiplies for the tokens that chose it alone
-    work = {name: module_macs(module.inner) * seen[name].tokens for name, module in modules.items()}
+    every: dict[str, Any] = {**modules, **predicted}
+    work = {name: module_macs(module.inner) * seen[name].tokens for name, module in every.items()}
+    own = sum(module_macs(rows.predictor) * seen[name].tokens for name, rows in predicted.items())
     total = max(1, sum(work.values()))
-    alone = sum(work[name] * each.alone for name, each in seen.items())
-    together = sum(work[name] * each.together for name, each in seen.items())
+    alone = sum(work[name] * each.alone for name, each in seen.items()) - own
+    together = sum(work[name] * each.together for name, each in seen.items()) - own
     tokens = sum(batch.inputs.numel() for batch in calibration)
     return {
         "by_matrix": {name: each.alone for name, each in seen.items()},

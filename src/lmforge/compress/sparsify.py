@@ -2,8 +2,9 @@
 
     calibration ─inputs of each matrix─▶ magnitudes ─share─▶ threshold (or the k largest of each token)
 
-Zeros that a network has of itself (ReLU) count towards the share: where there are enough, the threshold is 0 and the
-answers stay the same. With scope = "global" matrices share the zeros out among themselves: those go first that cost
+A `predictor` foretells the zeros of ff.down's inputs, so that rows of ff.up are left out too. Zeros that a network has
+of itself (ReLU) count towards the share: where there are enough, the threshold is 0 and the answers stay the same. With
+scope = "global" matrices share the zeros out among themselves: those go first that cost
 fewest nats per multiplication saved, from the squared error of outputs and a measured cost of each matrix alone.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lmforge.compress.frozen import refuse_frozen
@@ -24,6 +25,7 @@ from lmforge.compress.healing import Healing, heal
 from lmforge.compress.importance import divergence
 from lmforge.compress.measure import module_macs
 from lmforge.compress.method import CalibrationBatch, Compressed, Context, Method, register
+from lmforge.compress.predictor import PredictorSettings, add_predictors, predicted_rows, put_predictor
 from lmforge.compress.smooth import watch_inputs
 from lmforge.compress.sparse_input import SparseInput, skipped, sparse_inputs
 from lmforge.errors import InputError
@@ -50,6 +52,17 @@ class SparsifyStep(CompressStep):
     # whose inputs get zeros
     matrices: Annotated[tuple[Part, ...], Field(min_length=1)] = ("ff.down",)
     heal: Healing | None = None  # training with the zeros in place
+    # what foretells the zeros of ff.down's inputs, so that rows of ff.up are skipped too
+    predictor: PredictorSettings | None = None
+
+    @model_validator(mode="after")
+    def _what_a_predictor_foretells(self) -> SparsifyStep:
+        if self.predictor is not None and ("ff.down" not in self.matrices or "ff.up" in self.matrices):
+            raise ValueError(
+                "predictor: it foretells the zeros of ff.down's inputs from ff.up's dense ones: put ff.down into "
+                "matrices and leave ff.up out, or leave out predictor"
+            )
+        return self
 
 
 def targets(model: GPT, parts: Sequence[str]) -> list[str]:
@@ -179,6 +192,10 @@ class Sparsify(Method[SparsifyStep]):
                 self._wrap(result, name, shares[name], magnitudes, settings)
         if settings.heal is not None:
             result, details["training"] = heal(result, settings.heal, context)
+        if settings.predictor is not None:
+            downs = [name for name in names if ".ff." in name and name.endswith(".down")]
+            found = add_predictors(result, downs, settings.predictor, context.calibration, context.seed)
+            details["predictor"] = {"rank": settings.predictor.rank, "recall": settings.predictor.recall} | found
         return Compressed(result, _entry(result, kept), details | _report(result, context))
 
     def _wrap(self, model: GPT, name: str, share: float, magnitudes: Magnitudes, settings: SparsifyStep) -> None:
@@ -199,6 +216,13 @@ class Sparsify(Method[SparsifyStep]):
             )
         for name, count in layers.items():
             wrap(model, name, 0.0, int(count))
+        for name, rank in entry.get("predictors", {}).items():
+            if name not in known or not isinstance(known[name], nn.Linear):
+                raise InputError(
+                    "config.json: compression: predictors: not an entry this version reads; run the compress stage "
+                    "again"
+                )
+            put_predictor(model, name, int(rank))
         return model.requires_grad_(False)
 
     def inputs(self, settings: SparsifyStep) -> Sequence[Path]:
@@ -216,12 +240,17 @@ class Sparsify(Method[SparsifyStep]):
         model = copy.deepcopy(result.model)
         for name in units:
             model.set_submodule(name, copy.deepcopy(before.get_submodule(name)))
+            up = f"{name.removesuffix('down')}up"
+            if up in predicted_rows(model):
+                model.set_submodule(up, model.get_submodule(f"{up}.inner"))
         return Compressed(model, _entry(model, units), {**result.details, **_report(model, context)})
 
 
 def _entry(model: GPT, kept: Collection[str]) -> dict[str, Any]:
     matrices = {name: module.count for name, module in sparse_inputs(model).items()}
-    return {"method": METHOD, "matrices": matrices, "kept": sorted(kept)}
+    entry = {"method": METHOD, "matrices": matrices, "kept": sorted(kept)}
+    ranks = {name: len(module.predictor.narrow) for name, module in predicted_rows(model).items()}
+    return entry | {"predictors": ranks} if ranks else entry
 
 
 def _report(model: GPT, context: Context) -> dict[str, Any]:

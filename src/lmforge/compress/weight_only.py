@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from lmforge.compress.calibration import grams_by_block
 from lmforge.compress.feedback import output_error, round_with_feedback
+from lmforge.compress.finished_layers import FinishedLayers
 from lmforge.compress.grouped import Grouped, GroupedEmbedding, TiedGroupedHead, grouped_form
 from lmforge.compress.groups import Rounded, packed_width, round_groups
 from lmforge.compress.importance import divergence
 from lmforge.compress.masks import MaskedLinear
 from lmforge.compress.method import Context
+from lmforge.compress.teachers import digest
 from lmforge.errors import InputError, LmforgeError
 from lmforge.formats.native import is_tied, model_tensors
 from lmforge.kernels.build import path_taken
@@ -72,11 +74,14 @@ def quantize_weights(
         plan, details["nats_alone"] = mixed_bits(result, names, settings, context)
     layers: dict[str, dict[str, Any]] = {}
     errors: dict[str, float] = {}
+    finished = FinishedLayers(
+        context.folder, kept, digest(model), settings.model_dump(mode="json"), len(context.calibration)
+    )
     for grams in grams_by_block(result, context.calibration):
         for name in [name for name in names if name in grams and name not in layers]:
-            errors[name] = _round_layer(result, name, plan[name], settings, grams.get(name), layers)
+            errors[name] = _round_layer(result, name, plan[name], settings, grams.get(name), layers, finished)
     for name in [name for name in names if name not in layers]:  # tables, and layers that calibration did not reach
-        errors[name] = _round_layer(result, name, plan[name], settings, None, layers)
+        errors[name] = _round_layer(result, name, plan[name], settings, None, layers, finished)
     size = len(save(model_tensors(result)))
     if settings.bytes is not None and size > settings.bytes:
         raise LmforgeError(f"quantize: {size:,} bytes where {settings.bytes:,} are allowed; raise bytes or group")
@@ -108,10 +113,24 @@ def _round_layer(
     settings: QuantizeStep,
     gram: Tensor | None,
     layers: dict[str, dict[str, Any]],
+    finished: FinishedLayers,
 ) -> float:
     """Round a layer of `model` in place and enter it in `layers`; returns the relative error of its outputs."""
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear | nn.Embedding)
+    made = finished(name, lambda: _rounded(old, bits, settings, gram))
+    channel = made.get("channel")
+    layers[name] = {"bits": bits, "group": settings.group, "scaled": channel is not None}
+    put_grouped(model, name, layers[name], settings.unpack)
+    rounded = Rounded(made["codes"], made["scale"], made["zero"])
+    _fill(model, name, rounded, channel, getattr(old, "bias", None))
+    return float(made["error"])
+
+
+def _rounded(
+    old: nn.Linear | nn.Embedding, bits: int, settings: QuantizeStep, gram: Tensor | None
+) -> dict[str, Tensor]:
+    """A layer's codes, scale, zero, where it has one its channel, and the relative error of its outputs."""
     weight = old.weight.detach()
     mask = old.mask if isinstance(old, MaskedLinear) else None
     channel = channel_scale(weight, gram, bits, settings.group) if settings.scaled else None
@@ -125,11 +144,10 @@ def _round_layer(
     )
     missed = rounded.dense(settings.group)
     missed = (missed if channel is None else missed / channel) - weight
-    layers[name] = {"bits": bits, "group": settings.group, "scaled": channel is not None}
-    put_grouped(model, name, layers[name], settings.unpack)
-    _fill(model, name, rounded, channel, getattr(old, "bias", None))
     whole = output_error(weight, gram)
-    return (output_error(missed, gram) / whole) ** 0.5 if whole else 0.0
+    error = (output_error(missed, gram) / whole) ** 0.5 if whole else 0.0
+    made = {**rounded._asdict(), "error": torch.tensor(error, dtype=torch.float64)}
+    return made if channel is None else made | {"channel": channel}
 
 
 def _fill(model: GPT, name: str, rounded: Rounded, channel: Tensor | None, bias: Tensor | None) -> None:

@@ -24,6 +24,7 @@ from lmforge.kernels import matrix
 from lmforge.kernels.build import library
 from lmforge.kernels.layout import ACTIVATIONS, CCache, CLayer, CNetwork, CNorm
 from lmforge.kernels.matrix import Packed
+from lmforge.kernels.pages import on_large_pages
 from lmforge.model.attention import Attention, Softmax
 from lmforge.model.cache import KVCache
 from lmforge.model.feed_forward import FeedForward
@@ -120,7 +121,9 @@ class Lean:
         self.turning: tuple[Tensor | None, Tensor | None] = (None, None)
         head = self._matrix(model.head)
         # threads that wait for one another cost more than a small matrix takes
-        self.step_bytes = sum(each.nbytes for each in self.kept if isinstance(each, Packed))
+        matrices = [each for each in self.kept if isinstance(each, Packed)]
+        self.step_bytes = sum(each.nbytes for each in matrices)
+        on_large_pages(tensor for each in matrices for tensor in each.tensors())
         self.threads = max(1, self.step_bytes // BYTES_A_THREAD)
         self.floats = any(type(part) is nn.Linear for part in model.modules())
         first = next(iter(model.blocks)).attention

@@ -80,13 +80,14 @@ def path_taken() -> str:
     return "torch (own kernels could not be built)" if compiler() else "torch (no C++ compiler here)"
 
 
-def read_rate(address: int, size: int, threads: int) -> float:
-    """Bytes per second with which so many threads read memory once; 0 where there is no library."""
+def read_rate(address: int, size: int, threads: int, streams: int = 4) -> float:
+    """Bytes per second with which so many threads read memory once, each in 1, 4 or 8 streams; 0 where there is no
+    library."""
     here = library()
     if here is None:
         return 0.0
     started = time.perf_counter()
-    here.lmforge_read(ctypes.c_void_p(address), ctypes.c_int64(size), ctypes.c_int64(threads))
+    here.lmforge_read(ctypes.c_void_p(address), ctypes.c_int64(size), ctypes.c_int64(threads), ctypes.c_int64(streams))
     return size / (time.perf_counter() - started)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-FLOATS, CODES, COLUMNS, PAIR, FLOAT_COLUMNS = 1, 2, 3, 4, 5  # kinds of matrix
+FLOATS, CODES, COLUMNS, PAIR, FLOAT_COLUMNS, CHOSEN, SPARSE = 1, 2, 3, 4, 5, 6, 7  # kinds of matrix
 CONSTANT, ZEROS, LEAST = 0, 1, 2  # what a code of 0 stands for
 ACTIVATIONS = ("relu", "relu2", "swiglu", "geglu", "gelu_tanh", "gelu")
 
@@ -17,7 +17,8 @@ class CMatrix(ctypes.Structure):
         *((name, _INT) for name in ("kind", "rows", "cols", "group", "groups", "base", "planes")),
         *((name, _INT) for name in ("wide_scale", "offsets", "zero", "padded", "whole_row", "top")),
         *((name, _FLOAT) for name in ("clip", "threshold")),
-        *((name, _POINTER) for name in ("data", "scale", "channel", "bias", "first", "second")),
+        *((name, _POINTER) for name in ("data", "scale", "channel", "bias", "masks", "starts")),
+        *((name, _POINTER) for name in ("first", "second")),
     )
 
 

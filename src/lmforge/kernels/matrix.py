@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmforge.kernels.build import library
-from lmforge.kernels.layout import CODES, COLUMNS, CONSTANT, FLOAT_COLUMNS, FLOATS, LEAST, PAIR, ZEROS, CMatrix
+from lmforge.kernels.layout import (
+    CHOSEN,
+    CODES,
+    COLUMNS,
+    CONSTANT,
+    FLOAT_COLUMNS,
+    FLOATS,
+    LEAST,
+    PAIR,
+    SPARSE,
+    ZEROS,
+    CMatrix,
+)
 
 ROWS = 16  # of a panel
 LINE = 64  # rows of columns are filled up to a multiple
@@ -66,6 +79,17 @@ class Packed:
         """Bytes that it holds."""
         own = sum(each.nbytes for each in self._kept.values() if isinstance(each, Tensor))
         return own + sum(each.nbytes for each in self._kept.values() if isinstance(each, Packed))
+
+    @property
+    def whole(self) -> Packed:
+        """The matrix with its zeros, where it is one without."""
+        whole: Packed = self._kept["first"] if self.struct.kind == SPARSE else self
+        return whole
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it points to."""
+        for each in self._kept.values():
+            yield from each.tensors() if isinstance(each, Packed) else (each,)
 
     @property
     def data(self) -> Tensor:
@@ -158,6 +182,19 @@ def pair(first: Packed, second: Packed) -> Packed:
     """Two thin matrices, one after the other, in one call."""
     whole = Packed(PAIR, second.rows, first.cols)
     return whole.hold("first", first).hold("second", second)
+
+
+def chosen(whole: Packed, predictor: Packed, weight: Tensor | None = None, scale: Tensor | None = None) -> Packed:
+    """The rows of `whole` (O,I) of units that `predictor` (a pair, I → units) gives more than 0; the others give 0. A
+    unit has one row, or two, units apart. `weight` int8 (O,I), `scale` (O,): the same where `whole` is of codes of 8
+    bits; without them those are multiplied whole."""
+    packed = Packed(CHOSEN, whole.rows, whole.cols, group=predictor.rows, whole_row=1)
+    packed.hold("first", whole).hold("second", predictor)
+    if weight is None or scale is None:
+        return packed
+    shifted = F.pad((weight.short() + 128).to(torch.uint8), (0, -weight.shape[1] % LINE), value=128)
+    packed.struct.padded = shifted.shape[1]
+    return packed.keep("data", shifted).keep("scale", scale.float())
 
 
 def group_of(width: int, group: int) -> int | None:

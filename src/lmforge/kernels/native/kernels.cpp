@@ -29,7 +29,7 @@ struct Carver {  // cuts a workspace into aligned pieces; with no workspace it c
     }
 };
 
-struct Sizes { int64_t columns, padded, groups, between, threads; };
+struct Sizes { int64_t columns, padded, groups, between, scores, threads; };
 
 static void widen(const Matrix& m, Sizes& s) {
     if (m.kind == PAIR) {
@@ -37,6 +37,12 @@ static void widen(const Matrix& m, Sizes& s) {
         s.between = std::max(s.between, m.first->rows);
         return;
     }
+    if (m.kind == CHOSEN) {
+        widen(*m.first, s), widen(*m.second, s);
+        s.columns = std::max(s.columns, m.group), s.scores = std::max(s.scores, m.group);
+        return;
+    }
+    if (m.kind == SPARSE) return widen(*m.first, s);
     s.columns = std::max(s.columns, m.cols);
     s.padded = std::max(s.padded, m.kind == CODES ? m.padded : std::max(m.cols, m.group));
     s.groups = std::max(s.groups, std::max<int64_t>(1, m.groups));
@@ -51,7 +57,26 @@ static Scratch scratch_of(Carver& c, const Sizes& s, int64_t tokens) {
     r.rounded.active = c.take<int32_t>(s.threads * s.columns);
     r.rounded.count = 0;
     r.between = c.take<float>(tokens * s.between);
+    r.scores = c.take<float>(tokens * s.scores);
     return r;
+}
+
+// the sum of `bytes`, in S long streams
+template <int S> static int32_t read_streams(const uint8_t* data, int64_t bytes) {
+    int64_t part = bytes / S / 128 * 128;
+    I sums[2 * S];
+    for (auto& each : sums) each = izero();
+    for (int64_t at = 0; at < part; at += 128)
+        for (int i = 0; i < S; i++) {
+            const uint8_t* p = data + i * part + at;
+            sums[2 * i] = iadd(sums[2 * i], iload((const int32_t*)p));
+            sums[2 * i + 1] = iadd(sums[2 * i + 1], iload((const int32_t*)(p + 64)));
+        }
+    int32_t lane[16], all = 0;
+    for (int i = 1; i < 2 * S; i++) sums[0] = iadd(sums[0], sums[i]);
+    istore(lane, sums[0]);
+    for (int i = 0; i < 16; i++) all += lane[i];
+    return all;
 }
 
 extern "C" {
@@ -64,25 +89,21 @@ int64_t lmforge_layout(int64_t which) {
     return sizes[which];
 }
 
-// reads `bytes` and nothing else: what memory can deliver
-int32_t lmforge_read(const uint8_t* data, int64_t bytes, int64_t threads) {
+// reads `bytes` and nothing else, in 1, 4 or 8 streams a thread: what memory can deliver
+int32_t lmforge_read(const uint8_t* data, int64_t bytes, int64_t threads, int64_t streams) {
     std::atomic<int32_t> all{0};
     pool.run((int)threads, [&](const Team& team) {
         int64_t first, last;
         team.share(bytes, 4096, &first, &last);
-        I sums[4] = {izero(), izero(), izero(), izero()};
-        for (int64_t at = first; at + 256 <= last; at += 256)
-            for (int i = 0; i < 4; i++) sums[i] = iadd(sums[i], iload((const int32_t*)(data + at + 64 * i)));
-        int32_t lane[16];
-        istore(lane, iadd(iadd(sums[0], sums[1]), iadd(sums[2], sums[3])));
-        all += lane[0];
+        auto f = streams == 8 ? read_streams<8> : streams == 4 ? read_streams<4> : read_streams<1>;
+        all += f(data + first, last - first);
     });
     return all;
 }
 
 // y (tokens, O) = x (tokens, I) times m
 void lmforge_linear(const Matrix* m, const float* x, int64_t tokens, float* y, int64_t threads) {
-    Sizes s{1, 1, 1, 1, threads};
+    Sizes s{1, 1, 1, 1, 1, threads};
     widen(*m, s);
     Carver count{nullptr};
     scratch_of(count, s, tokens);
@@ -117,7 +138,7 @@ void lmforge_attend(const Cache* cache, const float* q, const int64_t* positions
 // a token of each row: x (rows, D) its embedding → logits (rows, V); positions (rows); caches by layer
 void lmforge_step(const Network* net, const Cache* caches, float* x, const int64_t* positions, int64_t rows,
                   float* logits, int64_t threads) {
-    Sizes s{net->width, net->width, 1, 1, threads};
+    Sizes s{net->width, net->width, 1, 1, 1, threads};
     int64_t wide = 1, mixed = 1, scores = 1;
     for (int64_t n = 0; n < net->layers; n++) {
         const Layer& l = net->layer[n];

@@ -1,7 +1,7 @@
-// Sixteen numbers at a time, on whatever the processor has: AVX-512 with VNNI, AVX2, or plain C++.
+// Sixteen numbers at a time, on whatever the processor has: AVX-512 with VNNI, AVX2, NEON, or plain C++.
 //
 // Every operation rounds as the others' does, and `sum` adds in one fixed order, so that a result has the same bits on
-// each of the three. Built with -ffp-contract=off: a product is fused with a sum where `fma` says so, nowhere else.
+// each of them. Built with -ffp-contract=off: a product is fused with a sum where `fma` says so, nowhere else.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -14,6 +14,9 @@
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(LMFORGE_PLAIN)
 #define LMFORGE_AVX2 1
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(LMFORGE_PLAIN)
+#define LMFORGE_NEON 1
+#include <arm_neon.h>
 #endif
 
 constexpr int LANES = 16;
@@ -65,6 +68,12 @@ template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
     memcpy(&four, x, 4);
     return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(four))};
 }
+// acc + the products of 64 columns of one row: w codes of 8 bits, x signed bytes
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    return {_mm512_dpbusd_epi32(acc.v, _mm512_loadu_si512(w), _mm512_loadu_si512(x))};
+}
+// what is left of 16 numbers, one behind the other, in the places of its bits; 0 elsewhere
+static inline F expand(const float* p, uint16_t bits) { return {_mm512_maskz_expand_ps(bits, _mm512_loadu_ps(p))}; }
 // rows a, b, c, d of 64 codes each → 4 × (16 outputs, one byte of each row); the order within is that of `spread`
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
     __m512i A = _mm512_loadu_si512(a), B = _mm512_loadu_si512(b), C = _mm512_loadu_si512(c), D = _mm512_loadu_si512(d);
@@ -155,6 +164,11 @@ template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
     __m256i all = _mm256_set1_epi32(four);
     return {dot_half<BITS>(acc.a, w.a, all), dot_half<BITS>(acc.b, w.b, all)};
 }
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    __m256i x0 = _mm256_loadu_si256((const __m256i*)x), x1 = _mm256_loadu_si256((const __m256i*)(x + 32));
+    U all = uload(w);
+    return {dot_half<8>(acc.a, all.a, x0), dot_half<8>(acc.b, all.b, x1)};
+}
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
     for (int part = 0; part < 2; part++) {
         __m256i A = _mm256_loadu_si256((const __m256i*)(a + 32 * part)), B = _mm256_loadu_si256((const __m256i*)(b + 32 * part));
@@ -170,6 +184,104 @@ static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, c
 static inline int spread(int part, int lane) {
     return 32 * (part / 2) + 16 * (lane % 8 / 4) + 8 * (part % 2) + 4 * (lane / 8) + lane % 4;
 }
+
+#elif LMFORGE_NEON
+#define EACH for (int i = 0; i < 4; i++)
+struct F { float32x4_t v[4]; };
+struct I { int32x4_t v[4]; };
+struct U { uint8x16_t v[4]; };
+static inline F set(float x) { F r; EACH r.v[i] = vdupq_n_f32(x); return r; }
+static inline F load(const float* p) { F r; EACH r.v[i] = vld1q_f32(p + 4 * i); return r; }
+static inline void store(float* p, F x) { EACH vst1q_f32(p + 4 * i, x.v[i]); }
+static inline F fma(F a, F b, F c) { F r; EACH r.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]); return r; }
+static inline F mul(F a, F b) { F r; EACH r.v[i] = vmulq_f32(a.v[i], b.v[i]); return r; }
+static inline F add(F a, F b) { F r; EACH r.v[i] = vaddq_f32(a.v[i], b.v[i]); return r; }
+static inline F half(const uint16_t* p) {
+    F r;
+    EACH r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+    return r;
+}
+static inline F bytes(const int8_t* p) {
+    int8x16_t all = vld1q_s8(p);
+    int16x8_t low = vmovl_s8(vget_low_s8(all)), high = vmovl_s8(vget_high_s8(all));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
+}
+static inline float sum(F x) {
+    float32x4_t b = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+    float32x2_t c = vadd_f32(vget_low_f32(b), vget_high_f32(b));
+    return vget_lane_f32(c, 0) + vget_lane_f32(c, 1);
+}
+static inline I izero() { I r; EACH r.v[i] = vdupq_n_s32(0); return r; }
+static inline I iload(const int32_t* p) { I r; EACH r.v[i] = vld1q_s32(p + 4 * i); return r; }
+static inline void istore(int32_t* p, I x) { EACH vst1q_s32(p + 4 * i, x.v[i]); }
+static inline I iset(int32_t x) { I r; EACH r.v[i] = vdupq_n_s32(x); return r; }
+static inline I iadd(I a, I b) { I r; EACH r.v[i] = vaddq_s32(a.v[i], b.v[i]); return r; }
+static inline I isub(I a, I b) { I r; EACH r.v[i] = vsubq_s32(a.v[i], b.v[i]); return r; }
+static inline I imul(I a, I b) { I r; EACH r.v[i] = vmulq_s32(a.v[i], b.v[i]); return r; }
+static inline I iwiden(const uint8_t* p) {
+    I r;
+    for (int i = 0; i < 16; i += 4) {
+        int32_t four[4] = {p[i], p[i + 1], p[i + 2], p[i + 3]};
+        r.v[i / 4] = vld1q_s32(four);
+    }
+    return r;
+}
+static inline F floats(I x) { F r; EACH r.v[i] = vcvtq_f32_s32(x.v[i]); return r; }
+static inline U uload(const uint8_t* p) { U r; EACH r.v[i] = vld1q_u8(p + 16 * i); return r; }
+template <int SHIFT, int MASK> static inline U field(U x) {
+    EACH {
+        if constexpr (SHIFT > 0) x.v[i] = vshrq_n_u8(x.v[i], SHIFT);
+        x.v[i] = vandq_u8(x.v[i], vdupq_n_u8(MASK));
+    }
+    return x;
+}
+template <int VALUE> static inline U plane(U x, const uint8_t* p) {
+    const uint8_t places[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    uint8x16_t place = vld1q_u8(places);
+    EACH {
+        uint8x16_t bits = vcombine_u8(vdup_n_u8(p[2 * i]), vdup_n_u8(p[2 * i + 1]));
+        x.v[i] = vaddq_u8(x.v[i], vandq_u8(vtstq_u8(bits, place), vdupq_n_u8(VALUE)));
+    }
+    return x;
+}
+constexpr int CENTRE = 128;  // codes of 8 bits are taken about it, as signed ones
+// four sums of four products each
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr const char* PATH = "neon-dotprod";
+static inline int32x4_t dot_quarter(int32x4_t acc, int8x16_t w, int8x16_t x) { return vdotq_s32(acc, w, x); }
+#else
+constexpr const char* PATH = "neon";
+static inline int32x4_t dot_quarter(int32x4_t acc, int8x16_t w, int8x16_t x) {
+    int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+    int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(w), vget_high_s8(x)));
+    return vaddq_s32(acc, vpaddq_s32(low, high));
+}
+#endif
+template <int BITS> static inline int8x16_t signed_codes(uint8x16_t w) {
+    return vreinterpretq_s8_u8(BITS == 8 ? veorq_u8(w, vdupq_n_u8(0x80)) : w);
+}
+template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    int8x16_t all = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    EACH acc.v[i] = dot_quarter(acc.v[i], signed_codes<BITS>(w.v[i]), all);
+    return acc;
+}
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    EACH acc.v[i] = dot_quarter(acc.v[i], signed_codes<8>(vld1q_u8(w + 16 * i)), vld1q_s8(x + 16 * i));
+    return acc;
+}
+static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
+    for (int n = 0; n < 4; n++) {
+        uint8_t woven[64];
+        uint8x16x4_t four = {vld1q_u8(a + 16 * n), vld1q_u8(b + 16 * n), vld1q_u8(c + 16 * n), vld1q_u8(d + 16 * n)};
+        vst4q_u8(woven, four);
+        out[n] = uload(woven);
+    }
+}
+static inline int spread(int part, int lane) { return 16 * part + lane; }
+#undef EACH
 
 #else
 constexpr const char* PATH = "plain";
@@ -227,6 +339,10 @@ template <int BITS> static inline I dot(I acc, U w, const int8_t* x) {
     EACH for (int j = 0; j < 4; j++) acc.v[i] += (int32_t)w.v[4 * i + j] * x[j];
     return acc;
 }
+static inline I dot_row(I acc, const uint8_t* w, const int8_t* x) {
+    EACH for (int j = 0; j < 4; j++) acc.v[i] += (int32_t)w[4 * i + j] * x[4 * i + j];
+    return acc;
+}
 static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d, U* out) {
     for (int n = 0; n < 4; n++)
         EACH {
@@ -236,6 +352,23 @@ static inline void weave(const uint8_t* a, const uint8_t* b, const uint8_t* c, c
 }
 static inline int spread(int part, int lane) { return 16 * part + lane; }
 #endif
+
+#if !LMFORGE_AVX512
+static inline F expand(const float* p, uint16_t bits) {
+    float x[16];
+    for (int i = 0; i < 16; i++) x[i] = bits >> i & 1 ? *p++ : 0.0f;
+    return load(x);
+}
+#endif
+static inline int count_bits(uint64_t bits) {
+#if defined(_MSC_VER)
+    int count = 0;
+    for (; bits; bits &= bits - 1) count++;
+    return count;
+#else
+    return __builtin_popcountll(bits);
+#endif
+}
 
 // e^x within 2 units in the last place, by the same steps on each path: 2^n · 2^f, |f| ≤ 1/2 (as banded_numba)
 static inline float exponential(float x) {

@@ -6,11 +6,15 @@
 //            codes of 16 columns: 4 × (16 rows × 4 columns) at BASE bits, then planes of one more bit each
 //            w = scale · (code − zero), or scale · code + least
 //   COLUMNS  column after column, rows padded to 64, 8 bits: columns where x is 0 are not touched
+//   CHOSEN   of `first` (floats or codes) the rows of units that `second`, a thin pair, gives more than 0; others give 0.
+//            In 8 bits they lie here a second time, row after row, padded to 64
+//   SPARSE   of floats: row after row the numbers that are not 0 and a bit for each place, 64 in a word; `first` is the
+//            whole matrix, for larger batches
 #pragma once
 #include "lanes.h"
 #include "pool.h"
 
-enum Kind : int64_t { NONE = 0, FLOATS = 1, CODES = 2, COLUMNS = 3, PAIR = 4, FLOAT_COLUMNS = 5 };
+enum Kind : int64_t { NONE = 0, FLOATS = 1, CODES = 2, COLUMNS = 3, PAIR = 4, FLOAT_COLUMNS = 5, CHOSEN = 6, SPARSE = 7 };
 enum Offsets : int64_t { CONSTANT = 0, ZEROS = 1, LEAST = 2 };
 
 struct Matrix {
@@ -18,7 +22,8 @@ struct Matrix {
     int64_t group, groups;           // columns of a group (a multiple of 16), groups of a row
     int64_t base, planes;            // bits of a code: base + planes
     int64_t wide_scale, offsets, zero;
-    // columns with their padding: group · groups; of COLUMNS: rows with theirs, and `group` is of columns
+    // columns with their padding: group · groups; of COLUMNS: rows with theirs, and `group` is of columns; of CHOSEN
+    // `group` is units, which have a row each, or two that lie so far apart
     int64_t padded;
     int64_t whole_row;               // activations have one scale a token; else one for each group
     int64_t top;                     // inputs: all but so many of the largest become 0 (0: by threshold)
@@ -27,6 +32,8 @@ struct Matrix {
     const float* scale;              // of COLUMNS: (O)
     const float* channel;            // inputs are divided by it (I), or null
     const float* bias;               // (O) or null
+    const uint64_t* masks;           // of SPARSE: (O, words of 64 columns)
+    const int64_t* starts;           // of SPARSE: (O), of rows in the data
     const Matrix *first, *second;    // of PAIR: thin matrices, one after the other; of COLUMNS: the same as CODES
 };
 
@@ -151,9 +158,9 @@ static void product_codes(const Matrix& m, const Rounded& x, int64_t tokens, flo
     }
 }
 
-// 4 rows of floats times T tokens, sixteen columns at a time; each sum has one order, whatever T is
+// R rows of floats times T tokens, sixteen columns at a time; each sum has one order, whatever R and T are
 template <int R, int T>
-static inline void rows_floats(const float* w, int64_t cols, const float* x, int64_t x_step, float out[R][T]) {
+static inline void rows_floats(const float* const* w, int64_t cols, const float* x, int64_t x_step, float out[R][T]) {
     F acc[R][T];
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) acc[r][t] = set(0);
@@ -162,39 +169,48 @@ static inline void rows_floats(const float* w, int64_t cols, const float* x, int
         F in[T];
         for (int t = 0; t < T; t++) in[t] = load(x + t * x_step + k);
         for (int r = 0; r < R; r++) {
-            F row = load(w + r * cols + k);
+            F row = load(w[r] + k);
             for (int t = 0; t < T; t++) acc[r][t] = fma(row, in[t], acc[r][t]);
         }
     }
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) {
             float rest = sum(acc[r][t]);
-            for (int64_t j = k; j < cols; j++) rest = std::fma(w[r * cols + j], x[t * x_step + j], rest);
+            for (int64_t j = k; j < cols; j++) rest = std::fma(w[r][j], x[t * x_step + j], rest);
             out[r][t] = rest;
         }
 }
 
+// rows r, r + apart, …
 template <int R, int T>
-static inline void block_floats(const Matrix& m, int64_t r, const float* x, float* y, int64_t y_step) {
+static inline void block_floats(const Matrix& m, int64_t r, int64_t apart, const float* x, float* y, int64_t y_step) {
     float out[R][T];
-    rows_floats<R, T>((const float*)m.data + r * m.cols, m.cols, x, m.cols, out);
+    const float* w[R];
+    for (int i = 0; i < R; i++) w[i] = (const float*)m.data + (r + i * apart) * m.cols;
+    rows_floats<R, T>(w, m.cols, x, m.cols, out);
     for (int i = 0; i < R; i++)
-        for (int t = 0; t < T; t++) y[t * y_step + r + i] = m.bias ? out[i][t] + m.bias[r + i] : out[i][t];
+        for (int t = 0; t < T; t++) {
+            int64_t row = r + i * apart;
+            y[t * y_step + row] = m.bias ? out[i][t] + m.bias[row] : out[i][t];
+        }
 }
 
+template <int R>
+static inline void blocks_floats(const Matrix& m, int64_t r, int64_t apart, const float* x, int64_t tokens, float* y, int64_t y_step) {
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4) block_floats<R, 4>(m, r, apart, x + t * m.cols, y + t * y_step, y_step);
+    if (t + 2 <= tokens) block_floats<R, 2>(m, r, apart, x + t * m.cols, y + t * y_step, y_step), t += 2;
+    if (t < tokens) block_floats<R, 1>(m, r, apart, x + t * m.cols, y + t * y_step, y_step);
+}
+
+// Four rows at a time, one of each quarter: memory is read in four long streams, which the processor's own prefetching
+// follows; of four neighbouring rows each stream would end after a row.
 static void product_floats(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, const Team& team) {
     int64_t first, last;
     team.share(m.rows, 16, &first, &last);
-    for (int64_t r = first; r < last;) {
-        bool four = last - r >= 4;
-        for (int64_t t = 0; t < tokens;) {
-            const float* in = x + t * m.cols;
-            float* out = y + t * y_step;
-            if (tokens - t >= 4) four ? block_floats<4, 4>(m, r, in, out, y_step) : block_floats<1, 4>(m, r, in, out, y_step), t += 4;
-            else four ? block_floats<4, 1>(m, r, in, out, y_step) : block_floats<1, 1>(m, r, in, out, y_step), t += 1;
-        }
-        r += four ? 4 : 1;
-    }
+    int64_t quarter = (last - first) / 4;
+    for (int64_t r = first; r < first + quarter; r++) blocks_floats<4>(m, r, quarter, x, tokens, y, y_step);
+    for (int64_t r = first + 4 * quarter; r < last; r++) blocks_floats<1>(m, r, 1, x, tokens, y, y_step);
 }
 
 // columns that some token has a code for; four at a time, the last filled up with a column times 0

@@ -1,7 +1,8 @@
 // Activations → what a matrix multiplies: thinned out, divided by channel factors, rounded to 8 bits.
 #pragma once
 #include <algorithm>
-#include "matrix.h"
+#include "chosen.h"
+#include "sparse.h"
 
 static inline float largest(const float* x, int64_t n) {
     int32_t most = 0;  // sizes of floats have the order of their bits, and whole numbers are compared sixteen at a time
@@ -91,7 +92,42 @@ static void find_active(const Matrix& m, int64_t tokens, Rounded& r) {
 struct Scratch {
     Rounded rounded;
     float* between;
+    float* scores;  // of the units that are chosen from
 };
+
+static void apply(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, Scratch& s, const Team& team);
+
+static void apply_chosen(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, Scratch& s, const Team& team) {
+    apply(*m.second, x, tokens, s.scores, m.group, s, team);
+    int32_t* units = s.rounded.active + team.id * m.group;
+    int64_t count = 0, first, last;
+    for (int64_t u = 0; u < m.group; u++) {
+        bool any = false;
+        for (int64_t t = 0; t < tokens && !any; t++) any = s.scores[t * m.group + u] > 0;
+        if (any) units[count++] = (int32_t)u;
+    }
+    team.share(tokens, 1, &first, &last);
+    if (dense_is_faster(m, count, tokens) || (m.first->kind != FLOATS && !m.data)) {
+        apply(*m.first, x, tokens, y, y_step, s, team);
+        for (int64_t t = first; t < last; t++)
+            for (int64_t r = 0; r < m.rows; r++)
+                if (!(s.scores[t * m.group + r % m.group] > 0)) y[t * y_step + r] = 0;
+    } else {
+        if (m.first->kind == CODES) prepare(*m.first, x, first, last, s.rounded);
+        for (int64_t t = first; t < last; t++) memset(y + t * y_step, 0, m.rows * sizeof(float));
+        team.barrier();
+        ChosenRows rows{units, count, m.group, m.rows / m.group};
+        product_chosen(m, rows, s.rounded, x, tokens, s.scores, y, y_step, team);
+    }
+    team.barrier();
+}
+
+static void apply_sparse(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, Scratch& s, const Team& team) {
+    if (tokens > SPARSE_TOKENS) return apply(*m.first, x, tokens, y, y_step, s, team);
+    auto f = tokens == 1 ? product_sparse<1> : tokens == 2 ? product_sparse<2> : tokens == 3 ? product_sparse<3> : product_sparse<4>;
+    f(m, x, y, y_step, team);
+    team.barrier();
+}
 
 // y (tokens, O; rows `y_step` apart) = x (tokens, I) times m; all threads of the team together. y is whole afterwards.
 static void apply(const Matrix& m, const float* x, int64_t tokens, float* y, int64_t y_step, Scratch& s, const Team& team) {
@@ -100,6 +136,9 @@ static void apply(const Matrix& m, const float* x, int64_t tokens, float* y, int
         apply(*m.second, s.between, tokens, y, y_step, s, team);
         return;
     }
+    if (tokens == 0) return;
+    if (m.kind == SPARSE) return apply_sparse(m, x, tokens, y, y_step, s, team);
+    if (m.kind == CHOSEN) return apply_chosen(m, x, tokens, y, y_step, s, team);
     Rounded r = s.rounded;
     if (m.kind != FLOATS || changes_inputs(m)) {
         int64_t first, last;
