@@ -25,7 +25,7 @@ from lmforge.parallel.expert import apply_expert, as_many, count_together
 from lmforge.parallel.layout import LAYOUTS, Layout, MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh, join_mesh, sum_together
 from lmforge.parallel.pipeline import PipelineRunner, apply_pipeline
-from lmforge.parallel.shard import SHARD_AXES, apply_shard, sharded_modules
+from lmforge.parallel.shard import SHARD_AXES, apply_shard, let_go, sharded_modules
 from lmforge.parallel.shares import local
 from lmforge.parallel.tensor import apply_tensor
 from lmforge.parallel.whole import WholeMatrices, put_parts, state_names, tensor_of
@@ -144,14 +144,10 @@ class MeshLayout(Layout):
 
     def forward(self, work: Callable[[nn.Module, range], Result], rows: range) -> list[Result]:
         """Every process runs all rows (of a pipeline: its layers)."""
-        if self._pipeline is not None:
-            return self._pipeline.forward(work, rows)
-        result = work(self.model, rows)
-        for module in (
-            sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ()
-        ):  # other weights may be put in before the next pass
-            module.reshard()
-        return [result]
+        results = [work(self.model, rows)] if self._pipeline is None else self._pipeline.forward(work, rows)
+        if self.mesh.sizes["shard"] > 1:  # other weights may be put in before the next pass
+            let_go(self.model)
+        return results
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Over the axes that each parameter's placement names; what is sharded has been summed over the shards."""
