@@ -179,7 +179,7 @@ class MeshLayout(Layout):
         sums = torch.zeros(len(places), dtype=torch.float64, device=self.device)
         for name, tensor in tensors.items():
             one = local(tensor).square().sum(dtype=torch.float64)
-            sums[places[self.spread.whole_name(name)]] += one / self._copies(name)
+            sums[places[name]] += one / self._copies(name)
         if self.world > 1:
             dist.all_reduce(sums)
         return sums
@@ -198,8 +198,8 @@ class MeshLayout(Layout):
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Put together on the main rank, tensor by tensor."""
-        names = {self.spread.whole_name(name): name for name in state_names(model)}
-        return self.gathered({whole: tensor_of(model, name) for whole, name in names.items()}, names)
+        names = state_names(model)
+        return self.gathered({name: tensor_of(model, name) for name in names}, {name: name for name in names})
 
     def load_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Each process takes its parts."""
