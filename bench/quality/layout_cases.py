@@ -7,6 +7,7 @@ from typing import Any
 
 STEPS, ROWS, CONTEXT, VOCABULARY = 3, 16, 32, 203  # a vocabulary that no number of processes divides
 LONG = 30_000  # tokens of a row
+LONG_NETWORKS = ("full", "long", "long sparse", "long lsh")
 IMAGES = "images"  # the network whose rows have some
 SMALL = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 4, "d_ff": 72}
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     | {"experts": 4, "experts_active": 2, "experts_shared": 1, "norm": "layernorm", "biases": True, "tied": False},
     IMAGES: SMALL | {"image_size": 4, "image_patch": 2, "image_channels": 1},
     "reversible": SMALL | {"residual": "reversible"},
+    "long sparse": SMALL | {"layers": 2, "attention": "sparse", "window": 256, "stride": 64, "pool": 64},
+    "long lsh": SMALL | {"layers": 2, "attention": "lsh", "lsh_rounds": 2},
     "long": SMALL | {"attention": ("sparse", "linear"), "window": 256, "activation": "swiglu", "recompute": True},
 }
 
@@ -164,7 +167,7 @@ def context_cases() -> list[Case]:
         *(Case("DP × CP", {"data": 2} | two, network, "muon") for network in ("full", "mixed", "linear")),
         *(Case("CP × TP", two | {"tensor": 2}, network) for network in ("full", "sparse", "linear", "lsh")),
         *(Case("FSDP × CP", {"shard": 2} | two, network) for network in ("full", "sparse")),
-        *(Case(f"CP, {LONG} tokens", two, network, rows=1, context=LONG) for network in ("full", "long")),
+        *(Case(f"CP, {LONG} tokens", two, network, rows=1, context=LONG) for network in LONG_NETWORKS),
     ]
 
 

@@ -6,9 +6,10 @@
 A small network begins with the layouts' own values (`train.initialisation = "by_index"`). Each step has other rows, of
 whole documents side by side, ragged, a quarter of the tokens not counted, one row not at all. `loss` and `gradient` are
 the largest relative differences from one process over all steps (of gradients: ‖g − g₁‖ / ‖g₁‖ of each parameter, as
-they are when the optimizer gets them), `weights` that of the weights after the last. Two things differ for reasons of
-their own: biases of keys have no gradient but rounding, which AdamW scales up to whole steps; and undoing reversible
-blocks rounds differently from running them again, so that case is compared in float64 too.
+they are when the optimizer gets them), `weights` that of the weights after the last. AdamW scales gradients that are
+nothing but rounding up to whole steps: so biases of keys differ, and so the network of reversible blocks carries an
+element's rounding into the next gradients (docs/internals/log.md); it is compared in float64 too. So are rows of 30,000
+tokens, in which last bits fall on the other side of a `relu`'s 0 or of a hash bucket's edge.
 """
 
 from __future__ import annotations
