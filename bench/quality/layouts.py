@@ -6,9 +6,10 @@
 A small network begins with the layouts' own values (`train.initialisation = "by_index"`). Each step has other rows, of
 whole documents side by side, ragged, a quarter of the tokens not counted, one row not at all. `loss` and `gradient` are
 the largest relative differences from one process over all steps (of gradients: ‖g − g₁‖ / ‖g₁‖ of each parameter, as
-they are when the optimizer gets them), `weights` that of the weights after the last. Two things differ for reasons of
-their own: biases of keys have no gradient but rounding, which AdamW scales up to whole steps; and undoing reversible
-blocks rounds differently from running them again, so that case is compared in float64 too.
+they are when the optimizer gets them), `weights` that of the weights after the last. AdamW scales gradients that are
+nothing but rounding up to whole steps: so biases of keys differ, and so the network of reversible blocks carries an
+element's rounding into the next gradients (docs/internals/log.md); it is compared in float64 too. So are rows of 30,000
+tokens, in which last bits fall on the other side of a `relu`'s 0 or of a hash bucket's edge.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from bench.harness import Results
 from bench.quality.layout_cases import (
     CASES,
     CHANGES,
+    CHANGES_OF_STAGES,
     CONTEXT,
     DP,
     FSDP,
     FSDP_TP,
     HSDP,
+    IMAGES,
     NETWORKS,
     ROWS,
     STEPS,
@@ -38,7 +41,7 @@ from bench.quality.layout_cases import (
 )
 from bench.ranks import on_ranks
 
-__all__ = ["CASES", "CHANGES", "DP", "FSDP", "FSDP_TP", "HSDP", "Case"]
+__all__ = ["CASES", "CHANGES", "CHANGES_OF_STAGES", "DP", "FSDP", "FSDP_TP", "HSDP", "Case"]
 
 RESULTS = Results("layouts")
 
@@ -70,10 +73,12 @@ def recipe_of(case: Case, **changes: Any) -> Any:
     )
 
 
-def batch_of(step: int, rows: int = ROWS, context: int = CONTEXT) -> Any:
-    """The rows of a step, whoever asks. Documents have ten tokens on average, or a twentieth of long rows."""
+def batch_of(step: int, rows: int = ROWS, context: int = CONTEXT, images: bool = False) -> Any:
+    """The rows of a step, whoever asks. Documents have ten tokens on average, or a twentieth of long rows. With
+    `images`, every third row begins with one (of four patches)."""
     import numpy as np
 
+    from lmforge.tokens.images import PATCH
     from lmforge.tokens.loader import Batch
 
     rng = np.random.default_rng(step)
@@ -85,7 +90,12 @@ def batch_of(step: int, rows: int = ROWS, context: int = CONTEXT) -> Any:
         targets[row, length:] = -1
     targets[rng.random(targets.shape) < 0.25] = -1
     targets[5:6] = -1
-    return Batch(text[:, :-1].copy(), targets, documents)
+    inputs, pixels = text[:, :-1].copy(), None
+    if images:
+        having = slice(0, rows, 3)
+        inputs[having, 1:5], targets[having, :4], documents[having, :5] = PATCH, -1, 0
+        pixels = rng.integers(0, 256, (len(inputs[having]), 1, 4, 4)).astype(np.uint8)
+    return Batch(inputs, targets, documents, pixels)
 
 
 class Run:
@@ -145,7 +155,7 @@ class Run:
         """Steps from `first` on; their losses."""
         losses = []
         for step in range(first, first + steps):
-            batch = batch_of(step, self.case.rows, self.case.context)
+            batch = batch_of(step, self.case.rows, self.case.context, self.case.network == IMAGES)
             rows = self.case.rows // self.layout.data_size
             figures = self.step.run(step, batch.part(rows * self.layout.data_rank, rows))
             assert "skipped" not in figures, figures
@@ -288,8 +298,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.changes:
         with tempfile.TemporaryDirectory() as folder:
-            for pair, figures in on_ranks(4, change_all, CHANGES, folder, limit=1800)[0]:
-                RESULTS.add(f"changes/{pair}", figures)
+            for number, cases in enumerate((CHANGES, CHANGES_OF_STAGES)):
+                place = Path(folder) / str(number)
+                place.mkdir()
+                for pair, figures in on_ranks(4, change_all, cases, str(place), limit=1800)[0]:
+                    if not options.dry:
+                        RESULTS.add(f"changes/{pair}, {cases[0].network}", figures)
         return
     cases = [case for case in CASES if options.only in case.row]
     for world in sorted({case.processes for case in cases}):

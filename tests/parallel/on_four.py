@@ -20,6 +20,8 @@ from lmforge.parallel.whole import gather_whole, part_of
 CASES = [
     layouts.Case("FSDP × TP", layouts.FSDP_TP, "grouped", "muon"),
     layouts.Case("HSDP", layouts.HSDP, "experts"),
+    layouts.Case("FSDP × PP", {"shard": 2, "pipeline": 2}, "biases", "adamw", {"pipeline_schedule": "zbv"}),
+    layouts.Case("CP × PP", {"context": 2, "pipeline": 2}, "biased experts"),
 ]
 
 

@@ -94,9 +94,6 @@ def test_copies_of_a_pipeline_sum_their_gradients() -> None:
 @pytest.mark.parametrize(
     ("sizes", "more", "words"),
     [
-        ({"pipeline": 2, "shard": 2}, {}, "pipeline 2: stages are run one by one, and shards .* use data"),
-        ({"pipeline": 2, "context": 2}, {}, "pipeline 2: parts of rows and parts of layers"),
-        ({"pipeline": 2, "expert": 2}, {"experts": 2}, "pipeline 2: a schedule runs stages of different micro-batches"),
         ({"pipeline": 2}, {"ahead": 1, "tied": False}, "pipeline 2: model.ahead needs .* set model.tied = true"),
         ({"pipeline": 8}, {}, "pipeline 8: 4 layers are fewer than its processes"),
     ],

@@ -42,5 +42,3 @@ def test_what_is_entered_adds_up() -> None:
     assert spread.copies("expert") == 6
     assert spread.part("expert", torch.arange(4.0)).tolist() == [0, 1]
     assert spread.shape("expert", torch.zeros(2)) == (4,)
-    spread.aliases["head.weight"] = "embed.weight"
-    assert (spread.whole_name("head.weight"), spread.whole_name("norm")) == ("embed.weight", "norm")

@@ -148,7 +148,7 @@ class _LeaveScale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, forward_ctx: ForwardContext) -> Tensor:
         ctx.forward_ctx = forward_ctx
-        return loss.view_as(loss)
+        return loss.clone()  # what shards a network does not like to get a view
 
     @staticmethod
     @once_differentiable

@@ -75,10 +75,6 @@ def _tensor(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
         (config.qk_norm_full, "model.qk_norm_full normalises all heads together, which no process has"),
         (ranked, "matrices of low rank (a compressed model) have no layout over it"),
         (bool(config.image_size), "patches of images have no layout over it"),
-        (
-            config.has_experts and config.biases,
-            "biases of experts (model.biases) would be added once by each process; leave them out",
-        ),
     ]
     return [reason for wrong, reason in checks if wrong]
 
@@ -97,21 +93,6 @@ def _pipeline(sizes: Mapping[str, int], config: GPTConfig) -> list[str]:
         (
             config.layers < sizes["pipeline"],
             f"{config.layers} layers are fewer than its processes",
-        ),
-        (
-            sizes["shard"] > 1,
-            "stages are run one by one, and shards are gathered around the whole network; use data in the place of "
-            "shard",
-        ),
-        (
-            sizes["context"] > 1,
-            "parts of rows and parts of layers would exchange across each other in an order that no schedule fixes; "
-            "use tensor (whose processes share tokens between matrices) in the place of context",
-        ),
-        (
-            sizes["expert"] > 1,
-            "a schedule runs stages of different micro-batches at once, and experts wait for the same micro-batch; use "
-            "data in the place of expert",
         ),
         (
             config.ahead > 0 and not config.tied,

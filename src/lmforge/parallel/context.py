@@ -61,52 +61,59 @@ def apply_context(model: GPT, mesh: Mesh, _spread: Spread | None = None) -> None
         if block.attention is not None:
             mixer: Any = block.attention.mixer
             mixer.__class__ = SHARED[type(mixer)]
-            mixer.share, mixer.table = share, partial(_table, model, block.attention.local)
+            mixer.share, mixer.table = share, partial(_table, model, share, block.attention.local)
     if model.learned_positions is not None:
         model.learned_positions.register_forward_pre_hook(partial(_positions, share))
     if model.ngrams is not None:
         model.ngrams.register_forward_pre_hook(partial(_whole_rows, share))
         model.ngrams.register_forward_hook(partial(_own_part, share))
-    # these stand before the methods of the class
-    model.loss = partial(_loss, model, share)  # type: ignore[method-assign]
-    model.hidden = partial(_hidden, model, share)  # type: ignore[method-assign]
+    network: Any = model
+    network.__class__, network.share = SharedRows, share
 
 
-def _begin(model: GPT, share: Share, tokens: Tensor, documents: Tensor | None) -> Rows:
-    """The rows of a pass that begins now."""
-    share.now = Rows(share, tokens, documents)
-    model._reach_to(share.now.length)
-    return share.now
+class SharedRows(GPT):
+    """A network whose passes work on this process's tokens of each row; takes the place of `GPT`. Between stages of a
+    pipeline go the hidden states of these tokens: what enters a later stage belongs to `share.now`."""
+
+    share: Share
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        chunk: int | None = None,
+        *,
+        images: Tensor | None = None,
+    ) -> Tensor:
+        """As `GPT.loss`, of this process's tokens of the rows."""
+        own, rows = self._entering(tokens, documents)
+        nats = super().loss(own, rows.cut(targets), None, chunk, images=images)
+        return self.share.known_again(nats)
+
+    def hidden(  # type: ignore[override]
+        self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """As `GPT.hidden`: of the last layer whole rows, on all processes, without a gradient; of an earlier stage this
+        process's tokens. What decodes with a cache, each process does alike."""
+        if cache is not None:
+            self.share.now = None
+            return super().hidden(tokens, cache, documents, **more)
+        own, _ = self._entering(tokens, documents)
+        result = super().hidden(own, None, None, **more)
+        return self.share.known_again(result) if self.norm is None else self.share.in_order(result)
+
+    def _entering(self, tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Rows]:
+        """This process's part of what enters, and the rows that it is of."""
+        if tokens.ndim > 2:  # from an earlier stage
+            return tokens, self.share.current
+        rows = self.share.begin(tokens, documents)
+        return rows.cut(tokens), rows
 
 
-def _loss(
-    model: GPT,
-    share: Share,
-    tokens: Tensor,
-    targets: Tensor,
-    documents: Tensor | None = None,
-    chunk: int | None = None,
-    *,
-    images: Tensor | None = None,
-) -> Tensor:
-    """As `GPT.loss`, of this process's tokens of the rows."""
-    rows = _begin(model, share, tokens, documents)
-    return type(model).loss(model, rows.cut(tokens), rows.cut(targets), None, chunk, images=images)
-
-
-def _hidden(
-    model: GPT, share: Share, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None, **more: Any
-) -> Tensor:
-    """As `GPT.hidden`; whole rows, on all processes. What decodes with a cache, each of them does alike."""
-    if cache is not None:
-        share.now = None
-        return type(model).hidden(model, tokens, cache, documents, **more)
-    rows = _begin(model, share, tokens, documents)
-    return share.in_order(type(model).hidden(model, rows.cut(tokens), None, None, **more))
-
-
-def _table(model: GPT, local: bool) -> Tensor:
-    """The rotation of each position, as a layer takes it."""
+def _table(model: GPT, share: Share, local: bool) -> Tensor:
+    """The rotation of each position of whole rows, as a layer takes it."""
+    model._reach_to(share.current.length)
     return model.local_rotations if local and model.local_rotations is not None else model.rotations
 
 

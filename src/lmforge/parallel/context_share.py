@@ -77,6 +77,24 @@ class Share:
         assert self.now is not None
         return self.now
 
+    def begin(self, tokens: Tensor, documents: Tensor | None) -> Rows:
+        """The rows of a pass that begins now."""
+        self.now = Rows(self, tokens, documents)
+        return self.now
+
+    def known_again(self, x: Tensor) -> Tensor:
+        """x, what a pass gives; when its backward pass begins, the rows that run are those of now. Other passes may
+        come between (of a pipeline), and blocks that are run again ask for them."""
+        if not torch.is_grad_enabled():
+            return x
+        result: Tensor = _KnownAgain.apply(x, self, self.current)  # type: ignore[no-untyped-call]
+        return result
+
+    def own_length(self, length: int) -> int:
+        """How many tokens of a row of `length` are this process's."""
+        count = 2 * self.size
+        return sum(length * (i + 1) // count - length * i // count for i in (self.index, count - 1 - self.index))
+
     def exchange(self, sends: list[tuple[int, Tensor]], receives: list[tuple[int, Tensor]]) -> list[Any]:
         """Begin to send to processes and to receive from them; what to wait for."""
         operations = [dist.P2POp(dist.isend, x.contiguous(), self.ranks[to], self.group) for to, x in sends]
@@ -103,6 +121,19 @@ class Share:
             for piece, own in zip(pieces, part.split([len(piece) for piece in pieces], 1), strict=True):
                 whole[:, piece.start : piece.stop] = own
         return whole
+
+
+class _KnownAgain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: Share, rows: Rows) -> Tensor:
+        ctx.share, ctx.rows = share, rows
+        return x.view_as(x) if x.ndim else x.clone()  # what shards a network does not like to get a view
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.share.now = ctx.rows
+        return gradient, None, None
 
 
 class _Sum(torch.autograd.Function):

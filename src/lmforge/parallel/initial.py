@@ -78,7 +78,7 @@ def initialise_by_index(
         columns = mine if cut and cut.dim == 1 else (range(width),)
         begin = first_row(parameter)
         rows = rows[begin : begin + len(own)]
-        # experts of a layer begin equal (`Experts.alike`); a tied matrix has one name
-        alias = re.sub(r"\.experts\.\d+\.", ".experts.0.", spread.whole_name(name))
+        # experts of a layer begin equal (`Experts.alike`)
+        alias = re.sub(r"\.experts\.\d+\.", ".experts.0.", name)
         draw_rows(own, seed, alias, width, rows, columns)
         own.mul_(std)

@@ -25,7 +25,7 @@ from lmforge.parallel.expert import apply_expert, as_many, count_together
 from lmforge.parallel.layout import LAYOUTS, Layout, MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh, join_mesh, sum_together
 from lmforge.parallel.pipeline import PipelineRunner, apply_pipeline
-from lmforge.parallel.shard import SHARD_AXES, apply_shard, sharded_modules
+from lmforge.parallel.shard import SHARD_AXES, apply_shard, let_go, sharded_modules
 from lmforge.parallel.shares import local
 from lmforge.parallel.tensor import apply_tensor
 from lmforge.parallel.whole import WholeMatrices, put_parts, state_names, tensor_of
@@ -144,14 +144,10 @@ class MeshLayout(Layout):
 
     def forward(self, work: Callable[[nn.Module, range], Result], rows: range) -> list[Result]:
         """Every process runs all rows (of a pipeline: its layers)."""
-        if self._pipeline is not None:
-            return self._pipeline.forward(work, rows)
-        result = work(self.model, rows)
-        for module in (
-            sharded_modules(self.model) if self.mesh.sizes["shard"] > 1 else ()
-        ):  # other weights may be put in before the next pass
-            module.reshard()
-        return [result]
+        results = [work(self.model, rows)] if self._pipeline is None else self._pipeline.forward(work, rows)
+        if self.mesh.sizes["shard"] > 1:  # other weights may be put in before the next pass
+            let_go(self.model)
+        return results
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Over the axes that each parameter's placement names; what is sharded has been summed over the shards."""
@@ -183,7 +179,7 @@ class MeshLayout(Layout):
         sums = torch.zeros(len(places), dtype=torch.float64, device=self.device)
         for name, tensor in tensors.items():
             one = local(tensor).square().sum(dtype=torch.float64)
-            sums[places[self.spread.whole_name(name)]] += one / self._copies(name)
+            sums[places[name]] += one / self._copies(name)
         if self.world > 1:
             dist.all_reduce(sums)
         return sums
@@ -202,8 +198,8 @@ class MeshLayout(Layout):
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """Put together on the main rank, tensor by tensor."""
-        names = {self.spread.whole_name(name): name for name in state_names(model)}
-        return self.gathered({whole: tensor_of(model, name) for whole, name in names.items()}, names)
+        names = state_names(model)
+        return self.gathered({name: tensor_of(model, name) for name in names}, {name: name for name in names})
 
     def load_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Each process takes its parts."""

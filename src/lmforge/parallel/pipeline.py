@@ -6,6 +6,9 @@
 Every process of a pipeline reads the same rows, so each stage makes masks and positions of packed documents for its own
 micro-batch; hidden states alone travel. Micro-batches may be of different sizes: shorter ones travel padded and are
 computed as they are. A tied embedding stands in the first and the last stage, and its gradient is summed between them.
+
+Processes that share a stage's weights, experts or tokens of rows run the same schedule, so what they exchange inside a
+pass finds its counterpart; they all need equally many micro-batches.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti
 
 from lmforge.model.gpt import GPT
+from lmforge.parallel.expert import as_many
 from lmforge.parallel.layout import MicroBatchWork, Result
 from lmforge.parallel.mesh import Mesh
 from lmforge.parallel.relay import Relay
 from lmforge.parallel.schedules import KINDS, PutOff, micro_batches_of
+from lmforge.parallel.shard import begin_passes, end_passes, inside
 from lmforge.parallel.shares import local
 from lmforge.parallel.spread import Spread
 from lmforge.parallel.stages import Stages, leave, part_of
@@ -55,6 +60,7 @@ class PipelineRunner:
     def __init__(self, model: GPT, mesh: Mesh, settings: Parallel) -> None:
         self.model, self.mesh = model, mesh
         self.stages = stages = Stages(model.config, mesh, settings)
+        self.share: Any = getattr(model, "share", None)  # of tokens of rows (`context`)
         self.group: Any = mesh.group("pipeline")
         self.ranks = mesh.ranks("pipeline")
         ends = stages.count - 1
@@ -70,14 +76,15 @@ class PipelineRunner:
 
     def forward_backward(self, work: MicroBatchWork, rows: range) -> Tensor:
         """As `Layout.forward_backward`; the same sum of losses on all stages."""
-        pieces = [*work.micro_batches(rows)]
+        pieces = as_many(self.mesh, [*work.micro_batches(rows)])
         nats = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         if pieces:
             self.step = step = PipelineStep(work, pieces)
             count = micro_batches_of(self.stages.schedule, len(self.ranks), len(pieces))
-            self._schedule(count, step.rows, step.length).step(
-                number=torch.arange(count), target=torch.zeros(count), losses=[], return_outputs=False
-            )
+            schedule = self._schedule(count, step.rows, step.length)
+            begin_passes(self.model)
+            schedule.step(number=torch.arange(count), target=torch.zeros(count), losses=[], return_outputs=False)
+            end_passes(self.model)
             self.step = None
             nats += sum(step.nats)
         dist.broadcast(nats, self.ranks[self.stages.process_of(self.stages.count - 1)], group=self.group)
@@ -98,8 +105,9 @@ class PipelineRunner:
 
     def _stage(self, stage: int, rows: int, length: int) -> PipelineStage:
         module = StageModule(self, stage)
-        length //= module.part.row_parts
-        hidden = torch.empty(rows, length, module.width, dtype=module.dtype, device="meta", requires_grad=True)
+        hidden = torch.empty(
+            rows, self.own_length(length), module.width, dtype=module.dtype, device="meta", requires_grad=True
+        )
         loss = torch.empty((), device="meta", requires_grad=True)
         return PipelineStage(
             module,
@@ -112,11 +120,16 @@ class PipelineRunner:
             dw_builder=self.put_off.builder if self.put_off else None,
         )
 
+    def own_length(self, length: int) -> int:
+        """Tokens of a row that this process has between blocks."""
+        length = length if self.share is None else self.share.own_length(length)
+        return length // self.mesh.sizes["tensor"]
+
     def forward(self, work: Callable[[nn.Module, range], Result], rows: range) -> list[Result]:
         """As `Layout.forward`, the results on all stages: each runs `work`, with a network that answers on all."""
         if not len(rows):
             return []
-        relay: Any = Relay(self.parts, self.stages, self.mesh, self.model.config)
+        relay: Any = Relay(self.model, self.parts, self.stages, self.mesh)
         return [work(relay, rows)]
 
     def sum_tied(self, model: GPT) -> None:
@@ -150,8 +163,9 @@ class PipelineStep:
 
     def __init__(self, work: MicroBatchWork, pieces: list[range]) -> None:
         self.work, self.pieces = work, pieces
-        self.rows = max(map(len, pieces))
-        self.length = int(work.tensors(pieces[0])[0].shape[1])
+        largest = max(pieces, key=len)
+        self.rows, self.length = work.tensors(largest)[0].shape
+        self.each = self.rows // max(1, len(largest))  # rows that one of the batch is cut into (context_schedule)
         self.nats: list[Tensor] = []
 
 
@@ -172,18 +186,23 @@ class StageModule(nn.Module):
         if int(number) >= len(step.pieces):
             return self._nothing(step, hidden)
         rows = step.pieces[int(number)]
-        entering = None if hidden is None else hidden[: len(rows)]
-        # the work knows precisions; what it calls a network's loss is here what one stage does
-        result = step.work.loss(_Passing(self, entering, step.work.factor), rows)  # type: ignore[arg-type]
-        if self.last:
-            step.nats.append(result.detach().double())
-            return result * step.work.factor
-        return F.pad(result, (0, 0, 0, 0, 0, step.rows - len(rows))).to(self.dtype)
+        count = len(rows) * step.each
+        entering = None if hidden is None else hidden[:count]
+
+        def work(entering: Tensor | None) -> Tensor:
+            # the work knows precisions; what it calls a network's loss is here what one stage does
+            result = step.work.loss(_Passing(self, entering, step.work.factor), rows)  # type: ignore[arg-type]
+            if self.last:
+                step.nats.append(result.detach().double())
+                return result * step.work.factor
+            return F.pad(result, (0, 0, 0, 0, 0, step.rows - count)).to(self.dtype)
+
+        return inside(self.runner.model, work, entering)
 
     def _nothing(self, step: PipelineStep, hidden: Tensor | None) -> Tensor:
         """An empty micro-batch: zeros go through, and back."""
         if hidden is None:
-            shape, device = (step.rows, step.length // self.part.row_parts, self.width), self.runner.mesh.device
+            shape, device = (step.rows, self.runner.own_length(step.length), self.width), self.runner.mesh.device
             return torch.zeros(shape, dtype=self.dtype, device=device, requires_grad=True)
         return hidden.sum() * 0 if self.last else hidden * 1
 
@@ -194,11 +213,15 @@ class _Passing:
     def __init__(self, module: StageModule, entering: Tensor | None, factor: float) -> None:
         self.module, self.entering, self.factor = module, entering, factor
 
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        """The last stage's loss; of another stage, what leaves it."""
-        part = self.module.part
+    def loss(
+        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, *, images: Tensor | None = None
+    ) -> Tensor:
+        """The last stage's loss; of another stage, what leaves it. Images go into the first."""
+        part, first = self.module.part, self.entering is None
         entering = tokens if self.entering is None else self.entering
+        if self.module.runner.share is not None and not first:
+            self.module.runner.share.begin(tokens, documents)
         if self.module.last:
             return part.loss(entering, targets, documents)
         scale = torch.tensor(self.factor, device=entering.device) if part.config.has_experts else None
-        return part.hidden(entering, documents=documents, loss_scale=scale)
+        return part.hidden(entering, documents=documents, loss_scale=scale, images=images if first else None)

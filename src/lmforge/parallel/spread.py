@@ -64,14 +64,9 @@ class Spread:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self.placements: dict[str, Placement] = {}
-        self.aliases: dict[str, str] = {}  # a name here → the tied parameter that it is in the whole network
 
     def __getitem__(self, name: str) -> Placement:
         return self.placements.get(name, Placement())
-
-    def whole_name(self, name: str) -> str:
-        """What a parameter is called in the whole network."""
-        return self.aliases.get(name, name)
 
     def enter(
         self, name: str, cut: Cut | None = None, partial: Sequence[str] = (), whole: Sequence[str] = (), own: str = ""

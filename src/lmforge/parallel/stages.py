@@ -152,7 +152,10 @@ def leave(model: GPT, layers: Collection[int], first: bool, last: bool) -> GPT:
 
 def part_of(model: GPT, layers: Collection[int], first: bool, last: bool) -> GPT:
     """Another network over the same modules, with these parts alone (`leave`)."""
-    part = copy.copy(model)
+    # the class as it was before the network was sharded: shards are gathered for all parts together
+    kind = next(each for each in type(model).__mro__ if not hasattr(each, "reshard"))
+    part: GPT = object.__new__(kind)
+    part.__dict__ |= model.__dict__
     part._modules, part._buffers = dict(model._modules), dict(model._buffers)
     part.blocks = copy.copy(model.blocks)
     part.blocks._modules = dict(model.blocks._modules)

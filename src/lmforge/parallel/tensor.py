@@ -210,6 +210,15 @@ class WithoutBias(nn.Linear):
         return F.linear(x, self.weight)
 
 
+class BiasElsewhere(nn.Linear):
+    """A linear layer whose bias another process adds. It has a gradient here too, of zeros: the sum over processes
+    begins when all have theirs, and must begin between the same exchanges everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…,I) → (…,O)."""
+        return F.linear(x, self.weight, 0 * self.bias)
+
+
 def _at_the_ends(model: GPT, mesh: Mesh, group: Any) -> None:
     """Embeddings, the last norm, the loss, and experts."""
     size, index = mesh.sizes["tensor"], mesh.index("tensor")
@@ -218,7 +227,7 @@ def _at_the_ends(model: GPT, mesh: Mesh, group: Any) -> None:
             PartEmbedding.take(module, even_parts(module.num_embeddings, size)[index].start)
             module.register_forward_pre_hook(_divides(size))
         elif isinstance(module, Experts):
-            _inside_experts(module, group)
+            _inside_experts(module, group, index)
     vocabulary = even_parts(model.config.vocab_size, size)
     if model.norm is not None:
         model.norm.register_forward_hook(lambda _, __, x: exchange.all_tokens(x, group))
@@ -239,8 +248,12 @@ def _divides(size: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     return check
 
 
-def _inside_experts(module: Experts, group: Any) -> None:
-    """Tokens and weights are alike on all processes, and what each makes of them with its units is a summand."""
+def _inside_experts(module: Experts, group: Any, index: int) -> None:
+    """Tokens and weights are alike on all processes, and what each makes of them with its units is a summand; the first
+    one's has the biases."""
+    for each in (*module.experts, *([] if module.shared is None else [module.shared])):
+        if index and each.down.bias is not None:
+            each.down.__class__ = BiasElsewhere
     before = module.dispatch
 
     def dispatch(x: Tensor, chosen: Tensor, weights: Tensor, experts: Sequence[nn.Module]) -> Tensor:

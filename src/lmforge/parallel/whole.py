@@ -80,9 +80,9 @@ def gather_whole(
 def put_parts(spread: Spread, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy this process's parts of whole tensors into a network; those that are not given, or not here, stay."""
     for name in state_names(model):
-        if (whole := spread.whole_name(name)) in state:
+        if name in state:
             tensor = tensor_of(model, name)
-            local(tensor).copy_(part_of(spread, name, tensor, state[whole]))
+            local(tensor).copy_(part_of(spread, name, tensor, state[name]))
 
 
 def part_of(spread: Spread, name: str, like: Tensor, whole: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def memory_of_stage(shape: DecoderShape, at: ClusterLayout, stage: int) -> dict[
     again = 2 * tokens * shape.width * 8 / split if at.recompute == "full" else 0.0
     return {
         "weights": 2 * held / (at.shard if at.reshard else 1),
-        "gradients": 2 * held / at.shard,
+        "gradients": 2 * held / (at.shard if at.pipeline == 1 else 1),  # stages sum them when all passes are through
         "optimizer": 12 * held / at.shard,
         "activations": kept_of_layer(shape, at, tokens) * layers * under_way + again,
         "logits": 6 * min(tokens, loss_chunk(shape.width)) * shape.vocabulary / at.tensor * last,

@@ -18,7 +18,7 @@ from lmforge.plan.cost import flops_per_token, layers_of, parameters, training_f
 from lmforge.plan.memory import activation_bytes_per_token
 from lmforge.record import cache_directory, hash_json, write_atomic
 
-FORMAT = 1  # of the kept measurement
+FORMAT = 2  # of the kept measurement
 BANDED = ("window", "strided", "pooled", "sparse")
 ORTHOGONALISING = 5  # steps of Muon's iteration
 # kinds of work: operations of matrix products, of attention by kind; bytes of activations and of logits moved; blocks

@@ -13,23 +13,28 @@ import json
 import math
 import os
 import socket
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from lmforge.allocator import keep_freed_memory
 from lmforge.errors import LmforgeError
 from lmforge.machine import cores
 from lmforge.model.config import GPTConfig
 from lmforge.model.gpt import GPT
+from lmforge.parallel.data import Bucket
 from lmforge.plan.here import KINDS, Speeds, amounts
 
-REPEATS = 3
+REPEATS = 5
 STEP = 0.002  # seconds of a step for reading the batch and telling of it, measured on one core
 EXCHANGED = (1 << 12, 1 << 22)  # numbers of the all-reduces that are timed
 TOGETHER_SECONDS = 120.0  # that the processes which are measured together may take
@@ -39,7 +44,7 @@ _PLAIN = GPTConfig(vocab_size=2048, context=256, layers=2, d_model=256, heads=4,
 def configs() -> Iterator[tuple[GPTConfig, int]]:
     """(network, tokens of a micro-batch) that are timed: one thing at a time is changed from a plain one."""
     changes: tuple[dict[str, object], ...] = (
-        {}, {"layers": 6}, {"d_model": 128, "heads": 2, "kv_heads": 2, "d_ff": 512, "layers": 6},
+        {}, {"layers": 6}, {"d_model": 128, "heads": 2, "kv_heads": 2, "d_ff": 512, "layers": 10},
         {"d_model": 512, "heads": 8, "kv_heads": 8, "d_ff": 2048}, {"d_model": 768, "heads": 12, "kv_heads": 12,
         "d_ff": 3072}, {"vocab_size": 8192}, {"context": 1024}, {"context": 2048}, {"recompute": True, "layers": 4},
         {"activation": "swiglu", "norm": "layernorm"}, {"d_ff": 256, "layers": 4},
@@ -55,7 +60,9 @@ def configs() -> Iterator[tuple[GPTConfig, int]]:
 
 
 def measure() -> Speeds:
-    """All of it, on one thread and then on all cores; a busy moment does not count where it passes."""
+    """All of it, on one thread and then on all cores, with freed memory kept as training keeps it; of each the median
+    time, as a training's usual step."""
+    keep_freed_memory()
     rows, times = [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -73,23 +80,57 @@ def measure() -> Speeds:
 
 
 def process_bytes() -> int:
-    """Bytes of a training's process before it has a network."""
-    code = (
-        "import lmforge.cli, lmforge.train.loop, lmforge.allocator as a, lmforge.machine as m; a.keep_freed_memory(); "
-        "import lmforge.plan.probe as p; p.warm_up(); print(m.peak_bytes())"
-    )
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    """Bytes of a training's process beside what it holds of a network: the peak of a training of next to nothing, with
+    all that it loads.
+
+    Raises:
+        LmforgeError: it failed (its last words).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "little.toml"
+        recipe.write_text(_LITTLE.format(folder=folder))
+        texts = Path(folder) / "texts"
+        texts.mkdir()
+        for number in range(40):
+            lines = (f"Line {number * 50 + line} of a text that says {line * 7919 % 1000}." for line in range(50))
+            (texts / f"{number}.txt").write_text("\n".join(lines))
+        _said([sys.executable, "-m", "lmforge.cli", "run", str(recipe), "--until", "tokens"])
+        code = (
+            "import sys, lmforge.cli as c, lmforge.machine as m; sys.argv = ['lmforge', 'train', sys.argv[1]]\n"
+            "try: c.main()\nfinally: print(m.peak_bytes(), flush=True)"
+        )
+        return int(_said([sys.executable, "-c", code, str(recipe)]).splitlines()[-1])
 
 
-def warm_up() -> None:
-    """One small step, with which the libraries load what they need."""
-    torch.set_num_threads(1)
-    config = dataclasses.replace(_PLAIN, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=64, context=32)
-    model = GPT(config)
-    model.initialise(1)
-    tokens = torch.randint(0, config.vocab_size, (2, config.context))
-    model.loss(tokens, tokens).backward()
-    torch.optim.AdamW(model.parameters(), fused=True).step()
+_LITTLE = """
+run_dir = "{folder}/run"
+[corpus]
+sources = [{{ kind = "folder", path = "{folder}/texts" }}]
+analyse_bytes = 0
+[tokens]
+vocab_size = 300
+context = 32
+[model]
+layers = 1
+d_model = 32
+heads = 2
+[train]
+steps = 2
+batch_tokens = 64
+micro_batch_tokens = 64
+validate_tokens = 64
+threads = 1
+compile = "off"
+precision = "fp32"
+"""
+
+
+def _said(command: list[str]) -> str:
+    """What a process says, which has to succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "1", "RANK": "0"})
+    if done.returncode:
+        raise LmforgeError(f"plan --measure: a little training failed: {done.stderr[-500:]}")
+    return done.stdout
 
 
 def non_negative(amounts_of: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,26 +146,28 @@ def non_negative(amounts_of: NDArray[np.float64], seconds: NDArray[np.float64]) 
     return np.asarray(x / sizes)
 
 
-def _fastest(work: Callable[[], object], repeats: int = REPEATS) -> float:
+def _usual(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The median seconds, after once that does not count."""
     work()
-    best = math.inf
+    times = []
     for _ in range(repeats):
         started = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - started)
-    return best
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def _pass_seconds(config: GPTConfig, tokens: int) -> float:
-    """One micro-batch forward and backward."""
+    """One micro-batch forward and backward, after a step that dropped its gradients."""
     model = GPT(config)
     model.initialise(1)
     batch = torch.randint(0, config.vocab_size, (tokens // config.context, config.context))
 
     def work() -> None:
+        model.zero_grad(set_to_none=True)
         model.loss(batch, batch).backward()
 
-    return _fastest(work)
+    return _usual(work)
 
 
 def _update_seconds(size: int = 4_000_000) -> float:
@@ -139,7 +182,7 @@ def _update_seconds(size: int = 4_000_000) -> float:
         torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
         optimizer.step()
 
-    return _fastest(work) / size
+    return _usual(work) / size
 
 
 def together(ranks: int) -> tuple[float, float, float]:
@@ -176,6 +219,19 @@ def together(ranks: int) -> tuple[float, float, float]:
 _ANSWERS = ("beside", "message", "byte")
 
 
+def _exchanged(size: int) -> Callable[[], None]:
+    """One sum of a gradient over the processes, as training makes it: copied together, summed, copied back."""
+    parameter = torch.nn.Parameter(torch.zeros(size))
+    parameter.grad = torch.zeros(size)
+    bucket = Bucket([parameter], dist.group.WORLD)
+
+    def work() -> None:
+        bucket.begin()
+        bucket.finish()
+
+    return work
+
+
 def _rank() -> None:
     """One of the processes that are measured together."""
     torch.set_num_threads(1)
@@ -189,7 +245,7 @@ def _rank() -> None:
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=TOGETHER_SECONDS))
     dist.barrier()
     both = _pass_seconds(_PLAIN, 2048)
-    small, large = (_fastest(lambda size=size: dist.all_reduce(torch.zeros(size)), 5) for size in EXCHANGED)  # type: ignore[misc]
+    small, large = (_usual(_exchanged(size), 5) for size in EXCHANGED)
     dist.destroy_process_group()
     byte = max(0.0, large - small) / (4 * (EXCHANGED[1] - EXCHANGED[0]))
     beside = max(1.0, both / alone) if rank == 0 else 1.0

@@ -21,7 +21,8 @@ from lmforge.plan.memory import training_bytes
 from lmforge.recipe import Recipe
 from lmforge.tokens.batch_schedule import ramp_of, with_length
 
-PROCESS_BYTES = 450_000_000  # Python, torch with what it loads at its first pass, and the shards' buffers
+# Python, torch with what it loads at its first pass, and all else that training loads, where it was not measured
+PROCESS_BYTES = 520_000_000
 # Share of a device's memory that the components may fill; the rest is for what lives briefly (Muon's work), is lost
 # between blocks, or belongs to others. `python -m bench.quality.planner_here` holds the sums against measured peaks.
 USABLE = 0.85

@@ -58,9 +58,8 @@ def optimizer_tensors(
     for owner, optimizer in optimizers.items():
         names = _names_in_order(model, optimizer)
         for index, fields in optimizer.state_dict()["state"].items():
-            name = names[index] if layout is None else layout.spread.whole_name(names[index])
             for field, value in fields.items():
-                tensors[key := f"{owner}/{name}/{field}"] = torch.as_tensor(value).detach()
+                tensors[key := f"{owner}/{names[index]}/{field}"] = torch.as_tensor(value).detach()
                 if field in _LIKE_PARAMETER:
                     parameter_of[key] = names[index]
     if layout is not None:
@@ -83,11 +82,10 @@ def restore_optimizers(
             file).
     """
     states: dict[str, dict[int, dict[str, Tensor]]] = {owner: {} for owner in optimizers}
-    here = {
-        owner: {name if layout is None else layout.spread.whole_name(name): name for name in names}
-        for owner, names in ((owner, _names_in_order(model, optimizer)) for owner, optimizer in optimizers.items())
+    numbers = {
+        owner: {name: number for number, name in enumerate(_names_in_order(model, optimizer))}
+        for owner, optimizer in optimizers.items()
     }
-    numbers = {owner: {name: number for number, name in enumerate(names)} for owner, names in here.items()}
     own = dict(model.named_parameters())
     shapes = {name: parameter.shape for name, parameter in own.items()}
     if layout is not None:
@@ -106,8 +104,7 @@ def restore_optimizers(
                 "has; run with --fresh or another name"
             )
         if layout is not None and field in _LIKE_PARAMETER:
-            parameter = own[here[owner][name]]
-            value = like_part(parameter, layout.part(here[owner][name], parameter, value).contiguous())
+            value = like_part(own[name], layout.part(name, own[name], value).contiguous())
         states[owner].setdefault(known[name], {})[field] = value
     for owner, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[owner], "param_groups": optimizer.state_dict()["param_groups"]})

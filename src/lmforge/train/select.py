@@ -47,19 +47,19 @@ class Selection:
         """The moving average of the weights, whole, for the checkpoint; on the main rank. All take part."""
         if not self.moving:
             return None
-        parameters, name_of = dict(self.model.named_parameters()), self.layout.spread.whole_name
-        parts = {name_of(n): like_part(parameters[n], part) for n, part in self.moving.state_dict().items()}
-        return self.layout.gathered(parts, {name_of(name): name for name in self.moving.state_dict()})
+        parameters = dict(self.model.named_parameters())
+        parts = {name: like_part(parameters[name], part) for name, part in self.moving.state_dict().items()}
+        return self.layout.gathered(parts, {name: name for name in parts})
 
     def restore(self, step: int) -> None:
         """As it was after `step` steps."""
         if self.moving:
-            whole, name_of = self.checkpoints.average(step) if step else {}, self.layout.spread.whole_name
+            whole = self.checkpoints.average(step) if step else {}
             self.moving.load_state_dict(
                 {
-                    name: self.layout.part(name, parameter, whole[name_of(name)])
+                    name: self.layout.part(name, parameter, whole[name])
                     for name, parameter in self.model.named_parameters()
-                    if name_of(name) in whole
+                    if name in whole
                 }
             )
 
