@@ -260,15 +260,22 @@ def change_all(cases: Sequence[Case], folder: str) -> list[tuple[str, dict[str, 
 
 
 def join_for(sizes: dict[str, int]) -> Any:
-    """A mesh of other axes over the processes that are there."""
+    """A mesh of other axes over the processes that are there; the same one each time, since torch keeps groups for good,
+    and each has threads (of gloo) that wake a hundred times a second."""
     import torch
 
     from lmforge.parallel import agree
-    from lmforge.parallel.mesh import Mesh, join_mesh
+    from lmforge.parallel.mesh import AXES, Mesh, join_mesh
 
     if not torch.distributed.is_initialized():
         join_mesh()
-    return Mesh(agree.rank(), agree.world(), torch.device("cpu"), sizes, 60.0)
+    key = tuple(sizes.get(axis, 1) for axis in AXES)
+    if key not in _MESHES:
+        _MESHES[key] = Mesh(agree.rank(), agree.world(), torch.device("cpu"), sizes, 60.0)
+    return _MESHES[key]
+
+
+_MESHES: dict[tuple[int, ...], Any] = {}
 
 
 def compare_all(cases: Iterable[Case], kind: str, tell: bool) -> list[tuple[Case, dict[str, Any]]]:

@@ -111,10 +111,12 @@ class Mesh:
 
     @property
     def device_mesh(self) -> DeviceMesh:
-        """All axes as torch knows them, for parts of torch that take one; the group has to be there."""
+        """The axes of more than one process (and `shard`, so that there is one) as torch knows them, for parts of torch
+        that take one; the group has to be there. An axis of one process would be a group with threads of its own."""
         if self._device_mesh is None:
-            grid = torch.arange(self.world).view([self.sizes[axis] for axis in AXES])
-            self._device_mesh = DeviceMesh(self.device.type, grid, mesh_dim_names=AXES)
+            axes = [axis for axis in AXES if self.sizes[axis] > 1] or ["shard"]
+            grid = torch.arange(self.world).view([self.sizes[axis] for axis in axes])
+            self._device_mesh = DeviceMesh(self.device.type, grid, mesh_dim_names=tuple(axes))
             for group in self._device_mesh.get_all_groups():  # made with the library's limit, which is half an hour
                 _set_pg_timeout(datetime.timedelta(seconds=self.limit), group)
         return self._device_mesh
