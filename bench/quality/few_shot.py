@@ -36,7 +36,8 @@ def main() -> None:
         assert not isinstance(settings, str)
         result = score(run, settings.name, settings.model_dump(exclude={"name"}, exclude_none=True))
         shown = {"accuracy": result.value, "low": result.low, "high": result.high, "episodes": result.items}
-        RESULTS.publish({f"scores/{settings.title}": shown | result.key["episodes"]}, threads=1)
+        asked = settings.model_dump(include={"ways", "shots", "asked", "views", "how"})
+        RESULTS.publish({f"scores/{settings.title}": shown | asked}, threads=1)
 
 
 if __name__ == "__main__":
