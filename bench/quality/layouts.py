@@ -260,7 +260,7 @@ def change_all(cases: Sequence[Case], folder: str) -> list[tuple[str, dict[str, 
 
 
 def join_for(sizes: dict[str, int]) -> Any:
-    """A mesh of other axes over the processes that are there; the same one each time, since torch keeps groups for good,
+    """A mesh of other axes over the processes that are there; the same one each time: torch keeps groups for good,
     and each has threads (of gloo) that wake a hundred times a second."""
     import torch
 
