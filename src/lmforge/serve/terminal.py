@@ -14,6 +14,7 @@ import uvicorn
 from lmforge.errors import InputError
 from lmforge.formats.loaded import LoadedModel
 from lmforge.generate.decode import Piece, Sampling, stream_text
+from lmforge.interrupted import ctrl_c_heeded
 from lmforge.progress import log
 from lmforge.serve.api import create_app
 from lmforge.serve.hosts import ANSWER_ANY, is_local
@@ -45,11 +46,13 @@ def collect(
     """Decode a prompt as text: (text, tokens drawn, the last piece); `on_text` gets each piece as it is certain."""
     parts: list[str] = []
     tokens, piece = 0, None
-    for piece in stream_text(served.model, served.tokenizer, prompt, sampling, stop):
-        tokens += len(piece.drawn)
-        parts.append(piece.text)
-        if on_text and piece.text:
-            on_text(piece.text)
+    with ctrl_c_heeded() as check:
+        for piece in stream_text(served.model, served.tokenizer, prompt, sampling, stop):
+            check()
+            tokens += len(piece.drawn)
+            parts.append(piece.text)
+            if on_text and piece.text:
+                on_text(piece.text)
     return "".join(parts), tokens, piece
 
 
