@@ -120,8 +120,7 @@ def ratios() -> str:
     # of all peers the one that is fastest at a width: our smallest ratio
     steps = [min(peer["ratio"] for peer in train.figures()[name]["best_over"].values()) for name in widths]
     corpus = value("corpus", "run/ratios/end_to_end_over_datatrove")
-    merges = value("bpe", "1x 32768/time_ratio")
-    seconds = {each["trainer"]: each["seconds"] for each in value("bpe", "1x 32768/trainers")}
+    decoding = {bits: value("decode_cpu", f"ours, {bits}/decode_over_llama_cpp") for bits in ("fp32", "8 bits", "4 bits")}
     rows = [
         (
             f"a training step, width {', '.join(name.split()[0][1:] for name in widths)}, in the fastest precision",
@@ -138,11 +137,11 @@ def ratios() -> str:
             value("corpus", "run @processor"),
         ),
         (
-            "learning a vocabulary of 32,768 tokens",
-            "`tokenizers`, the same merges",
-            f"{1 / merges:.1f}× its speed; rustbpe's is {seconds['ours'] / seconds['rustbpe']:.1f}× ours",
-            "[vocabulary](docs/benchmarks.md#learning-a-vocabulary-beside-tokenizers-and-rustbpe)",
-            value("bpe", "1x 32768 @processor"),
+            f"decoding SmolLM2-135M one token at a time, {', '.join(decoding)}",
+            "llama.cpp, the same weights in as many bits",
+            ", ".join(f"{ratio:.1f}×" for ratio in decoding.values()) + " its tokens a second",
+            "[decoding](docs/benchmarks.md#decoding-a-real-model-beside-llamacpp-and-transformers)",
+            value("decode_cpu", "ours, fp32 @processor"),
         ),
     ]
     alone = [f"{train.figures()[name]['same_precision']['nanogpt-fp32']['ratio']:.2f}" for name in widths]

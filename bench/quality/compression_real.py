@@ -35,6 +35,8 @@ def methods(minutes: float) -> dict[str, Steps]:
     weights = {"method": "quantize", "kind": "weights"}
     return {
         "w8a8": [{"method": "quantize"}],
+        "w8a8, least squared error": [{"method": "quantize", "activations": "mse", "scales": "mse"}],
+        "w8a8, 8 columns kept": [{"method": "quantize", "outliers": 8}],
         "weights, 4 bits": [{**weights, "bits": 4}],
         "weights, 3 bits": [{**weights, "bits": 3}],
         "weights, 3 bits, nearest": [{**weights, "bits": 3, "rounding": "nearest"}],

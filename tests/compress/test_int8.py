@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmforge.compress import int8
-from lmforge.compress.int8 import QuantizedLinear, int8_engine
+from lmforge.compress.int8 import QuantizedLinear, int8_engine, round_rows
 from lmforge.kernels.reference import product
 from tests.compress.conftest import relative
 
@@ -125,3 +125,13 @@ def test_a_layer_goes_to_another_process_as_it_is() -> None:
     layer = small_linear()
     x = torch.randn(2, 64)
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+
+
+def test_scales_of_least_error_cut_the_largest_weights() -> None:
+    weight = torch.randn(3, 4096, generator=torch.Generator().manual_seed(0))
+
+    def error(least: bool) -> torch.Tensor:
+        whole, scale = round_rows(weight, least)
+        return (whole * scale[:, None] - weight).square().sum(1)
+
+    assert (error(True) < error(False)).all()

@@ -1,4 +1,4 @@
-"""Before rounding: channels evened out between producer and consumer, and how far each layer's inputs reach.
+"""Before rounding: channels evened out between producer and consumer.
 
 Xiao et al. 2023 (SmoothQuant), eq. 4; Nagel et al. 2019, section 4.1.
 
@@ -9,20 +9,15 @@ rounded and cut like the others, and what counts is computed from them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lmforge.compress.int8 import TINY
 from lmforge.compress.method import CalibrationBatch
 from lmforge.model.feed_forward import FeedForward
 from lmforge.model.gpt import GPT, Block
 from lmforge.model.norms import Norm
-
-# rounding a layer's calibration inputs with one clip_range may cost this much of their norm; else each token gets its
-# own
-COARSE = 0.02
 
 
 def signed_input(model: GPT, name: str) -> bool:
@@ -37,7 +32,7 @@ def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float 
     consumer's column j multiplied by it. Returns max|x_j| of every linear layer (I,) as it then is: what was found
     before, divided alike, so that the calibration tokens need not be run again for it.
     """
-    largest = _largest_inputs(model, calibration)
+    largest = largest_inputs(model, calibration)
     for name, divide in _pairs(model):
         consumer = model.get_submodule(name)
         assert isinstance(consumer, nn.Linear)
@@ -50,7 +45,7 @@ def smooth(model: GPT, calibration: Sequence[CalibrationBatch], strength: float 
     return largest
 
 
-def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, Tensor]:
+def largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict[str, Tensor]:
     """max|x_j| of every input channel of each linear layer, over the calibration tokens: (I,) each."""
     seen: dict[str, Tensor] = {}
 
@@ -60,27 +55,6 @@ def _largest_inputs(model: GPT, calibration: Sequence[CalibrationBatch]) -> dict
 
     watch_inputs(model, calibration, see)
     return seen
-
-
-def find_clip_ranges(
-    model: GPT, calibration: Sequence[CalibrationBatch], largest: Mapping[str, Tensor] | None = None
-) -> dict[str, float]:
-    """Per linear layer its largest calibration input; 0 where rounding with that one clip_range costs more than
-    COARSE. `largest`: max|x_j| of each layer's channels, where `smooth` has just found them."""
-    if largest is None:
-        largest = _largest_inputs(model, calibration)
-    clip_ranges = {name: float(channels.amax()) for name, channels in largest.items()}
-    error, energy = dict.fromkeys(clip_ranges, 0.0), dict.fromkeys(clip_ranges, 0.0)
-
-    def see(name: str, x: Tensor) -> None:
-        step = max(clip_ranges[name], TINY) / (63 if signed_input(model, name) else 127)
-        error[name] += float(((x / step).round_().mul_(step) - x).square().sum())
-        energy[name] += float(x.square().sum())
-
-    watch_inputs(model, calibration, see)
-    return {
-        name: clip_range if error[name] <= COARSE**2 * energy[name] else 0.0 for name, clip_range in clip_ranges.items()
-    }
 
 
 def watch_inputs(model: GPT, calibration: Sequence[CalibrationBatch], see: Callable[[str, Tensor], None]) -> None:

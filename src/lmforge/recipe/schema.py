@@ -166,6 +166,12 @@ class QuantizeStep(CompressStep):
     # w8a8: 8-bit integers multiplied as such; weights: stored in groups of few bits
     kind: Literal["w8a8", "weights"] = "w8a8"
     cache_bits: Literal[8, 32] = 32  # of the keys and values that decoding keeps
+    # of w8a8, how far the range of a layer's inputs goes: to the largest calibration input (each token's own where that
+    # rounds too coarsely), to a percentile of them, to where the squared error is least, or always to each token's own
+    activations: Literal["max", "percentile", "mse", "token"] = "max"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99  # of the inputs' sizes
+    scales: Literal["max", "mse"] = "max"  # of w8a8: a row's scale by its largest weight, or by the least squared error
+    outliers: Annotated[int, Field(ge=0, le=64)] = 0  # of w8a8: columns with the largest inputs that stay in fp32
     # the rest is of kind = "weights"
     bits: Literal[3, 4, 5, 6, 8] = 4
     group: Annotated[int, Field(ge=8)] = 32  # neighbours in a row that share a scale
@@ -179,11 +185,14 @@ class QuantizeStep(CompressStep):
 
     @model_validator(mode="after")
     def _keys_of_the_kind(self) -> QuantizeStep:
-        if self.kind == "w8a8":
-            names = set(QuantizeStep.model_fields) - {"method", "kind", "cache_bits"}
-            for name in sorted(names):
-                if getattr(self, name) != QuantizeStep.model_fields[name].default:
-                    raise ValueError(f"{name} is of kind = 'weights'; add that, or leave {name} out")
+        both, of_w8a8 = {"method", "kind", "cache_bits"}, {"activations", "percentile", "scales", "outliers"}
+        other = set(QuantizeStep.model_fields) - both - of_w8a8 if self.kind == "w8a8" else of_w8a8
+        for name in sorted(other):
+            if getattr(self, name) != QuantizeStep.model_fields[name].default:
+                kind = "weights" if self.kind == "w8a8" else "w8a8"
+                raise ValueError(f"{name} is of kind = '{kind}'; add that, or leave {name} out")
+        if self.percentile != QuantizeStep.model_fields["percentile"].default and self.activations != "percentile":
+            raise ValueError("percentile is of activations = 'percentile'; add that, or leave percentile out")
         return self
 
 
