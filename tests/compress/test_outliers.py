@@ -45,6 +45,7 @@ def test_inputs_that_tower_do_not_coarsen_the_others() -> None:
     small = torch.nn.functional.linear(rest, layer.dense_weight())
     assert float((layer(x) - true).norm()) < 0.03 * float(small.norm())
     assert layer.macs_per_token() == 24 * 16 + 2 * 16
+    assert layer.bit_operations() == 24 * 16 * 64 + 2 * 16 * 1024
     assert layer.kernel_matrix() is None
 
 

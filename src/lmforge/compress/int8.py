@@ -247,6 +247,10 @@ class QuantizedLinear(nn.Module):
         """Multiply-accumulates for one token: as many as in floating point."""
         return self.in_features * self.out_features
 
+    def bit_operations(self) -> int:
+        """Of a token: products of 8 bits by 8."""
+        return self.in_features * self.out_features * 8 * 8
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.tied[0] is None:

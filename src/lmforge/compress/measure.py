@@ -76,7 +76,7 @@ def bit_operations(module: nn.Module) -> int:
         between = _between_tokens(module) * 32 * 32
         return between + sum(bit_operations(part) for part in (*module.blocks, module.head) if part is not None)
     if isinstance(module, QuantizedLinear):
-        return module_macs(module) * 8 * 8
+        return module.bit_operations()
     if isinstance(module, nn.Linear) or hasattr(module, "macs_per_token"):
         own = module.weight.dtype.itemsize * 8 if isinstance(module, nn.Linear) else 32
         weight, activation = (getattr(module, name, own) for name in ("weight_bits", "activation_bits"))

@@ -58,6 +58,10 @@ class OutlierLinear(QuantizedLinear):
         """Those of the int8 matrix, and of its columns in fp32."""
         return super().macs_per_token() + self.kept.numel()
 
+    def bit_operations(self) -> int:
+        """Of a token: those in 8 bits, and of its columns in fp32."""
+        return super().bit_operations() + self.kept.numel() * 32 * 32
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         for name in ("columns", "kept"):
             if prefix + name in state_dict:
