@@ -120,7 +120,8 @@ def ratios() -> str:
     # of all peers the one that is fastest at a width: our smallest ratio
     steps = [min(peer["ratio"] for peer in train.figures()[name]["best_over"].values()) for name in widths]
     corpus = value("corpus", "run/ratios/end_to_end_over_datatrove")
-    decoding = {bits: value("decode_cpu", f"ours, {bits}/decode_over_llama_cpp") for bits in ("fp32", "8 bits", "4 bits")}
+    widths_of = ("fp32", "8 bits", "4 bits")
+    decoding = {bits: value("decode_cpu", f"ours, {bits}/decode_over_llama_cpp") for bits in widths_of}
     rows = [
         (
             f"a training step, width {', '.join(name.split()[0][1:] for name in widths)}, in the fastest precision",
@@ -146,8 +147,9 @@ def ratios() -> str:
     ]
     alone = [f"{train.figures()[name]['same_precision']['nanogpt-fp32']['ratio']:.2f}" for name in widths]
     note = (
-        f"Measured side by side on {value('train_cpu', f'{widths[0]} @machine')}, which multiplies bfloat16 too (AMX). "
-        f"A processor that does not trains in fp32, where the ratios to nanoGPT's step are {', '.join(alone)}. "
+        f"Each measured side by side. The training steps ran on {value('train_cpu', f'{widths[0]} @machine')}, which "
+        "multiplies bfloat16 too (AMX); a processor that does not trains in fp32, where the ratios to nanoGPT's step are "
+        f"{', '.join(alone)}. "
         "[All benchmarks](docs/benchmarks.md) say where lmforge is slower, too."
     )
     return (
