@@ -148,8 +148,8 @@ def ratios() -> str:
     alone = [f"{train.figures()[name]['same_precision']['nanogpt-fp32']['ratio']:.2f}" for name in widths]
     note = (
         f"Each measured side by side. The training steps ran on {value('train_cpu', f'{widths[0]} @machine')}, which "
-        "multiplies bfloat16 too (AMX); a processor that does not trains in fp32, where the ratios to nanoGPT's step are "
-        f"{', '.join(alone)}. "
+        "multiplies bfloat16 too (AMX); a processor that does not trains in fp32, where the ratios to nanoGPT's step "
+        f"are {', '.join(alone)}. "
         "[All benchmarks](docs/benchmarks.md) say where lmforge is slower, too."
     )
     return (

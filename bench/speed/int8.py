@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m bench.speed.int8 [--model DIR] [--repetitions 5] [--seconds 0.4]
 
 Writes bench/results/int8.json: figures with machine, versions and command. The floor of decoding is the bytes of
-weights that a step must read, divided by the bandwidth with which one thread here sums a large array; a model that fits
+weights that a step must read, divided by the bandwidth with which this machine reads a large array; a model that fits
 in the caches can beat it.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from bench.harness import Results
+from bench.speed.decode_cpu import bandwidth
 from lmforge.compress.int8 import engine_here
 from lmforge.compress.measure import decode_rate, in_turn, prefill_rate, resident_bytes
 from lmforge.compress.method import CalibrationBatch
@@ -40,17 +41,6 @@ def random_model(width: int, layers: int) -> GPT:
     model = GPT(GPTConfig(vocab_size=VOCABULARY, context=CONTEXT, **shape))
     model.initialise(0)
     return model.eval()
-
-
-def bandwidth() -> float:
-    """Bytes per second with which this thread count reads 256 MB (far larger than the caches); median of 9."""
-    array = torch.ones(64_000_000)
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        array.sum()
-        seconds.append(time.perf_counter() - started)
-    return array.nbytes / statistics.median(seconds[1:])
 
 
 def loop_rate(model: GPT, batch: int, seconds: float) -> float:
@@ -103,7 +93,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="length of each measurement")
     options = parser.parse_args()
-    speed = bandwidth()
+    speed = bandwidth(torch.get_num_threads())
     todo = (
         [str(options.model)]
         if options.model
