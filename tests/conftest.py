@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
 import random
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from hypothesis import settings
 from lmforge import cli
 
 torch.set_num_threads(1)
+# a shell's background job (make test &, nohup) ignores Ctrl-C, and so would every process that the tests start
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # no deadline: the first call of a compiled loop takes as long as compiling it. The same examples in every run of one
 # version, so that a change is judged by what it changed; other examples each time: --hypothesis-profile=search
 settings.register_profile("here", deadline=None, derandomize=True)
