@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Results
+from lmforge.allocator import keep_freed_memory
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -116,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--child", choices=KINDS)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command trains
     if arguments.child:
         print(json.dumps(child(arguments.child, arguments.tokens, arguments.train_tokens, arguments.seed)))
         return

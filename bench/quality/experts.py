@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from bench.harness import Results
+from lmforge.allocator import keep_freed_memory
 from lmforge.model.attention import ForwardContext
 from lmforge.model.experts import Experts
 from lmforge.model.gpt import GPT, GPTConfig
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command trains
     torch.set_num_threads(arguments.threads)
     tokenizer = Tokenizer.load(arguments.tokens / "tokenizer.json")
     lengths = torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])

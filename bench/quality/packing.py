@@ -31,6 +31,7 @@ from typing import Any
 
 from bench.harness import Results
 from bench.speed.bpe import named_documents  # the file beside this one
+from lmforge.allocator import keep_freed_memory
 
 RESULTS = Results("packing")
 CONTEXT, ROWS, VOCAB, LONGEST, EVERY = 512, 8, 4096, 20_000, 20
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=["ring", "best_fit", "short_first", "short_first_time"])
     parser.add_argument("--child", nargs=4)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command trains
     if arguments.child:
         way, seed, steps, folder = arguments.child
         print(json.dumps(child(way, int(seed), int(steps), Path(folder))))

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from bench.harness import Results
+from lmforge.allocator import keep_freed_memory
 from lmforge.evaluate.harness import evaluate
 from lmforge.evaluate.tasks.passkey import FILLER, NAMES, Passkeys, keys_found
 from lmforge.formats.native import load_network, model_tensors, write_model
@@ -249,6 +250,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the weights in --run")
     parser.add_argument("--run", type=Path, default=Path("runs/passkey"))
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     tokenizer = vocabulary()
     model, makes = network(arguments.kind, tokenizer.vocab_size, arguments.set), Passkeys(tokenizer)
