@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmforge.corpus.sources.algebra import GRADES, GRADES_OF_LEVEL, AlgebraProblem, kinds, made, sentences
+from lmforge.corpus.sources.algebra import GRADES, GRADES_OF_LEVEL, AlgebraProblem, divisions, kinds, made, sentences
 from lmforge.corpus.sources.interpreter import value
 
 CALL = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
@@ -91,6 +91,14 @@ def test_every_number_of_a_call_is_in_the_question_or_worked_out_before() -> Non
                 if call:
                     assert set(re.findall(r"\d+", call[1])) <= known, (problem.question, problem.working)
                 known |= set(re.findall(r"\d+", part))
+
+
+def test_a_logarithm_is_divided_out() -> None:
+    assert divisions(27, 3) == ("1: << 27 / 3 = 9>>, 2: << 9 / 3 = 3>>, 3: << 3 / 3 = 1>>", 3)
+    assert divisions(1, 7) == ("", 0)
+    for large, base in ((12, 5), (0, 3), (8, 1)):
+        with pytest.raises(ValueError, match="no power"):
+            divisions(large, base)
 
 
 def test_held_out_templates_are_other_text() -> None:

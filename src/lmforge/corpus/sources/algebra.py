@@ -26,7 +26,7 @@ from lmforge.corpus.sources.wordproblems import BOXES, ITEMS, NAMES
 TOWNS = ("Arden", "Brook", "Calder", "Dale", "Elm", "Ford", "Glen", "Hale", "Kirk", "Lund", "Moor", "Norton")
 GRADES = (4, 12)
 GRADES_OF_LEVEL = {1: (4, 5), 2: (6, 7), 3: (8, 9), 4: (10, 10), 5: (11, 12)}  # of the procedural source
-_CALL = re.compile(r"<<(\w+)([:;]) ([^>]*)>>")
+_CALL = re.compile(r"<<(\w+)([:;#]) ([^>]*)>>")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -131,9 +131,30 @@ def worked(working: str, numbers: dict[str, int]) -> str:
     for call in _CALL.finditer(working):
         text += working[start : call.start()].format(**numbers)
         name, how, expression = call.groups()
-        numbers[name] = int(value(expression, numbers))
-        shown = re.sub(r"[a-zA-Z]\w*", lambda known: str(numbers[known[0]]), expression)
-        # what is seen and not calculated, such as a root, uses numbers that a reader does not have
-        text += f"<< {shown} = {numbers[name]}>>" if how == ":" else str(numbers[name])
+        if how == "#":
+            large, base = (int(value(part, numbers)) for part in expression.split(" / "))
+            calls, numbers[name] = divisions(large, base)
+            text += calls
+        else:
+            numbers[name] = int(value(expression, numbers))
+            shown = re.sub(r"[a-zA-Z]\w*", lambda known: str(numbers[known[0]]), expression)
+            # what is seen and not calculated, a root, uses numbers that a reader does not have
+            text += f"<< {shown} = {numbers[name]}>>" if how == ":" else str(numbers[name])
         start = call.end()
     return text + working[start:].format(**numbers)
+
+
+def divisions(large: int, base: int) -> tuple[str, int]:
+    """How often `base` divides a power of it until 1 is left, in calls that are counted: what a logarithm is, for a
+    reader who can only divide. (the calls, their number)
+
+    Raises:
+        ValueError: `large` is no such power.
+    """
+    calls: list[str] = []
+    while large != 1:
+        if base < 2 or large < 1 or large % base:
+            raise ValueError(f"{large} is no power of {base}")
+        calls.append(f"{len(calls) + 1}: << {large} / {base} = {large // base}>>")
+        large //= base
+    return ", ".join(calls), len(calls)
