@@ -78,7 +78,7 @@ def recipe_of(name: str, folder: Path, steps: int = STEPS) -> Recipe:
     """The recipe of a run; what is not of interest is pinned."""
     ranks, sections = RUNS[name]
     train = {"steps": steps, "batch_tokens": 2048, "threads": 1, "compile": "off", "precision": "fp32"}
-    train |= {"validate_tokens": 2048}
+    train |= {"validate_tokens": 2048, "validate_every": steps}  # the seconds foretold are those of a step alone
     train |= sections.get("train", {})
     train["micro_batch_tokens"] = train["batch_tokens"] // ranks
     return parse_recipe(
