@@ -82,3 +82,36 @@ for returned in (False, True):
         assert plain[1] < 0.2
         assert returned[0] > 0.8
         assert returned[1] < 0.2
+
+
+def test_freed_memory_is_kept_for_a_while_and_goes_back() -> None:
+    """Training from Python, without our command: inside it is kept, then it goes, twice over; where the command has it
+    kept, it stays."""
+    code = """
+import numpy as np, psutil
+from lmforge.allocator import freed_memory_kept, keep_freed_memory
+def rss():
+    return psutil.Process().memory_info().rss >> 20
+def left():
+    before = rss()
+    arrays = [np.ones(1 << 23) for _ in range(2)]
+    del arrays
+    return rss() - before
+start = rss()
+for _ in range(2):
+    with freed_memory_kept():
+        inside = left()
+    print(inside, rss() - start, left())
+kept = keep_freed_memory()
+with freed_memory_kept():
+    pass
+print(kept, left())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    lines = [line.split() for line in out.splitlines()]
+    if lines[-1][0] == "True":
+        for inside, after, outside in lines[:2]:
+            assert int(inside) > 48
+            assert int(after) < 32
+            assert int(outside) < 16
+        assert int(lines[-1][1]) > 48

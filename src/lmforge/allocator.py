@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # mallopt(3)
 # bytes: the activations of a long text; the pieces in which a feed-forward part or the logits are made again stay below
 LARGE = 8 << 20
+# glibc's own beginning; its threshold for a mapping of its own then moves up to 32 MiB, and once set it does not move
+_FROM_THE_START = {_MMAP_MAX: 1 << 16, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 1 << 17}
 _kept = False  # whether keep_freed_memory was called
 
 
@@ -43,18 +45,27 @@ def keep_freed_memory() -> bool:
 
 
 @contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside, as after `keep_freed_memory`; outside, as glibc begins (or as `keep_freed_memory` made it). For what trains
+    in a process that is not ours: without it a small network's step took 2.5 times as long on a virtual machine
+    (docs/internals/log.md)."""
+    global _kept
+    if _kept or not keep_freed_memory():
+        yield
+        return
+    try:
+        yield
+    finally:
+        _kept = False
+        _set(_FROM_THE_START)
+        give_back_freed_memory()
+
+
+@contextlib.contextmanager
 def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
     """Inside, glibc hands arrays of `above` bytes and more back to the kernel as they are freed (it would keep up to 32
     MiB each)."""
-    mallopt = _mallopt()
-    if mallopt:
-        for setting, value in (
-            (_MMAP_MAX, 1 << 16),
-            (_MMAP_THRESHOLD, above),
-            (_TRIM_THRESHOLD, above),
-            (_TOP_PAD, 1 << 17),
-        ):
-            mallopt(setting, value)
+    _set({**_FROM_THE_START, _MMAP_THRESHOLD: above, _TRIM_THRESHOLD: above})
     try:
         yield
     finally:
@@ -63,9 +74,16 @@ def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
 
 
 def memory_for(returned: bool) -> contextlib.AbstractContextManager[None]:
-    """The setting for training: blocks of `LARGE` bytes and more go back to the kernel as they are freed, or nothing
-    changes."""
-    return freed_memory_returned(LARGE) if returned else contextlib.nullcontext()
+    """The setting for training: blocks of `LARGE` bytes and more go back to the kernel as they are freed, or they are
+    kept."""
+    return freed_memory_returned(LARGE) if returned else freed_memory_kept()
+
+
+def _set(values: dict[int, int]) -> None:
+    mallopt = _mallopt()
+    if mallopt:
+        for setting, value in values.items():
+            mallopt(setting, value)
 
 
 def give_back_freed_memory() -> None:

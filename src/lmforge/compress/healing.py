@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from lmforge.allocator import freed_memory_kept
 from lmforge.compress.frozen import refuse_frozen
 from lmforge.compress.method import CalibrationBatch, Context
 from lmforge.compress.targets import CachedTargets, LiveTargets, Targets
@@ -133,6 +134,7 @@ def _part(batch: CalibrationBatch, low: int, high: int) -> CalibrationBatch:
 
 
 @torch.enable_grad()
+@freed_memory_kept()
 def heal(model: GPT, settings: Healing, context: Context, name: str = "") -> tuple[GPT, dict[str, Any]]:
     """A trained copy of `model`, and what was done: `steps, tokens, loss` (nats per token that counts, the mean of the
     last tenth) and what the targets say of themselves. Zeros that masks keep stay zero. `name`: of its file, where a

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmforge.allocator import freed_memory_kept
 from lmforge.errors import InputError, LmforgeError
 from lmforge.model.gpt import GPT
 from lmforge.progress import Bar
@@ -116,6 +117,7 @@ def fit_classifier(model: GPT, examples: Sequence[Judged], fit: Fit) -> tuple[Cl
     return classifier, fit_reader(classifier, examples, fit, lambda batch: _loss(classifier, batch, fit))
 
 
+@freed_memory_kept()
 def fit_reader(
     reader: Reader, examples: Sequence[E], fit: Fit, loss_of: Callable[[Sequence[E]], Tensor]
 ) -> dict[str, float]:
