@@ -46,9 +46,11 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Inside, as after `keep_freed_memory`; outside, as glibc begins (or as `keep_freed_memory` made it). For what trains
-    in a process that is not ours: without it a small network's step took 2.5 times as long on a virtual machine
-    (docs/internals/log.md)."""
+    """Inside, as after `keep_freed_memory`; outside, as glibc begins (or as `keep_freed_memory` made it).
+
+    For what trains in a process that is not ours: without it a small network's step took 2.5 times as long on a virtual
+    machine (docs/internals/log.md).
+    """
     global _kept
     if _kept or not keep_freed_memory():
         yield
