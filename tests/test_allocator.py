@@ -89,7 +89,7 @@ def test_freed_memory_is_kept_for_a_while_and_goes_back() -> None:
     kept, it stays."""
     code = """
 import numpy as np, psutil
-from lmforge.allocator import freed_memory_kept, keep_freed_memory
+from lmforge.allocator import freed_memory_kept, freed_memory_returned, keep_freed_memory
 def rss():
     return psutil.Process().memory_info().rss >> 20
 def left():
@@ -102,6 +102,12 @@ for _ in range(2):
     with freed_memory_kept():
         inside = left()
     print(inside, rss() - start, left())
+with freed_memory_returned():
+    pass
+array = np.ones(1 << 20)  # 8 MiB: below the threshold that glibc's own settings reach
+before = rss()
+del array
+print(before - rss())
 kept = keep_freed_memory()
 with freed_memory_kept():
     pass
@@ -114,4 +120,5 @@ print(kept, left())
             assert int(inside) > 48
             assert int(after) < 32
             assert int(outside) < 16
+        assert int(lines[2][0]) < 4  # "returned" does not stay either
         assert int(lines[-1][1]) > 48

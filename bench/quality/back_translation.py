@@ -32,7 +32,6 @@ import sacrebleu
 import torch
 
 from bench.harness import Results, public_texts
-from lmforge.allocator import keep_freed_memory
 from lmforge.corpus.build import build_corpus
 from lmforge.corpus.synthesize.translate import Likeness, back_translate
 from lmforge.errors import InputError, LmforgeError
@@ -240,7 +239,6 @@ def main() -> None:
     parser.add_argument("--arm-steps", type=int, default=160, help="of each language model")
     parser.add_argument("--short", action="store_true", help="without the augmentation and the beams")
     arguments = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     work, multi30k = arguments.work.resolve(), arguments.data.resolve() / "parallel" / "multi30k"
     training, test = (

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Results
-from lmforge.allocator import keep_freed_memory
 from lmforge.compress.chain import REPORT, compress
 from lmforge.evaluate.windows import quick_bits_per_byte
 from lmforge.formats.native import load_network
@@ -100,7 +99,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="updates of a healing")
     parser.add_argument("--only", nargs="*", help="names of rows")
     arguments = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     recipe = load_recipe(arguments.run / "recipe.toml")
     every = methods(arguments.steps)
     for name in arguments.only or every:

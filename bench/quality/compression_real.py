@@ -20,7 +20,6 @@ import torch
 
 from bench.harness import ROOT, Results
 from bench.quality.compression import Steps, row
-from lmforge.allocator import keep_freed_memory
 from lmforge.pipeline import run_stages
 from lmforge.recipe import Recipe, load_recipe, parse_recipe
 
@@ -75,7 +74,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of healing")
     parser.add_argument("--model", default=MODEL)
     given = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     recipe = recipe_of(given.model, given.work)
     run_stages(recipe, given.work, until="train")

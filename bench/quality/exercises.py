@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from bench.harness import Results
-from lmforge.allocator import keep_freed_memory
 from lmforge.corpus.sources.algebra import kinds
 from lmforge.corpus.sources.algorithms import algorithms
 from lmforge.evaluate.harness import weights_of
@@ -100,7 +99,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=ASKED, default=list(ASKED))
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="keys of the recipes")
     given = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     for name in given.only:
         run, figures = trained(name, given.work.resolve(), given.overrides)

@@ -18,7 +18,6 @@ import torch
 
 from bench.harness import Results
 from bench.quality.exercises import RECIPES, score, trained
-from lmforge.allocator import keep_freed_memory
 from lmforge.recipe import load_recipe
 
 RESULTS = Results("few_shot")
@@ -30,7 +29,6 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="keys of the recipe")
     given = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     run, figures = trained("images", given.work.resolve(), given.overrides)
     RESULTS.publish({"training": figures}, threads=1)

@@ -31,7 +31,6 @@ import psutil
 import torch
 
 from bench.harness import Results, public_texts
-from lmforge.allocator import keep_freed_memory
 from lmforge.evaluate.harness import evaluate
 from lmforge.pipeline import run_stages
 from lmforge.progress import log
@@ -161,7 +160,6 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     if given.one:
         write_atomic(given.one.with_suffix(".json"), json.dumps(one(given.one), indent=1) + "\n")
         return

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from bench.harness import Results
-from lmforge.allocator import keep_freed_memory
 from lmforge.evaluate.glue import TASKS, tune, write_answers, write_figures
 from lmforge.formats.load import load_any
 from lmforge.recipe import Lora
@@ -40,7 +39,6 @@ def main() -> None:
     parser.add_argument("--name", default="smollm2")
     parser.add_argument("--out", type=Path, help="where predictions and glue.json go")
     given = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     for name in given.task:
         loaded = load_any(given.model)

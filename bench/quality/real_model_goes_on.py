@@ -34,7 +34,6 @@ from typing import Any
 import torch
 
 from bench.harness import ROOT, Results
-from lmforge.allocator import keep_freed_memory
 from lmforge.evaluate.windows import quick_bits_per_byte
 from lmforge.formats.base import locate
 from lmforge.formats.export import export
@@ -221,7 +220,6 @@ def main() -> None:
     parts = {"continued": continued, "chat": chat}
     parser.add_argument("--only", nargs="+", choices=sorted(parts), default=list(parts))
     options = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     torch.set_num_threads(1)
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from bench.harness import Results
-from lmforge.allocator import keep_freed_memory
 from lmforge.evaluate.spans import Windows, tune_spans, write_pointing
 from lmforge.evaluate.squad import parts_of
 from lmforge.formats.load import load_any
@@ -67,7 +66,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where predictions and squad.json go")
     parser.add_argument("--script", type=Path, help="the official evaluate-v2.0.py, run on what --out holds")
     given = parser.parse_args()
-    keep_freed_memory()  # as the command trains
     if given.script and not given.out:
         parser.error("--script needs --out")
     torch.set_num_threads(1)

@@ -73,6 +73,8 @@ def freed_memory_returned(above: int = 1 << 18) -> Iterator[None]:
     finally:
         if _kept:
             keep_freed_memory()
+        else:
+            _set(_FROM_THE_START)
 
 
 def memory_for(returned: bool) -> contextlib.AbstractContextManager[None]:
